@@ -1,0 +1,156 @@
+//! Numbers and identities the platform gives.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub i64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+
+numbers! {
+    /// The number of a call, from 1; never used twice, gaps are allowed.
+    CallNum;
+    /// How often a call or a build was claimed; every write after a claim names it, so a late one is told apart.
+    Epoch;
+    /// The number of a function's version, from 1.
+    Version;
+    /// The number of a runtime's revision, from 1.
+    Revision;
+}
+
+impl FromStr for CallNum {
+    type Err = InvalidCallNum;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCallNum> {
+        let plain = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if plain && number > 0 => Ok(Self(number)),
+            _ => Err(InvalidCallNum { text: text.chars().take(80).collect() }),
+        }
+    }
+}
+
+/// A text that is no call number.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no call number: call numbers are decimal and begin at 1")]
+pub struct InvalidCallNum {
+    /// The text as it came, cut at 80 characters.
+    pub text: String,
+}
+
+/// Who holds a claim: one run of one worker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// The worker's name, the same after a restart.
+    pub worker: String,
+    /// One run of that worker, new with each start of the process.
+    pub incarnation: String,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.worker, self.incarnation)
+    }
+}
+
+/// The name of a blob: the SHA-256 of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlobKey([u8; 32]);
+
+impl BlobKey {
+    /// The key of a blob with this SHA-256.
+    pub fn from_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+}
+
+impl fmt::Display for BlobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for BlobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no blob key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a blob key is 64 lower-case hexadecimal digits")]
+pub struct InvalidBlobKey;
+
+impl FromStr for BlobKey {
+    type Err = InvalidBlobKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidBlobKey> {
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Ok(c - b'0'),
+            b'a'..=b'f' => Ok(c - b'a' + 10),
+            _ => Err(InvalidBlobKey),
+        };
+        let text: &[u8; 64] = text.as_bytes().try_into().map_err(|_| InvalidBlobKey)?;
+        let mut key = [0; 32];
+        for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Self(key))
+    }
+}
+
+impl TryFrom<String> for BlobKey {
+    type Error = InvalidBlobKey;
+    fn try_from(text: String) -> Result<Self, InvalidBlobKey> {
+        text.parse()
+    }
+}
+
+impl From<BlobKey> for String {
+    fn from(key: BlobKey) -> String {
+        key.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_plain_positive_decimals_are_call_numbers() {
+        assert_eq!("12".parse(), Ok(CallNum(12)));
+        for text in ["", "0", "-1", "+1", "0x1", "abc", "99999999999999999999999", "1.0", " 1"] {
+            assert!(text.parse::<CallNum>().is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_blob_key_reads_back_as_itself(digest: [u8; 32]) {
+            let key = BlobKey::from_digest(digest);
+            prop_assert_eq!(key.to_string().parse(), Ok(key));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,70}") {
+            let _ = text.parse::<BlobKey>();
+            let _ = text.parse::<CallNum>();
+        }
+    }
+}

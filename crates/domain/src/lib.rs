@@ -1,0 +1,33 @@
+//! The nouns and rules of Faena: names, numbers, limits, runtimes, functions, calls.
+//!
+//! Everything here is a pure value or a pure function. No clock, no socket, no disk, no async:
+//! what needs one of those asks this crate what is right and does the work elsewhere.
+
+pub mod build;
+pub mod call;
+pub mod command;
+pub mod environment;
+pub mod function;
+pub mod id;
+pub mod image;
+pub mod json;
+pub mod limits;
+pub mod manifest;
+pub mod name;
+pub mod near;
+pub mod payload;
+pub mod retry;
+pub mod runtime;
+pub mod units;
+
+pub use build::{BuildFailure, BuildStatus};
+pub use call::{Attempt, CallError, CallStatus, ErrorKind, Exit, Layer};
+pub use command::Command;
+pub use function::{FunctionStatus, Network};
+pub use id::{BlobKey, CallNum, Epoch, Owner, Revision, Version};
+pub use image::ImageName;
+pub use limits::{AskedLimits, Limits};
+pub use manifest::Manifest;
+pub use name::{FunctionName, Namespace, RuntimeName};
+pub use payload::Payload;
+pub use runtime::{EngineKind, RuntimeSpec};

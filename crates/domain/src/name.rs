@@ -1,0 +1,117 @@
+//! Names that people give: of namespaces, runtimes and functions.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest name, in characters (all of them ASCII).
+pub const MAX_NAME: usize = 63;
+
+/// Why a text is no name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no name: names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a letter or digit")]
+pub struct InvalidName {
+    /// The text as it came, cut at 80 characters.
+    pub text: String,
+}
+
+fn check(text: &str) -> Result<(), InvalidName> {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+    let bytes = text.as_bytes();
+    let valid =
+        (1..=MAX_NAME).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric() && bytes.iter().all(|&c| plain(c));
+    if valid { Ok(()) } else { Err(InvalidName { text: text.chars().take(80).collect() }) }
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as it was given.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// What uniqueness is judged by: names differ by more than case.
+            pub fn key(&self) -> String {
+                self.0.to_ascii_lowercase()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                check(text).map(|()| Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                check(&text).map(|()| Self(text))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// The name of a namespace; every row, message and metric carries one.
+    Namespace;
+    /// The name of a runtime.
+    RuntimeName;
+    /// The name of a function.
+    FunctionName;
+}
+
+impl Default for Namespace {
+    /// The namespace of whoever was told of none.
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ordinary_names_are_names() {
+        for name in ["a", "dice", "Dice-2.0_b", "0", &"x".repeat(63)] {
+            assert!(name.parse::<FunctionName>().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_could_leave_its_folder_or_fool_a_reader_is_none() {
+        for name in ["", "..", ".", "-a", "a/b", "a b", "a\0b", "ⓝame", "a;rm", "a\nb", "%2e", &"x".repeat(64)] {
+            assert!(name.parse::<FunctionName>().is_err(), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_reads_back_as_itself(name in "[A-Za-z0-9][A-Za-z0-9._-]{0,62}") {
+            let parsed: FunctionName = name.parse().unwrap();
+            prop_assert_eq!(serde_json::to_value(&parsed).unwrap(), serde_json::json!(name));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Runtimes: where functions run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Command, InvalidCommand};
+use crate::environment::{InvalidEnv, check_env};
+use crate::json::{InvalidJson, parse_object};
+use crate::limits::{LimitExceeded, Limits};
+use crate::name::InvalidName;
+use crate::near::nearest;
+use crate::{AskedLimits, ImageName, RuntimeName};
+
+/// What makes instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// Containers of a Docker daemon, or of Podman's socket.
+    Docker,
+    /// Linux namespaces of our own launcher; no daemon.
+    Sandbox,
+    /// A stand-in for tests; no release offers it.
+    Fake,
+}
+
+impl EngineKind {
+    /// The engine's name in JSON, settings and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Sandbox => "sandbox",
+            Self::Fake => "fake",
+        }
+    }
+
+    /// The engine of that name, where there is one a user may name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Docker, Self::Sandbox].into_iter().find(|engine| engine.as_str() == name)
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a runtime lets its functions ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Allow {
+    /// `network = "egress"`.
+    #[serde(default = "granted")]
+    pub egress: bool,
+}
+
+fn granted() -> bool {
+    true
+}
+
+impl Default for Allow {
+    fn default() -> Self {
+        Self { egress: true }
+    }
+}
+
+/// A runtime as it is registered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeSpec {
+    /// Its name; the image's where none was given.
+    pub name: RuntimeName,
+    /// The image, as Docker or the sandbox's mapping knows it.
+    pub image: ImageName,
+    /// Where code is put: absolute and normal.
+    pub path: String,
+    /// The command that installs what a function needs; empty where nothing is to be built.
+    pub dependencies: String,
+    /// The command that runs a function.
+    pub run: String,
+    /// The only engine to take, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
+    /// What its functions get and may ask for.
+    #[serde(default)]
+    pub limits: AskedLimits,
+    /// Variables for builds and calls.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// What its functions may ask for.
+    #[serde(default)]
+    pub allow: Allow,
+}
+
+/// Why a runtime was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidRuntime {
+    /// The JSON itself.
+    #[error(transparent)]
+    Json(#[from] InvalidJson),
+    /// The name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// No name was given and the image's cannot serve.
+    #[error("the image {0:?} cannot serve as a name")]
+    NameNeeded(String),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] crate::image::InvalidImage),
+    /// The path.
+    #[error("path {path:?} {why}")]
+    Path {
+        /// The path as it came.
+        path: String,
+        /// The end of the sentence.
+        why: &'static str,
+    },
+    /// One of the two commands.
+    #[error("{which}: {source}")]
+    Command {
+        /// `dependencies` or `run`.
+        which: &'static str,
+        /// What is wrong with it.
+        source: InvalidCommand,
+    },
+    /// The engine.
+    #[error("unknown engine {name:?}{}", near.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default())]
+    Engine {
+        /// The name as it came.
+        name: String,
+        /// An engine of a name like it.
+        near: Option<&'static str>,
+    },
+    /// A limit above what the platform grants.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+    /// A variable.
+    #[error(transparent)]
+    Env(#[from] InvalidEnv),
+}
+
+const FIELDS: [&str; 9] = ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow"];
+
+#[derive(Deserialize)]
+struct Body {
+    image: String,
+    path: String,
+    dependencies: String,
+    run: String,
+    name: Option<String>,
+    engine: Option<String>,
+    #[serde(default)]
+    limits: AskedLimits,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    allow: Allow,
+}
+
+impl RuntimeSpec {
+    /// Parses the body of `POST /registerRuntime`.
+    ///
+    /// # Errors
+    /// [`InvalidRuntime`] names the first member that is wrong.
+    pub fn parse(body: &[u8], maximum: &Limits) -> Result<Self, InvalidRuntime> {
+        let body: Body = parse_object(body, &FIELDS)?;
+        let name = match &body.name {
+            Some(name) => name.parse()?,
+            None => body.image.parse().map_err(|_| InvalidRuntime::NameNeeded(body.image.clone()))?,
+        };
+        let image = body.image.try_into()?;
+        check_path(&body.path)
+            .map_err(|why| InvalidRuntime::Path { path: body.path.chars().take(80).collect(), why })?;
+        if !body.dependencies.trim().is_empty() {
+            Command::parse(&body.dependencies)
+                .map_err(|source| InvalidRuntime::Command { which: "dependencies", source })?;
+        }
+        Command::parse(&body.run).map_err(|source| InvalidRuntime::Command { which: "run", source })?;
+        let engine = body.engine.as_deref().map(parse_engine).transpose()?;
+        body.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
+        check_env(&body.env)?;
+        Ok(Self {
+            name,
+            image,
+            path: body.path,
+            dependencies: body.dependencies,
+            run: body.run,
+            engine,
+            limits: body.limits,
+            env: body.env,
+            allow: body.allow,
+        })
+    }
+
+    /// Whether code needs a build before it runs.
+    pub fn needs_build(&self) -> bool {
+        !self.dependencies.trim().is_empty()
+    }
+}
+
+fn parse_engine(name: &str) -> Result<EngineKind, InvalidRuntime> {
+    EngineKind::from_name(name).ok_or_else(|| InvalidRuntime::Engine {
+        name: name.chars().take(80).collect(),
+        near: nearest(name, ["docker", "sandbox"]),
+    })
+}
+
+/// Folders that belong to the system or to the agent; no code is put at or below them.
+const RESERVED: [&str; 14] = [
+    "/proc", "/sys", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/run", "/tmp",
+    "/.faena",
+];
+
+fn check_path(path: &str) -> Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("must be absolute: it begins with no /");
+    }
+    if path.len() > 200 || path.chars().any(char::is_control) {
+        return Err("must have at most 200 characters and no control characters");
+    }
+    if path.contains([',', ':', '\\']) {
+        return Err("must not hold a comma, a colon or a backslash, which mount options give a meaning");
+    }
+    if path[1..].split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err("must be normal: no empty part, no . and no .., no / at the end, and more than / itself");
+    }
+    let under = |folder: &&str| path == *folder || path.strip_prefix(*folder).is_some_and(|rest| rest.starts_with('/'));
+    if RESERVED.iter().any(under) {
+        return Err("belongs to the system; take a folder of your own, like /ws");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(value: &serde_json::Value) -> Result<RuntimeSpec, InvalidRuntime> {
+        RuntimeSpec::parse(value.to_string().as_bytes(), &Limits::MAXIMUM)
+    }
+
+    fn owners() -> serde_json::Value {
+        serde_json::json!({"image": "pythonruntime", "path": "/ws",
+            "dependencies": "pip3 install -r requirements.txt", "run": "python3 test.py"})
+    }
+
+    fn with(key: &str, value: impl Into<serde_json::Value>) -> serde_json::Value {
+        let mut body = owners();
+        body[key] = value.into();
+        body
+    }
+
+    #[test]
+    fn the_owners_object_is_a_runtime_named_by_its_image() {
+        assert_eq!(parse(&owners()).unwrap().name.as_str(), "pythonruntime");
+    }
+
+    #[test]
+    fn every_path_of_the_system_is_refused() {
+        for path in
+            ["ws", "/", "/ws/../etc", "/ws/", "//ws", "/usr/x", "/etc", "/proc", "/tmp/x", "/run", "/.faena", "/a,b"]
+        {
+            assert!(matches!(parse(&with("path", path)), Err(InvalidRuntime::Path { .. })), "{path}");
+        }
+        for path in ["/ws", "/srv/app", "/usrx", "/home/me"] {
+            assert!(parse(&with("path", path)).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_engine_is_named_with_its_neighbour() {
+        let error = parse(&with("engine", "dokcer")).unwrap_err();
+        assert_eq!(error.to_string(), "unknown engine \"dokcer\"; did you mean \"docker\"?");
+    }
+
+    #[test]
+    fn an_image_that_is_no_name_needs_one() {
+        assert!(matches!(parse(&with("image", "ghcr.io/a/b")), Err(InvalidRuntime::NameNeeded(_))));
+        let mut body = with("image", "ghcr.io/a/b");
+        body["name"] = "b".into();
+        assert_eq!(parse(&body).unwrap().name.as_str(), "b");
+    }
+
+    #[test]
+    fn empty_commands_differ_in_meaning() {
+        assert!(!parse(&with("dependencies", "")).unwrap().needs_build());
+        assert!(parse(&with("run", "")).is_err());
+    }
+
+    #[test]
+    fn more_than_the_platform_grants_is_refused() {
+        assert!(matches!(
+            parse(&with("limits", serde_json::json!({"memory": "64 GB"}))),
+            Err(InvalidRuntime::Limit(_))
+        ));
+    }
+}

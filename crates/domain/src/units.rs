@@ -1,0 +1,157 @@
+//! Sizes and spans as people write them: `"256 MB"`, `"1.5s"`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One kilobyte: 1,024 bytes, here and in every message.
+pub const KB: u64 = 1024;
+/// One megabyte: 1,024 KB.
+pub const MB: u64 = 1024 * KB;
+/// One gigabyte: 1,024 MB.
+pub const GB: u64 = 1024 * MB;
+
+/// A text that is no size or span.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no {what}, which is a number and a unit, like {like}")]
+pub struct InvalidUnit {
+    text: String,
+    what: &'static str,
+    like: &'static str,
+}
+
+fn split(text: &str) -> Option<(f64, String)> {
+    let text = text.trim();
+    let at = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let number: f64 = text[..at].trim().parse().ok()?;
+    (number.is_finite() && number >= 0.0).then(|| (number, text[at..].to_ascii_lowercase()))
+}
+
+/// A number of bytes; written with a unit (`B`, `KB`, `MB`, `GB`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = InvalidUnit;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "finite, not negative, and saturating is right"
+    )]
+    #[expect(clippy::cast_precision_loss, reason = "the units are powers of two")]
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let invalid = || InvalidUnit { text: text.chars().take(80).collect(), what: "size", like: "\"256 MB\"" };
+        let (number, unit) = split(text).ok_or_else(invalid)?;
+        let unit = match unit.as_str() {
+            "b" => 1,
+            "k" | "kb" | "kib" => KB,
+            "m" | "mb" | "mib" => MB,
+            "g" | "gb" | "gib" => GB,
+            _ => return Err(invalid()),
+        };
+        Ok(Self((number * unit as f64) as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n >= GB && n.is_multiple_of(GB) => write!(f, "{} GB", n / GB),
+            n if n >= MB && n.is_multiple_of(MB) => write!(f, "{} MB", n / MB),
+            n if n >= KB && n.is_multiple_of(KB) => write!(f, "{} KB", n / KB),
+            n => write!(f, "{n} B"),
+        }
+    }
+}
+
+/// A span of time in whole milliseconds; written with a unit (`ms`, `s`, `m`, `h`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub u64);
+
+impl Span {
+    /// The span as the standard library's type.
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+}
+
+impl FromStr for Span {
+    type Err = InvalidUnit;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "finite, not negative, and saturating is right"
+    )]
+    fn from_str(text: &str) -> Result<Self, InvalidUnit> {
+        let invalid = || InvalidUnit { text: text.chars().take(80).collect(), what: "span of time", like: "\"30s\"" };
+        let (number, unit) = split(text).ok_or_else(invalid)?;
+        let unit = match unit.as_str() {
+            "ms" => 1.0,
+            "s" => 1e3,
+            "m" | "min" => 60e3,
+            "h" => 3600e3,
+            _ => return Err(invalid()),
+        };
+        Ok(Self((number * unit) as u64))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n >= 3_600_000 && n.is_multiple_of(3_600_000) => write!(f, "{}h", n / 3_600_000),
+            n if n >= 60_000 && n.is_multiple_of(60_000) => write!(f, "{}m", n / 60_000),
+            n if n >= 1000 && n.is_multiple_of(1000) => write!(f, "{}s", n / 1000),
+            n => write!(f, "{n}ms"),
+        }
+    }
+}
+
+macro_rules! through_text {
+    ($($name:ident),*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = InvalidUnit;
+            fn try_from(text: String) -> Result<Self, InvalidUnit> {
+                text.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    )*};
+}
+through_text!(ByteSize, Span);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_read_as_people_write_them() {
+        assert_eq!("256MB".parse(), Ok(ByteSize(256 * MB)));
+        assert_eq!("1.5 gb".parse(), Ok(ByteSize(GB + GB / 2)));
+        assert_eq!("30s".parse(), Ok(Span(30_000)));
+        assert_eq!("2 m".parse(), Ok(Span(120_000)));
+        for text in ["", "256", "MB", "-1 MB", "1 XB", "nan s"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back(bytes in 0u64..(1 << 50), millis in 0u64..(1 << 50)) {
+            prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+            prop_assert_eq!(Span(millis).to_string().parse(), Ok(Span(millis)));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Frames between the agent in an instance and its miniworker.

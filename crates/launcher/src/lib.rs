@@ -1,0 +1,1 @@
+//! The sandbox's spawner: namespaces, mounts and limits around the agent.

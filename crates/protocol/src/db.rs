@@ -1,0 +1,333 @@
+//! Requests to the database service. Each type names its reply; every write may be sent again.
+
+use faena_domain::{
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, RuntimeName,
+    RuntimeSpec, Version,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::records::{
+    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, FunctionRecord, Outcome, ResolvedVersion,
+    RuntimeRecord, VersionRecord,
+};
+
+/// The message type of a reply that holds what was asked for.
+pub const REPLY_OK: &str = "ok";
+/// The message type of a reply that holds a [`DbError`].
+pub const REPLY_ERROR: &str = "error";
+
+/// A request with its name and the type of its reply.
+pub trait DbRequest: Serialize + DeserializeOwned + Send + 'static {
+    /// What the reply holds.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// The message type.
+    const TYPE: &'static str;
+}
+
+/// Why the database did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum DbError {
+    /// There is no such thing.
+    #[error("there is no {what} {name:?}")]
+    NotFound {
+        /// "runtime", "function", "version" or "call".
+        what: String,
+        /// The name that was asked for.
+        name: String,
+    },
+    /// It would contradict what is there.
+    #[error("{message}")]
+    Conflict {
+        /// A sentence that names both.
+        message: String,
+    },
+    /// The claim it was made under is over: another epoch or another owner.
+    #[error("the claim is over: another epoch or owner holds it, or it has ended")]
+    Stale,
+    /// A queue is full; try again later.
+    #[error("the database has no room for more work at the moment")]
+    Full,
+    /// The service did not answer in time, or is not there. Whether it did it is not known.
+    #[error("the database service does not answer")]
+    Unavailable,
+    /// The request is malformed or of another version.
+    #[error("the database service did not understand the request: {message}")]
+    Invalid {
+        /// What was wrong with it.
+        message: String,
+    },
+    /// The store failed; its log says how.
+    #[error("the database failed: {message}")]
+    Internal {
+        /// What was being done.
+        message: String,
+    },
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident = $text:literal -> $reply:ty { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        impl DbRequest for $name {
+            type Reply = $reply;
+            const TYPE: &'static str = $text;
+        }
+    )*};
+}
+
+requests! {
+    /// Asks whether the service lives; read.
+    Ping = "ping" -> () {}
+
+    /// Registers a runtime, or a new revision of it where something differs; write.
+    RuntimePut = "runtime.put" -> Put<RuntimeRecord> {
+        /// Its namespace.
+        namespace: Namespace,
+        /// The runtime.
+        spec: RuntimeSpec,
+    }
+    /// Forgets a runtime that no function uses; write.
+    RuntimeDelete = "runtime.delete" -> () {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: RuntimeName,
+    }
+    /// One runtime; read.
+    RuntimeGet = "runtime.get" -> RuntimeRecord {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: RuntimeName,
+    }
+    /// The names of all runtimes, sorted; read.
+    RuntimeList = "runtime.list" -> Vec<RuntimeName> {
+        /// Their namespace.
+        namespace: Namespace,
+    }
+
+    /// Adds a version to a function, which is made where it is not there; write.
+    VersionPut = "version.put" -> Put<FunctionRecord> {
+        /// Names this upload, so that it may be sent again.
+        request: String,
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The runtime.
+        runtime: RuntimeName,
+        /// The function.
+        function: FunctionName,
+        /// The archive.
+        source: BlobKey,
+        /// Its size.
+        source_bytes: u64,
+        /// What it asked for.
+        manifest: Manifest,
+        /// What it was granted.
+        limits: Limits,
+    }
+    /// One function; read.
+    FunctionGet = "function.get" -> FunctionRecord {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: FunctionName,
+    }
+    /// The names of all functions, sorted; read.
+    FunctionList = "function.list" -> Vec<FunctionName> {
+        /// Their namespace.
+        namespace: Namespace,
+    }
+    /// Forgets a function and its versions; its calls stay on record; write.
+    FunctionDelete = "function.delete" -> () {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: FunctionName,
+    }
+    /// All versions of a function, oldest first; read.
+    VersionList = "version.list" -> Vec<VersionRecord> {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+    }
+    /// The version that a call accepted now would run; read.
+    VersionResolve = "version.resolve" -> ResolvedVersion {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+        /// The version, where the call names one.
+        version: Option<Version>,
+    }
+
+    /// The build of a function's newest version; read.
+    BuildGet = "build.get" -> BuildRecord {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+    }
+    /// Tries a build that failed again; write.
+    BuildRetry = "build.retry" -> BuildRecord {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+    }
+    /// Claims pending builds for a worker; write.
+    BuildsClaim = "build.claim" -> Vec<BuildJob> {
+        /// Names this claim; the same claim gives the same builds.
+        request: String,
+        /// Who will run them.
+        owner: Owner,
+        /// How many at most.
+        limit: u32,
+    }
+    /// Ends a build; write, fenced.
+    BuildFinish = "build.finish" -> () {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+        /// The version.
+        version: Version,
+        /// The claim.
+        epoch: Epoch,
+        /// Who ran it.
+        owner: Owner,
+        /// How it ended; none gives it back unspent.
+        outcome: Option<BuildOutcome>,
+    }
+
+    /// Reserves numbers for calls, durably; write.
+    CallNumReserve = "call.reserve" -> CallNum {
+        /// How many; the reply is the first of them.
+        count: u32,
+    }
+    /// Accepts a call; write.
+    CallAccept = "call.accept" -> CallRecord {
+        /// The call.
+        spec: CallSpec,
+        /// The version, where the call names one.
+        version: Option<Version>,
+    }
+    /// Writes a waited call whole, after its end; write.
+    CallRecordEnded = "call.recordEnded" -> () {
+        /// The namespace of its function.
+        namespace: Namespace,
+        /// The call.
+        call: CallRecord,
+    }
+    /// Gives a waited call, which an owner runs already or which waits for one, its row; write.
+    CallAdopt = "call.adopt" -> CallRecord {
+        /// What it was accepted with.
+        spec: CallSpec,
+        /// Its version.
+        version: Version,
+        /// When it was accepted, in Unix milliseconds.
+        created_at: i64,
+        /// Who runs it, and under which claim.
+        running: Option<(Owner, Epoch)>,
+    }
+    /// Claims calls that can run for a worker; write.
+    CallsClaim = "call.claim" -> Vec<CallJob> {
+        /// Names this claim; the same claim gives the same calls.
+        request: String,
+        /// Who will run them.
+        owner: Owner,
+        /// What it makes instances with.
+        engines: Vec<EngineKind>,
+        /// How many at most.
+        limit: u32,
+    }
+    /// Ends an attempt; write, fenced. The reply is the call's status afterwards: PENDING where it is tried again.
+    CallFinish = "call.finish" -> CallStatus {
+        /// The call.
+        num: CallNum,
+        /// The claim.
+        epoch: Epoch,
+        /// Who ran it.
+        owner: Owner,
+        /// How it ended; none gives it back unspent.
+        outcome: Option<Outcome>,
+    }
+    /// One call; read.
+    CallGet = "call.get" -> CallRecord {
+        /// The namespace of its function.
+        namespace: Namespace,
+        /// Its number.
+        num: CallNum,
+    }
+    /// Calls, newest first; read.
+    CallList = "call.list" -> Vec<CallRecord> {
+        /// The namespace of their functions.
+        namespace: Namespace,
+        /// Only calls of this function.
+        function: Option<FunctionName>,
+        /// Only calls of this status.
+        status: Option<CallStatus>,
+        /// Only calls with a smaller number.
+        before: Option<CallNum>,
+        /// How many at most.
+        limit: u32,
+    }
+
+    /// A worker begins anew: what its earlier incarnations held is ended; write.
+    WorkerJoin = "worker.join" -> () {
+        /// The worker's new incarnation.
+        owner: Owner,
+    }
+    /// A worker still has these; write.
+    LeaseRenew = "lease.renew" -> () {
+        /// The worker.
+        owner: Owner,
+        /// Its calls.
+        calls: Vec<CallNum>,
+        /// Its builds.
+        builds: Vec<BuildRef>,
+    }
+    /// Ends what has run out: leases, ages; write. The service asks itself this once a second.
+    Reap = "reap" -> Reaped {}
+}
+
+/// Names one build.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRef {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: Version,
+}
+
+/// What a put made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Put<T> {
+    /// The thing as it is now.
+    pub record: T,
+    /// Whether it was not there before.
+    pub created: bool,
+}
+
+/// How much a reaping ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reaped {
+    /// Calls whose lease ended: FAILED `infrastructure`.
+    pub lost: u64,
+    /// Calls whose age ended: EXPIRED.
+    pub expired: u64,
+    /// Builds whose lease ended: PENDING again.
+    pub builds: u64,
+}

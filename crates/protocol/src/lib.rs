@@ -1,0 +1,12 @@
+//! The messages between api, worker and db, as values; sockets live in `faena-transport`.
+//!
+//! Every message is an [`Envelope`] `{v, id, msgType, content}` in JSON. [`db`] holds the requests that the
+//! database service answers, [`node`] what api and worker tell each other.
+
+pub mod db;
+pub mod envelope;
+pub mod node;
+pub mod records;
+
+pub use db::{DbError, DbRequest};
+pub use envelope::{Envelope, EnvelopeError, VERSION};

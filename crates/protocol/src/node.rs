@@ -1,0 +1,119 @@
+//! What api and worker tell each other over one ZeroMQ connection.
+//!
+//! ```text
+//! worker                          api
+//!   │ ── hello ──────────────────▶ │
+//!   │ ◀───────────── welcome ───── │   sayHello, where the session is unknown
+//!   │ ◀───────────── call ──────── │
+//!   │ ── accepted ───────────────▶ │   it has a slot
+//!   │ ── started ────────────────▶ │   an instance acknowledged its start
+//!   │ ── ended ──────────────────▶ │   resent until endedAck
+//!   │ ◀───────────── endedAck ──── │
+//! ```
+
+use faena_domain::{CallNum, EngineKind, Epoch, Owner};
+use serde::{Deserialize, Serialize};
+
+use crate::db::BuildRef;
+use crate::records::{BuildJob, CallJob, Outcome};
+
+/// The message type of everything in this module; the variant lies in the content.
+pub const TYPE: &str = "node";
+
+/// What a node offers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// The worker and its incarnation.
+    pub owner: Owner,
+    /// What it makes instances with.
+    pub engines: Vec<EngineInfo>,
+    /// Calls at once.
+    pub slots: u32,
+    /// Builds at once.
+    pub build_slots: u32,
+    /// Memory of the machine, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// One engine of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineInfo {
+    /// Which it is.
+    pub engine: EngineKind,
+    /// What it says of itself, for people.
+    pub version: String,
+    /// Layers of safety that this node was told to do without.
+    pub missing_layers: Vec<String>,
+}
+
+/// From a worker to an api.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ToApi {
+    /// I am here.
+    Hello {
+        /// What I offer.
+        node: NodeInfo,
+        /// Calls I hold already, after a connection was lost.
+        calls: Vec<(CallNum, Epoch)>,
+    },
+    /// I have taken this call.
+    Accepted {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
+    },
+    /// An instance acknowledged the start of this call.
+    Started {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
+    },
+    /// This call has ended, its slot is free.
+    Ended {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
+        /// How, where db has no row of it; none gives a drained call back.
+        outcome: Option<Box<Outcome>>,
+    },
+    /// This build has ended, its slot is free.
+    BuildEnded {
+        /// The build.
+        build: BuildRef,
+    },
+    /// Send me nothing more; I am about to stop.
+    Draining,
+}
+
+/// From an api to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ToWorker {
+    /// You are known from now on.
+    Welcome,
+    /// I do not know you: say hello.
+    SayHello,
+    /// Run this.
+    Call {
+        /// The attempt.
+        job: Box<CallJob>,
+    },
+    /// Build this.
+    Build {
+        /// The build.
+        job: Box<BuildJob>,
+    },
+    /// I have your `ended`.
+    EndedAck {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
+    },
+}

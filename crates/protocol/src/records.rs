@@ -1,0 +1,271 @@
+//! What the database keeps, as the roles see it.
+
+use std::collections::BTreeMap;
+
+use faena_domain::{
+    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, FunctionStatus,
+    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Version,
+};
+use serde::{Deserialize, Serialize};
+
+/// A runtime with the revision its next functions are bound to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeRecord {
+    /// The runtime as it was registered.
+    #[serde(flatten)]
+    pub spec: RuntimeSpec,
+    /// Rises with every registration that changes something.
+    pub revision: Revision,
+    /// When this revision was registered, in Unix milliseconds.
+    pub created_at: i64,
+}
+
+/// One uploaded source, bound to one revision of one runtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionRecord {
+    /// Its number.
+    pub version: Version,
+    /// The runtime's name.
+    pub runtime: String,
+    /// The runtime's revision.
+    pub revision: Revision,
+    /// The archive as it was uploaded.
+    pub source: BlobKey,
+    /// Its size in bytes.
+    pub source_bytes: u64,
+    /// What its `faena.toml` asked for.
+    pub manifest: Manifest,
+    /// What it was granted.
+    pub limits: Limits,
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// The engine that was chosen when it was built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
+    /// What identifies the image or root file system it was built on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// The code with its dependencies installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<BlobKey>,
+    /// Why its build failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<BuildFailure>,
+    /// The end of its build's log, kept where the build failed.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub log_tail: String,
+    /// When it was uploaded, in Unix milliseconds.
+    pub created_at: i64,
+    /// When its build ended, in Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub built_at: Option<i64>,
+}
+
+/// A function and its newest version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FunctionRecord {
+    /// Its name.
+    pub name: FunctionName,
+    /// The version that calls run; none until one was READY.
+    pub current: Option<Version>,
+    /// The newest version.
+    pub newest: VersionRecord,
+    /// When the function was first registered, in Unix milliseconds.
+    pub created_at: i64,
+}
+
+/// A build as `GET /function/{name}/build` tells it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRecord {
+    /// The version that it makes.
+    pub version: Version,
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<BuildFailure>,
+    /// What its command wrote.
+    pub log: Payload,
+}
+
+/// All an instance needs to know of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Code {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function's name.
+    pub function: FunctionName,
+    /// The version's number.
+    pub version: Version,
+    /// The engine to take; none before the build has chosen one.
+    pub engine: Option<EngineKind>,
+    /// The runtime's image.
+    pub image: String,
+    /// What identified the image when the version was built.
+    pub image_id: Option<String>,
+    /// Where the code is put.
+    pub path: String,
+    /// The command that runs it.
+    pub run: String,
+    /// The code: artifact, or before a build the source.
+    pub archive: BlobKey,
+    /// Variables of the runtime, then of the function.
+    pub env: BTreeMap<String, String>,
+    /// What its instances may use.
+    pub limits: Limits,
+    /// What its instances reach.
+    pub network: Network,
+}
+
+/// A version as calls need it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedVersion {
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// What its instances need.
+    pub code: Code,
+    /// Retries that its manifest names for asynchronous calls.
+    pub retries: Option<u32>,
+}
+
+/// What a call was accepted with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallSpec {
+    /// Its number.
+    pub num: CallNum,
+    /// The namespace of its function.
+    pub namespace: Namespace,
+    /// Its function.
+    pub function: FunctionName,
+    /// The params, JSON.
+    pub params: Payload,
+    /// Standard input where it is not the params (the direct road).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Payload>,
+    /// Whether any bytes are a result (the direct road) or only UTF-8.
+    #[serde(default)]
+    pub direct: bool,
+    /// How long one attempt may take, in milliseconds; none takes the version's own limit.
+    pub timeout_ms: Option<u64>,
+    /// How long the call may take as a whole, in milliseconds.
+    pub max_age_ms: u64,
+    /// How often a failure of the function is tried again; none takes the version's own number, or two.
+    pub retries: Option<u32>,
+    /// The W3C trace context that the call carries.
+    pub traceparent: String,
+}
+
+/// A call as it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallRecord {
+    /// Its number.
+    pub num: CallNum,
+    /// Its function.
+    pub function: FunctionName,
+    /// The version that was fixed at acceptance.
+    pub version: Version,
+    /// The params, JSON.
+    pub params: Payload,
+    /// How it stands.
+    pub status: CallStatus,
+    /// What it put out.
+    pub result: Payload,
+    /// Why it did not end in DONE.
+    pub error: Option<CallError>,
+    /// Its standard error, and what of its standard output was no result.
+    pub logs: Payload,
+    /// The engine of its version.
+    pub engine: Option<EngineKind>,
+    /// What was tried.
+    pub attempts: Vec<Attempt>,
+    /// When it was accepted, in Unix milliseconds.
+    pub created_at: i64,
+    /// When it ended, in Unix milliseconds.
+    pub ended_at: Option<i64>,
+    /// The W3C trace context that it carried.
+    pub traceparent: String,
+}
+
+/// How one attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// DONE, FAILED, TIMEOUT or EXPIRED.
+    pub status: CallStatus,
+    /// What it put out; empty unless DONE.
+    pub result: Payload,
+    /// Why it did not end in DONE.
+    pub error: Option<CallError>,
+    /// Its log.
+    pub logs: Payload,
+    /// What it was, for the call's record.
+    pub attempt: Attempt,
+}
+
+/// One attempt as a worker gets it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallJob {
+    /// The call.
+    pub num: CallNum,
+    /// The claim that it runs under.
+    pub epoch: Epoch,
+    /// The attempt's number, from 1.
+    pub attempt: u32,
+    /// What runs.
+    pub code: Code,
+    /// The params, JSON.
+    pub params: Payload,
+    /// Standard input where it is not the params.
+    pub body: Option<Payload>,
+    /// Whether any bytes are a result.
+    pub direct: bool,
+    /// How long this attempt may take, in milliseconds: `timeoutMs`, or what is left of `maxAgeMs`.
+    pub timeout_ms: u64,
+    /// Whether running out of `timeout_ms` is the call's end (EXPIRED) or the attempt's (TIMEOUT).
+    pub expires: bool,
+    /// The same instant for the function, in Unix milliseconds.
+    pub deadline_unix_ms: i64,
+    /// How long the call waited before this attempt, in milliseconds.
+    pub queue_ms: u64,
+    /// The W3C trace context that the call carries.
+    pub traceparent: String,
+    /// Whether db has a row of it; where not, the outcome goes to the api that sent it.
+    pub has_row: bool,
+}
+
+/// One build as a worker gets it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildJob {
+    /// The claim that it runs under.
+    pub epoch: Epoch,
+    /// The runtime as the version is bound to it.
+    pub runtime: RuntimeSpec,
+    /// What is built; its archive is the source.
+    pub code: Code,
+}
+
+/// How a build ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildOutcome {
+    /// The engine that was chosen, and is taken for every call.
+    pub engine: Option<EngineKind>,
+    /// What identifies the image or root file system.
+    pub image_id: Option<String>,
+    /// The artifact, or why there is none.
+    pub result: Result<BlobKey, BuildFailure>,
+    /// What the command wrote.
+    pub log: Payload,
+    /// The end of that.
+    pub log_tail: String,
+}

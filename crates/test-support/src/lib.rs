@@ -1,0 +1,1 @@
+//! Fixtures and conditions shared by tests; never linked into a release.

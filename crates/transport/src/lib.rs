@@ -1,0 +1,60 @@
+//! Messages between processes, over ZeroMQ on `ipc://` sockets.
+//!
+//! The `zeromq` crate moves bytes well and tells little when a peer is gone: a DEALER whose ROUTER went away
+//! waits for ever, a send that is cancelled takes its peer out of the rotation, an identity that comes back
+//! too early throws out its successor. So nothing outside of this crate touches a socket:
+//!
+//! - [`Server`] owns a ROUTER: one task receives, one task sends, silent peers are reported as lost;
+//! - [`Link`] owns a DEALER: it beats, notices silence, and connects anew under a fresh identity;
+//! - [`RpcClient`] asks over a link: each request has a deadline, and is sent again after a reconnect.
+//!
+//! An empty message is a heartbeat; it never reaches a user of this crate.
+
+mod link;
+mod rpc;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use link::{Link, LinkEvent, LinkHandle};
+pub use rpc::{RpcClient, RpcError};
+pub use server::{Peer, Server, ServerEvent, ServerHandle};
+
+/// How often a side that has nothing to say is heard.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a silent side counts as alive: three heartbeats and what a busy machine may add.
+pub const SILENCE: Duration = Duration::from_secs(4);
+/// The most messages that wait for a socket.
+pub(crate) const QUEUE: usize = 4096;
+/// The longest path of a Unix socket, without its NUL (`sun_path`, unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// A socket file in a folder that only we can enter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(PathBuf);
+
+/// A path that is too long for a socket.
+#[derive(Debug, thiserror::Error)]
+#[error("the socket path {0:?} has more than {MAX_SOCKET_PATH} bytes; choose a shorter run folder")]
+pub struct PathTooLong(PathBuf);
+
+impl Endpoint {
+    /// The endpoint at this path.
+    ///
+    /// # Errors
+    /// A path that the kernel has no room for.
+    pub fn new(path: impl Into<PathBuf>) -> Result<Self, PathTooLong> {
+        let path = path.into();
+        if path.as_os_str().len() > MAX_SOCKET_PATH { Err(PathTooLong(path)) } else { Ok(Self(path)) }
+    }
+
+    /// Where the socket lies.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("ipc://{}", self.0.display())
+    }
+}

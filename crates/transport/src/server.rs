@@ -1,0 +1,174 @@
+//! The side that binds: a ROUTER with one task that receives and one that sends.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
+
+use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
+
+/// One connection of a client; a client that connects anew is another peer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer(Bytes);
+
+/// What a server hears.
+#[derive(Debug)]
+pub enum ServerEvent {
+    /// A peer sent this.
+    Message(Peer, Bytes),
+    /// A peer has gone, or was silent for too long.
+    Lost(Peer),
+}
+
+/// A bound ROUTER. Dropping it closes the socket.
+#[derive(Debug)]
+pub struct Server {
+    events: mpsc::Receiver<ServerEvent>,
+    handle: ServerHandle,
+    stop: CancellationToken,
+}
+
+/// Sends through a [`Server`].
+#[derive(Clone, Debug)]
+pub struct ServerHandle {
+    outgoing: mpsc::Sender<(Peer, Bytes)>,
+}
+
+impl ServerHandle {
+    /// Queues a message for a peer; one that has gone loses it silently, as after any connection's end.
+    ///
+    /// Returns false when the server has stopped.
+    pub async fn send(&self, peer: &Peer, message: impl Into<Bytes>) -> bool {
+        self.outgoing.send((peer.clone(), message.into())).await.is_ok()
+    }
+}
+
+impl Server {
+    /// Binds; a socket file that an earlier process left there is removed first.
+    ///
+    /// # Errors
+    /// What the operating system says of that path.
+    pub async fn bind(endpoint: &Endpoint) -> std::io::Result<Self> {
+        match std::fs::remove_file(endpoint.path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut socket = RouterSocket::new();
+        let monitor = socket.monitor();
+        socket.bind(&endpoint.uri()).await.map_err(std::io::Error::other)?;
+        let (sending, receiving) = socket.split();
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let (heard, events) = mpsc::channel(QUEUE);
+        let handle = ServerHandle { outgoing };
+        let stop = CancellationToken::new();
+        tokio::spawn(send_all(sending, queue));
+        tokio::spawn(Receiver { handle: handle.clone(), heard, seen: HashMap::new() }.run(
+            receiving,
+            monitor,
+            stop.clone(),
+        ));
+        Ok(Self { events, handle, stop })
+    }
+
+    /// The next thing heard; cancel-safe.
+    pub async fn next(&mut self) -> Option<ServerEvent> {
+        self.events.recv().await
+    }
+
+    /// What sends.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Owns the sending half: a send that is begun is never cancelled.
+async fn send_all(mut half: RouterSendHalf, mut queue: mpsc::Receiver<(Peer, Bytes)>) {
+    while let Some((peer, bytes)) = queue.recv().await {
+        let mut message = ZmqMessage::from(bytes);
+        message.push_front(peer.0);
+        if let Err(error) = half.send(message).await {
+            debug!(%error, "a message for a peer that has gone was dropped");
+        }
+    }
+}
+
+struct Receiver {
+    handle: ServerHandle,
+    heard: mpsc::Sender<ServerEvent>,
+    seen: HashMap<Peer, Instant>,
+}
+
+impl Receiver {
+    async fn run(
+        mut self,
+        mut half: RouterRecvHalf,
+        mut monitor: impl Stream<Item = SocketEvent> + Unpin,
+        stop: CancellationToken,
+    ) {
+        let mut tick = tokio::time::interval(HEARTBEAT);
+        let mut last_tick = Instant::now();
+        loop {
+            let alive = tokio::select! {
+                () = stop.cancelled() => return,
+                received = half.recv() => match received {
+                    Ok(message) => self.message(message).await,
+                    Err(error) => { warn!(%error, "receiving failed"); true }
+                },
+                Some(event) = monitor.next() => match event {
+                    SocketEvent::Disconnected(id) => self.lost(Peer(Bytes::copy_from_slice(id.as_ref()))).await,
+                    _ => true,
+                },
+                _ = tick.tick() => {
+                    // Who was stopped itself has heard nobody: everybody gets a new start.
+                    if last_tick.elapsed() > 2 * HEARTBEAT {
+                        self.seen.values_mut().for_each(|seen| *seen = Instant::now());
+                    }
+                    last_tick = Instant::now();
+                    self.drop_silent().await
+                }
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    async fn message(&mut self, message: ZmqMessage) -> bool {
+        let mut frames = message.into_vec().into_iter();
+        let (Some(id), Some(bytes), None) = (frames.next(), frames.next(), frames.next()) else {
+            return true;
+        };
+        let peer = Peer(id);
+        self.seen.insert(peer.clone(), Instant::now());
+        if bytes.is_empty() {
+            return self.handle.send(&peer, Bytes::new()).await;
+        }
+        self.heard.send(ServerEvent::Message(peer, bytes)).await.is_ok()
+    }
+
+    async fn lost(&mut self, peer: Peer) -> bool {
+        self.seen.remove(&peer).is_none() || self.heard.send(ServerEvent::Lost(peer)).await.is_ok()
+    }
+
+    async fn drop_silent(&mut self) -> bool {
+        let silent = |seen: &Instant| seen.elapsed() > SILENCE;
+        let gone: Vec<Peer> = self.seen.iter().filter(|(_, seen)| silent(seen)).map(|(peer, _)| peer.clone()).collect();
+        for peer in gone {
+            if !self.lost(peer).await {
+                return false;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,51 @@
+//! Asks the database service, with types.
+
+use std::time::Duration;
+
+use faena_protocol::db::{REPLY_ERROR, REPLY_OK};
+use faena_protocol::{DbError, DbRequest, Envelope};
+use faena_transport::{Endpoint, RpcClient, RpcError};
+
+/// How long a request waits for its reply before it counts as [`DbError::Unavailable`].
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection to the database service that comes back by itself; clones share it.
+#[derive(Clone, Debug)]
+pub struct DbClient {
+    rpc: RpcClient,
+}
+
+impl DbClient {
+    /// Starts connecting; requests made before the service is there wait for it.
+    pub fn connect(endpoint: Endpoint) -> Self {
+        Self { rpc: RpcClient::connect(endpoint) }
+    }
+
+    /// Asks, and waits at most [`DEADLINE`].
+    ///
+    /// # Errors
+    /// What the service says, or [`DbError::Unavailable`] where it says nothing.
+    pub async fn ask<R: DbRequest>(&self, request: &R) -> Result<R::Reply, DbError> {
+        self.ask_within(request, DEADLINE).await
+    }
+
+    /// Asks, and waits at most as long as it is told to.
+    ///
+    /// # Errors
+    /// What the service says, or [`DbError::Unavailable`] where it says nothing.
+    pub async fn ask_within<R: DbRequest>(&self, request: &R, deadline: Duration) -> Result<R::Reply, DbError> {
+        let invalid = |message: String| DbError::Invalid { message };
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let envelope = Envelope::new(id, R::TYPE, request).map_err(|error| invalid(error.to_string()))?;
+        let reply = self.rpc.call(&envelope, deadline).await.map_err(|error| match error {
+            RpcError::Deadline(_) => DbError::Unavailable,
+            RpcError::Full => DbError::Full,
+            RpcError::Envelope(error) => invalid(error.to_string()),
+        })?;
+        match reply.msg_type.as_str() {
+            REPLY_OK => reply.parse().map_err(|error| invalid(error.to_string())),
+            REPLY_ERROR => Err(reply.parse().unwrap_or_else(|error| invalid(error.to_string()))),
+            other => Err(invalid(format!("a reply of the unknown type {other:?}"))),
+        }
+    }
+}

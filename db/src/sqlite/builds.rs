@@ -1,0 +1,234 @@
+//! Builds: claimed, leased and fenced like calls.
+
+use faena_domain::build::MAX_REDELIVERIES;
+use faena_domain::{
+    BuildFailure, CallError, CallStatus, Epoch, ErrorKind, FunctionName, FunctionStatus, Layer, Namespace, Payload,
+    Version,
+};
+use faena_protocol::DbError;
+use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim};
+use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::requests::{Read, Write};
+use super::rows::{Json, Text, not_found};
+use super::workers::LEASE_MS;
+use super::{functions, internal};
+
+fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionName) -> Result<BuildRecord, DbError> {
+    connection
+        .query_row(
+            "SELECT version, status, error, log FROM versions WHERE namespace = ?1 AND function = ?2
+             ORDER BY version DESC LIMIT 1",
+            (namespace.as_str(), function.key()),
+            |row| {
+                let Text(status) = row.get(1)?;
+                let log = row.get::<_, Option<Json<Payload>>>(3)?.map_or_else(Payload::empty, |json| json.0);
+                Ok(BuildRecord {
+                    version: Version(row.get(0)?),
+                    status,
+                    error: row.get::<_, Option<Json<_>>>(2)?.map(|json| json.0),
+                    log,
+                })
+            },
+        )
+        .optional()
+        .map_err(|error| internal("reading a build", &error))?
+        .ok_or_else(|| not_found("function", function))
+}
+
+impl Read for BuildGet {
+    fn read(self, connection: &Connection) -> Result<BuildRecord, DbError> {
+        newest(connection, &self.namespace, &self.function)
+    }
+}
+
+impl Write for BuildRetry {
+    fn write(self, connection: &Connection, _now: i64) -> Result<BuildRecord, DbError> {
+        let build = newest(connection, &self.namespace, &self.function)?;
+        if build.status == FunctionStatus::Ready {
+            let message = format!("version {} of {} is built already", build.version, self.function);
+            return Err(DbError::Conflict { message });
+        }
+        connection
+            .execute(
+                "UPDATE versions SET status = 'PENDING', error = NULL, log = NULL, log_tail = '', redeliveries = 0
+                 WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'ERROR'",
+                (self.namespace.as_str(), self.function.key(), build.version.0),
+            )
+            .map_err(|error| internal("trying a build again", &error))?;
+        newest(connection, &self.namespace, &self.function)
+    }
+}
+
+type Key = (String, String, String, i64, i64);
+
+/// The builds that this very claim took already, else the oldest pending ones, now taken.
+fn claim(request: &BuildsClaim, connection: &Connection, now: i64) -> rusqlite::Result<Vec<Key>> {
+    let again = taken(request, connection)?;
+    if !again.is_empty() {
+        return Ok(again);
+    }
+    connection
+        .prepare_cached(
+            "UPDATE versions SET status = 'BUILDING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
+             WHERE (namespace, function, version) IN
+                 (SELECT namespace, function, version FROM versions WHERE status = 'PENDING' ORDER BY created_at LIMIT ?5)",
+        )?
+        .execute((&request.owner.worker, &request.owner.incarnation, now + LEASE_MS, &request.request, request.limit))?;
+    taken(request, connection)
+}
+
+fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<Key>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT v.namespace, v.function, f.name, v.version, v.epoch FROM versions v
+         JOIN functions f ON f.namespace = v.namespace AND f.key = v.function
+         WHERE v.claim = ?1 AND v.status = 'BUILDING' ORDER BY v.created_at",
+    )?;
+    let rows = statement
+        .query_map([&request.request], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+    rows.collect()
+}
+
+impl Write for BuildsClaim {
+    fn write(self, connection: &Connection, now: i64) -> Result<Vec<BuildJob>, DbError> {
+        let claimed = claim(&self, connection, now).map_err(|error| internal("claiming builds", &error))?;
+        let mut jobs = Vec::with_capacity(claimed.len());
+        for (namespace, key, name, version, epoch) in claimed {
+            let broken = |what: &str| DbError::Internal { message: format!("a row holds {what}, which is none") };
+            let space: Namespace = namespace.parse().map_err(|_| broken("a namespace"))?;
+            let function: FunctionName = name.parse().map_err(|_| broken("a name"))?;
+            let runtime = functions::runtime_of(connection, &namespace, &key, version)
+                .map_err(|error| internal("reading a runtime", &error))?;
+            if let Some(resolved) = functions::code(connection, &space, &function, Version(version))? {
+                jobs.push(BuildJob { epoch: Epoch(epoch), runtime, code: resolved.code });
+            }
+        }
+        Ok(jobs)
+    }
+}
+
+/// Status, epoch, worker and incarnation.
+type Claim = (Text<FunctionStatus>, i64, Option<String>, Option<String>);
+
+impl Write for BuildFinish {
+    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
+        let row: Option<Claim> = connection
+            .query_row(
+                "SELECT status, epoch, worker, incarnation FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+                (self.namespace.as_str(), self.function.key(), self.version.0),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            )
+            .optional()
+            .map_err(|error| internal("reading a build", &error))?;
+        let Some((Text(status), epoch, Some(worker), Some(incarnation))) = row else { return Err(DbError::Stale) };
+        if epoch != self.epoch.0 || worker != self.owner.worker || incarnation != self.owner.incarnation {
+            return Err(DbError::Stale);
+        }
+        if status != FunctionStatus::Building {
+            return Ok(());
+        }
+        let written = match &self.outcome {
+            None => give_back(&self, connection),
+            Some(outcome) => end(&self, connection, outcome, now),
+        };
+        written.map_err(|error| internal("ending a build", &error))
+    }
+}
+
+fn give_back(request: &BuildFinish, connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .execute(
+            "UPDATE versions SET status = 'PENDING' WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+            (request.namespace.as_str(), request.function.key(), request.version.0),
+        )
+        .map(drop)
+}
+
+fn end(request: &BuildFinish, connection: &Connection, outcome: &BuildOutcome, now: i64) -> rusqlite::Result<()> {
+    let (status, artifact, error) = match &outcome.result {
+        Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
+        Err(failure) => (FunctionStatus::Error, None, Some(failure)),
+    };
+    let tail = if error.is_some() { outcome.log_tail.as_str() } else { "" };
+    connection.execute(
+        "UPDATE versions SET status = ?4, engine = ?5, image_id = ?6, artifact = ?7, error = ?8, log = ?9, log_tail = ?10,
+             built_at = ?11
+         WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+        (request.namespace.as_str(), request.function.key(), request.version.0, status.as_str(), outcome.engine.map(Text),
+            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, now),
+    )?;
+    match error {
+        None => connection
+            .execute(
+                "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
+                (request.namespace.as_str(), request.function.key(), request.version.0),
+            )
+            .map(drop),
+        Some(failure) => {
+            fail_calls(connection, &request.namespace, &request.function.key(), request.version, failure, now)
+        }
+    }
+}
+
+/// The error of a call whose version could not be built.
+pub(super) fn call_error(failure: &BuildFailure) -> CallError {
+    let kind = if failure.kind == ErrorKind::Image { ErrorKind::Image } else { ErrorKind::Build };
+    CallError::new(kind, Layer::Build, failure.message.clone())
+}
+
+fn fail_calls(
+    connection: &Connection,
+    namespace: &Namespace,
+    function: &str,
+    version: Version,
+    failure: &BuildFailure,
+    now: i64,
+) -> rusqlite::Result<()> {
+    connection
+        .execute(
+            "UPDATE calls SET status = ?4, error = ?5, ended_at = ?6
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
+            (namespace.as_str(), function, version.0, CallStatus::Failed.as_str(), Json(call_error(failure)), now),
+        )
+        .map(drop)
+}
+
+/// Builds of a worker that is gone, or whose lease has ended, begin anew, a few times.
+pub(super) fn redeliver(
+    connection: &Connection,
+    condition: &str,
+    params: impl rusqlite::Params,
+    now: i64,
+) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached(&format!(
+        "UPDATE versions SET status = 'PENDING', redeliveries = redeliveries + 1 WHERE status = 'BUILDING' AND {condition}"
+    ))?;
+    let count = statement.execute(params)?;
+    if count > 0 {
+        give_up(connection, now)?;
+    }
+    Ok(count as u64)
+}
+
+fn give_up(connection: &Connection, now: i64) -> rusqlite::Result<()> {
+    let mut statement = connection
+        .prepare("SELECT namespace, function, version FROM versions WHERE status = 'PENDING' AND redeliveries > ?1")?;
+    let hopeless: Vec<(String, String, i64)> = statement
+        .query_map([MAX_REDELIVERIES], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    for (namespace, function, version) in hopeless {
+        let failure = BuildFailure {
+            kind: ErrorKind::Infrastructure,
+            message: format!("the build was given up after {MAX_REDELIVERIES} workers were lost while it ran"),
+        };
+        connection.execute(
+            "UPDATE versions SET status = 'ERROR', error = ?4, built_at = ?5 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+            (&namespace, &function, version, Json(&failure), now),
+        )?;
+        if let Ok(namespace) = namespace.parse() {
+            fail_calls(connection, &namespace, &function, Version(version), &failure, now)?;
+        }
+    }
+    Ok(())
+}

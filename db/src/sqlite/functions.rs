@@ -1,0 +1,270 @@
+//! Functions, their versions, and which one a call runs.
+
+use faena_domain::{
+    BlobKey, CallError, CallStatus, EngineKind, ErrorKind, FunctionName, Layer, Limits, Manifest, Namespace, Revision,
+    RuntimeSpec, Version,
+};
+use faena_protocol::DbError;
+use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve};
+use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::requests::{Read, Write};
+use super::rows::{Json, Text, not_found};
+use super::{internal, runtimes};
+
+/// The most versions whose builds may wait for one function.
+const MAX_UNBUILT: i64 = 32;
+
+const VERSION_COLUMNS: &str = "v.version, r.spec ->> 'name', v.revision, v.source, v.source_bytes, v.manifest, v.limits, \
+     v.status, v.engine, v.image_id, v.artifact, v.error, v.log_tail, v.created_at, v.built_at";
+
+fn version_record(row: &Row<'_>) -> rusqlite::Result<VersionRecord> {
+    let (Json(manifest), Json(limits)): (Json<Manifest>, Json<Limits>) = (row.get(5)?, row.get(6)?);
+    let (Text(source), Text(status)) = (row.get(3)?, row.get(7)?);
+    Ok(VersionRecord {
+        version: Version(row.get(0)?),
+        runtime: row.get(1)?,
+        revision: Revision(row.get(2)?),
+        source,
+        source_bytes: row.get(4)?,
+        manifest,
+        limits,
+        status,
+        engine: row.get::<_, Option<Text<EngineKind>>>(8)?.map(|text| text.0),
+        image_id: row.get(9)?,
+        artifact: row.get::<_, Option<Text<BlobKey>>>(10)?.map(|text| text.0),
+        error: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
+        log_tail: row.get(12)?,
+        created_at: row.get(13)?,
+        built_at: row.get(14)?,
+    })
+}
+
+/// All versions, oldest first, or only the newest.
+fn versions(
+    connection: &Connection,
+    namespace: &Namespace,
+    function: &str,
+    newest: bool,
+) -> rusqlite::Result<Vec<VersionRecord>> {
+    let order = if newest { "DESC LIMIT 1" } else { "ASC" };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {VERSION_COLUMNS} FROM versions v JOIN runtime_revisions r
+         ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+         WHERE v.namespace = ?1 AND v.function = ?2 ORDER BY v.version {order}"
+    ))?;
+    statement.query_map((namespace.as_str(), function), version_record)?.collect()
+}
+
+/// A function as it was named, with the version that calls run.
+fn head(
+    connection: &Connection,
+    namespace: &Namespace,
+    name: &FunctionName,
+) -> Result<(FunctionName, Option<Version>, i64), DbError> {
+    connection
+        .prepare_cached("SELECT name, current, created_at FROM functions WHERE namespace = ?1 AND key = ?2")
+        .and_then(|mut statement| {
+            statement
+                .query_row((namespace.as_str(), name.key()), |row| {
+                    let Text(name) = row.get(0)?;
+                    Ok((name, row.get::<_, Option<i64>>(1)?.map(Version), row.get(2)?))
+                })
+                .optional()
+        })
+        .map_err(|error| internal("reading a function", &error))?
+        .ok_or_else(|| not_found("function", name))
+}
+
+fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> Result<FunctionRecord, DbError> {
+    let (name, current, created_at) = head(connection, namespace, name)?;
+    let newest = versions(connection, namespace, &name.key(), true)
+        .map_err(|error| internal("reading a version", &error))?
+        .pop()
+        .ok_or_else(|| not_found("function", &name))?;
+    Ok(FunctionRecord { name, current, newest, created_at })
+}
+
+fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(), DbError> {
+    let runtime = runtimes::find(connection, &request.namespace, &request.runtime)?;
+    let (namespace, key) = (request.namespace.as_str(), request.function.key());
+    let write = || -> rusqlite::Result<()> {
+        connection.execute(
+            "INSERT INTO functions (namespace, key, name, created_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+            (namespace, &key, request.function.as_str(), now),
+        )?;
+        connection.execute(
+            "INSERT INTO versions (namespace, function, version, runtime, revision, source, source_bytes, manifest, limits,
+                 status, created_at, request)
+             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10
+             FROM versions WHERE namespace = ?1 AND function = ?2",
+            (namespace, &key, runtime.spec.name.key(), runtime.revision.0, Text(request.source), request.source_bytes,
+                Json(&request.manifest), Json(&request.limits), now, &request.request),
+        )?;
+        Ok(())
+    };
+    write().map_err(|error| internal("writing a version", &error))
+}
+
+fn unbuilt(request: &VersionPut, connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row(
+        "SELECT count(*) FROM versions WHERE namespace = ?1 AND function = ?2 AND status IN ('PENDING', 'BUILDING')",
+        (request.namespace.as_str(), request.function.key()),
+        |row| row.get(0),
+    )
+}
+
+impl Write for VersionPut {
+    fn write(self, connection: &Connection, now: i64) -> Result<Self::Reply, DbError> {
+        let repeated = connection
+            .query_row("SELECT 1 FROM versions WHERE request = ?1", [&self.request], |_| Ok(()))
+            .optional()
+            .map_err(|error| internal("looking for a request", &error))?
+            .is_some();
+        let old = match head(connection, &self.namespace, &self.function) {
+            Ok((name, ..)) => Some(name),
+            Err(DbError::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(old) = old.as_ref().filter(|old| **old != self.function) {
+            let message = format!("the function {old} exists already; names differ by more than case");
+            return Err(DbError::Conflict { message });
+        }
+        if !repeated {
+            if unbuilt(&self, connection).map_err(|error| internal("counting builds", &error))? >= MAX_UNBUILT {
+                return Err(DbError::Full);
+            }
+            insert(&self, connection, now)?;
+        }
+        let record = find(connection, &self.namespace, &self.function)?;
+        let created = record.newest.version == Version(1);
+        Ok(Put { record, created })
+    }
+}
+
+impl Read for FunctionGet {
+    fn read(self, connection: &Connection) -> Result<FunctionRecord, DbError> {
+        find(connection, &self.namespace, &self.name)
+    }
+}
+
+impl Read for FunctionList {
+    fn read(self, connection: &Connection) -> Result<Vec<FunctionName>, DbError> {
+        let names = |connection: &Connection| -> rusqlite::Result<Vec<FunctionName>> {
+            let mut statement =
+                connection.prepare_cached("SELECT name FROM functions WHERE namespace = ?1 ORDER BY key")?;
+            let rows = statement.query_map([self.namespace.as_str()], |row| row.get(0).map(|Text(name)| name))?;
+            rows.collect()
+        };
+        names(connection).map_err(|error| internal("listing functions", &error))
+    }
+}
+
+impl Read for VersionList {
+    fn read(self, connection: &Connection) -> Result<Vec<VersionRecord>, DbError> {
+        let (name, ..) = head(connection, &self.namespace, &self.function)?;
+        versions(connection, &self.namespace, &name.key(), false).map_err(|error| internal("listing versions", &error))
+    }
+}
+
+impl Write for FunctionDelete {
+    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
+        let key = (self.namespace.as_str(), self.name.key());
+        let delete = || -> rusqlite::Result<usize> {
+            let error = CallError::new(
+                ErrorKind::Cancelled,
+                Layer::Queue,
+                format!("the function {} was deleted before this call ran", self.name),
+            );
+            connection.execute(
+                "UPDATE calls SET status = ?3, error = ?4, ended_at = ?5
+                 WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'",
+                (key.0, &key.1, CallStatus::Cancelled.as_str(), Json(&error), now),
+            )?;
+            connection.execute("DELETE FROM versions WHERE namespace = ?1 AND function = ?2", (key.0, &key.1))?;
+            connection.execute("DELETE FROM functions WHERE namespace = ?1 AND key = ?2", (key.0, &key.1))
+        };
+        let gone = delete().map_err(|error| internal("deleting a function", &error))?;
+        if gone == 0 { Err(not_found("function", &self.name)) } else { Ok(()) }
+    }
+}
+
+/// The version that a call accepted now would run: the named one, else the newest READY one, else the newest.
+pub(super) fn resolve(
+    connection: &Connection,
+    namespace: &Namespace,
+    function: &FunctionName,
+    version: Option<Version>,
+) -> Result<ResolvedVersion, DbError> {
+    let (name, current, _) = head(connection, namespace, function)?;
+    let wanted = match version.or(current) {
+        Some(version) => version,
+        None => find(connection, namespace, &name)?.newest.version,
+    };
+    code(connection, namespace, &name, wanted)?.ok_or_else(|| not_found("version", &format!("{wanted} of {name}")))
+}
+
+/// What instances need to know of one version.
+pub(super) fn code(
+    connection: &Connection,
+    namespace: &Namespace,
+    name: &FunctionName,
+    version: Version,
+) -> Result<Option<ResolvedVersion>, DbError> {
+    connection
+        .prepare_cached(
+            "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source)
+             FROM versions v JOIN runtime_revisions r
+             ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+             WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
+        )
+        .and_then(|mut statement| {
+            statement
+                .query_row((namespace.as_str(), name.key(), version.0), |row| {
+                    let (Json(spec), Json(manifest)): (Json<RuntimeSpec>, Json<Manifest>) = (row.get(1)?, row.get(2)?);
+                    let (Text(status), Json(limits), Text(archive)) = (row.get(0)?, row.get(3)?, row.get(6)?);
+                    let mut env = spec.env;
+                    env.extend(manifest.env);
+                    let code = Code {
+                        namespace: namespace.clone(),
+                        function: name.clone(),
+                        version,
+                        engine: row.get::<_, Option<Text<EngineKind>>>(4)?.map(|text| text.0),
+                        image: spec.image.to_string(),
+                        image_id: row.get(5)?,
+                        path: spec.path,
+                        run: spec.run,
+                        archive,
+                        env,
+                        limits,
+                        network: manifest.network,
+                    };
+                    Ok(ResolvedVersion { status, code, retries: manifest.retries })
+                })
+                .optional()
+        })
+        .map_err(|error| internal("reading a version", &error))
+}
+
+/// The runtime that a version is bound to.
+pub(super) fn runtime_of(
+    connection: &Connection,
+    namespace: &str,
+    function: &str,
+    version: i64,
+) -> rusqlite::Result<RuntimeSpec> {
+    connection
+        .prepare_cached(
+            "SELECT r.spec FROM versions v JOIN runtime_revisions r
+             ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+             WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
+        )?
+        .query_row((namespace, function, version), |row| row.get(0).map(|Json(spec)| spec))
+}
+
+impl Read for VersionResolve {
+    fn read(self, connection: &Connection) -> Result<ResolvedVersion, DbError> {
+        resolve(connection, &self.namespace, &self.function, self.version)
+    }
+}

@@ -1,0 +1,103 @@
+//! Numbered migrations, each in one transaction; `PRAGMA user_version` counts them.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0001_first.sql")];
+
+/// Why the schema cannot be brought up to date. The database is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A newer Faena wrote it.
+    #[error(
+        "its schema is version {found}, this Faena knows up to {known}; start the newer Faena again, or restore a backup"
+    )]
+    Newer {
+        /// What the file says.
+        found: usize,
+        /// What we know.
+        known: usize,
+    },
+    /// A migration failed.
+    #[error("migration {number} failed")]
+    Failed {
+        /// Which.
+        number: usize,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The version cannot be read.
+    #[error("cannot read the schema's version")]
+    Version(#[source] rusqlite::Error),
+}
+
+/// Runs the migrations that the file has not had.
+pub(crate) fn migrate(connection: &mut Connection) -> Result<(), MigrateError> {
+    migrate_with(connection, &MIGRATIONS)
+}
+
+fn migrate_with(connection: &mut Connection, migrations: &[&str]) -> Result<(), MigrateError> {
+    let found: usize =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(MigrateError::Version)?;
+    if found > migrations.len() {
+        return Err(MigrateError::Newer { found, known: migrations.len() });
+    }
+    for (number, sql) in migrations.iter().enumerate().skip(found).map(|(index, sql)| (index + 1, sql)) {
+        let run = |connection: &mut Connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", number)?;
+            transaction.commit()
+        };
+        run(connection).map_err(|source| MigrateError::Failed { number, source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(connection: &Connection) -> Vec<(String, String)> {
+        let mut statement =
+            connection.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").unwrap();
+        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    }
+
+    fn migrated() -> Connection {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        connection
+    }
+
+    #[test]
+    fn the_schema_file_equals_the_sum_of_the_migrations() {
+        let whole = Connection::open_in_memory().unwrap();
+        whole.execute_batch(include_str!("../../schema.sql")).unwrap();
+        assert_eq!(schema(&whole), schema(&migrated()));
+    }
+
+    #[test]
+    fn a_second_start_changes_nothing() {
+        let mut connection = migrated();
+        let before = schema(&connection);
+        migrate(&mut connection).unwrap();
+        assert_eq!(schema(&connection), before);
+    }
+
+    #[test]
+    fn a_newer_database_is_refused() {
+        let mut connection = migrated();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(migrate(&mut connection), Err(MigrateError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_everything_as_it_was() {
+        let mut connection = migrated();
+        let before = schema(&connection);
+        let broken = [MIGRATIONS[0], "CREATE TABLE new (a INTEGER); SELECT nonsense FROM nowhere;"];
+        assert!(matches!(migrate_with(&mut connection, &broken), Err(MigrateError::Failed { number: 2, .. })));
+        assert_eq!(schema(&connection), before);
+    }
+}

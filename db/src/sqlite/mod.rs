@@ -1,0 +1,142 @@
+//! SQLite: one thread that writes with group commit, readers beside it.
+
+mod builds;
+mod calls;
+mod clock;
+mod functions;
+mod migrate;
+mod reader;
+mod requests;
+mod rows;
+mod runtimes;
+mod workers;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use faena_protocol::{DbError, Envelope};
+use rusqlite::{Connection, OpenFlags};
+
+pub use migrate::MigrateError;
+
+use crate::metrics::Metrics;
+use crate::{Responder, Store};
+use clock::Clock;
+use requests::Job;
+
+/// The oldest SQLite that does not corrupt a WAL when a write races a checkpoint (sqlite.org/wal.html, "The WAL-Reset Bug").
+const OLDEST_SQLITE: i32 = 3_051_003;
+/// Reading connections.
+const READERS: usize = 2;
+/// How long a connection waits for another's lock.
+const BUSY: Duration = Duration::from_secs(5);
+/// The WAL is truncated above this.
+const WAL_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// Why the database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The SQLite we are linked with is too old to be trusted.
+    #[error(
+        "SQLite {0} is older than 3.51.3, which repaired a corruption of the write-ahead log; build with the bundled one"
+    )]
+    TooOld(&'static str),
+    /// The file cannot be opened or configured.
+    #[error("cannot open the database {path}")]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The schema cannot be brought up to date.
+    #[error("cannot migrate the database {path}")]
+    Migrate {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: MigrateError,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The embedded database. Dropping it finishes what was submitted.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: writer::Writer,
+    readers: reader::Readers,
+    metrics: Metrics,
+}
+
+impl SqliteStore {
+    /// Opens or makes the database file, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a database of a newer Faena is refused untouched.
+    pub fn open(path: &Path, metrics: &Metrics) -> Result<Self, OpenError> {
+        if rusqlite::version_number() < OLDEST_SQLITE {
+            return Err(OpenError::TooOld(rusqlite::version()));
+        }
+        let open = |source| OpenError::Open { path: path.to_owned(), source };
+        let mut connection = connect(path, OpenFlags::default()).map_err(open)?;
+        migrate::migrate(&mut connection).map_err(|source| OpenError::Migrate { path: path.to_owned(), source })?;
+        let clock = Clock::start(&connection).map_err(open)?;
+        workers::grant_grace(&connection, clock.now()).map_err(open)?;
+        let readers = (0..READERS)
+            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(open)?;
+        let wal = PathBuf::from(format!("{}-wal", path.display()));
+        Ok(Self {
+            writer: writer::Writer::start(connection, clock, wal, metrics.clone()).map_err(OpenError::Thread)?,
+            readers: reader::Readers::start(readers).map_err(OpenError::Thread)?,
+            metrics: metrics.clone(),
+        })
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, flags)?;
+    // The busy timeout comes first: changing the journal mode takes a lock.
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "cache_size", -4000)?;
+    if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "journal_size_limit", i64::try_from(WAL_LIMIT).unwrap_or(i64::MAX))?;
+    }
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+impl Store for SqliteStore {
+    fn submit(&self, request: &Envelope, respond: Responder) {
+        let refused = match requests::route(request) {
+            Ok(Job::Write(write)) => {
+                self.metrics.writes.inc();
+                self.writer.submit((write, respond)).err().map(|(_, respond)| respond)
+            }
+            Ok(Job::Read(read)) => {
+                self.metrics.reads.inc();
+                self.readers.submit((read, respond)).err().map(|(_, respond)| respond)
+            }
+            Err(error) => return respond(Err(DbError::Invalid { message: error.to_string() })),
+        };
+        if let Some(respond) = refused {
+            tracing::warn!(request = request.msg_type, "a queue of the database is full");
+            respond(Err(DbError::Full));
+        }
+    }
+}
+
+/// What SQLite said, as the asker learns it; details stay in the log.
+fn internal(doing: &str, error: &rusqlite::Error) -> DbError {
+    tracing::error!(%error, doing, "the database failed");
+    DbError::Internal { message: doing.to_owned() }
+}

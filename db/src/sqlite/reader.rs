@@ -1,0 +1,48 @@
+//! Threads that read, each on a connection of its own.
+
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+
+use super::requests::ReadJob;
+use crate::Responder;
+
+/// The most requests that wait.
+const QUEUE: usize = 4096;
+
+/// A request and who waits for it.
+pub(crate) type Task = (ReadJob, Responder);
+
+/// The queue before the reading threads; they end when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    queue: SyncSender<Task>,
+}
+
+impl Readers {
+    pub(crate) fn start(connections: Vec<Connection>) -> std::io::Result<Self> {
+        let (queue, tasks) = sync_channel(QUEUE);
+        let tasks = Arc::new(Mutex::new(tasks));
+        for connection in connections {
+            let tasks = Arc::clone(&tasks);
+            std::thread::Builder::new().name("db-reader".to_owned()).spawn(move || run(&connection, &tasks))?;
+        }
+        Ok(Self { queue })
+    }
+
+    /// Queues a task, or gives it back where the queue is full.
+    pub(crate) fn submit(&self, task: Task) -> Result<(), Task> {
+        self.queue.try_send(task).map_err(|error| match error {
+            TrySendError::Full(task) | TrySendError::Disconnected(task) => task,
+        })
+    }
+}
+
+fn run(connection: &Connection, tasks: &Mutex<Receiver<Task>>) {
+    loop {
+        let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((job, respond)) = task else { return };
+        respond(job(connection));
+    }
+}

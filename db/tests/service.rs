@@ -1,0 +1,354 @@
+//! The service as its clients see it: over its socket, across restarts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use faena_db::{SqliteStore, Store};
+use faena_db_client::DbClient;
+use faena_domain::{
+    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, ErrorKind, Exit, FunctionName, Layer,
+    Limits, Manifest, Namespace, Owner, Payload, RuntimeSpec, Version, call::StartKind,
+};
+use faena_protocol::db::*;
+use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, Outcome};
+use faena_protocol::{DbError, DbRequest};
+use faena_transport::Endpoint;
+use tokio_util::sync::CancellationToken;
+
+/// One service on a folder of its own; dropping it is a crash.
+struct Service {
+    client: DbClient,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Service {
+    fn start(folder: &Path) -> Self {
+        let metrics = faena_telemetry::Metrics::default().register(faena_db::metrics::Metrics::register);
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("db"), &metrics).unwrap());
+        let endpoint = Endpoint::new(folder.join("s")).unwrap();
+        let stop = CancellationToken::new();
+        let client = DbClient::connect(endpoint.clone());
+        let task = tokio::spawn({
+            let stop = stop.clone();
+            async move { faena_db::serve(store, &endpoint, stop).await.unwrap() }
+        });
+        Self { client, stop, task }
+    }
+
+    async fn ask<R: DbRequest>(&self, request: R) -> Result<R::Reply, DbError> {
+        self.client.ask(&request).await
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn space() -> Namespace {
+    Namespace::default()
+}
+
+fn name(text: &str) -> FunctionName {
+    text.parse().unwrap()
+}
+
+fn owner(incarnation: &str) -> Owner {
+    Owner { worker: "w1".into(), incarnation: incarnation.into() }
+}
+
+fn runtime(run: &str) -> RuntimeSpec {
+    let body = serde_json::json!({"image": "pythonruntime", "path": "/ws", "dependencies": "true", "run": run});
+    RuntimeSpec::parse(body.to_string().as_bytes(), &Limits::MAXIMUM).unwrap()
+}
+
+fn upload(request: &str, function: &str) -> VersionPut {
+    VersionPut {
+        request: request.into(),
+        namespace: space(),
+        runtime: "pythonruntime".parse().unwrap(),
+        function: name(function),
+        source: BlobKey::from_digest([7; 32]),
+        source_bytes: 10,
+        manifest: Manifest::default(),
+        limits: Limits::DEFAULT,
+    }
+}
+
+async fn with_function(service: &Service, function: &str) {
+    service.ask(RuntimePut { namespace: space(), spec: runtime("python3 test.py") }).await.unwrap();
+    service.ask(upload(&format!("up-{function}"), function)).await.unwrap();
+}
+
+async fn build(service: &Service, result: Result<BlobKey, BuildFailure>) {
+    let claim = BuildsClaim { request: uuid(), owner: owner("a"), limit: 1 };
+    let job = service.ask(claim).await.unwrap().pop().unwrap();
+    service
+        .ask(BuildFinish {
+            namespace: space(),
+            function: job.code.function,
+            version: job.code.version,
+            epoch: job.epoch,
+            owner: owner("a"),
+            outcome: Some(BuildOutcome {
+                engine: Some(EngineKind::Sandbox),
+                image_id: Some("host".into()),
+                result,
+                log: Payload::Text("built".into()),
+                log_tail: "built".into(),
+            }),
+        })
+        .await
+        .unwrap();
+}
+
+async fn with_built(service: &Service, function: &str) {
+    with_function(service, function).await;
+    build(service, Ok(BlobKey::from_digest([9; 32]))).await;
+}
+
+fn uuid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn spec(num: i64, function: &str) -> CallSpec {
+    CallSpec {
+        num: CallNum(num),
+        namespace: space(),
+        function: name(function),
+        params: Payload::Text("{}".into()),
+        body: None,
+        direct: false,
+        timeout_ms: None,
+        max_age_ms: 3_600_000,
+        retries: Some(0),
+        traceparent: String::new(),
+    }
+}
+
+async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
+    service.ask(CallAccept { spec, version: None }).await.unwrap()
+}
+
+async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
+    let engines = vec![EngineKind::Sandbox];
+    service.ask(CallsClaim { request: request.into(), owner: owner("a"), engines, limit: 10 }).await.unwrap()
+}
+
+fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
+    Outcome {
+        status: if error.is_some() { CallStatus::Failed } else { CallStatus::Done },
+        result: Payload::Text("out".into()),
+        error,
+        logs: Payload::empty(),
+        attempt: Attempt {
+            attempt: job.attempt,
+            worker: "w1".into(),
+            engine: EngineKind::Sandbox,
+            start: StartKind::Cold,
+            epoch: job.epoch,
+            queue_ms: job.queue_ms,
+            start_ms: 1,
+            run_ms: 1,
+            exit: Some(Exit::Code(0)),
+            peak_memory_bytes: None,
+            cpu_ms: None,
+            missing_layers: vec![],
+            egress_hosts: vec![],
+            error: None,
+        },
+    }
+}
+
+fn finish(job: &CallJob, error: Option<CallError>) -> CallFinish {
+    CallFinish { num: job.num, epoch: job.epoch, owner: owner("a"), outcome: Some(outcome(job, error)) }
+}
+
+async fn get(service: &Service, num: i64) -> CallRecord {
+    service.ask(CallGet { namespace: space(), num: CallNum(num) }).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_runtime_has_revisions_and_the_same_object_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    let put = |run: &str| RuntimePut { namespace: space(), spec: runtime(run) };
+    let first = service.ask(put("a")).await.unwrap();
+    let same = service.ask(put("a")).await.unwrap();
+    let other = service.ask(put("b")).await.unwrap();
+    assert_eq!((first.created, first.record.revision.0), (true, 1));
+    assert_eq!((same.created, same.record.revision.0), (false, 1));
+    assert_eq!((other.created, other.record.revision.0), (false, 2));
+}
+
+#[tokio::test]
+async fn everything_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    let num = service.ask(CallNumReserve { count: 10 }).await.unwrap();
+    accept(&service, spec(num.0, "dice")).await;
+    let job = claim(&service, "c").await.pop().unwrap();
+    service.ask(finish(&job, None)).await.unwrap();
+    let before = get(&service, num.0).await;
+    service.stop().await;
+
+    let service = Service::start(folder.path());
+    assert_eq!(get(&service, num.0).await, before);
+    assert_eq!(service.ask(FunctionList { namespace: space() }).await.unwrap(), [name("dice")]);
+    let next = service.ask(CallNumReserve { count: 1 }).await.unwrap();
+    assert!(next > num, "a number is never given twice");
+}
+
+#[tokio::test]
+async fn writes_that_are_sent_again_change_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    let again = service.ask(upload("up-dice", "dice")).await.unwrap();
+    assert_eq!(again.record.newest.version, Version(1));
+
+    accept(&service, spec(1, "dice")).await;
+    accept(&service, spec(1, "dice")).await;
+    let first = claim(&service, "same").await;
+    let ids = |jobs: &[CallJob]| jobs.iter().map(|job| (job.num, job.epoch)).collect::<Vec<_>>();
+    assert_eq!(ids(&claim(&service, "same").await), ids(&first));
+    assert_eq!(claim(&service, "another").await, []);
+
+    let end = finish(&first[0], None);
+    assert_eq!(service.ask(end.clone()).await, Ok(CallStatus::Done));
+    assert_eq!(service.ask(end).await, Ok(CallStatus::Done));
+    assert_eq!(get(&service, 1).await.attempts.len(), 1);
+}
+
+#[tokio::test]
+async fn a_late_result_of_another_epoch_or_owner_is_stale() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    let old = claim(&service, "one").await.pop().unwrap();
+    let back = CallFinish { num: old.num, epoch: old.epoch, owner: owner("a"), outcome: None };
+    assert_eq!(service.ask(back).await, Ok(CallStatus::Pending));
+    let new = claim(&service, "two").await.pop().unwrap();
+    assert!(new.epoch > old.epoch);
+    assert_eq!(service.ask(finish(&old, None)).await, Err(DbError::Stale));
+    let foreign = CallFinish { owner: owner("b"), ..finish(&new, None) };
+    assert_eq!(service.ask(foreign).await, Err(DbError::Stale));
+    assert_eq!(service.ask(finish(&new, None)).await, Ok(CallStatus::Done));
+}
+
+#[tokio::test]
+async fn a_functions_failure_is_tried_again_and_a_start_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, CallSpec { retries: Some(1), ..spec(1, "dice") }).await;
+    accept(&service, CallSpec { retries: Some(1), ..spec(2, "dice") }).await;
+    let jobs = claim(&service, "c").await;
+    let exit = CallError::new(ErrorKind::Exit, Layer::Run, "exit 1");
+    let start = CallError::new(ErrorKind::Start, Layer::Start, "no such program");
+    assert_eq!(service.ask(finish(&jobs[0], Some(exit))).await, Ok(CallStatus::Pending));
+    assert_eq!(service.ask(finish(&jobs[1], Some(start))).await, Ok(CallStatus::Failed));
+    assert_eq!(get(&service, 1).await.attempts.len(), 1);
+}
+
+#[tokio::test]
+async fn calls_of_a_version_that_cannot_be_built_fail_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_function(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    assert_eq!(claim(&service, "c").await, []);
+    let failure = BuildFailure { kind: ErrorKind::Build, message: "pip exited with 1".into() };
+    build(&service, Err(failure)).await;
+    let late = accept(&service, spec(2, "dice")).await;
+    for call in [get(&service, 1).await, late] {
+        assert_eq!(call.status, CallStatus::Failed);
+        assert_eq!(call.error.unwrap().kind, ErrorKind::Build);
+    }
+}
+
+#[tokio::test]
+async fn a_new_incarnation_ends_what_its_predecessor_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    service.ask(upload("second", "dice")).await.unwrap();
+    service.ask(BuildsClaim { request: "b".into(), owner: owner("a"), limit: 1 }).await.unwrap();
+    accept(&service, spec(1, "dice")).await;
+    claim(&service, "c").await;
+    service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
+    let call = get(&service, 1).await;
+    assert_eq!((call.status, call.error.unwrap().kind), (CallStatus::Failed, ErrorKind::Infrastructure));
+    let again = service.ask(BuildsClaim { request: "d".into(), owner: owner("b"), limit: 1 }).await.unwrap();
+    assert_eq!(again.len(), 1, "the interrupted build is pending again");
+}
+
+#[tokio::test]
+async fn current_moves_when_a_version_is_ready_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    service.ask(upload("second", "dice")).await.unwrap();
+    let call = accept(&service, spec(1, "dice")).await;
+    assert_eq!(call.version, Version(1), "the old version serves while the new one builds");
+    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    assert_eq!(accept(&service, spec(2, "dice")).await.version, Version(2));
+}
+
+#[tokio::test]
+async fn an_old_call_expires_and_names_what_it_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_function(&service, "dice").await;
+    accept(&service, CallSpec { max_age_ms: 0, ..spec(1, "dice") }).await;
+    service.ask(Reap {}).await.unwrap();
+    let call = get(&service, 1).await;
+    assert_eq!((call.status, call.error.unwrap().layer), (CallStatus::Expired, Layer::Build));
+}
+
+#[tokio::test]
+async fn lists_are_paged_and_filtered() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    with_built(&service, "hello").await;
+    for num in 1..=6 {
+        accept(&service, spec(num, if num % 2 == 0 { "dice" } else { "hello" })).await;
+    }
+    let list = |function: Option<&str>, before: Option<i64>| CallList {
+        namespace: space(),
+        function: function.map(name),
+        status: Some(CallStatus::Pending),
+        before: before.map(CallNum),
+        limit: 2,
+    };
+    let nums = |calls: Vec<CallRecord>| calls.iter().map(|call| call.num.0).collect::<Vec<_>>();
+    assert_eq!(nums(service.ask(list(None, None)).await.unwrap()), [6, 5]);
+    assert_eq!(nums(service.ask(list(Some("dice"), Some(6))).await.unwrap()), [4, 2]);
+}
+
+#[tokio::test]
+async fn names_that_differ_only_by_case_are_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_function(&service, "dice").await;
+    let twin = service.ask(upload("twin", "DICE")).await;
+    assert!(matches!(twin, Err(DbError::Conflict { .. })));
+}
+
+#[tokio::test]
+async fn a_request_nobody_knows_is_refused() {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Teleport {}
+    impl DbRequest for Teleport {
+        type Reply = ();
+        const TYPE: &'static str = "teleport";
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    assert!(matches!(service.ask(Teleport {}).await, Err(DbError::Invalid { .. })));
+}

@@ -1,0 +1,1 @@
+//! A node: joining, slots, images, egress.
