@@ -50,21 +50,28 @@ pub fn is_reserved(name: &str) -> bool {
     name.starts_with("LD_") || name.starts_with("FAENA_") || name == "TRACEPARENT"
 }
 
+/// Folders of programs that a build put below `path`, each with a colon behind it; they go before the image's `PATH`.
+pub fn path_prefix(path: &str) -> String {
+    [".local/bin", "node_modules/.bin", ".gem/bin", ".cargo/bin", ".go/bin"]
+        .iter()
+        .fold(String::new(), |prefix, folder| format!("{prefix}{path}/{folder}:"))
+}
+
 /// Where the package managers find what a build put below `path`; the same for builds and calls.
 ///
 /// pip's variables: pip.pypa.io, "Configuration", "Environment Variables"; Python's: docs.python.org, `PYTHONUSERBASE`.
 pub fn package_variables(path: &str) -> BTreeMap<String, String> {
     let below = |name: &str| format!("{path}/{name}");
-    let bins = format!("{path}/.local/bin:{path}/node_modules/.bin:{path}/.gem/bin:{path}/.cargo/bin:{path}/.go/bin");
+    let one = || "1".to_owned();
     [
-        ("PATH", format!("{bins}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
+        ("HOME", "/tmp".to_owned()),
+        ("TMPDIR", "/tmp".to_owned()),
         ("PYTHONUSERBASE", below(".local")),
-        ("PIP_USER", "1".to_owned()),
-        ("PIP_BREAK_SYSTEM_PACKAGES", "1".to_owned()),
-        ("PIP_IGNORE_INSTALLED", "1".to_owned()),
-        ("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_owned()),
-        ("PIP_NO_INPUT", "1".to_owned()),
-        ("PIP_ROOT_USER_ACTION", "ignore".to_owned()),
+        ("PIP_USER", one()),
+        ("PIP_BREAK_SYSTEM_PACKAGES", one()),
+        ("PIP_IGNORE_INSTALLED", one()),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", one()),
+        ("PIP_NO_INPUT", one()),
         ("GEM_HOME", below(".gem")),
         ("GOBIN", below(".go/bin")),
         ("CARGO_INSTALL_ROOT", below(".cargo")),

@@ -1,1 +1,144 @@
-//! What makes instances: Docker, the built-in sandbox, and a fake for tests.
+//! What makes instances.
+//!
+//! An [`Engine`] turns an [`InstanceSpec`] into an [`Instance`]: an isolated place in which an agent is PID 1, and
+//! the socket that leads to it. Docker and the sandbox keep the same promises (docs/reference/safety.md); one
+//! conformance suite holds both to them.
+
+mod agent;
+mod cgroup;
+mod docker;
+mod sandbox;
+mod uids;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use faena_domain::{EngineKind, Limits};
+
+pub use agent::{AgentError, AgentSocket, install_agent};
+pub use docker::{Docker, DockerConfig};
+pub use sandbox::{Layer, Sandbox, SandboxConfig, SandboxError};
+pub use uids::Uids;
+
+/// Which platform, worker and run of it an instance belongs to; only an exact match of the first two with another
+/// third is an orphan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Belonging {
+    /// The platform's random id.
+    pub platform: String,
+    /// The worker's name.
+    pub worker: String,
+    /// This run of the worker.
+    pub incarnation: String,
+}
+
+/// One instance to be made.
+#[derive(Clone, Debug)]
+pub struct InstanceSpec {
+    /// Its name, unique among the live ones of this worker; letters, digits and `-`.
+    pub name: String,
+    /// The image, as [`Engine::resolve`] answered it.
+    pub image: ImageId,
+    /// The unpacked code; it is never written to.
+    pub code: PathBuf,
+    /// Where the code appears.
+    pub path: String,
+    /// What it may use.
+    pub limits: Limits,
+    /// Whether its agent listens for the egress proxy.
+    pub egress: bool,
+    /// A bundle of certificate authorities to mount at [`CA_BUNDLE`].
+    pub ca_bundle: Option<PathBuf>,
+}
+
+pub use faena_launcher::CA_BUNDLE;
+
+/// What identifies an image or root file system, and is recorded with a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageId(pub String);
+
+/// A made instance; its agent has said that it is ready.
+#[derive(Debug)]
+pub struct Instance {
+    /// The way to its agent.
+    pub agent: AgentSocket,
+    /// The listener of the egress proxy, where one was asked for.
+    pub listener: Option<std::net::TcpListener>,
+    /// What destroys it.
+    pub guard: Box<dyn Guard>,
+}
+
+/// Holds an instance. Dropping it without [`Guard::destroy`] closes the agent's socket, which ends the instance too,
+/// but leaves what lies on the host to the next start.
+#[async_trait]
+pub trait Guard: Send + std::fmt::Debug {
+    /// Kills everything in the instance and removes what it left on the host.
+    async fn destroy(self: Box<Self>);
+}
+
+/// Why an engine could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The image is not there and cannot be had.
+    #[error("{0}")]
+    Image(String),
+    /// The engine does not answer, or cannot make anything at the moment.
+    #[error("the engine {engine} is not available: {message}")]
+    Unavailable {
+        /// Which.
+        engine: EngineKind,
+        /// What it said.
+        message: String,
+    },
+    /// The instance could not be made.
+    #[error("{step}: {message}")]
+    Create {
+        /// What was being done.
+        step: String,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+impl EngineError {
+    pub(crate) fn create(step: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Create { step: step.into(), message: error.to_string() }
+    }
+}
+
+/// Whether an image that is not on the node may be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pull {
+    /// Only what is there.
+    Never,
+    /// From wherever the engine finds it.
+    Missing,
+}
+
+/// What makes instances.
+#[async_trait]
+pub trait Engine: Send + Sync + std::fmt::Debug {
+    /// Which it is.
+    fn kind(&self) -> EngineKind;
+
+    /// What it says of itself, for people.
+    fn version(&self) -> String;
+
+    /// Layers of safety that it was told to do without.
+    fn missing_layers(&self) -> Vec<String>;
+
+    /// Finds an image by its name.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`] names the image and says what was tried.
+    async fn resolve(&self, image: &str, pull: Pull) -> Result<ImageId, EngineError>;
+
+    /// Makes an instance. Dropping the future leaves nothing running.
+    ///
+    /// # Errors
+    /// [`EngineError`]; nothing is left of an instance that could not be made.
+    async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError>;
+
+    /// Removes what dead incarnations of this very worker left, and nothing else.
+    async fn remove_orphans(&self);
+}

@@ -1,1 +1,145 @@
-//! Frames between the agent in an instance and its miniworker.
+//! Frames between the agent in an instance and the miniworker that uses it.
+//!
+//! One stream socket joins them. A frame is `length: u32 LE, descriptors: u8, body`, the body in postcard, at most
+//! [`MAX_FRAME`] bytes. Bodies of calls, artifacts and network connections never travel as frames: each gets a
+//! descriptor of its own, so the kernel does the flow control and a *kill* never queues behind data.
+//!
+//! ```text
+//! miniworker                       agent
+//!   │ ◀───────────── ready ──────── │  [listener of the egress proxy]
+//!   │ ── run ─────────────────────▶ │  [stdin, stdout, stderr, output?, params?]
+//!   │ ◀─────── started | refused ── │
+//!   │ ── lease, kill ─────────────▶ │  whenever
+//!   │ ◀───────────── ended ──────── │  every process is dead
+//!   │ ── pack ────────────────────▶ │  [where the archive goes]
+//!   │ ◀───────────── packed ─────── │
+//! ```
+//!
+//! The agent ends, and everything with it, when the socket does or the lease has passed.
+
+mod frame;
+
+use serde::{Deserialize, Serialize};
+
+pub use frame::{Decoder, FrameError, MAX_FDS, MAX_FRAME, Outgoing};
+
+/// The folder of the agent in an instance; nothing of the user's lies there.
+pub const FOLDER: &str = "/.faena";
+/// The agent's program, as it is mounted in an instance.
+pub const AGENT: &str = "/.faena/agent";
+/// The socket that an agent in a container connects to, as it is mounted there.
+pub const SOCKET: &str = "/.faena/socket";
+/// The variable that holds the nonce which an agent in a container shows.
+pub const NONCE: &str = "FAENA_NONCE";
+/// The port of an instance's loopback where the egress proxy is reached.
+pub const EGRESS_PORT: u16 = 3128;
+/// Where a process finds its params, below `path`.
+pub const INPUT: &str = "input.json";
+/// Where a process may leave its result, below `path`.
+pub const OUTPUT: &str = "output.json";
+
+/// From the miniworker to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// The lease ends at this instant of `CLOCK_BOOTTIME`, in milliseconds; everything dies then.
+    Lease {
+        /// The instant.
+        until_ms: u64,
+    },
+    /// Start a process. One at a time.
+    Run(Run),
+    /// Kill every process; what ran is then reported as ended.
+    Kill,
+    /// Write the tree under this path as a tar to the descriptor that comes with it.
+    Pack {
+        /// The tree.
+        path: String,
+    },
+}
+
+/// A process to start; its standard streams come as descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Returned in every frame about it.
+    pub id: u64,
+    /// The program and its arguments.
+    pub words: Vec<String>,
+    /// Variables, over those of the image.
+    pub env: Vec<(String, String)>,
+    /// Folders before the image's `PATH`, each with a colon behind it.
+    pub path_prefix: String,
+    /// The working directory.
+    pub path: String,
+    /// Whether a descriptor for the content of `output.json` comes with it.
+    pub wants_output: bool,
+    /// Whether a descriptor with the content of `input.json` comes with it.
+    pub has_params: bool,
+}
+
+/// From the agent to the miniworker. Every word of it may come from hostile code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToMiniworker {
+    /// The instance stands.
+    Ready {
+        /// What shows that this is the agent that was started; empty where the socket was inherited.
+        nonce: String,
+        /// Whether the listener of the egress proxy comes with it.
+        has_listener: bool,
+    },
+    /// The process runs.
+    Started {
+        /// Which.
+        id: u64,
+    },
+    /// The process could not be started.
+    Refused {
+        /// Which.
+        id: u64,
+        /// Why, for people.
+        message: String,
+    },
+    /// The process has ended, and every process with it.
+    Ended(Ended),
+    /// The archive is written.
+    Packed {
+        /// Why it is not whole.
+        error: Option<String>,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Which.
+    pub id: u64,
+    /// How its first process ended.
+    pub exit: Exit,
+    /// How often the kernel killed for memory meanwhile.
+    pub oom_kills: u64,
+    /// The most memory its processes held, in bytes.
+    pub peak_memory: Option<u64>,
+    /// CPU time of its processes, in microseconds.
+    pub cpu_us: u64,
+    /// What became of `output.json`.
+    pub output: Output,
+}
+
+/// How a process ended, as wait(2) tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What stood at `output.json` after the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Nothing.
+    None,
+    /// A file; its content went to the descriptor.
+    File,
+    /// Something that is no result.
+    Invalid(String),
+}

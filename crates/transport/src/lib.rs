@@ -27,8 +27,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 pub const SILENCE: Duration = Duration::from_secs(4);
 /// The most messages that wait for a socket.
 pub(crate) const QUEUE: usize = 4096;
-/// The longest path of a Unix socket, without its NUL (`sun_path`, unix(7)).
-pub const MAX_SOCKET_PATH: usize = 107;
+/// The longest path of an endpoint: what `sun_path` holds (unix(7)), less the ending it has while it is bound.
+pub const MAX_SOCKET_PATH: usize = 107 - 9;
 
 /// A socket file in a folder that only we can enter.
 #[derive(Clone, Debug, PartialEq, Eq)]

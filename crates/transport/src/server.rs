@@ -1,6 +1,7 @@
 //! The side that binds: a ROUTER with one task that receives and one that sends.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -49,18 +50,14 @@ impl ServerHandle {
 }
 
 impl Server {
-    /// Binds; a socket file that an earlier process left there is removed first.
+    /// Binds; a socket file that stands there already is replaced.
     ///
     /// # Errors
     /// What the operating system says of that path.
     pub async fn bind(endpoint: &Endpoint) -> std::io::Result<Self> {
-        match std::fs::remove_file(endpoint.path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         let mut socket = RouterSocket::new();
         let monitor = socket.monitor();
-        socket.bind(&endpoint.uri()).await.map_err(std::io::Error::other)?;
+        socket.bind_listener(listen(endpoint)?).await.map_err(std::io::Error::other)?;
         let (sending, receiving) = socket.split();
         let (outgoing, queue) = mpsc::channel(QUEUE);
         let (heard, events) = mpsc::channel(QUEUE);
@@ -90,6 +87,16 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// Binds under a passing name and moves it into place: a socket that closes later removes the name that it was
+/// bound under, which then is no longer its successor's.
+fn listen(endpoint: &Endpoint) -> std::io::Result<UnixListener> {
+    let mut passing = endpoint.path().as_os_str().to_owned();
+    passing.push(format!(".{:08x}", uuid::Uuid::new_v4().as_fields().0));
+    let listener = UnixListener::bind(&passing)?;
+    std::fs::rename(&passing, endpoint.path())?;
+    Ok(listener)
 }
 
 /// Owns the sending half: a send that is begun is never cancelled.

@@ -1,0 +1,329 @@
+//! Control groups of whichever version the host has, below the worker's own.
+//!
+//! Each instance has `faena/<worker>/<instance>` in the v2 tree and in every v1 hierarchy that bounds something, with
+//! a group `agent` and a group `user` in it. The bounds lie on `user`, so the agent is never what is killed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use faena_domain::Limits;
+use tracing::warn;
+
+/// What bounds something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Controller {
+    Memory,
+    Pids,
+    Cpu,
+}
+
+impl Controller {
+    const ALL: [Self; 3] = [Self::Memory, Self::Pids, Self::Cpu];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// The trees of this host that we may write to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trees {
+    v1: BTreeMap<Controller, PathBuf>,
+    v2: Option<PathBuf>,
+    /// Controllers of the v2 tree that are ours to use.
+    v2_controllers: Vec<Controller>,
+}
+
+/// One line of /proc/self/mountinfo, as far as it matters (proc(5)).
+fn mounts() -> Vec<(String, PathBuf, PathBuf, String)> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let mut left = left.split(' ').skip(3);
+            let (root, point) = (left.next()?, left.next()?);
+            let mut right = right.split(' ');
+            let kind = right.next()?.to_owned();
+            let options = right.nth(1)?.to_owned();
+            Some((kind, PathBuf::from(root), PathBuf::from(point), options))
+        })
+        .collect()
+}
+
+/// Our own group in each hierarchy: the v2 tree under the empty name.
+fn own_groups() -> BTreeMap<String, PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut groups = BTreeMap::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        if let (Some(controllers), Some(path)) = (parts.next(), parts.next()) {
+            for controller in controllers.split(',') {
+                groups.insert(controller.to_owned(), PathBuf::from(path));
+            }
+        }
+    }
+    groups
+}
+
+/// Where a group of ours lies below a mount point that may itself show only a part of the hierarchy.
+fn locate(point: &Path, root: &Path, own: &Path) -> PathBuf {
+    let relative = own.strip_prefix(root).or_else(|_| own.strip_prefix("/")).unwrap_or(own);
+    point.join(relative)
+}
+
+impl Trees {
+    /// Finds the trees, and prepares `faena/<worker>` in each.
+    pub(crate) fn prepare(worker: &str) -> Self {
+        let own = own_groups();
+        let mut trees = Self::default();
+        for (kind, root, point, options) in mounts() {
+            match kind.as_str() {
+                "cgroup" => {
+                    let named = |controller: &Controller| options.split(',').any(|option| option == controller.name());
+                    if let Some(controller) = Controller::ALL.into_iter().find(named) {
+                        let group =
+                            own.get(controller.name()).map_or_else(|| point.clone(), |own| locate(&point, &root, own));
+                        trees.add_v1(controller, &group.join("faena").join(worker));
+                    }
+                }
+                "cgroup2" => {
+                    let group = own.get("").map_or_else(|| point.clone(), |own| locate(&point, &root, own));
+                    trees.add_v2(&group, worker);
+                }
+                _ => {}
+            }
+        }
+        trees
+    }
+
+    fn add_v1(&mut self, controller: Controller, group: &Path) {
+        match fs::create_dir_all(group) {
+            Ok(()) => drop(self.v1.insert(controller, group.to_owned())),
+            Err(error) => warn!(%error, group = %group.display(), "a control group cannot be made"),
+        }
+    }
+
+    fn add_v2(&mut self, own: &Path, worker: &str) {
+        let group = own.join("faena").join(worker);
+        if let Err(error) = fs::create_dir_all(&group) {
+            return warn!(%error, group = %group.display(), "a control group cannot be made");
+        }
+        let offered = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+        let wanted = Controller::ALL
+            .into_iter()
+            .filter(|controller| !self.v1.contains_key(controller))
+            .filter(|controller| offered.split_whitespace().any(|name| name == controller.name()));
+        for controller in wanted {
+            if delegate(own, &group, controller).is_ok() {
+                self.v2_controllers.push(controller);
+            }
+        }
+        self.v2 = Some(group);
+    }
+
+    /// Whether something is bounded by either version.
+    pub(crate) fn bounds(&self, controller: Controller) -> bool {
+        self.v1.contains_key(&controller) || self.v2_controllers.contains(&controller)
+    }
+
+    /// Whether a whole instance can be killed by one write.
+    pub(crate) fn can_kill(&self) -> bool {
+        self.v2.as_ref().is_some_and(|group| group.join("cgroup.kill").exists())
+    }
+
+    /// Every folder of instances in these trees.
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
+        self.v1.values().chain(&self.v2)
+    }
+
+    /// The groups of one instance.
+    pub(crate) fn create(&self, instance: &str, limits: &Limits) -> io::Result<Group> {
+        let group = Group {
+            folders: self.roots().map(|root| root.join(instance)).collect(),
+            trees: self.clone(),
+            instance: instance.to_owned(),
+        };
+        let made = group.make().and_then(|()| group.bound(limits));
+        match made {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                group.try_remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Instances that have a group here.
+    pub(crate) fn instances(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .roots()
+            .flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten())
+            .filter(|entry| entry.path().is_dir())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The groups of an instance that another incarnation made.
+    pub(crate) fn adopt(&self, instance: &str) -> Group {
+        Group {
+            folders: self.roots().map(|root| root.join(instance)).collect(),
+            trees: self.clone(),
+            instance: instance.to_owned(),
+        }
+    }
+}
+
+/// Hands a v2 controller down from our own group. A group that hands controllers down may hold no processes, so all
+/// of ours move into a leaf first (cgroup-v2.rst, "No Internal Process Constraint"); the root group is exempt.
+fn delegate(own: &Path, group: &Path, controller: Controller) -> io::Result<()> {
+    let enable = |folder: &Path| fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.name()));
+    if enable(own).is_err() {
+        let leaf = own.join("faena-worker");
+        fs::create_dir_all(&leaf)?;
+        for pid in fs::read_to_string(own.join("cgroup.procs"))?.split_whitespace() {
+            fs::write(leaf.join("cgroup.procs"), pid)?;
+        }
+        enable(own)?;
+    }
+    for folder in [own.join("faena"), group.to_owned()] {
+        enable(&folder)?;
+    }
+    Ok(())
+}
+
+/// The groups of one instance.
+#[derive(Debug)]
+pub(crate) struct Group {
+    instance: String,
+    folders: Vec<PathBuf>,
+    trees: Trees,
+}
+
+impl Group {
+    fn make(&self) -> io::Result<()> {
+        for folder in &self.folders {
+            fs::create_dir(folder)?;
+            if self.is_v2(folder) {
+                for controller in &self.trees.v2_controllers {
+                    fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.name()))?;
+                }
+            }
+            fs::create_dir(folder.join("agent"))?;
+            fs::create_dir(folder.join("user"))?;
+        }
+        Ok(())
+    }
+
+    fn is_v2(&self, folder: &Path) -> bool {
+        self.trees.v2.as_ref().is_some_and(|root| folder.starts_with(root))
+    }
+
+    fn of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
+        let v1 = self.trees.v1.get(&controller).map(|root| (root, false));
+        let v2 =
+            self.trees.v2.as_ref().filter(|_| self.trees.v2_controllers.contains(&controller)).map(|root| (root, true));
+        v1.or(v2).map(|(root, is_v2)| (root.join(&self.instance).join("user"), is_v2))
+    }
+
+    fn bound(&self, limits: &Limits) -> io::Result<()> {
+        if let Some((folder, is_v2)) = self.of(Controller::Memory) {
+            let bytes = limits.memory.0.to_string();
+            if is_v2 {
+                fs::write(folder.join("memory.max"), &bytes)?;
+                write_if_there(&folder.join("memory.swap.max"), "0")?;
+            } else {
+                fs::write(folder.join("memory.limit_in_bytes"), &bytes)?;
+                write_if_there(&folder.join("memory.memsw.limit_in_bytes"), &bytes)?;
+            }
+        }
+        if let Some((folder, _)) = self.of(Controller::Pids) {
+            fs::write(folder.join("pids.max"), limits.pids.to_string())?;
+        }
+        if let Some((folder, is_v2)) = self.of(Controller::Cpu) {
+            const PERIOD_US: f64 = 100_000.0;
+            let quota = format!("{:.0}", (limits.cpu * PERIOD_US).max(1000.0));
+            if is_v2 {
+                fs::write(folder.join("cpu.max"), format!("{quota} {PERIOD_US:.0}"))?;
+            } else {
+                fs::write(folder.join("cpu.cfs_period_us"), format!("{PERIOD_US:.0}"))?;
+                fs::write(folder.join("cpu.cfs_quota_us"), quota)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that take a `0` from whoever enters: the agent's groups, and the user's.
+    pub(crate) fn entrances(&self, part: &str) -> Vec<PathBuf> {
+        let file = |folder: &PathBuf| folder.join(part).join(if self.is_v2(folder) { "cgroup.procs" } else { "tasks" });
+        self.folders.iter().map(file).collect()
+    }
+
+    /// What tells how often memory ran out, and the most that was held.
+    pub(crate) fn memory_files(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        let Some((folder, is_v2)) = self.of(Controller::Memory) else { return (None, None) };
+        let names =
+            if is_v2 { ("memory.events", "memory.peak") } else { ("memory.oom_control", "memory.max_usage_in_bytes") };
+        let there = |path: PathBuf| path.exists().then_some(path);
+        (there(folder.join(names.0)), there(folder.join(names.1)))
+    }
+
+    /// Kills every process of the instance, where the kernel can do that in one write.
+    pub(crate) fn kill(&self) {
+        for folder in self.folders.iter().filter(|folder| self.is_v2(folder)) {
+            if let Err(error) = fs::write(folder.join("cgroup.kill"), "1") {
+                warn!(%error, instance = self.instance, "the control group could not be killed");
+            }
+        }
+    }
+
+    /// Removes the groups; false while processes are still in them.
+    fn try_remove(&self) -> bool {
+        let gone = |folder: &Path| match fs::remove_dir(folder) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        let all = |folder: &PathBuf| {
+            let parts = gone(&folder.join("agent")) & gone(&folder.join("user"));
+            parts && gone(folder)
+        };
+        self.folders.iter().map(all).fold(true, |so_far, gone| so_far & gone)
+    }
+
+    /// Removes the groups when the last process has left them, which takes the kernel a moment.
+    pub(crate) async fn remove(self) {
+        const TRIES: u32 = 100;
+        for _ in 0..TRIES {
+            if self.try_remove() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        warn!(instance = self.instance, "a control group could not be removed; it stays until the next start");
+    }
+}
+
+fn write_if_there(path: &Path, value: &str) -> io::Result<()> {
+    if path.exists() { fs::write(path, value) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_below_a_mount_that_shows_a_part() {
+        let at = |point: &str, root: &str, own: &str| locate(Path::new(point), Path::new(root), Path::new(own));
+        assert_eq!(at("/sys/fs/cgroup/memory", "/", "/a/b"), Path::new("/sys/fs/cgroup/memory/a/b"));
+        assert_eq!(at("/sys/fs/cgroup", "/docker/x", "/docker/x/y"), Path::new("/sys/fs/cgroup/y"));
+    }
+}

@@ -1,0 +1,151 @@
+//! What a container is made with.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+use faena_domain::limits::DEV_SHM;
+use faena_instance_protocol::{AGENT, NONCE, SOCKET};
+use faena_launcher::CA_BUNDLE;
+
+use super::{DockerConfig, code};
+use crate::InstanceSpec;
+
+/// The platform's id; all labels together say whose a container is.
+pub(super) const LABEL_PLATFORM: &str = "faena";
+/// The worker's name.
+pub(super) const LABEL_WORKER: &str = "faena.worker";
+/// The run of the worker.
+pub(super) const LABEL_INCARNATION: &str = "faena.incarnation";
+
+/// Files and folders of /proc and /sys that tell of the host or reach it: Docker's own list, and what safety.md adds.
+const MASKED: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
+
+fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+    let propagation = MountBindOptionsPropagationEnum::RPRIVATE;
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        bind_options: Some(MountBindOptions { propagation: Some(propagation), ..MountBindOptions::default() }),
+        ..Mount::default()
+    }
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&text| text.to_owned()).collect()
+}
+
+fn ulimit(name: &str, most: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The mounts: agent, its socket, the code, and the certificates where a build needs them.
+fn mounts(spec: &InstanceSpec, config: &DockerConfig, folder: &Path) -> Vec<Mount> {
+    let mut mounts = vec![
+        bind(&config.agent, AGENT, true),
+        bind(&folder.join("socket"), SOCKET, false),
+        bind(&code::merged(folder), &spec.path, false),
+    ];
+    mounts.extend(spec.ca_bundle.as_ref().map(|bundle| bind(bundle, CA_BUNDLE, true)));
+    mounts
+}
+
+/// `/tmp`, and whatever the image calls a volume: bounded, in memory, gone with the container.
+fn tmpfs(spec: &InstanceSpec, volumes: &[String]) -> HashMap<String, String> {
+    let options = format!("rw,exec,nosuid,nodev,mode=1777,size={}", spec.limits.tmp.0);
+    volumes
+        .iter()
+        .filter(|volume| **volume != spec.path)
+        .map(String::as_str)
+        .chain(["/tmp"])
+        .map(|point| (point.to_owned(), options.clone()))
+        .collect()
+}
+
+fn host_config(spec: &InstanceSpec, config: &DockerConfig, folder: &Path, volumes: &[String]) -> HostConfig {
+    #[expect(clippy::cast_possible_truncation, reason = "a handful of cores")]
+    let nano_cpus = (spec.limits.cpu * 1e9) as i64;
+    HostConfig {
+        mounts: Some(mounts(spec, config, folder)),
+        tmpfs: Some(tmpfs(spec, volumes)),
+        readonly_rootfs: Some(true),
+        cap_drop: Some(strings(&["ALL"])),
+        security_opt: Some(strings(&["no-new-privileges:true"])),
+        network_mode: Some("none".to_owned()),
+        ipc_mode: Some("private".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        privileged: Some(false),
+        memory: Some(signed(spec.limits.memory.0)),
+        memory_swap: Some(signed(spec.limits.memory.0)),
+        nano_cpus: Some(nano_cpus),
+        // The agent is one process of the container's, and none of the user's.
+        pids_limit: Some(i64::from(spec.limits.pids) + 1),
+        ulimits: Some(vec![ulimit("nofile", i64::from(spec.limits.files)), ulimit("core", 0)]),
+        shm_size: Some(signed(DEV_SHM)),
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        auto_remove: Some(false),
+        init: Some(false),
+        masked_paths: Some(strings(&MASKED)),
+        readonly_paths: Some(strings(&READ_ONLY)),
+        ..HostConfig::default()
+    }
+}
+
+/// The whole request.
+pub(super) fn body(
+    spec: &InstanceSpec,
+    config: &DockerConfig,
+    folder: &Path,
+    host_id: u32,
+    nonce: &str,
+    volumes: &[String],
+) -> ContainerCreateBody {
+    let mut entrypoint = strings(&[AGENT, "--connect", SOCKET]);
+    if spec.egress {
+        entrypoint.push("--egress".to_owned());
+    }
+    let labels = [
+        (LABEL_PLATFORM, &config.belonging.platform),
+        (LABEL_WORKER, &config.belonging.worker),
+        (LABEL_INCARNATION, &config.belonging.incarnation),
+    ];
+    ContainerCreateBody {
+        image: Some(spec.image.0.clone()),
+        entrypoint: Some(entrypoint),
+        cmd: Some(Vec::new()),
+        env: Some(vec![format!("{NONCE}={nonce}")]),
+        user: Some(format!("{host_id}:{host_id}")),
+        working_dir: Some("/".to_owned()),
+        hostname: Some("faena".to_owned()),
+        healthcheck: Some(HealthConfig { test: Some(strings(&["NONE"])), ..HealthConfig::default() }),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value.clone())).into()),
+        host_config: Some(host_config(spec, config, folder, volumes)),
+        ..ContainerCreateBody::default()
+    }
+}

@@ -1,0 +1,291 @@
+//! Instances that are containers of a Docker daemon, or of Podman's socket.
+
+mod code;
+mod container;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error as DockerError;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder,
+};
+use faena_domain::EngineKind;
+use faena_instance_protocol::ToMiniworker;
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use crate::uids::Uids;
+use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
+use code::Code;
+use container::{LABEL_INCARNATION, LABEL_PLATFORM, LABEL_WORKER};
+
+/// How long the daemon may take to answer one request.
+const ANSWER_S: u64 = 60;
+/// How long an agent may take until it says that it is ready.
+const READY: Duration = Duration::from_secs(30);
+/// How long an image may take to be pulled.
+const PULL: Duration = Duration::from_secs(600);
+/// How often an image is asked for while the network does not answer.
+const PULL_SILENCE: Duration = Duration::from_secs(30);
+/// The most containers that are made at once: the daemon slows down beyond it.
+const CREATIONS: usize = 8;
+
+/// How the engine is set up.
+#[derive(Clone, Debug)]
+pub struct DockerConfig {
+    /// Who its containers belong to.
+    pub belonging: Belonging,
+    /// The daemon's socket; none takes `DOCKER_HOST` or the usual place.
+    pub socket: Option<String>,
+    /// The program that becomes a launcher: ours.
+    pub launcher: PathBuf,
+    /// The agent, as `install_agent` placed it.
+    pub agent: PathBuf,
+    /// A folder of our own that the daemon sees under the same path.
+    pub folder: PathBuf,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Docker {
+    docker: bollard::Docker,
+    config: DockerConfig,
+    uids: Uids,
+    creations: Arc<Semaphore>,
+    version: String,
+}
+
+fn unavailable(error: impl std::fmt::Display) -> EngineError {
+    EngineError::Unavailable { engine: EngineKind::Docker, message: error.to_string() }
+}
+
+impl Docker {
+    /// Connects, and agrees on a version with the daemon.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`] where no daemon answers.
+    pub async fn connect(config: DockerConfig, uids: Uids) -> Result<Self, EngineError> {
+        let docker = match &config.socket {
+            Some(socket) => bollard::Docker::connect_with_socket(socket, ANSWER_S, bollard::API_DEFAULT_VERSION),
+            None => bollard::Docker::connect_with_unix_defaults(),
+        };
+        let docker = docker.map_err(unavailable)?.with_timeout(Duration::from_secs(ANSWER_S));
+        let docker = docker.negotiate_version().await.map_err(unavailable)?;
+        let version = docker.version().await.map_err(unavailable)?;
+        let version = format!("Docker {} (API {})", version.version.unwrap_or_default(), docker.client_version());
+        std::fs::create_dir_all(&config.folder).map_err(|error| EngineError::create("making a folder", error))?;
+        Ok(Self { docker, config, uids, creations: Arc::new(Semaphore::new(CREATIONS)), version })
+    }
+
+    async fn inspect(&self, image: &str) -> Result<Option<ImageId>, EngineError> {
+        match self.docker.inspect_image(image).await {
+            Ok(found) => Ok(found.id.map(ImageId)),
+            Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// Pulls, telling the log how it goes; the daemon coalesces pulls of the same image.
+    async fn pull(&self, image: &str) -> Result<(), String> {
+        info!(image, "pulling an image");
+        let (name, tag) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).unwrap_or((image, "latest"));
+        let options = CreateImageOptionsBuilder::default().from_image(name).tag(tag).build();
+        let mut progress = std::pin::pin!(self.docker.create_image(Some(options), None, None));
+        let whole = async {
+            loop {
+                match tokio::time::timeout(PULL_SILENCE, progress.next()).await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(Ok(step))) => tracing::debug!(image, status = step.status, "pulling"),
+                    Ok(Some(Err(DockerError::DockerStreamError { error }))) => return Err(error),
+                    Ok(Some(Err(DockerError::DockerResponseServerError { message, .. }))) => return Err(message),
+                    Ok(Some(Err(error))) => return Err(error.to_string()),
+                    Err(_) => return Err("the registry does not answer".to_owned()),
+                }
+            }
+        };
+        tokio::time::timeout(PULL, whole).await.unwrap_or_else(|_| Err("it took longer than ten minutes".to_owned()))
+    }
+
+    async fn remove(&self, id: &str) {
+        remove_container(&self.docker, id).await;
+    }
+
+    async fn make(&self, spec: &InstanceSpec, held: &mut DockerGuard) -> Result<Connected, EngineError> {
+        let _permit = self.creations.acquire().await.map_err(|error| EngineError::create("waiting", error))?;
+        let folder = self.config.folder.join(&spec.name);
+        let uid = self
+            .uids
+            .take()
+            .ok_or_else(|| EngineError::create("taking a user", "every user of the range is in use"))?;
+        let host_id = uid.id();
+        held.code = Some(Code::mount(&self.config.launcher, &folder, spec, uid).await?);
+        let socket = folder.join("socket");
+        let listener =
+            code::listen(&socket, host_id).map_err(|error| EngineError::create("a socket for the agent", error))?;
+        let nonce = uuid::Uuid::new_v4().simple().to_string();
+        let volumes = self.volumes(&spec.image).await?;
+        let body = container::body(spec, &self.config, &folder, host_id, &nonce, &volumes);
+        let name = format!("faena-{}-{}", self.config.belonging.incarnation, spec.name);
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let created = self
+            .docker
+            .create_container(Some(options), body)
+            .await
+            .map_err(|error| EngineError::create("creating a container", error))?;
+        held.container = Some(created.id.clone());
+        self.docker
+            .start_container(&created.id, None)
+            .await
+            .map_err(|error| EngineError::create("starting a container", error))?;
+        let (agent, listener) = accept(listener, &nonce).await?;
+        // Nobody else shall find it; the agent is connected.
+        let _ = std::fs::remove_file(&socket);
+        Ok(Connected { agent, listener })
+    }
+
+    /// What the image declares as volumes; each is covered, so that nothing is written to the host's disk.
+    async fn volumes(&self, image: &ImageId) -> Result<Vec<String>, EngineError> {
+        let found = self.docker.inspect_image(&image.0).await.map_err(unavailable)?;
+        Ok(found.config.and_then(|config| config.volumes).unwrap_or_default())
+    }
+}
+
+/// What is new of an instance, before its guard is joined to it.
+struct Connected {
+    agent: AgentSocket,
+    listener: Option<std::net::TcpListener>,
+}
+
+async fn accept(
+    listener: tokio::net::UnixListener,
+    nonce: &str,
+) -> Result<(AgentSocket, Option<std::net::TcpListener>), EngineError> {
+    let failed = |error: &dyn std::fmt::Display| EngineError::create("waiting for the agent", error);
+    let meet = async {
+        let (stream, _) = listener.accept().await.map_err(|error| failed(&error))?;
+        let mut agent = AgentSocket::from_stream(stream);
+        match agent.receive().await.map_err(|error| failed(&error))? {
+            (ToMiniworker::Ready { nonce: shown, .. }, fds) if shown == nonce => {
+                Ok((agent, fds.into_iter().next().map(std::net::TcpListener::from)))
+            }
+            _ => Err(failed(&"somebody else connected")),
+        }
+    };
+    let late = |_| failed(&"it did not connect in time; does the daemon see our data folder under the same path?");
+    tokio::time::timeout(READY, meet).await.map_err(late)?
+}
+
+async fn remove_container(docker: &bollard::Docker, id: &str) {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    match docker.remove_container(id, Some(options)).await {
+        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+        Err(error) => warn!(%error, container = id, "a container could not be removed; it goes at the next start"),
+    }
+}
+
+#[async_trait]
+impl Engine for Docker {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Docker
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
+    }
+
+    fn missing_layers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn resolve(&self, image: &str, pull: Pull) -> Result<ImageId, EngineError> {
+        if let Some(id) = self.inspect(image).await? {
+            return Ok(id);
+        }
+        let missing = || EngineError::Image(format!("Docker has no image {image}"));
+        if pull == Pull::Never {
+            return Err(missing());
+        }
+        self.pull(image).await.map_err(|message| {
+            EngineError::Image(format!("Docker has no image {image} and cannot pull it: {message}"))
+        })?;
+        self.inspect(image).await?.ok_or_else(missing)
+    }
+
+    async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
+        let mut held = Box::new(DockerGuard { docker: self.docker.clone(), container: None, code: None });
+        match self.make(&spec, &mut held).await {
+            Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, guard: held }),
+            Err(error) => {
+                held.destroy().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn remove_orphans(&self) {
+        let ours = &self.config.belonging;
+        let labels = vec![format!("{LABEL_PLATFORM}={}", ours.platform), format!("{LABEL_WORKER}={}", ours.worker)];
+        let options =
+            ListContainersOptionsBuilder::default().all(true).filters(&HashMap::from([("label", labels)])).build();
+        let containers = match self.docker.list_containers(Some(options)).await {
+            Ok(containers) => containers,
+            Err(error) => return warn!(%error, "containers of earlier incarnations could not be listed"),
+        };
+        for container in containers {
+            let labels = container.labels.unwrap_or_default();
+            if labels.get(LABEL_INCARNATION) != Some(&ours.incarnation)
+                && let Some(id) = container.id
+            {
+                warn!(container = id, "removing a container of an earlier incarnation");
+                self.remove(&id).await;
+            }
+        }
+        code::remove_leftovers(&self.config.folder);
+    }
+}
+
+/// Holds one container and the mount of its code.
+#[derive(Debug)]
+struct DockerGuard {
+    docker: bollard::Docker,
+    container: Option<String>,
+    code: Option<Code>,
+}
+
+impl DockerGuard {
+    fn take(&mut self) -> Self {
+        Self { docker: self.docker.clone(), container: self.container.take(), code: self.code.take() }
+    }
+
+    async fn end(mut self) {
+        if let Some(id) = self.container.take() {
+            remove_container(&self.docker, &id).await;
+        }
+        // The code goes after the container that holds it.
+        drop(self.code.take());
+    }
+}
+
+#[async_trait]
+impl Guard for DockerGuard {
+    async fn destroy(mut self: Box<Self>) {
+        self.take().end().await;
+    }
+}
+
+impl Drop for DockerGuard {
+    fn drop(&mut self) {
+        if self.container.is_some() || self.code.is_some() {
+            let held = self.take();
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(held.end());
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! An `/etc` of ours: what programs need to start, nothing that tells of the host's people.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use faena_launcher::INSIDE_ID;
+
+/// What is taken over from the host, where everybody may read it.
+const COPIED: [&str; 13] = [
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "ssl",
+    "ca-certificates",
+    "localtime",
+    "os-release",
+    "debian_version",
+    "mime.types",
+    "services",
+    "protocols",
+    "fonts",
+];
+/// The same, for folders whose names end in a version.
+const COPIED_BY_BEGINNING: [&str; 4] = ["python3", "java-", "perl", "gcrypt"];
+
+/// Makes the folder anew and puts it into place.
+pub(super) fn make(below: &Path) -> io::Result<PathBuf> {
+    let (etc, passing) = (below.join("etc"), below.join("etc.new"));
+    remove(&passing)?;
+    fs::create_dir_all(&passing)?;
+    fs::set_permissions(&passing, fs::Permissions::from_mode(0o755))?;
+    for entry in fs::read_dir("/etc")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let wanted = COPIED.contains(&name.as_str()) || COPIED_BY_BEGINNING.iter().any(|begin| name.starts_with(begin));
+        if wanted {
+            copy(&entry.path(), &passing.join(&name))?;
+        }
+    }
+    write_ours(&passing)?;
+    remove(&etc)?;
+    fs::rename(&passing, &etc)?;
+    Ok(etc)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn write_ours(etc: &Path) -> io::Result<()> {
+    let files = [
+        ("passwd", format!("root:x:0:0:root:/:/bin/false\nfunction:x:{INSIDE_ID}:{INSIDE_ID}:function:/tmp:/bin/sh\n")),
+        ("group", format!("root:x:0:\nfunction:x:{INSIDE_ID}:\n")),
+        ("hosts", "127.0.0.1 localhost faena\n::1 localhost faena\n".to_owned()),
+        ("hostname", "faena\n".to_owned()),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ("resolv.conf", "# This instance has no network of its own.\n".to_owned()),
+    ];
+    for (name, text) in files {
+        let path = etc.join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+/// Copies what everybody may read, and links as they are.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(from)?;
+    if metadata.is_symlink() {
+        return symlink(fs::read_link(from)?, to);
+    }
+    if metadata.mode() & 0o004 == 0 {
+        return Ok(());
+    }
+    if metadata.is_dir() {
+        fs::create_dir(to)?;
+        fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+        return fs::read_dir(from)?.flatten().try_for_each(|entry| copy(&entry.path(), &to.join(entry.file_name())));
+    }
+    if metadata.is_file() {
+        fs::copy(from, to)?;
+        fs::set_permissions(to, fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,415 @@
+//! Instances of Linux namespaces, made by our own launcher; no daemon.
+
+mod etc;
+pub(crate) mod launch;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use faena_domain::limits::DEV_SHM;
+use faena_domain::{EngineKind, Limits};
+use faena_instance_protocol::ToMiniworker;
+use faena_launcher::Spec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sha2::{Digest, Sha256};
+use tracing::{info, warn};
+
+use crate::cgroup::{Controller, Group, Trees};
+use crate::uids::{Uid, Uids};
+use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
+
+/// How long an agent may take until it says that it is ready.
+const READY: Duration = Duration::from_secs(10);
+/// How long a killed instance may take until it is gone.
+const GONE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// A layer of the sandbox's safety, by the name that `--accept-missing` and `GET /workers` use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// User, pid, mount, net, ipc, uts and cgroup namespaces.
+    Namespaces,
+    /// The list of system calls.
+    Seccomp,
+    /// Nothing outside of the instance's root, should a mount be wrong.
+    Landlock,
+    /// A bound of memory.
+    Memory,
+    /// A bound of processes.
+    Pids,
+    /// A bound of CPU time.
+    Cpu,
+    /// A whole instance dies by one write.
+    Kill,
+    /// Each instance has a user of its own.
+    OwnUid,
+}
+
+impl Layer {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Namespaces,
+        Self::Seccomp,
+        Self::Landlock,
+        Self::Memory,
+        Self::Pids,
+        Self::Cpu,
+        Self::Kill,
+        Self::OwnUid,
+    ];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Seccomp => "seccomp",
+            Self::Landlock => "landlock",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Cpu => "cpu",
+            Self::Kill => "kill",
+            Self::OwnUid => "own-uid",
+        }
+    }
+
+    /// The layer of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|layer| layer.as_str() == name)
+    }
+
+    /// How to get it, for people.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Namespaces => {
+                "allow unprivileged user namespaces (sysctl user.max_user_namespaces, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0), or run as root"
+            }
+            Self::Seccomp => "use a kernel with CONFIG_SECCOMP_FILTER",
+            Self::Landlock => "boot with lsm=landlock,… on a kernel of 5.13 or later",
+            Self::Memory | Self::Pids | Self::Cpu => {
+                "run as root, or let systemd delegate the controller: systemd-run --user --scope -p Delegate=yes faena up"
+            }
+            Self::Kill => "use a kernel of 5.14 or later with a cgroup v2 tree that is writable here",
+            Self::OwnUid => "run as root",
+        }
+    }
+}
+
+/// How a sandbox is set up.
+#[derive(Clone, Debug)]
+pub struct SandboxConfig {
+    /// Who its instances belong to.
+    pub belonging: Belonging,
+    /// The program that becomes a launcher: ours.
+    pub launcher: PathBuf,
+    /// The agent, as `install_agent` placed it.
+    pub agent: PathBuf,
+    /// A folder of our own for what instances are given.
+    pub folder: PathBuf,
+    /// Layers that may be missing.
+    pub accept_missing: Vec<Layer>,
+    /// Images that are the host's own system, where their interpreter is there: name and program.
+    pub host_images: Vec<(String, String)>,
+}
+
+/// Why there is no sandbox here.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A layer is missing that nobody said may be.
+    #[error("the sandbox lacks the layer {}: {why}. To get it: {}. To go without: --accept-missing {}", layer.as_str(), layer.remedy(), layer.as_str())]
+    Missing {
+        /// Which.
+        layer: Layer,
+        /// How that showed.
+        why: String,
+    },
+    /// What instances are given cannot be prepared.
+    #[error("cannot prepare the sandbox in {folder}")]
+    Prepare {
+        /// Where.
+        folder: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Sandbox {
+    config: SandboxConfig,
+    etc: PathBuf,
+    trees: Trees,
+    uids: Uids,
+    privileged: bool,
+    missing: Vec<Layer>,
+    host_id: ImageId,
+}
+
+impl Sandbox {
+    /// Prepares a sandbox, and makes one instance to see that it holds what it promises.
+    ///
+    /// # Errors
+    /// The first layer that is missing and may not be.
+    pub async fn start(config: SandboxConfig, uids: Uids) -> Result<Self, SandboxError> {
+        let prepare = |source| SandboxError::Prepare { folder: config.folder.clone(), source };
+        let etc = etc::make(&config.folder).map_err(prepare)?;
+        let empty = config.folder.join("empty");
+        std::fs::create_dir_all(&empty).map_err(prepare)?;
+        let mut sandbox = Self {
+            trees: Trees::prepare(&config.belonging.worker),
+            privileged: rustix::process::geteuid().is_root(),
+            missing: Vec::new(),
+            host_id: host_id(),
+            etc,
+            uids,
+            config,
+        };
+        for (layer, why) in sandbox.find_missing() {
+            sandbox.accept(layer, why)?;
+        }
+        sandbox.probe(empty).await?;
+        Ok(sandbox)
+    }
+
+    fn accept(&mut self, layer: Layer, why: String) -> Result<(), SandboxError> {
+        if layer != Layer::OwnUid && !self.config.accept_missing.contains(&layer) {
+            return Err(SandboxError::Missing { layer, why });
+        }
+        info!(layer = layer.as_str(), why, "going without a layer of the sandbox");
+        self.missing.push(layer);
+        Ok(())
+    }
+
+    fn find_missing(&self) -> Vec<(Layer, String)> {
+        let group = |layer, controller| {
+            (!self.trees.bounds(controller)).then(|| (layer, "no control group of ours bounds it".to_owned()))
+        };
+        let kill =
+            (!self.trees.can_kill()).then(|| (Layer::Kill, "there is no cgroup.kill that we may write to".to_owned()));
+        let own = (!self.privileged).then(|| (Layer::OwnUid, "only root can map other users".to_owned()));
+        [
+            group(Layer::Memory, Controller::Memory),
+            group(Layer::Pids, Controller::Pids),
+            group(Layer::Cpu, Controller::Cpu),
+            kill,
+            own,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// One instance of nothing: its agent is ready only after every step of the launcher and its own filter.
+    async fn probe(&mut self, code: PathBuf) -> Result<(), SandboxError> {
+        let image = self.host_id.clone();
+        let spec = || InstanceSpec {
+            name: format!("probe-{}", uuid::Uuid::new_v4().simple()),
+            image: image.clone(),
+            code: code.clone(),
+            path: "/ws".to_owned(),
+            limits: Limits::DEFAULT,
+            egress: false,
+            ca_bundle: None,
+        };
+        let Err(error) = self.create(spec()).await.map(|instance| tokio::spawn(instance.guard.destroy())) else {
+            return Ok(());
+        };
+        let why = error.to_string();
+        let layer = if why.starts_with("landlock") { Layer::Landlock } else { Layer::Namespaces };
+        self.accept(layer, why)?;
+        // Without Landlock an instance can still be made; without namespaces there is none.
+        match self.create(spec()).await {
+            Ok(instance) => drop(tokio::spawn(instance.guard.destroy())),
+            Err(error) => return Err(SandboxError::Missing { layer: Layer::Namespaces, why: error.to_string() }),
+        }
+        Ok(())
+    }
+
+    fn launcher_spec(&self, spec: &InstanceSpec, group: &Group, host_id: u32) -> Spec {
+        let (oom, peak) = group.memory_files();
+        Spec {
+            agent: self.config.agent.clone(),
+            etc: self.etc.clone(),
+            code: spec.code.clone(),
+            path: spec.path.clone(),
+            disk: spec.limits.disk.0,
+            tmp: spec.limits.tmp.0,
+            shm: DEV_SHM,
+            files: u64::from(spec.limits.files),
+            ca_bundle: spec.ca_bundle.clone(),
+            host_id,
+            privileged: self.privileged,
+            agent_groups: group.entrances("agent"),
+            user_groups: group.entrances("user"),
+            oom,
+            peak,
+            egress: spec.egress,
+            without_landlock: self.missing.contains(&Layer::Landlock),
+        }
+    }
+
+    async fn start_instance(&self, spec: &InstanceSpec, group: Group) -> Result<Instance, EngineError> {
+        let uid = if self.privileged {
+            let none = || EngineError::create("taking a user", "every user of the range is in use");
+            Some(self.uids.take().ok_or_else(none)?)
+        } else {
+            None
+        };
+        let host_id = uid.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), Uid::id);
+        let wanted = self.launcher_spec(spec, &group, host_id);
+        // From here on the guard sees to it that nothing is left.
+        let mut held = Box::new(SandboxGuard { group: Some(group), pidfd: None, _uid: uid });
+        let (ours, theirs) =
+            std::os::unix::net::UnixStream::pair().map_err(|error| EngineError::create("a socket", error))?;
+        match launch::run(&self.config.launcher, &wanted, theirs).await {
+            Ok(pidfd) => held.pidfd = Some(Arc::new(pidfd)),
+            Err(error) => {
+                held.destroy().await;
+                return Err(error);
+            }
+        }
+        match ready(ours).await {
+            Ok((agent, listener)) => Ok(Instance { agent, listener, guard: held }),
+            Err(error) => {
+                held.destroy().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn ready(
+    socket: std::os::unix::net::UnixStream,
+) -> Result<(AgentSocket, Option<std::net::TcpListener>), EngineError> {
+    let failed = |error: &dyn std::fmt::Display| EngineError::create("waiting for the agent", error);
+    let mut agent = AgentSocket::new(socket).map_err(|error| failed(&error))?;
+    match tokio::time::timeout(READY, agent.receive()).await {
+        Ok(Ok((ToMiniworker::Ready { .. }, fds))) => {
+            Ok((agent, fds.into_iter().next().map(std::net::TcpListener::from)))
+        }
+        Ok(Ok(_)) => Err(failed(&"it said something else than that it is ready")),
+        Ok(Err(error)) => Err(failed(&error)),
+        Err(_) => Err(failed(&"it did not say that it is ready in time")),
+    }
+}
+
+/// What tells this host's own system from another, or from itself after an upgrade.
+fn host_id() -> ImageId {
+    let mut hash = Sha256::new();
+    hash.update(std::fs::read("/etc/os-release").unwrap_or_default());
+    for folder in ["/usr/bin", "/usr/lib", "/usr/local/bin", "/usr/local/lib"] {
+        let changed = std::fs::metadata(folder).and_then(|metadata| metadata.modified()).ok();
+        hash.update(format!("{folder} {changed:?}\n"));
+    }
+    let digest: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    ImageId(format!("host:{digest}"))
+}
+
+/// Where a program of the host is found inside.
+fn host_program(name: &str) -> Option<PathBuf> {
+    ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
+}
+
+#[async_trait]
+impl Engine for Sandbox {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Sandbox
+    }
+
+    fn version(&self) -> String {
+        let system = rustix::system::uname();
+        format!("Linux {}", system.release().to_string_lossy())
+    }
+
+    fn missing_layers(&self) -> Vec<String> {
+        self.missing.iter().map(|layer| layer.as_str().to_owned()).collect()
+    }
+
+    async fn resolve(&self, image: &str, _pull: Pull) -> Result<ImageId, EngineError> {
+        let Some((_, program)) = self.config.host_images.iter().find(|(name, _)| name == image) else {
+            let known: Vec<&str> = self.config.host_images.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(EngineError::Image(format!(
+                "the sandbox maps no image {image} (it maps {})",
+                known.join(", ")
+            )));
+        };
+        match host_program(program) {
+            Some(_) => Ok(self.host_id.clone()),
+            None => Err(EngineError::Image(format!(
+                "the sandbox maps {image} to this host, which has no {program} in /usr/local/bin or /usr/bin"
+            ))),
+        }
+    }
+
+    async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
+        let name = format!("{}.{}", self.config.belonging.incarnation, spec.name);
+        let group = self
+            .trees
+            .create(&name, &spec.limits)
+            .map_err(|error| EngineError::create("making control groups", error))?;
+        self.start_instance(&spec, group).await
+    }
+
+    async fn remove_orphans(&self) {
+        let ours = format!("{}.", self.config.belonging.incarnation);
+        for name in self.trees.instances().into_iter().filter(|name| !name.starts_with(&ours)) {
+            warn!(instance = name, "removing an instance of an earlier incarnation");
+            let group = self.trees.adopt(&name);
+            group.kill();
+            group.remove().await;
+        }
+    }
+}
+
+/// Holds one instance of the sandbox.
+#[derive(Debug)]
+struct SandboxGuard {
+    group: Option<Group>,
+    pidfd: Option<Arc<OwnedFd>>,
+    _uid: Option<Uid>,
+}
+
+impl SandboxGuard {
+    fn kill(&self) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        if let Some(pidfd) = &self.pidfd {
+            // PID 1 of a namespace takes everything with it; one that is gone already has done so.
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+#[async_trait]
+impl Guard for SandboxGuard {
+    async fn destroy(mut self: Box<Self>) {
+        self.kill();
+        if let Some(pidfd) = self.pidfd.clone()
+            && !tokio::task::spawn_blocking(move || is_gone(&pidfd)).await.unwrap_or(false)
+        {
+            warn!("a killed instance is not gone yet");
+        }
+        if let Some(group) = self.group.take() {
+            group.remove().await;
+        }
+    }
+}
+
+/// Waits until a killed process has ended.
+fn is_gone(pidfd: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(poll(&mut watched, Some(&GONE)), Ok(1..))
+}
+
+impl Drop for SandboxGuard {
+    fn drop(&mut self) {
+        // After destroy there is no group, and this does nothing.
+        if self.group.is_some() {
+            self.kill();
+        }
+    }
+}

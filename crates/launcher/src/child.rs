@@ -1,0 +1,110 @@
+//! The child's way from the clone to the agent.
+
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::{Gid, Uid};
+
+use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, restrict, root};
+
+/// Lets the child go on, with the code's tree where its owner could be mapped.
+pub(crate) fn send_go(child: &UnixStream, code: Option<&OwnedFd>) -> io::Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::os::fd::AsFd;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = code.iter().map(|fd| fd.as_fd()).collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    sendmsg(child, &[io::IoSlice::new(b"g")], &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = recvmsg(parent, &mut [io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Err(io::Error::other("the parent gave up"));
+    }
+    let mut tree = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            tree = fds.last();
+        }
+    }
+    Ok(tree)
+}
+
+/// Becomes the agent, or says which step failed.
+pub(crate) fn run(spec: &Spec, inherited: &Inherited, parent: UnixStream) -> ! {
+    let Err(Failure { step, error }) = become_agent(spec, inherited, &parent);
+    let _ = (&parent).write_all(format!("{step}\n{error}").as_bytes());
+    drop(parent);
+    std::process::exit(127)
+}
+
+fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<std::convert::Infallible, Failure> {
+    let code = wait_for_go(parent).step("waiting for the parent")?;
+    let words = inherited.arguments(spec)?;
+    mounts::make_private().step("making mounts private")?;
+    let trees = root::Trees::open(spec, code)?;
+    become_inside_user(spec.privileged).step("becoming the instance's user")?;
+    silence().step("closing the streams")?;
+    trees.build(spec)?;
+    drop(trees);
+    raise_loopback().step("raising the loopback")?;
+    rustix::system::sethostname(b"faena").step("naming the host")?;
+    rustix::process::setsid().step("beginning a session")?;
+    restrict::limits(spec.files).step("setting limits")?;
+    restrict::capabilities().step("dropping capabilities")?;
+    restrict::landlock(spec.without_landlock).step("landlock")?;
+    Err(exec(&words)).step("starting the agent")
+}
+
+/// Files made from here on belong to the instance's user; capabilities in its namespace stay until they are dropped.
+fn become_inside_user(privileged: bool) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(INSIDE_ID), Gid::from_raw(INSIDE_ID));
+    if privileged {
+        rustix::thread::set_thread_groups(&[])?;
+    }
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    Ok(())
+}
+
+/// The worker's pipes are not the agent's.
+fn silence() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn raise_loopback() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: zeroed is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives through the call.
+    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS, &raw const request) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn exec(words: &[String]) -> io::Error {
+    let words: Vec<CString> = words.iter().filter_map(|word| CString::new(word.as_str()).ok()).collect();
+    let pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
+    let none = [std::ptr::null()];
+    // SAFETY: the program and the words are NUL-terminated, the lists end with a null pointer, and all outlive the call.
+    unsafe { libc::execve(c"/.faena/agent".as_ptr(), pointers.as_ptr(), none.as_ptr()) };
+    io::Error::last_os_error()
+}

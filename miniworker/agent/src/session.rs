@@ -1,0 +1,156 @@
+//! The one loop: frames in, ends of processes in, frames out.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use faena_instance_protocol::{Decoder, Ended, OUTPUT, Outgoing, Output, Run, ToAgent, ToMiniworker};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::memory::Memory;
+use crate::{files, pack, process};
+
+/// How long an agent waits for its first lease.
+const FIRST_LEASE_MS: u64 = 60_000;
+
+/// A process of the user that has not been told of yet.
+struct Running {
+    id: u64,
+    path: String,
+    output: Option<OwnedFd>,
+    process: process::Process,
+    oom_kills: u64,
+}
+
+/// One life of an agent.
+pub(crate) struct Session {
+    stream: UnixStream,
+    decoder: Decoder,
+    children: process::Children,
+    memory: Memory,
+    join: Vec<OwnedFd>,
+    lease_ms: u64,
+    running: Option<Running>,
+}
+
+fn now_ms() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unwrap_or(0)
+}
+
+impl Session {
+    pub(crate) fn new(stream: UnixStream, memory: Memory, join: Vec<OwnedFd>) -> Result<Self, String> {
+        let children = process::Children::watch().map_err(|error| format!("signalfd: {error}"))?;
+        let lease_ms = now_ms() + FIRST_LEASE_MS;
+        Ok(Self { stream, decoder: Decoder::default(), children, memory, join, lease_ms, running: None })
+    }
+
+    /// Serves until the socket ends or the lease has passed. The caller ends the process, which ends the instance.
+    pub(crate) fn run(mut self, nonce: String, listener: Option<TcpListener>) -> Result<(), String> {
+        let fds: Vec<BorrowedFd<'_>> = listener.iter().map(AsFd::as_fd).collect();
+        self.send(&ToMiniworker::Ready { nonce, has_listener: listener.is_some() }, &fds)?;
+        drop(listener);
+        loop {
+            let left = self.lease_ms.saturating_sub(now_ms());
+            if left == 0 {
+                return Err("the lease has passed".to_owned());
+            }
+            let (has_frames, has_ended) = self.wait(left)?;
+            if has_ended {
+                self.reap()?;
+            }
+            if has_frames && !self.receive()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, millis: u64) -> Result<(bool, bool), String> {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+        let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);
+        let timeout = Timespec { tv_sec: seconds, tv_nsec: i64::try_from(millis % 1000).unwrap_or(0) * 1_000_000 };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty())),
+            Err(error) => Err(format!("poll: {error}")),
+        }
+    }
+
+    /// Takes what has come; false at the end of the stream.
+    fn receive(&mut self) -> Result<bool, String> {
+        if self.decoder.read(&self.stream).map_err(|error| format!("the socket: {error}"))? == 0 {
+            return Ok(false);
+        }
+        while let Some((frame, fds)) = self.decoder.decode().map_err(|error| error.to_string())? {
+            match frame {
+                ToAgent::Lease { until_ms } => self.lease_ms = until_ms,
+                ToAgent::Run(run) => self.start(&run, fds)?,
+                ToAgent::Kill => process::kill_all(),
+                ToAgent::Pack { path } => {
+                    let error = match fds.into_iter().next() {
+                        Some(fd) => pack::write(&path, fd).err().map(|error| error.to_string()),
+                        None => Some("no descriptor came with the request".to_owned()),
+                    };
+                    self.send(&ToMiniworker::Packed { error }, &[])?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn start(&mut self, run: &Run, fds: Vec<OwnedFd>) -> Result<(), String> {
+        if self.running.is_some() {
+            return Err("a second process was asked for while one runs".to_owned());
+        }
+        let started = self.spawn(run, fds);
+        let frame = match started {
+            Ok(running) => {
+                self.running = Some(running);
+                ToMiniworker::Started { id: run.id }
+            }
+            Err(message) => ToMiniworker::Refused { id: run.id, message },
+        };
+        self.send(&frame, &[])
+    }
+
+    fn spawn(&self, run: &Run, fds: Vec<OwnedFd>) -> Result<Running, String> {
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or_else(|| "a descriptor is missing".to_owned());
+        let streams = process::Streams { input: next()?, output: next()?, error: next()? };
+        let output = run.wants_output.then(&mut next).transpose()?;
+        if run.has_params {
+            files::place_input(&run.path, &next()?).map_err(|error| format!("{}/input.json: {error}", run.path))?;
+        }
+        let oom_kills = self.memory.oom_kills();
+        let process = process::spawn(run, streams, &self.join)?;
+        Ok(Running { id: run.id, path: run.path.clone(), output, process, oom_kills })
+    }
+
+    /// Collects the dead. When the first process of a call is among them, all the others follow it.
+    fn reap(&mut self) -> Result<(), String> {
+        self.children.clear();
+        let watched = self.running.as_ref().map(|running| &running.process);
+        let Some(exit) = process::collect(watched) else { return Ok(()) };
+        let Some(running) = self.running.take() else { return Ok(()) };
+        process::end_all();
+        let output = match running.output {
+            None => Output::None,
+            Some(fd) => files::take_output(&format!("{}/{OUTPUT}", running.path), fd),
+        };
+        let ended = Ended {
+            id: running.id,
+            exit,
+            oom_kills: self.memory.oom_kills().saturating_sub(running.oom_kills),
+            peak_memory: self.memory.peak(),
+            cpu_us: process::cpu_us(),
+            output,
+        };
+        self.send(&ToMiniworker::Ended(ended), &[])
+    }
+
+    fn send(&self, message: &ToMiniworker, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let mut outgoing = Outgoing::new(message, fds).map_err(|error| error.to_string())?;
+        while !outgoing.write(&self.stream).map_err(|error| format!("the socket: {error}"))? {}
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+# What `docker import` gets where no registry can be reached.
+suite=bookworm
+variant=minbase
+packages=nodejs,npm,ca-certificates
