@@ -10,6 +10,7 @@ cd "$(dirname "$0")"
 
 # Seconds that a registry may take before it counts as out of reach.
 registry_patience=20
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -23,14 +24,19 @@ by_registry() { # name
 }
 
 by_packages() { # name
-    command -v mmdebstrap >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y mmdebstrap >/dev/null
+    command -v mmdebstrap >/dev/null || apt-get install -y mmdebstrap >/dev/null
     # shellcheck disable=SC1090
     . "./$1/packages.sh"
+    local tree
+    tree=$(mktemp --suffix=.tar)
+    # Whole before it is imported: half an image would look like one.
     mmdebstrap --quiet --variant="$variant" --include="$packages" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/dev/*' \
-        "$suite" - | docker import --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' - "${1}runtime" >/dev/null
+        --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* ' \
+        "$suite" "$tree"
+    docker import --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' "$tree" "${1}runtime" >/dev/null
+    rm -f "$tree"
 }
 
 for name in "${@:-python node bash}"; do

@@ -1,1 +1,106 @@
-//! The HTTP edge and the dispatcher.
+//! The HTTP edge, and the dispatcher that picks a worker.
+//!
+//! A handler extracts, converts, calls and converts back; it knows nothing of SQL and nothing of sockets. What a call
+//! needs lies in [`dispatcher`], one task that knows every worker and every call that has no row yet.
+
+mod app;
+mod body;
+mod dispatcher;
+mod guard;
+pub mod metrics;
+mod numbers;
+mod problem;
+mod recorder;
+mod routes;
+mod server;
+mod view;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use faena_blob::BlobStore;
+use faena_db_client::DbClient;
+use faena_domain::Limits;
+use faena_telemetry::Metrics as Registry;
+use faena_transport::{Endpoint, Server};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use app::App;
+pub use routes::{openapi, router};
+
+use dispatcher::Dispatcher;
+
+/// How an api is set up.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Where it listens for people.
+    pub listen: SocketAddr,
+    /// Where it listens for workers.
+    pub workers: Endpoint,
+    /// Names besides `localhost` by which people may call it.
+    pub host_names: Vec<String>,
+    /// The most that any runtime or function may ask for.
+    pub maximum: Limits,
+    /// Connections at once.
+    pub connections: usize,
+    /// How long running requests may take to finish at a stop.
+    pub grace: Duration,
+}
+
+/// Why an api could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Without authentication only this machine may call.
+    #[error("{0} is no loopback address: without authentication Faena listens on this machine only; use 127.0.0.1 or [::1]")]
+    NotLoopback(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is something else there? choose another with --listen")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The workers' socket cannot be bound.
+    #[error("cannot bind the workers' socket")]
+    Workers(#[source] std::io::Error),
+}
+
+/// An api that is bound and not yet served.
+#[derive(Debug)]
+pub struct Api {
+    listener: TcpListener,
+    app: App,
+    dispatcher: Dispatcher,
+    workers: Server,
+    config: ApiConfig,
+}
+
+impl Api {
+    /// Binds both sides.
+    ///
+    /// # Errors
+    /// [`ApiError`] says which side and why.
+    pub async fn bind(config: ApiConfig, db: DbClient, blobs: BlobStore, registry: Registry) -> Result<Self, ApiError> {
+        if !config.listen.ip().is_loopback() {
+            return Err(ApiError::NotLoopback(config.listen));
+        }
+        let listen = |source| ApiError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
+        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle());
+        let app = App::new(&config, db, blobs, handle, registry);
+        Ok(Self { listener, app, dispatcher, workers, config })
+    }
+
+    /// Serves until told to stop, then lets what runs finish within the grace.
+    pub async fn serve(self, stop: CancellationToken) {
+        info!(address = %self.config.listen, "listening");
+        let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
+        server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
+        self.app.recorder().flush(self.config.grace).await;
+        dispatching.abort();
+    }
+}

@@ -1,1 +1,61 @@
-fn main() {}
+//! The `faena` binary: every role of the platform, alone or all in one process.
+
+mod arguments;
+mod folders;
+mod node;
+mod roles;
+mod settings;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use arguments::{Arguments, Role};
+use settings::Settings;
+
+fn main() -> ExitCode {
+    // The sandbox runs this program again as its launcher, which must not have threads.
+    if let Some(code) = faena_launcher::run_if_asked() {
+        return code;
+    }
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faena: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let (role, options) = arguments.role.split();
+    let settings = Settings::load(&options)?;
+    if options.print_config {
+        print!("{}", settings.to_toml()?);
+        return Ok(());
+    }
+    // Whatever we make is ours alone; what instances need is opened to them one by one.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    raise_descriptor_limit();
+    faena_telemetry::init_logs(&settings.log, settings.log_format.into())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(match role {
+        Role::Up => Box::pin(roles::up(settings)) as std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>,
+        Role::Db => Box::pin(roles::db(settings)),
+        Role::Api => Box::pin(roles::api(settings)),
+        Role::Worker => Box::pin(roles::worker(settings)),
+    })
+}
+
+/// Connections and pipes need descriptors; the system's first answer is often 1,024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised the one there is has to do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

@@ -1,1 +1,62 @@
-//! One attempt: code, instance, result.
+//! One attempt: code, instance, result. And one build: source, instance, artifact.
+//!
+//! A miniworker is a task. Nothing that an instance does blocks another: every wait here has an end, and every byte
+//! that comes from an instance has a bound.
+
+mod attempt;
+mod build;
+mod capture;
+mod code;
+mod egress;
+mod process;
+mod result;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use faena_blob::BlobStore;
+use faena_domain::units::{ByteSize, GB};
+use faena_domain::{EngineKind, Limits};
+use faena_engine::{Engine, Pull};
+
+pub use attempt::{Ended, run_attempt};
+pub use build::run_build;
+pub use code::CodeStore;
+pub use egress::EgressPolicy;
+
+/// What every miniworker of a node shares.
+#[derive(Debug)]
+pub struct Node {
+    /// The worker's name.
+    pub worker: String,
+    /// What makes instances.
+    pub engines: BTreeMap<EngineKind, Arc<dyn Engine>>,
+    /// Where params, results and archives are.
+    pub blobs: BlobStore,
+    /// Where code is unpacked.
+    pub code: CodeStore,
+    /// Certificate authorities for what has egress.
+    pub ca_bundle: Option<PathBuf>,
+    /// Whom instances may reach.
+    pub egress: Arc<EgressPolicy>,
+    /// Whether images may be fetched.
+    pub pull: Pull,
+    /// What builds may use.
+    pub build: BuildLimits,
+}
+
+/// The bounds of a build.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BuildLimits {
+    /// What its instance may use.
+    pub limits: Limits,
+    /// The largest artifact.
+    pub artifact: ByteSize,
+}
+
+impl Default for BuildLimits {
+    fn default() -> Self {
+        Self { limits: Limits::BUILD, artifact: ByteSize(GB) }
+    }
+}

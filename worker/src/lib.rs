@@ -1,1 +1,114 @@
-//! A node: joining, slots, images, egress.
+//! A node: it joins an api, runs what it is sent in slots of its own, and tells how it ended.
+//!
+//! One task owns the truth about what the node holds ([`Worker::run`]). Each attempt and each build is a task of its
+//! own, which owns its instance; what it has to say goes through the outbox, which does not rest until db has it.
+
+pub mod metrics;
+mod outbox;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use faena_db_client::DbClient;
+use faena_domain::Owner;
+use faena_miniworker::Node;
+use faena_protocol::db::WorkerJoin;
+use faena_protocol::node::{EngineInfo, NodeInfo};
+use faena_transport::{Endpoint, Link};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use metrics::Metrics;
+use session::Session;
+
+/// How many builds run at once.
+pub const BUILD_SLOTS: u32 = 2;
+/// The pause before db is asked again.
+pub(crate) const RETRY: Duration = Duration::from_millis(250);
+
+/// How a worker is set up.
+#[derive(Debug)]
+pub struct WorkerConfig {
+    /// Who it is, and which run of it.
+    pub owner: Owner,
+    /// Calls at once.
+    pub slots: u32,
+    /// How long running work may take to finish at a stop.
+    pub grace: Duration,
+    /// Where the api listens for workers.
+    pub api: Endpoint,
+}
+
+/// A worker that has its node and waits to be run.
+#[derive(Debug)]
+pub struct Worker {
+    config: WorkerConfig,
+    node: Arc<Node>,
+    db: DbClient,
+    metrics: Metrics,
+}
+
+/// Memory of this machine, in bytes (proc_meminfo(5)).
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kilobytes: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    kilobytes * 1024
+}
+
+impl Worker {
+    /// Puts a worker together; nothing runs yet.
+    pub fn new(config: WorkerConfig, node: Arc<Node>, db: DbClient, metrics: Metrics) -> Self {
+        Self { config, node, db, metrics }
+    }
+
+    fn info(&self) -> NodeInfo {
+        let engine = |engine: &Arc<dyn faena_engine::Engine>| EngineInfo {
+            engine: engine.kind(),
+            version: engine.version(),
+            missing_layers: engine.missing_layers(),
+        };
+        NodeInfo {
+            owner: self.config.owner.clone(),
+            engines: self.node.engines.values().map(engine).collect(),
+            slots: self.config.slots,
+            build_slots: BUILD_SLOTS,
+            memory_bytes: memory_bytes(),
+        }
+    }
+
+    /// Joins, works, and drains when told to stop: no new work, then a grace, then what is left goes back unspent.
+    pub async fn run(self, stop: CancellationToken) {
+        let joined = stop.run_until_cancelled(self.join()).await;
+        if joined.is_none() {
+            return;
+        }
+        let orphans = tokio::spawn(remove_orphans(Arc::clone(&self.node)));
+        let link = Link::connect(self.config.api.clone());
+        let info = self.info();
+        info!(worker = info.owner.worker, slots = info.slots, "the worker is ready");
+        Session::new(self, info, link.handle()).run(link, stop).await;
+        orphans.abort();
+    }
+
+    /// Ends what an earlier incarnation of this worker held; it is dead, since we hold its lock.
+    async fn join(&self) {
+        let request = WorkerJoin { owner: self.config.owner.clone() };
+        while let Err(error) = self.db.ask(&request).await {
+            warn!(%error, "the database service does not take us yet");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+async fn remove_orphans(node: Arc<Node>) {
+    for engine in node.engines.values() {
+        engine.remove_orphans().await;
+    }
+}
+
+/// What a node is made of.
+pub mod node {
+    pub use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Node};
+}

@@ -31,6 +31,14 @@ numbers! {
     Revision;
 }
 
+impl Epoch {
+    /// The epoch of the claim after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 impl FromStr for CallNum {
     type Err = InvalidCallNum;
 

@@ -1,0 +1,129 @@
+//! What every handler needs.
+
+use std::sync::Arc;
+
+use faena_blob::BlobStore;
+use faena_db_client::DbClient;
+use faena_domain::{Limits, Namespace};
+use faena_telemetry::Metrics as Registry;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::ApiConfig;
+use crate::dispatcher::DispatcherHandle;
+use crate::metrics::Metrics;
+use crate::numbers::Numbers;
+use crate::recorder::Recorder;
+
+/// Uploads at once.
+const UPLOADS: usize = 8;
+
+/// Who asks. Until there are accounts it is the local operator, who may do everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) namespace: Namespace,
+}
+
+impl Caller {
+    /// The one caller there is on loopback.
+    pub(crate) fn local() -> Self {
+        Self { namespace: Namespace::default() }
+    }
+}
+
+/// The state of the api; clones share it.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    db: DbClient,
+    blobs: BlobStore,
+    dispatcher: DispatcherHandle,
+    recorder: Recorder,
+    numbers: Numbers,
+    registry: Registry,
+    metrics: Metrics,
+    maximum: Limits,
+    host_names: Vec<String>,
+    uploads: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
+    draining: CancellationToken,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: &ApiConfig,
+        db: DbClient,
+        blobs: BlobStore,
+        dispatcher: DispatcherHandle,
+        registry: Registry,
+    ) -> Self {
+        let metrics = registry.register(Metrics::register);
+        Self(Arc::new(Inner {
+            recorder: dispatcher.recorder().clone(),
+            numbers: Numbers::new(db.clone()),
+            db,
+            blobs,
+            dispatcher,
+            registry,
+            metrics,
+            maximum: config.maximum,
+            host_names: config.host_names.clone(),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            // Whoever only waits may hold half of all connections.
+            followers: Arc::new(Semaphore::new(config.connections / 2)),
+            draining: CancellationToken::new(),
+        }))
+    }
+
+    pub(crate) fn db(&self) -> &DbClient {
+        &self.0.db
+    }
+
+    pub(crate) fn blobs(&self) -> &BlobStore {
+        &self.0.blobs
+    }
+
+    pub(crate) fn dispatcher(&self) -> &DispatcherHandle {
+        &self.0.dispatcher
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.0.recorder
+    }
+
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.0.numbers
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The most that any runtime or function may ask for.
+    pub(crate) fn maximum(&self) -> &Limits {
+        &self.0.maximum
+    }
+
+    pub(crate) fn host_names(&self) -> &[String] {
+        &self.0.host_names
+    }
+
+    pub(crate) fn uploads(&self) -> &Arc<Semaphore> {
+        &self.0.uploads
+    }
+
+    pub(crate) fn followers(&self) -> &Arc<Semaphore> {
+        &self.0.followers
+    }
+
+    /// Cancelled when the api begins to stop: whoever only waits is answered.
+    pub(crate) fn draining(&self) -> &CancellationToken {
+        &self.0.draining
+    }
+}

@@ -1,0 +1,47 @@
+//! Bodies of requests: bounded, and of the kind that was asked for.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use faena_domain::json::InvalidJson;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::problem::{Problem, Reply};
+
+/// Reads a body of at most `most` bytes.
+pub(crate) async fn read(body: Body, most: u64) -> Reply<Bytes> {
+    let limit = usize::try_from(most).unwrap_or(usize::MAX);
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(format!("the body is over the limit of {most} bytes"))),
+        Err(error) => Err(Problem::invalid("broken_body", format!("the body did not arrive whole: {error}"))),
+    }
+}
+
+/// Whether the headers name JSON as the body's kind.
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+/// Reads a body that must be JSON.
+pub(crate) async fn read_json(headers: &HeaderMap, body: Body, most: u64) -> Reply<Bytes> {
+    if !is_json(headers) {
+        let detail = "the body must be JSON and say so";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
+            .hint("add the header Content-Type: application/json"));
+    }
+    read(body, most).await
+}
+
+impl From<InvalidJson> for Problem {
+    fn from(error: InvalidJson) -> Self {
+        let code = match error {
+            InvalidJson::TooDeep => "too_deep",
+            InvalidJson::Malformed(_) => "malformed_json",
+            InvalidJson::UnknownField { .. } => "unknown_field",
+        };
+        Self::invalid(code, error)
+    }
+}

@@ -1,0 +1,475 @@
+//! One task knows every worker and every call that has no row.
+//!
+//! Calls with a row are claimed in db for a worker that has a free slot, and only then sent to it; the worker ends them
+//! there. A waited call has no row: it gets its epoch here, its outcome comes here, and it is written once, whole,
+//! behind its answer. Where its wait runs out first, it is given its row before the client hears 202, and an outcome
+//! that comes meanwhile waits for that.
+
+mod fleet;
+mod waited;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use faena_db_client::DbClient;
+use faena_domain::{CallNum, EngineKind, Epoch, Owner};
+use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
+use faena_protocol::node::{TYPE, ToApi, ToWorker};
+use faena_protocol::records::{BuildJob, CallJob, CallRecord, Outcome};
+use faena_protocol::{DbError, DbRequest, Envelope};
+use faena_transport::{Peer, Server, ServerEvent, ServerHandle};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use crate::recorder::Recorder;
+pub(crate) use fleet::WorkerView;
+use fleet::Fleet;
+pub(crate) use waited::{Answer, Waited};
+
+/// Calls without a row that wait for a slot, and commands that wait for this task.
+const QUEUE: usize = 10_000;
+/// How often db is asked for work that nobody announced: retries that are due, builds given back.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a worker may be away before what it ran without a row counts as lost: one lease.
+const AWAY: Duration = Duration::from_secs(30);
+/// Ends of calls that a follower may be behind before it has to look for itself.
+const ENDS: usize = 1024;
+
+enum Command {
+    Submit(Box<Waited>),
+    Abandon(CallNum),
+    Workers(oneshot::Sender<Vec<WorkerView>>),
+    Claimed(Owner, Vec<CallJob>, Vec<BuildJob>),
+    Adopted(CallNum, Box<Result<CallRecord, DbError>>),
+}
+
+/// The way to the dispatcher; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct DispatcherHandle {
+    commands: mpsc::Sender<Command>,
+    poke: Arc<Notify>,
+    ends: broadcast::Sender<CallNum>,
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Command")
+    }
+}
+
+impl DispatcherHandle {
+    /// Hands over a waited call; its answer comes through its own channel. False where there is no room.
+    pub(crate) fn submit(&self, call: Waited) -> bool {
+        self.commands.try_send(Command::Submit(Box::new(call))).is_ok()
+    }
+
+    /// Says that nobody waits for a call any longer: it gets its row, and its channel says when it has.
+    pub(crate) async fn abandon(&self, num: CallNum) {
+        // Where the dispatcher has gone, so has the channel that would answer.
+        let _ = self.commands.send(Command::Abandon(num)).await;
+    }
+
+    /// Says that db has work.
+    pub(crate) fn poke(&self) {
+        self.poke.notify_one();
+    }
+
+    /// The workers that are connected.
+    pub(crate) async fn workers(&self) -> Vec<WorkerView> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Workers(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Numbers of calls that have ended, or have been given back.
+    pub(crate) fn ends(&self) -> broadcast::Receiver<CallNum> {
+        self.ends.subscribe()
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+}
+
+/// The task.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    db: DbClient,
+    server: ServerHandle,
+    recorder: Recorder,
+    commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Command>,
+    poke: Arc<Notify>,
+    ends: broadcast::Sender<CallNum>,
+    fleet: Fleet,
+    /// Calls without a row, and those of them that wait for a slot.
+    waited: HashMap<CallNum, Waited>,
+    queue: VecDeque<CallNum>,
+    /// Whether db may have work that nobody has claimed.
+    dirty: bool,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(db: DbClient, server: ServerHandle) -> (Self, DispatcherHandle) {
+        let (sender, commands) = mpsc::channel(QUEUE);
+        let (ends, _) = broadcast::channel(ENDS);
+        let (poke, recorder) = (Arc::new(Notify::new()), Recorder::new(db.clone()));
+        let handle = DispatcherHandle {
+            commands: sender.clone(),
+            poke: Arc::clone(&poke),
+            ends: ends.clone(),
+            recorder: recorder.clone(),
+        };
+        let dispatcher = Self {
+            db,
+            server,
+            recorder,
+            commands,
+            sender,
+            poke,
+            ends,
+            fleet: Fleet::default(),
+            waited: HashMap::new(),
+            queue: VecDeque::new(),
+            dirty: true,
+        };
+        (dispatcher, handle)
+    }
+
+    /// Dispatches until it is aborted.
+    pub(crate) async fn run(mut self, mut workers: Server) {
+        let mut tick = tokio::time::interval(TICK);
+        let poke = Arc::clone(&self.poke);
+        loop {
+            tokio::select! {
+                Some(command) = self.commands.recv() => self.command(command),
+                event = workers.next() => match event {
+                    Some(ServerEvent::Message(peer, bytes)) => self.message(peer, &bytes).await,
+                    Some(ServerEvent::Lost(peer)) => self.fleet.lost(&peer),
+                    None => return,
+                },
+                () = poke.notified() => self.dirty = true,
+                _ = tick.tick() => self.tick(),
+            }
+            self.schedule().await;
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit(call) => self.submit(*call),
+            Command::Abandon(num) => self.abandon(num),
+            Command::Workers(reply) => drop(reply.send(self.fleet.views())),
+            Command::Claimed(owner, calls, builds) => self.claimed(&owner, calls, builds),
+            Command::Adopted(num, result) => self.adopted(num, *result),
+        }
+    }
+
+    async fn say(&self, peer: &Peer, message: &ToWorker) {
+        match Envelope::new("", TYPE, message).and_then(|envelope| envelope.encode()) {
+            Ok(bytes) => drop(self.server.send(peer, bytes).await),
+            Err(error) => warn!(%error, "a message to a worker cannot be sent"),
+        }
+    }
+
+    async fn message(&mut self, peer: Peer, bytes: &[u8]) {
+        let message = match Envelope::decode(bytes).and_then(|envelope| envelope.parse::<ToApi>()) {
+            Ok(message) => message,
+            Err(error) => return warn!(%error, "a message of a worker was dropped"),
+        };
+        if let ToApi::Hello { node, calls } = message {
+            info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
+            if let Some(gone) = self.fleet.joined(peer.clone(), node, calls) {
+                self.owner_lost(&gone);
+            }
+            self.dirty = true;
+            return self.say(&peer, &ToWorker::Welcome).await;
+        }
+        let Some(owner) = self.fleet.owner(&peer) else {
+            return self.say(&peer, &ToWorker::SayHello).await;
+        };
+        match message {
+            ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
+            ToApi::Started { num, epoch } => self.started(num, epoch),
+            ToApi::Ended { num, epoch, outcome } => {
+                self.fleet.call_ended(&peer, (num, epoch));
+                self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
+                self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
+            }
+            ToApi::BuildEnded { build } => {
+                self.fleet.build_ended(&peer, &build);
+                self.dirty = true;
+            }
+            ToApi::Draining => self.fleet.draining(&peer),
+            ToApi::Hello { .. } => {}
+        }
+    }
+
+    fn submit(&mut self, mut call: Waited) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+            return self.finish_unrun(call);
+        }
+        let num = call.spec.num;
+        self.recorder.show(&call.spec.namespace, call.record());
+        call.queued();
+        self.waited.insert(num, call);
+        self.queue.push_back(num);
+    }
+
+    fn finish_unrun(&self, call: Waited) {
+        let record = call.unavailable();
+        self.end_waited(call, record);
+    }
+
+    /// Answers a waited call and writes it behind the answer.
+    fn end_waited(&self, mut call: Waited, record: CallRecord) {
+        let (namespace, num) = (call.spec.namespace.clone(), call.spec.num);
+        match call.place.take() {
+            Some(place) => self.recorder.write(namespace, record.clone(), place),
+            None => self.recorder.forget(num),
+        }
+        call.answer(Answer::Ended(Box::new(record)));
+        // Nobody may follow it.
+        let _ = self.ends.send(num);
+    }
+
+    fn started(&mut self, num: CallNum, epoch: Epoch) {
+        if let Some(call) = self.waited.get_mut(&num).filter(|call| call.epoch == epoch) {
+            call.started();
+            self.recorder.show(&call.spec.namespace, call.record());
+        }
+    }
+
+    /// The end of a call: of one with a row, which db has already, or of a waited one, whose end is judged here.
+    fn ended(&mut self, num: CallNum, epoch: Epoch, owner: &Owner, outcome: Option<Outcome>) {
+        self.dirty = true;
+        let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch);
+        if !current {
+            let _ = self.ends.send(num);
+            return;
+        }
+        let Some(mut call) = self.waited.remove(&num) else { return };
+        if call.is_adopted() {
+            call.owner = Some(owner.clone());
+            return self.end_adopted(call, outcome);
+        }
+        match outcome {
+            Some(outcome) => {
+                let record = call.ended(&outcome);
+                self.end_waited(call, record);
+            }
+            // A worker that stops gives back what it had not finished.
+            None => self.again(call),
+        }
+    }
+
+    fn again(&mut self, mut call: Waited) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+            return self.finish_unrun(call);
+        }
+        let num = call.spec.num;
+        call.queued();
+        self.waited.insert(num, call);
+        self.queue.push_front(num);
+    }
+
+    /// A call that was given its row ends there.
+    fn end_adopted(&mut self, mut call: Waited, outcome: Option<Outcome>) {
+        if call.is_being_adopted() {
+            call.outcome = Some(outcome);
+            self.waited.insert(call.spec.num, call);
+            return;
+        }
+        let Some(owner) = call.owner.clone() else { return };
+        let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
+        let (db, ends, poke) = (self.db.clone(), self.ends.clone(), Arc::clone(&self.poke));
+        tokio::spawn(async move {
+            deliver(&db, &finish).await;
+            let _ = ends.send(finish.num);
+            poke.notify_one();
+        });
+    }
+
+    /// The wait of a client has run out: the call gets its row, and the client hears 202 when it has.
+    fn abandon(&mut self, num: CallNum) {
+        let Some(call) = self.waited.get_mut(&num) else { return };
+        let running = call.owner.clone().map(|owner| (owner, call.epoch));
+        if running.is_none() {
+            self.queue.retain(|queued| *queued != num);
+        }
+        call.being_adopted();
+        let adopt = CallAdopt { spec: call.spec.clone(), version: call.code.version, created_at: call.created_at, running };
+        let (db, sender) = (self.db.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = db.ask(&adopt).await;
+            let _ = sender.send(Command::Adopted(num, Box::new(result))).await;
+        });
+    }
+
+    fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
+        let Some(mut call) = self.waited.remove(&num) else { return };
+        match result {
+            Ok(record) => {
+                self.recorder.forget(num);
+                drop(call.place.take());
+                call.answer(Answer::Adopted(Box::new(record)));
+                call.adopted();
+                if let Some(outcome) = call.outcome.take() {
+                    self.end_adopted(call, outcome);
+                } else if call.owner.is_some() {
+                    self.waited.insert(num, call);
+                } else {
+                    self.dirty = true;
+                }
+            }
+            Err(error) => {
+                // Without a row there is no 202; the call goes on and is recorded when it ends.
+                call.answer(Answer::Refused(error));
+                call.not_adopted();
+                match (call.outcome.take(), call.owner.is_some()) {
+                    (Some(Some(outcome)), _) => {
+                        let record = call.ended(&outcome);
+                        self.end_waited(call, record);
+                    }
+                    (None, true) => drop(self.waited.insert(num, call)),
+                    (Some(None), _) | (None, false) => self.again(call),
+                }
+            }
+        }
+    }
+
+    /// A worker is gone for good: what it ran without a row starts elsewhere if it had not begun, and fails otherwise.
+    fn owner_lost(&mut self, owner: &Owner) {
+        let lost: Vec<CallNum> =
+            self.waited.values().filter(|call| call.owner.as_ref() == Some(owner)).map(|call| call.spec.num).collect();
+        warn!(%owner, calls = lost.len(), "a worker is lost");
+        for num in lost {
+            let Some(call) = self.waited.remove(&num) else { continue };
+            if call.is_adopted() {
+                // Its row's lease ends it.
+                continue;
+            }
+            if call.has_started() {
+                let record = call.lost();
+                self.end_waited(call, record);
+            } else {
+                self.again(call);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.dirty = true;
+        for owner in self.fleet.forget_away(AWAY) {
+            self.owner_lost(&owner);
+        }
+        let vanished: Vec<CallNum> =
+            self.waited.values().filter(|call| call.has_vanished(AWAY)).map(|call| call.spec.num).collect();
+        for num in vanished {
+            if let Some(call) = self.waited.remove(&num) {
+                let record = call.lost();
+                self.end_waited(call, record);
+            }
+        }
+        let late: Vec<CallNum> =
+            self.queue.iter().filter(|num| self.waited.get(num).is_some_and(Waited::is_late)).copied().collect();
+        for num in late {
+            self.queue.retain(|queued| *queued != num);
+            if let Some(call) = self.waited.remove(&num) {
+                let record = call.expired();
+                self.end_waited(call, record);
+            }
+        }
+    }
+
+    /// Sends what waits here to whoever has a slot, and lets whoever has slots left claim in db.
+    async fn schedule(&mut self) {
+        let mut left = VecDeque::new();
+        while let Some(num) = self.queue.pop_front() {
+            let Some(call) = self.waited.get_mut(&num) else { continue };
+            let engine = call.code.engine.unwrap_or(EngineKind::Sandbox);
+            let claim = (num, call.epoch.next());
+            match self.fleet.assign(engine, claim) {
+                Some((peer, owner)) => {
+                    let job = call.dispatch(owner);
+                    self.say(&peer, &ToWorker::Call { job: Box::new(job) }).await;
+                }
+                None => left.push_back(num),
+            }
+        }
+        self.queue = left;
+        if std::mem::take(&mut self.dirty) {
+            self.claim();
+        }
+    }
+
+    fn claim(&mut self) {
+        for room in self.fleet.rooms() {
+            let (db, sender) = (self.db.clone(), self.sender.clone());
+            let request = uuid::Uuid::new_v4().simple().to_string();
+            tokio::spawn(async move {
+                let owner = room.owner.clone();
+                let calls = CallsClaim {
+                    request: request.clone(),
+                    owner: owner.clone(),
+                    engines: room.engines,
+                    limit: room.calls,
+                };
+                let builds = BuildsClaim { request, owner: owner.clone(), limit: room.builds };
+                let calls = if calls.limit > 0 { db.ask(&calls).await } else { Ok(Vec::new()) };
+                let builds = if builds.limit > 0 { db.ask(&builds).await } else { Ok(Vec::new()) };
+                for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {
+                    debug!(%error, "nothing could be claimed");
+                }
+                let claimed = Command::Claimed(owner, calls.unwrap_or_default(), builds.unwrap_or_default());
+                let _ = sender.send(claimed).await;
+            });
+        }
+    }
+
+    fn claimed(&mut self, owner: &Owner, calls: Vec<CallJob>, builds: Vec<BuildJob>) {
+        self.dirty |= !calls.is_empty() || !builds.is_empty();
+        let Some(peer) = self.fleet.claimed(owner, &calls, &builds) else {
+            return self.give_back(owner, calls, builds);
+        };
+        let server = self.server.clone();
+        let calls = calls.into_iter().map(|job| ToWorker::Call { job: Box::new(job) });
+        let messages: Vec<ToWorker> = calls.chain(builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job) })).collect();
+        tokio::spawn(async move {
+            for message in messages {
+                match Envelope::new("", TYPE, &message).and_then(|envelope| envelope.encode()) {
+                    Ok(bytes) => drop(server.send(&peer, bytes).await),
+                    Err(error) => warn!(%error, "a job cannot be sent"),
+                }
+            }
+        });
+    }
+
+    /// The worker went while db claimed for it: nothing has begun.
+    fn give_back(&self, owner: &Owner, calls: Vec<CallJob>, builds: Vec<BuildJob>) {
+        let (db, owner) = (self.db.clone(), owner.clone());
+        tokio::spawn(async move {
+            for job in calls {
+                deliver(&db, &CallFinish { num: job.num, epoch: job.epoch, owner: owner.clone(), outcome: None }).await;
+            }
+            for job in builds {
+                let (namespace, function) = (job.code.namespace, job.code.function);
+                let (version, epoch, owner) = (job.code.version, job.epoch, owner.clone());
+                deliver(&db, &BuildFinish { namespace, function, version, epoch, owner, outcome: None }).await;
+            }
+        });
+    }
+}
+
+/// Writes, and does not give up while the answer is not known.
+async fn deliver<R: DbRequest>(db: &DbClient, request: &R) {
+    const PAUSE: Duration = Duration::from_millis(250);
+    loop {
+        match db.ask(request).await {
+            Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => tokio::time::sleep(PAUSE).await,
+            Ok(_) | Err(_) => return,
+        }
+    }
+}

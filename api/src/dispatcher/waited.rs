@@ -1,0 +1,207 @@
+//! A call without a row: somebody holds a connection open for it.
+
+use std::time::{Duration, Instant};
+
+use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner, Payload};
+use faena_protocol::DbError;
+use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
+use tokio::sync::oneshot;
+
+use crate::recorder::Place;
+
+/// What whoever waits is told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The call has ended.
+    Ended(Box<CallRecord>),
+    /// The wait ran out, and the call has its row.
+    Adopted(Box<CallRecord>),
+    /// The wait ran out, and the call could not be given its row.
+    Refused(DbError),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    None,
+    Coming,
+    There,
+}
+
+/// One waited call.
+#[derive(Debug)]
+pub(crate) struct Waited {
+    pub(crate) spec: CallSpec,
+    pub(crate) code: Code,
+    /// When it was accepted, in Unix milliseconds.
+    pub(crate) created_at: i64,
+    pub(super) epoch: Epoch,
+    pub(super) owner: Option<Owner>,
+    pub(super) place: Option<Place>,
+    /// An outcome that came before the row was there.
+    pub(super) outcome: Option<Option<Outcome>>,
+    begun: Instant,
+    attempts: u32,
+    started: bool,
+    row: Row,
+    reply: Option<oneshot::Sender<Answer>>,
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Wall time in Unix milliseconds.
+pub(crate) fn unix_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Waited {
+    pub(crate) fn new(spec: CallSpec, code: Code, place: Place) -> (Self, oneshot::Receiver<Answer>) {
+        let (reply, answer) = oneshot::channel();
+        let call = Self {
+            spec,
+            code,
+            created_at: unix_ms(),
+            epoch: Epoch(0),
+            owner: None,
+            place: Some(place),
+            outcome: None,
+            begun: Instant::now(),
+            attempts: 0,
+            started: false,
+            row: Row::None,
+            reply: Some(reply),
+        };
+        (call, answer)
+    }
+
+    pub(super) fn answer(&mut self, answer: Answer) {
+        // Whoever waited may have gone; the call does not depend on that.
+        self.reply.take().map(|reply| reply.send(answer));
+    }
+
+    pub(super) fn queued(&mut self) {
+        self.owner = None;
+        self.started = false;
+    }
+
+    pub(super) fn started(&mut self) {
+        self.started = true;
+    }
+
+    pub(super) fn has_started(&self) -> bool {
+        self.started
+    }
+
+    pub(super) fn being_adopted(&mut self) {
+        self.row = Row::Coming;
+    }
+
+    pub(super) fn adopted(&mut self) {
+        self.row = Row::There;
+    }
+
+    pub(super) fn not_adopted(&mut self) {
+        self.row = Row::None;
+    }
+
+    pub(super) fn is_adopted(&self) -> bool {
+        self.row != Row::None
+    }
+
+    pub(super) fn is_being_adopted(&self) -> bool {
+        self.row == Row::Coming
+    }
+
+    /// Whether its age has run out.
+    pub(super) fn is_late(&self) -> bool {
+        millis(self.begun.elapsed()) >= self.spec.max_age_ms
+    }
+
+    /// Whether no worker can have it any longer: it should have ended long ago, and nobody has told.
+    pub(super) fn has_vanished(&self, beyond: Duration) -> bool {
+        let most = Duration::from_millis(self.spec.max_age_ms).saturating_add(beyond);
+        self.row == Row::None && self.owner.is_some() && self.begun.elapsed() > most
+    }
+
+    /// Raises the epoch and makes the job for a worker.
+    pub(super) fn dispatch(&mut self, owner: Owner) -> CallJob {
+        self.owner = Some(owner);
+        self.epoch = self.epoch.next();
+        self.attempts += 1;
+        let waited = millis(self.begun.elapsed());
+        let asked = self.spec.timeout_ms.unwrap_or(self.code.limits.timeout.0);
+        let left = self.spec.max_age_ms.saturating_sub(waited);
+        let timeout_ms = asked.min(left);
+        CallJob {
+            num: self.spec.num,
+            epoch: self.epoch,
+            attempt: self.attempts,
+            code: self.code.clone(),
+            params: self.spec.params.clone(),
+            body: self.spec.body.clone(),
+            direct: self.spec.direct,
+            timeout_ms,
+            expires: left < asked,
+            deadline_unix_ms: unix_ms().saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
+            queue_ms: waited,
+            traceparent: self.spec.traceparent.clone(),
+            has_row: false,
+        }
+    }
+
+    /// The call as it stands.
+    pub(super) fn record(&self) -> CallRecord {
+        CallRecord {
+            num: self.spec.num,
+            function: self.spec.function.clone(),
+            version: self.code.version,
+            params: self.spec.params.clone(),
+            status: if self.started { CallStatus::Running } else { CallStatus::Pending },
+            result: Payload::empty(),
+            error: None,
+            logs: Payload::empty(),
+            engine: self.code.engine,
+            attempts: Vec::new(),
+            created_at: self.created_at,
+            ended_at: None,
+            traceparent: self.spec.traceparent.clone(),
+        }
+    }
+
+    /// The call after its attempt.
+    pub(super) fn ended(&self, outcome: &Outcome) -> CallRecord {
+        let mut attempt = outcome.attempt.clone();
+        attempt.error.clone_from(&outcome.error);
+        CallRecord {
+            status: outcome.status,
+            result: outcome.result.clone(),
+            error: outcome.error.clone(),
+            logs: outcome.logs.clone(),
+            attempts: vec![attempt],
+            ended_at: Some(unix_ms()),
+            ..self.record()
+        }
+    }
+
+    fn failed(&self, status: CallStatus, error: CallError) -> CallRecord {
+        CallRecord { status, error: Some(error), ended_at: Some(unix_ms()), ..self.record() }
+    }
+
+    pub(super) fn unavailable(&self) -> CallRecord {
+        let engine = self.code.engine.map_or("any engine", |engine| engine.as_str());
+        let message = format!("no worker that offers {engine} is connected; GET /workers lists them");
+        self.failed(CallStatus::Failed, CallError::new(ErrorKind::Unavailable, Layer::Queue, message))
+    }
+
+    pub(super) fn expired(&self) -> CallRecord {
+        let message = "the call reached its maxAgeMs while it waited for a slot";
+        self.failed(CallStatus::Expired, CallError::new(ErrorKind::Expired, Layer::Queue, message))
+    }
+
+    pub(super) fn lost(&self) -> CallRecord {
+        let message = "the worker that ran this call was lost before it could tell the end; call again";
+        self.failed(CallStatus::Failed, CallError::new(ErrorKind::Infrastructure, Layer::Run, message))
+    }
+}

@@ -1,0 +1,87 @@
+//! What is judged before routing: sizes, and whether a web page is behind the request.
+//!
+//! Loopback is no authentication. A page in the operator's browser can send requests here, so a name that is not
+//! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY};
+
+use crate::app::App;
+use crate::metrics;
+use crate::problem::{Problem, Reply};
+
+/// What a multipart body may add to the archive in it.
+pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
+
+/// Judges a request, and counts its answer.
+pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    if let Err(problem) = declared_size(request.headers()).and_then(|()| not_a_page(&app, request.headers())) {
+        return problem.into_response();
+    }
+    let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
+    let begun = std::time::Instant::now();
+    let response = next.run(request).await;
+    let metrics = app.metrics();
+    metrics.requests.get_or_create(&metrics::Request { route, status: response.status().as_u16() }).inc();
+    metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
+    response
+}
+
+/// A body that says it is larger than any route takes is refused before anything else is looked at.
+fn declared_size(headers: &HeaderMap) -> Reply<()> {
+    let most = MAX_ARCHIVE + MULTIPART_FRAME;
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match declared {
+        Some(length) if length > most => {
+            Err(Problem::too_large(format!("a body of {length} bytes is over the limit of {MAX_ARCHIVE} bytes for archives and {MAX_BODY} for calls")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+/// The name of a `Host` header without its port.
+fn host_name(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    }
+}
+
+fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
+    let host = text(headers, "host").unwrap_or_default();
+    let name = host_name(host).to_ascii_lowercase();
+    let known = matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]") || app.host_names().contains(&name);
+    if !known {
+        let detail = format!("the Host header names {:?}, which is none of ours", host.chars().take(80).collect::<String>());
+        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail)
+            .hint("call localhost or 127.0.0.1, or name the host in the setting host_names"));
+    }
+    let own_origin = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
+    let same_site = |site: &str| matches!(site, "same-origin" | "none");
+    let foreign = text(headers, "origin").is_some_and(|origin| !own_origin(origin))
+        || text(headers, "sec-fetch-site").is_some_and(|site| !same_site(site));
+    if foreign {
+        let detail = "the request comes from a page of another site";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    #[test]
+    fn a_port_is_no_part_of_a_name() {
+        assert_eq!(host_name("localhost:3000"), "localhost");
+        assert_eq!(host_name("[::1]:3000"), "[::1]");
+        assert_eq!(host_name("[::1]"), "[::1]");
+    }
+}

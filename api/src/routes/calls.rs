@@ -1,0 +1,201 @@
+//! Calls, read.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::RawQuery;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use faena_domain::limits::{MAX_CALL_LOG, MAX_PAGE};
+use faena_domain::near::nearest;
+use faena_domain::{CallNum, CallStatus, FunctionName};
+use faena_protocol::DbError;
+use faena_protocol::db::{CallGet, CallList};
+use faena_protocol::records::CallRecord;
+use serde::Serialize;
+use serde::ser::SerializeMap;
+use tokio::time::Instant;
+
+use super::{events, invoke, trace};
+use crate::app::{App, Caller};
+use crate::problem::{Problem, Reply};
+use crate::view::CallView;
+
+/// How often a followed call is looked at although nothing was heard of it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Calls by their keys, in the order they were found.
+pub(crate) struct Page(Vec<CallRecord>);
+
+impl Serialize for Page {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for call in &self.0 {
+            map.serialize_entry(&format!("c{}", call.num), &CallView::listed(call.clone()))?;
+        }
+        map.end()
+    }
+}
+
+struct Query {
+    limit: u32,
+    cursor: Option<CallNum>,
+    function: Option<FunctionName>,
+    status: Option<CallStatus>,
+}
+
+impl Query {
+    fn parse(text: &str) -> Reply<Self> {
+        const KNOWN: [&str; 4] = ["limit", "cursor", "funcName", "status"];
+        let mut query = Self { limit: MAX_PAGE, cursor: None, function: None, status: None };
+        for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+            let invalid = |detail: String| Problem::invalid("invalid_query", detail);
+            match name.as_ref() {
+                "limit" => {
+                    query.limit = value
+                        .parse()
+                        .ok()
+                        .filter(|limit| (1..=MAX_PAGE).contains(limit))
+                        .ok_or_else(|| invalid(format!("limit must be a number from 1 to {MAX_PAGE}")))?;
+                }
+                "cursor" => query.cursor = Some(value.parse().map_err(|error| invalid(format!("cursor: {error}")))?),
+                "funcName" => query.function = Some(value.parse()?),
+                "status" => {
+                    let names = CallStatus::ALL.map(CallStatus::as_str).join(", ");
+                    let unknown = || invalid(format!("status must be one of {names}"));
+                    query.status = Some(CallStatus::from_name(&value).ok_or_else(unknown)?);
+                }
+                other => {
+                    let near = nearest(other, KNOWN).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+                    return Err(invalid(format!("unknown parameter {:?}{near}", other.chars().take(80).collect::<String>())));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    /// The query of the page after this one.
+    fn next(&self, last: CallNum) -> String {
+        let mut text = format!("/calls?limit={}&cursor={last}", self.limit);
+        // Writing into a String does not fail; both values are plain characters.
+        if let Some(function) = &self.function {
+            let _ = write!(text, "&funcName={function}");
+        }
+        if let Some(status) = self.status {
+            let _ = write!(text, "&status={}", status.as_str());
+        }
+        text
+    }
+}
+
+/// Calls, newest first; long params and results are cut and marked.
+#[utoipa::path(get, path = "/calls", tag = "calls", params(("limit" = Option<u32>, Query, description = "1 to 200"), ("cursor" = Option<i64>, Query,), ("funcName" = Option<String>, Query,), ("status" = Option<String>, Query,)),
+    responses((status = 200, description = "`{\"c1\": {…}}`; `Link: rel=\"next\"` leads to the next page"), (status = 400, description = "What is wrong", body = Problem)))]
+pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Response> {
+    let query = Query::parse(query.as_deref().unwrap_or_default())?;
+    let request = CallList {
+        namespace: Caller::local().namespace,
+        function: query.function.clone(),
+        status: query.status,
+        before: query.cursor,
+        limit: query.limit + 1,
+    };
+    let mut calls = app.db().ask(&request).await?;
+    let more = calls.len() > query.limit as usize;
+    calls.truncate(query.limit as usize);
+    let next = calls.last().filter(|_| more).map(|call| query.next(call.num));
+    let mut response = Json(Page(calls)).into_response();
+    if let Some(link) = next.and_then(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")).ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}
+
+fn number(text: &str) -> Reply<CallNum> {
+    text.parse().map_err(|error| Problem::invalid("invalid_call_number", error))
+}
+
+/// A call as it stands: without a row, or with one.
+pub(crate) async fn find(app: &App, num: CallNum) -> Reply<CallRecord> {
+    let namespace = Caller::local().namespace;
+    if let Some(call) = app.recorder().get(&namespace, num) {
+        return Ok(call);
+    }
+    match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
+        // It may have been written between the two looks, or just been taken in.
+        Err(DbError::NotFound { .. }) if app.recorder().get(&namespace, num).is_some() => {
+            app.recorder().get(&namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Waits until something is heard of a call, or a second has passed.
+pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receiver<CallNum>, num: CallNum) {
+    let heard = async {
+        loop {
+            match ends.recv().await {
+                Ok(ended) if ended != num => {}
+                // This call, or so many that this one may have been among them.
+                _ => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LOOK, heard).await;
+}
+
+/// Follows a call until it has ended, the time is over, or the api stops.
+pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration) -> Reply<CallRecord> {
+    let busy = || Problem::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "busy", "too many clients wait").retry_after(1);
+    let _place = app.followers().try_acquire().map_err(|_| busy())?;
+    let deadline = Instant::now() + most;
+    let mut ends = app.dispatcher().ends();
+    while !call.status.is_terminal() {
+        tokio::select! {
+            () = something_happens(&mut ends, call.num) => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(call),
+            () = app.draining().cancelled() => return Ok(call),
+        }
+        call = find(app, call.num).await?;
+    }
+    Ok(call)
+}
+
+fn wants_events(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|kind| kind.trim().starts_with("text/event-stream"))
+}
+
+/// One call. `Prefer: wait=N` waits for its end, `Accept: text/event-stream` follows it there.
+#[utoipa::path(get, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,), ("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
+    responses((status = 200, description = "The call", body = CallView), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers: HeaderMap) -> Reply<Response> {
+    let num = number(&num)?;
+    let call = find(&app, num).await?;
+    if wants_events(&headers) {
+        return events::follow(app, call);
+    }
+    let wait = invoke::prefer_wait(&headers);
+    let call = match wait {
+        Some(seconds) => wait_for_end(&app, call, Duration::from_secs(seconds)).await?,
+        None => call,
+    };
+    let (traceparent, last) = (call.traceparent.clone(), call.attempts.last().cloned());
+    let mut response = Json(CallView::whole(call, app.blobs()).await?).into_response();
+    trace::tell(response.headers_mut(), num.0, &traceparent, last.as_ref());
+    if let Some(applied) = wait.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {
+        response.headers_mut().insert("preference-applied", applied);
+    }
+    Ok(response)
+}
+
+/// What a call wrote beside its result.
+#[utoipa::path(get, path = "/call/{callNum}/logs", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The log", content_type = "text/plain"), (status = 404, description = "There is no such call", body = Problem)))]
+pub(crate) async fn logs(State(app): State<App>, Path(num): Path<String>) -> Reply<Response> {
+    let call = find(&app, number(&num)?).await?;
+    // A result may have been cut into the log beside standard error.
+    let log = app.blobs().bytes(&call.logs, 4 * MAX_CALL_LOG).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], log).into_response())
+}

@@ -1,0 +1,190 @@
+//! The direct road: `ANY /f/{name}`, body in, body out.
+
+use axum::body::Body;
+use axum::extract::{OriginalUri, Path, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use faena_domain::limits::{MAX_BODY, MAX_RESULT};
+use faena_domain::{CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
+use faena_protocol::records::{CallRecord, CallSpec};
+use serde_json::json;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
+
+use super::{calls, invoke, trace};
+use crate::app::{App, Caller};
+use crate::body;
+use crate::problem::{Problem, Reply};
+use crate::view::base64;
+
+/// What a direct call may wait for a slot, over its own time.
+const QUEUE_MS: u64 = 10_000;
+
+/// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
+fn is_withheld(name: &str) -> bool {
+    const WITHHELD: [&str; 10] = [
+        "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "authorization", "cookie",
+        "host", "content-length",
+    ];
+    WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
+}
+
+fn headers_of(headers: &HeaderMap) -> serde_json::Map<String, serde_json::Value> {
+    let mut shown = serde_json::Map::new();
+    for name in headers.keys().filter(|name| !is_withheld(name.as_str())) {
+        let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        shown.insert(name.to_string(), values.join(", ").into());
+    }
+    shown
+}
+
+/// Params of a body that is no JSON: the request itself.
+fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap, bytes: &[u8]) -> String {
+    json!({
+        "method": method.as_str(),
+        "path": path,
+        "query": query,
+        "headers": headers_of(headers),
+        "bodyBase64": base64(bytes),
+    })
+    .to_string()
+}
+
+async fn params(app: &App, uri: &OriginalUri, method: &Method, headers: &HeaderMap, bytes: &Bytes, name: &str) -> Reply<(Payload, Option<Payload>)> {
+    if body::is_json(headers) {
+        return Ok((invoke::json_params(app, bytes).await?, None));
+    }
+    let path = uri.path().strip_prefix("/f/").and_then(|rest| rest.strip_prefix(name)).unwrap_or_default();
+    let path = if path.is_empty() { "/" } else { path };
+    let params = request_params(method, path, uri.query().unwrap_or_default(), headers, bytes);
+    let (params, body) = (params.into_bytes(), bytes.to_vec());
+    Ok((app.blobs().payload(params).await?, Some(app.blobs().payload(body).await?)))
+}
+
+/// Calls a function with the body of the request, and answers with what it put out.
+pub(crate) async fn call(
+    State(app): State<App>,
+    Path(segments): Path<Vec<(String, String)>>,
+    uri: OriginalUri,
+    method: Method,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<Response> {
+    let namespace = Caller::local().namespace;
+    let name = segments.into_iter().next().map(|(_, value)| value).unwrap_or_default();
+    let function: FunctionName = name.parse()?;
+    invoke::refuse_key(&headers)?;
+    let resolved = invoke::resolve(&app, &namespace, &function, None).await?;
+    let bytes = body::read(body, MAX_BODY).await?;
+    let (params, body) = params(&app, &uri, &method, &headers, &bytes, &name).await?;
+    let timeout_ms = resolved.code.limits.timeout.0;
+    let spec = CallSpec {
+        num: app.numbers().next().await?,
+        namespace,
+        function,
+        params,
+        body,
+        direct: true,
+        timeout_ms: None,
+        max_age_ms: timeout_ms + QUEUE_MS,
+        retries: Some(0),
+        traceparent: trace::parent(&headers),
+    };
+    let call = if resolved.status == FunctionStatus::Ready {
+        invoke::run_waited(&app, spec, resolved, None).await?
+    } else {
+        let age = std::time::Duration::from_millis(spec.max_age_ms);
+        let call = invoke::accept(&app, spec, None).await?;
+        calls::wait_for_end(&app, call, age + std::time::Duration::from_secs(2)).await?
+    };
+    answer(&app, call).await
+}
+
+async fn answer(app: &App, call: CallRecord) -> Reply<Response> {
+    let mut response = if call.status == CallStatus::Done {
+        let text = matches!(&call.result, Payload::Text(_) | Payload::Blob { utf8: true, .. });
+        let bytes = app.blobs().bytes(&call.result, MAX_RESULT).await?;
+        let kind = match () {
+            () if !text => "application/octet-stream",
+            () if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok() => "application/json",
+            () => "text/plain; charset=utf-8",
+        };
+        ([(header::CONTENT_TYPE, kind)], bytes).into_response()
+    } else {
+        failure(&call)
+    };
+    let headers = response.headers_mut();
+    trace::tell(headers, call.num.0, &call.traceparent, call.attempts.last());
+    // Whatever a function puts out is no page of ours.
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Ok(response)
+}
+
+/// The status and the problem of a call that did not end in DONE.
+fn failure(call: &CallRecord) -> Response {
+    let Some(error) = &call.error else {
+        let detail = format!("call {} has not ended yet; GET /call/{}", call.num, call.num);
+        return Problem::new(StatusCode::ACCEPTED, "running", detail).into_response();
+    };
+    let (status, code) = match error.kind {
+        ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+        ErrorKind::Expired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
+        ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        ErrorKind::Infrastructure => (StatusCode::BAD_GATEWAY, "infrastructure"),
+        ErrorKind::Cancelled => (StatusCode::CONFLICT, "cancelled"),
+        _ => (StatusCode::BAD_GATEWAY, "function_failed"),
+    };
+    let mut problem = Problem::new(status, code, error.message.clone());
+    if !error.stderr_tail.is_empty() {
+        problem = problem.hint(format!("the end of its standard error: {}", error.stderr_tail));
+    }
+    if error.kind == ErrorKind::Unavailable {
+        problem = problem.retry_after(1);
+    }
+    let mut response = problem.into_response();
+    let blame = if error.kind.is_platforms() { "platform" } else { "function" };
+    response.headers_mut().insert("faena-error", HeaderValue::from_static(blame));
+    response
+}
+
+/// Describes the road for any method; the derive knows no wildcard paths.
+pub(crate) fn describe(document: &mut OpenApi) {
+    let parameter = |name: &str| {
+        ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True).build()
+    };
+    let operation = |names: &[&str]| {
+        let mut operation = OperationBuilder::new()
+            .tag("calls")
+            .summary(Some("Calls a function with the body, and answers with what it put out"))
+            .response("200", ResponseBuilder::new().description("The result's bytes").build())
+            .response("502", ResponseBuilder::new().description("The function failed").build())
+            .response("504", ResponseBuilder::new().description("It took too long").build());
+        for name in names {
+            operation = operation.parameter(parameter(name));
+        }
+        operation.build()
+    };
+    let methods = [HttpMethod::Get, HttpMethod::Post, HttpMethod::Put, HttpMethod::Patch, HttpMethod::Delete];
+    for (path, names) in [("/f/{name}", &["name"][..]), ("/f/{name}/{path}", &["name", "path"][..])] {
+        let item = PathItem::from_http_methods(methods.clone(), operation(names));
+        document.paths.paths.insert(path.to_owned(), item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_sees_no_credentials() {
+        let names = ["authorization", "cookie", "x-mine", "proxy-authorization", "faena-call"];
+        let headers = names
+            .iter()
+            .map(|name| (header::HeaderName::from_static(name), HeaderValue::from_static("v")))
+            .collect();
+        let shown = headers_of(&headers);
+        assert_eq!(shown.keys().collect::<Vec<_>>(), ["x-mine"]);
+    }
+}

@@ -1,0 +1,58 @@
+//! Functions and their versions.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use faena_domain::{FunctionName, Version};
+use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, VersionList};
+use faena_protocol::records::{FunctionRecord, VersionRecord};
+use serde::Serialize;
+
+use crate::app::{App, Caller};
+use crate::problem::{Problem, Reply};
+
+/// A function: its newest version's members beside its own.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FunctionView {
+    name: FunctionName,
+    /// The version that calls run.
+    current: Option<Version>,
+    #[serde(flatten)]
+    newest: VersionRecord,
+}
+
+impl From<FunctionRecord> for FunctionView {
+    fn from(function: FunctionRecord) -> Self {
+        Self { name: function.name, current: function.current, newest: function.newest }
+    }
+}
+
+/// The names of all functions.
+#[utoipa::path(get, path = "/functions", tag = "functions", responses((status = 200, description = "Names, sorted", body = Vec<String>)))]
+pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<FunctionName>>> {
+    Ok(Json(app.db().ask(&FunctionList { namespace: Caller::local().namespace }).await?))
+}
+
+/// One function, with the status of its newest version.
+#[utoipa::path(get, path = "/function/{name}", tag = "functions", params(("name" = String, Path,)), responses((status = 200, description = "The function: `status` is its newest version's, `current` the version that calls run"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<FunctionView>> {
+    let name = name.parse()?;
+    let function = app.db().ask(&FunctionGet { namespace: Caller::local().namespace, name }).await?;
+    Ok(Json(function.into()))
+}
+
+/// Forgets a function; its ended calls stay on record, its waiting ones are cancelled.
+#[utoipa::path(delete, path = "/function/{name}", tag = "functions", params(("name" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
+    let name = name.parse()?;
+    app.db().ask(&FunctionDelete { namespace: Caller::local().namespace, name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// All versions of a function, oldest first.
+#[utoipa::path(get, path = "/function/{name}/versions", tag = "functions", params(("name" = String, Path,)), responses((status = 200, description = "An array, one element a version"), (status = 404, description = "There is no such function", body = Problem)))]
+pub(crate) async fn versions(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<Vec<VersionRecord>>> {
+    let function = name.parse()?;
+    Ok(Json(app.db().ask(&VersionList { namespace: Caller::local().namespace, function }).await?))
+}

@@ -1,0 +1,243 @@
+//! Invocations by JSON: `POST /invokeFunction`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use faena_domain::json::parse_object;
+use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
+use faena_domain::retry::MAX_RETRIES;
+use faena_domain::{FunctionName, FunctionStatus, Namespace, Payload, Version};
+use faena_protocol::db::{CallAccept, VersionResolve};
+use faena_protocol::records::{CallRecord, CallSpec, ResolvedVersion};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{calls, trace};
+use crate::app::{App, Caller};
+use crate::body;
+use crate::dispatcher::{Answer, Waited};
+use crate::problem::{Problem, Reply};
+use crate::view::CallView;
+
+/// How long a call may take as a whole: six hours.
+const MAX_AGE_MS: u64 = 6 * 3600 * 1000;
+
+/// Members that this version does not have yet; taking them silently would promise something.
+const NOT_YET: [&str; 4] = ["maxAgeMs", "runAt", "priority", "callback"];
+const FIELDS: [&str; 9] =
+    ["funcName", "params", "version", "timeoutMs", "retries", NOT_YET[0], NOT_YET[1], NOT_YET[2], NOT_YET[3]];
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Invocation {
+    func_name: String,
+    params: Box<RawValue>,
+    version: Option<i64>,
+    timeout_ms: Option<u64>,
+    retries: Option<u32>,
+    max_age_ms: Option<Box<RawValue>>,
+    run_at: Option<Box<RawValue>>,
+    priority: Option<Box<RawValue>>,
+    callback: Option<Box<RawValue>>,
+}
+
+impl Invocation {
+    fn parse(bytes: &[u8], maximum: &Limits) -> Reply<Self> {
+        let invocation: Self = parse_object(bytes, &FIELDS)?;
+        let given = [&invocation.max_age_ms, &invocation.run_at, &invocation.priority, &invocation.callback];
+        if let Some((name, _)) = NOT_YET.iter().zip(given).find(|(_, value)| value.is_some()) {
+            return Err(not_supported(&format!("the field `{name}`")));
+        }
+        check_timeout(invocation.timeout_ms, maximum)?;
+        match invocation.retries {
+            Some(retries) if retries > MAX_RETRIES => {
+                let detail = format!("retries = {retries} is more than the {MAX_RETRIES} that are permitted");
+                Err(Problem::not_permitted("limit_exceeded", detail))
+            }
+            _ => Ok(invocation),
+        }
+    }
+}
+
+fn not_supported(what: &str) -> Problem {
+    Problem::invalid("not_supported", format!("{what} is not supported by this version of Faena; leave it out"))
+}
+
+/// Refuses what would be ignored otherwise.
+pub(crate) fn refuse_key(headers: &HeaderMap) -> Reply<()> {
+    if headers.contains_key("idempotency-key") { Err(not_supported("the header Idempotency-Key")) } else { Ok(()) }
+}
+
+fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
+    match timeout_ms {
+        Some(0) => Err(Problem::invalid("invalid_timeout", "timeoutMs must be at least 1")),
+        Some(asked) if asked > maximum.timeout.0 => {
+            let detail = format!("timeoutMs = {asked} is more than the platform permits, which is {}", maximum.timeout.0);
+            Err(Problem::not_permitted("limit_exceeded", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The seconds of `Prefer: wait=N` (RFC 7240, 4.3), cut at the most that is granted.
+pub(crate) fn prefer_wait(headers: &HeaderMap) -> Option<u64> {
+    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let mut preferences = values.flat_map(|value| value.split([',', ';'])).map(str::trim);
+    let seconds = preferences.find_map(|preference| preference.strip_prefix("wait=")?.trim_matches('"').parse().ok());
+    seconds.map(|seconds: u64| seconds.min(MAX_WAIT_S))
+}
+
+/// The reply to an invocation: the call, and the headers that every such reply has.
+pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> Reply<Response> {
+    let (num, traceparent, last) = (call.num.0, call.traceparent.clone(), call.attempts.last().cloned());
+    let view = CallView::whole(call, app.blobs()).await?;
+    let status = if waited.is_some() && view.status().is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = (status, Json(view)).into_response();
+    let headers = response.headers_mut();
+    trace::tell(headers, num, &traceparent, last.as_ref());
+    if let Ok(location) = HeaderValue::from_str(&format!("/call/{num}")) {
+        headers.insert("location", location);
+    }
+    if let Some(applied) = waited.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {
+        headers.insert("preference-applied", applied);
+    }
+    Ok(response)
+}
+
+/// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
+pub(crate) async fn run_waited(app: &App, spec: CallSpec, resolved: ResolvedVersion, wait: Option<Duration>) -> Reply<CallRecord> {
+    let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
+    let place = app.recorder().place().ok_or_else(busy)?;
+    let num = spec.num;
+    let (call, mut answer) = Waited::new(spec, resolved.code, place);
+    if !app.dispatcher().submit(call) {
+        return Err(busy());
+    }
+    let runs_out = async {
+        tokio::select! {
+            () = sleep_or_never(wait) => {}
+            () = app.draining().cancelled(), if wait.is_some() => {}
+        }
+    };
+    let answered = tokio::select! {
+        answered = &mut answer => answered,
+        () = runs_out => {
+            app.dispatcher().abandon(num).await;
+            answer.await
+        }
+    };
+    match answered {
+        Ok(Answer::Ended(call) | Answer::Adopted(call)) => Ok(*call),
+        Ok(Answer::Refused(error)) => Err(error.into()),
+        Err(_) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)),
+    }
+}
+
+async fn sleep_or_never(span: Option<Duration>) {
+    match span {
+        Some(span) => tokio::time::sleep(span).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The version that a call accepted now would run, and whether it can.
+pub(crate) async fn resolve(app: &App, namespace: &Namespace, function: &FunctionName, version: Option<Version>) -> Reply<ResolvedVersion> {
+    let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version };
+    Ok(app.db().ask(&request).await?)
+}
+
+/// Accepts a call durably: its row is committed when this returns.
+pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
+    let call = app.db().ask(&CallAccept { spec, version }).await?;
+    app.dispatcher().poke();
+    Ok(call)
+}
+
+/// Invokes a function: 202 when the call is stored, or with `Prefer: wait=N` 200 when it ended in time.
+#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`"),
+    params(("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
+    responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
+pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
+    let namespace = Caller::local().namespace;
+    refuse_key(&headers)?;
+    let bytes = body::read_json(&headers, body, MAX_BODY).await?;
+    let invocation = Invocation::parse(&bytes, app.maximum())?;
+    let function: FunctionName = invocation.func_name.parse()?;
+    let version = invocation.version.map(Version);
+    let wait = prefer_wait(&headers);
+    // A first look, so that an unknown function takes no number.
+    let resolved = resolve(&app, &namespace, &function, version).await?;
+    let waits_here = wait.is_some() && resolved.status == FunctionStatus::Ready && invocation.retries.unwrap_or(0) == 0;
+    let spec = CallSpec {
+        num: app.numbers().next().await?,
+        namespace,
+        function,
+        params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,
+        body: None,
+        direct: false,
+        timeout_ms: invocation.timeout_ms,
+        max_age_ms: MAX_AGE_MS,
+        retries: invocation.retries.or(wait.map(|_| 0)),
+        traceparent: trace::parent(&headers),
+    };
+    let call = match wait {
+        Some(seconds) if waits_here => {
+            run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?
+        }
+        Some(seconds) => {
+            let call = accept(&app, spec, version).await?;
+            calls::wait_for_end(&app, call, Duration::from_secs(seconds)).await?
+        }
+        None => accept(&app, spec, version).await?,
+    };
+    reply(&app, call, wait).await
+}
+
+/// The params of a call whose body was JSON.
+pub(crate) async fn json_params(app: &App, bytes: &[u8]) -> Reply<Payload> {
+    let malformed = |error: serde_json::Error| Problem::invalid("malformed_json", error);
+    if !faena_domain::json::is_shallow(bytes) {
+        return Err(faena_domain::json::InvalidJson::TooDeep.into());
+    }
+    let _: &RawValue = serde_json::from_slice(bytes).map_err(malformed)?;
+    Ok(app.blobs().payload(bytes.to_vec()).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(value: &'static str) -> Option<u64> {
+        prefer_wait(&HeaderMap::from_iter([(axum::http::header::HeaderName::from_static("prefer"), HeaderValue::from_static(value))]))
+    }
+
+    #[test]
+    fn a_wait_is_found_among_preferences_and_cut() {
+        assert_eq!(wait("wait=5"), Some(5));
+        assert_eq!(wait("respond-async, wait=10"), Some(10));
+        assert_eq!(wait("wait=100000"), Some(300));
+        assert_eq!(wait("respond-async"), None);
+        assert_eq!(wait("wait=soon"), None);
+    }
+
+    #[test]
+    fn wrong_bodies_are_told_apart() {
+        let parse = |text: &str| Invocation::parse(text.as_bytes(), &Limits::MAXIMUM).map_err(|problem| serde_json::to_value(problem).unwrap()["code"].clone());
+        assert!(parse(r#"{"funcName":"f","params":[1.0]}"#).is_ok());
+        for (text, code) in [
+            (r#"{"params":{}}"#, "malformed_json"),
+            (r#"{"funcName":"f","params":1,"tiemoutMs":3}"#, "unknown_field"),
+            (r#"{"funcName":"f","params":1,"timeoutMs":-1}"#, "malformed_json"),
+            (r#"{"funcName":"f","params":1,"timeoutMs":0}"#, "invalid_timeout"),
+            (r#"{"funcName":"f","params":1,"timeoutMs":99999999}"#, "limit_exceeded"),
+            (r#"{"funcName":"f","params":1,"retries":101}"#, "limit_exceeded"),
+            (r#"{"funcName":"f","params":1,"priority":1}"#, "not_supported"),
+        ] {
+            assert_eq!(parse(text).unwrap_err(), code, "{text}");
+        }
+    }
+}

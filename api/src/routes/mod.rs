@@ -1,0 +1,78 @@
+//! The routes, one module for each resource. A route is registered by its OpenAPI description, so none can lack one.
+
+mod builds;
+mod calls;
+mod direct;
+mod events;
+mod functions;
+mod health;
+mod invoke;
+mod runtimes;
+mod trace;
+mod upload;
+mod workers;
+
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use axum::{Json, Router};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::{guard, problem};
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Faena",
+    description = "Self-hosted functions: upload an archive, name the runtime, call it over HTTP.",
+    license(name = "MIT OR Apache-2.0")
+))]
+struct Info;
+
+fn documented() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Info::openapi())
+        .routes(routes!(runtimes::register))
+        .routes(routes!(runtimes::list))
+        .routes(routes!(runtimes::get, runtimes::delete))
+        .routes(routes!(upload::register))
+        .routes(routes!(functions::list))
+        .routes(routes!(functions::get, functions::delete))
+        .routes(routes!(functions::versions))
+        .routes(routes!(builds::get, builds::retry))
+        .routes(routes!(invoke::invoke))
+        .routes(routes!(calls::list))
+        .routes(routes!(calls::get))
+        .routes(routes!(calls::logs))
+        .routes(routes!(workers::list))
+        .routes(routes!(health::healthy))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// The description of every route.
+pub fn openapi() -> Document {
+    let mut document = documented().into_openapi();
+    direct::describe(&mut document);
+    document
+}
+
+/// All routes behind the guard.
+pub fn router(app: App) -> Router {
+    let (router, _) = documented().split_for_parts();
+    let document = openapi();
+    router
+        .route("/openapi.json", get(|| async move { Json(document) }))
+        .route("/f/{name}", axum::routing::any(direct::call))
+        .route("/f/{name}/{*path}", axum::routing::any(direct::call))
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn_with_state(app.clone(), guard::guard))
+        // Every route bounds its body itself, while it reads.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::new())
+        .with_state(app)
+}

@@ -1,0 +1,74 @@
+//! Runtimes.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use faena_domain::name::InvalidName;
+use faena_domain::runtime::InvalidRuntime;
+use faena_domain::{RuntimeName, RuntimeSpec};
+use faena_protocol::db::{RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
+use faena_protocol::records::RuntimeRecord;
+
+use crate::app::{App, Caller};
+use crate::body;
+use crate::problem::{Problem, Reply};
+
+/// The largest body: the commands, the variables and room for white space.
+const MAX_RUNTIME: u64 = 64 * 1024;
+
+impl From<InvalidName> for Problem {
+    fn from(error: InvalidName) -> Self {
+        Self::invalid("invalid_name", error)
+    }
+}
+
+impl From<InvalidRuntime> for Problem {
+    fn from(error: InvalidRuntime) -> Self {
+        match error {
+            InvalidRuntime::Json(error) => error.into(),
+            InvalidRuntime::Name(error) => error.into(),
+            InvalidRuntime::NameNeeded(_) => {
+                Self::invalid("name_needed", error).hint("give the runtime a `name` of its own")
+            }
+            InvalidRuntime::Image(_) => Self::invalid("invalid_image", error),
+            InvalidRuntime::Path { .. } => Self::invalid("invalid_path", error),
+            InvalidRuntime::Command { .. } => Self::invalid("invalid_command", error),
+            InvalidRuntime::Engine { .. } => Self::invalid("unknown_engine", error),
+            InvalidRuntime::Env(_) => Self::invalid("invalid_env", error),
+            InvalidRuntime::Limit(_) => Self::not_permitted("limit_exceeded", error),
+        }
+    }
+}
+
+/// Registers a runtime; the same object again changes nothing, another one is a new revision for later uploads.
+#[utoipa::path(post, path = "/registerRuntime", tag = "runtimes", request_body(content = Object, content_type = "application/json", description = "`image`, `path`, `dependencies` and `run`; optionally `name`, `engine`, `limits`, `env`, `allow`"),
+    responses((status = 201, description = "The new runtime"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
+pub(crate) async fn register(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<(StatusCode, Json<RuntimeRecord>)> {
+    let bytes = body::read_json(&headers, body, MAX_RUNTIME).await?;
+    let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
+    let put = app.db().ask(&RuntimePut { namespace: Caller::local().namespace, spec }).await?;
+    let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(put.record)))
+}
+
+/// The names of all runtimes.
+#[utoipa::path(get, path = "/runtimes", tag = "runtimes", responses((status = 200, description = "Names, sorted", body = Vec<String>)))]
+pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<RuntimeName>>> {
+    Ok(Json(app.db().ask(&RuntimeList { namespace: Caller::local().namespace }).await?))
+}
+
+/// One runtime.
+#[utoipa::path(get, path = "/runtime/{name}", tag = "runtimes", params(("name" = String, Path,)), responses((status = 200, description = "The runtime and its revision"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<RuntimeRecord>> {
+    let name = name.parse()?;
+    Ok(Json(app.db().ask(&RuntimeGet { namespace: Caller::local().namespace, name }).await?))
+}
+
+/// Forgets a runtime that no function uses.
+#[utoipa::path(delete, path = "/runtime/{name}", tag = "runtimes", params(("name" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "A function uses it", body = Problem)))]
+pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
+    let name = name.parse()?;
+    app.db().ask(&RuntimeDelete { namespace: Caller::local().namespace, name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

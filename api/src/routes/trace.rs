@@ -1,0 +1,57 @@
+//! W3C trace context, and what every reply to an invocation carries.
+
+use axum::http::{HeaderMap, HeaderValue};
+use faena_domain::Attempt;
+
+/// Whether a text is a `traceparent` of version 00 (W3C Trace Context, 3.2).
+fn is_valid(text: &str) -> bool {
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|c| c.is_ascii_digit() || matches!(c, b'a'..=b'f'))
+    };
+    let set = |part: &str| part.bytes().any(|c| c != b'0');
+    match text.split('-').collect::<Vec<_>>().as_slice() {
+        ["00", trace, parent, flags] => {
+            hex(trace, 32) && set(trace) && hex(parent, 16) && set(parent) && hex(flags, 2)
+        }
+        _ => false,
+    }
+}
+
+/// The caller's trace context where it is valid, else a new one.
+pub(crate) fn parent(headers: &HeaderMap) -> String {
+    let given = headers.get("traceparent").and_then(|value| value.to_str().ok()).filter(|text| is_valid(text));
+    given.map_or_else(
+        || {
+            let (trace, parent) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4().simple().to_string());
+            format!("00-{}-{}-01", trace.simple(), &parent[..16])
+        },
+        str::to_owned,
+    )
+}
+
+/// `Faena-Call`, `traceparent` and `Server-Timing`.
+pub(crate) fn tell(headers: &mut HeaderMap, num: i64, traceparent: &str, last: Option<&Attempt>) {
+    let (queue, start, run) = last.map_or((0, 0, 0), |attempt| (attempt.queue_ms, attempt.start_ms, attempt.run_ms));
+    let timing = format!("queue;dur={queue}, start;dur={start}, run;dur={run}");
+    headers.insert("faena-call", HeaderValue::from(num));
+    for (name, value) in [("traceparent", traceparent), ("server-timing", &timing)] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_context_is_carried_on() {
+        assert!(is_valid("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        for text in ["", "00-0-0-01", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"] {
+            assert!(!is_valid(text), "{text}");
+        }
+        assert!(is_valid(&parent(&HeaderMap::new())));
+    }
+}

@@ -1,0 +1,131 @@
+//! Uploads: an archive becomes a version of a function.
+
+use axum::Json;
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{StatusCode, header};
+use faena_blob::archive::{self, ArchiveError, Bounds, Checked};
+use faena_blob::{BlobStore, Spooled};
+use faena_domain::limits::MAX_ARCHIVE;
+use faena_domain::manifest::InvalidManifest;
+use faena_domain::{FunctionName, Manifest, RuntimeName};
+use faena_protocol::db::{RuntimeGet, VersionPut};
+
+use super::functions::FunctionView;
+use crate::app::{App, Caller};
+use crate::problem::{Problem, Reply};
+
+/// The one field of an upload.
+const FIELD: &str = "module";
+
+impl From<ArchiveError> for Problem {
+    fn from(error: ArchiveError) -> Self {
+        match &error {
+            ArchiveError::Empty => Self::invalid("empty_archive", error),
+            ArchiveError::Unknown => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "no_archive", error.to_string()),
+            ArchiveError::Damaged(_) => Self::invalid("damaged_archive", error),
+            ArchiveError::NoFiles => Self::invalid("empty_archive", error),
+            ArchiveError::Entry { .. } => Self::invalid("unsafe_archive", error),
+            ArchiveError::TooLarge(_) => Self::too_large(error.to_string()),
+            ArchiveError::Write(cause) => Self::internal("reading an archive", cause),
+        }
+    }
+}
+
+impl From<InvalidManifest> for Problem {
+    fn from(error: InvalidManifest) -> Self {
+        match &error {
+            InvalidManifest::Malformed(_) => Self::invalid("malformed_manifest", error),
+            InvalidManifest::UnknownKey { .. } => Self::invalid("unknown_key", error),
+            InvalidManifest::NotYet(_) => Self::invalid("not_supported", error),
+            InvalidManifest::Env(_) => Self::invalid("invalid_env", error),
+            InvalidManifest::Retries(_) | InvalidManifest::Limit(_) => Self::not_permitted("limit_exceeded", error),
+            InvalidManifest::Egress(_) => Self::not_permitted("egress_not_allowed", error),
+        }
+    }
+}
+
+fn broken(error: &MultipartError) -> Problem {
+    Problem::invalid("broken_upload", format!("the multipart body did not arrive whole: {}", error.body_text()))
+}
+
+/// Takes an archive in, checks it before anything is kept, and makes it the function's newest version.
+#[utoipa::path(post, path = "/registerFunction/{runtime}/{funcName}", tag = "functions", params(("runtime" = String, Path,), ("funcName" = String, Path,)),
+    request_body(content = Vec<u8>, content_type = "multipart/form-data", description = "The field `module`: a zip, tar.gz or tar, told by its bytes"),
+    responses((status = 201, description = "The new function"), (status = 200, description = "The function with its new version"), (status = 400, description = "What is wrong with the archive", body = Problem), (status = 404, description = "There is no such runtime", body = Problem), (status = 413, description = "Too large", body = Problem)))]
+pub(crate) async fn register(
+    State(app): State<App>,
+    Path((runtime, function)): Path<(String, String)>,
+    request: Request,
+) -> Reply<(StatusCode, Json<FunctionView>)> {
+    let namespace = Caller::local().namespace;
+    let (runtime, function): (RuntimeName, FunctionName) = (runtime.parse()?, function.parse()?);
+    let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
+    let _place = app.uploads().try_acquire().map_err(|_| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many uploads at once").retry_after(1)
+    })?;
+    let spooled = receive(&app, request).await?;
+    let (spooled, checked) = check(spooled).await?;
+    let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
+    let limits = manifest.grant(&spec, app.maximum())?;
+    app.blobs().put(&spooled).await?;
+    let put = VersionPut {
+        request: uuid::Uuid::new_v4().simple().to_string(),
+        namespace,
+        runtime,
+        function,
+        source: spooled.key,
+        source_bytes: spooled.bytes,
+        manifest,
+        limits,
+    };
+    let put = app.db().ask(&put).await?;
+    app.dispatcher().poke();
+    let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(put.record.into())))
+}
+
+/// Streams the field `module`, and nothing else, to a passing file.
+async fn receive(app: &App, request: Request) -> Reply<Spooled> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {
+        let detail = "an upload must be multipart/form-data";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_multipart", detail)
+            .hint("curl -F module=@code.zip does that"));
+    }
+    let refused = |_| Problem::invalid("broken_upload", "the Content-Type names no boundary");
+    let mut multipart = Multipart::from_request(request, &()).await.map_err(refused)?;
+    let mut spooled = None;
+    while let Some(field) = multipart.next_field().await.map_err(|error| broken(&error))? {
+        match field.name() {
+            Some(FIELD) if spooled.is_none() => spooled = Some(spool(app.blobs(), field).await?),
+            Some(FIELD) => return Err(Problem::invalid("repeated_field", "the field `module` is there twice")),
+            name => {
+                let name: String = name.unwrap_or_default().chars().take(80).collect();
+                return Err(Problem::invalid("unknown_field", format!("unknown field `{name}`; an upload has the one field `module`")));
+            }
+        }
+    }
+    let spooled = spooled.ok_or_else(|| Problem::invalid("missing_field", "the field `module` with the archive is missing"))?;
+    app.metrics().upload_bytes.inc_by(spooled.bytes);
+    Ok(spooled)
+}
+
+async fn spool(blobs: &BlobStore, mut field: Field<'_>) -> Reply<Spooled> {
+    let mut spool = blobs.spool()?;
+    while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error))? {
+        if spool.bytes() + chunk.len() as u64 > MAX_ARCHIVE {
+            return Err(Problem::too_large(format!("the archive is over the limit of {MAX_ARCHIVE} bytes")));
+        }
+        spool.write(&chunk)?;
+    }
+    Ok(spool.finish()?)
+}
+
+async fn check(spooled: Spooled) -> Reply<(Spooled, Checked)> {
+    let checked = tokio::task::spawn_blocking(move || {
+        let mut spooled = spooled;
+        archive::check(&mut spooled.file, &Bounds::SOURCE).map(|checked| (spooled, checked))
+    });
+    Ok(checked.await.map_err(|error| Problem::internal("checking an archive", &error))??)
+}

@@ -1,0 +1,153 @@
+//! A call as people see it.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use faena_blob::{BlobError, BlobStore};
+use faena_domain::limits::{LIST_CUT, MAX_RESULT};
+use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload};
+use faena_protocol::records::CallRecord;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// A call.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CallView {
+    /// Its function.
+    func_name: String,
+    /// What it was called with.
+    #[schema(value_type = Object)]
+    params: Box<RawValue>,
+    /// Whether a list shows only the beginning of the params, as a text.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    params_cut: bool,
+    /// Its number.
+    call_num: i64,
+    /// PENDING, RUNNING, DONE, FAILED, TIMEOUT, CANCELLED or EXPIRED.
+    #[schema(value_type = String)]
+    status: CallStatus,
+    /// What the function put out; empty until the end.
+    result: String,
+    /// Whether a list shows only the beginning of the result.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    result_cut: bool,
+    /// `base64` where the result is no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_encoding: Option<&'static str>,
+    /// The function's version.
+    version: i64,
+    /// docker or sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    engine: Option<EngineKind>,
+    /// What was tried.
+    #[schema(value_type = Vec<Object>)]
+    attempts: Vec<Attempt>,
+    /// Why it did not end in DONE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    error: Option<CallError>,
+    /// When it was accepted.
+    created_at: String,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<String>,
+}
+
+/// RFC 3339 of Unix milliseconds.
+pub(crate) fn rfc3339(millis: i64) -> String {
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()
+}
+
+/// The beginning of a text, at most [`LIST_CUT`] bytes, on a character's border.
+fn beginning(text: &str) -> &str {
+    let mut end = LIST_CUT.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn raw(json: String) -> Box<RawValue> {
+    // What was stored was JSON when it came.
+    RawValue::from_string(json).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+fn quoted(text: &str) -> Box<RawValue> {
+    serde_json::value::to_raw_value(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+impl CallView {
+    fn new(call: CallRecord, params: Box<RawValue>, result: String) -> Self {
+        Self {
+            func_name: call.function.to_string(),
+            params,
+            params_cut: false,
+            call_num: call.num.0,
+            status: call.status,
+            result,
+            result_cut: false,
+            result_encoding: None,
+            version: call.version.0,
+            engine: call.engine,
+            attempts: call.attempts,
+            error: call.error,
+            created_at: rfc3339(call.created_at),
+            ended_at: call.ended_at.map(rfc3339),
+        }
+    }
+
+    /// The whole call.
+    pub(crate) async fn whole(call: CallRecord, blobs: &BlobStore) -> Result<Self, BlobError> {
+        let params = blobs.bytes(&call.params, MAX_RESULT).await?;
+        let result = blobs.bytes(&call.result, MAX_RESULT).await?;
+        let (result, encoding) = match String::from_utf8(result.into()) {
+            Ok(text) => (text, None),
+            Err(error) => (base64(error.as_bytes()), Some("base64")),
+        };
+        let params = raw(String::from_utf8_lossy(&params).into_owned());
+        Ok(Self { result_encoding: encoding, ..Self::new(call, params, result) })
+    }
+
+    /// The call as a list shows it: long params and results cut.
+    pub(crate) fn listed(call: CallRecord) -> Self {
+        let (params, params_cut) = match &call.params {
+            Payload::Text(text) if text.len() <= LIST_CUT => (raw(text.clone()), false),
+            Payload::Text(text) => (quoted(beginning(text)), true),
+            Payload::Blob { .. } => (quoted(""), true),
+        };
+        let (result, result_cut) = match &call.result {
+            Payload::Text(text) => (beginning(text).to_owned(), text.len() > LIST_CUT),
+            Payload::Blob { .. } => (String::new(), true),
+        };
+        Self { params_cut, result_cut, ..Self::new(call, params, result) }
+    }
+
+    pub(crate) fn status(&self) -> CallStatus {
+        self.status
+    }
+}
+
+/// RFC 4648, section 4.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_cut_never_splits_a_character() {
+        let text = "ñ".repeat(1000);
+        assert_eq!(beginning(&text).len(), 1024);
+        assert_eq!(beginning(&format!("a{text}")).len(), 1023);
+    }
+}

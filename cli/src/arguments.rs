@@ -1,0 +1,89 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+/// Self-hosted functions: upload an archive, name the runtime, call it over HTTP.
+///
+/// Settings come from a TOML file, then from variables FAENA_…, then from flags; each later one wins.
+#[derive(Debug, Parser)]
+#[command(name = "faena", version, about, long_about)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) role: RoleArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RoleArguments {
+    /// Runs db, api and one worker in this process
+    Up(Options),
+    /// Runs the database service alone
+    Db(Options),
+    /// Runs the HTTP edge alone
+    Api(Options),
+    /// Runs a worker alone
+    Worker(Options),
+}
+
+/// Which part of the platform a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Up,
+    Db,
+    Api,
+    Worker,
+}
+
+impl RoleArguments {
+    pub(crate) fn split(self) -> (Role, Options) {
+        match self {
+            Self::Up(options) => (Role::Up, options),
+            Self::Db(options) => (Role::Db, options),
+            Self::Api(options) => (Role::Api, options),
+            Self::Worker(options) => (Role::Worker, options),
+        }
+    }
+}
+
+/// Flags; what is not given is not serialised, so that it overrides nothing.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct Options {
+    /// Settings file (default: /etc/faena.toml where it is there)
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Prints the settings in effect as TOML, and ends
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) print_config: bool,
+    /// Address for people (default: 127.0.0.1:3000)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<String>,
+    /// Data folder (default: ~/.local/share/faena)
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<PathBuf>,
+    /// Folder of the sockets between roles (default: one for each data folder, below /run or XDG_RUNTIME_DIR)
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<PathBuf>,
+    /// Name of the worker (default: the host's)
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Calls at once (default: twice the cores, at least 4)
+    #[arg(long, value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<u32>,
+    /// A layer of the sandbox to go without; may be repeated
+    #[arg(long, value_name = "LAYER")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accept_missing: Vec<String>,
+    /// What to log, like info or info,faena_api=debug
+    #[arg(long, value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+}

@@ -1,0 +1,105 @@
+//! What a worker of this machine has: engines, folders, certificates.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use faena_blob::BlobStore;
+use faena_domain::units::ByteSize;
+use faena_domain::{EngineKind, Owner};
+use faena_engine::{Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent};
+use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node};
+use tracing::{info, warn};
+
+use crate::folders::Folders;
+use crate::settings::Settings;
+
+/// The largest artifact.
+const ARTIFACT: ByteSize = ByteSize(1 << 30);
+
+struct Place<'a> {
+    settings: &'a Settings,
+    belonging: Belonging,
+    folder: PathBuf,
+    run: PathBuf,
+    launcher: PathBuf,
+    agent: PathBuf,
+    uids: Uids,
+}
+
+/// Starts the engines and puts the node together.
+pub(crate) async fn node(settings: &Settings, folders: &Folders, owner: &Owner, blobs: BlobStore) -> anyhow::Result<Node> {
+    let folder = folders.data.join("worker");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let place = Place {
+        settings,
+        belonging: Belonging {
+            platform: folders.platform.clone(),
+            worker: owner.worker.clone(),
+            incarnation: owner.incarnation.clone(),
+        },
+        run: folders.run.clone(),
+        launcher: std::env::current_exe().context("cannot find this program")?,
+        agent: install_agent(&folder).with_context(|| format!("cannot write the agent below {}", folder.display()))?,
+        uids: Uids::default(),
+        folder,
+    };
+    let mut engines: BTreeMap<EngineKind, Arc<dyn Engine>> = BTreeMap::new();
+    for engine in [docker(&place).await?, sandbox(&place).await?].into_iter().flatten() {
+        info!(engine = %engine.kind(), version = engine.version(), "engine");
+        engines.insert(engine.kind(), engine);
+    }
+    if engines.is_empty() {
+        bail!("no engine: Docker does not answer and the sandbox is switched off; start Docker, or set sandbox = true");
+    }
+    let code = CodeStore::open(place.folder.join("code"), blobs.clone()).context("cannot open the folder of unpacked code")?;
+    Ok(Node {
+        worker: owner.worker.clone(),
+        engines,
+        blobs,
+        code,
+        ca_bundle: settings.ca_bundle.clone(),
+        egress: Arc::new(EgressPolicy { ports: settings.egress_ports.clone(), ..EgressPolicy::web() }),
+        pull: if settings.pull { Pull::Missing } else { Pull::Never },
+        build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
+    })
+}
+
+async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
+    let named = match place.settings.docker.as_str() {
+        "off" => return Ok(None),
+        "auto" => None,
+        socket => Some(socket.to_owned()),
+    };
+    let config = DockerConfig {
+        belonging: place.belonging.clone(),
+        socket: named.clone(),
+        launcher: place.launcher.clone(),
+        agent: place.agent.clone(),
+        folder: place.run.join("containers"),
+    };
+    match Docker::connect(config, place.uids.clone()).await {
+        Ok(docker) => Ok(Some(Arc::new(docker))),
+        Err(error) if named.is_some() => Err(error).context("Docker was named in the settings and does not answer"),
+        Err(error) => {
+            warn!(%error, "going without Docker");
+            Ok(None)
+        }
+    }
+}
+
+async fn sandbox(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
+    if !place.settings.sandbox {
+        return Ok(None);
+    }
+    let config = SandboxConfig {
+        belonging: place.belonging.clone(),
+        launcher: place.launcher.clone(),
+        agent: place.agent.clone(),
+        folder: place.folder.clone(),
+        accept_missing: place.settings.layers()?,
+        host_images: place.settings.host_images.iter().map(|host| (host.image.clone(), host.program.clone())).collect(),
+    };
+    Ok(Some(Arc::new(Sandbox::start(config, place.uids.clone()).await?)))
+}

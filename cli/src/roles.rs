@@ -1,0 +1,185 @@
+//! The roles: each is put together, run until a signal comes, and drained.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use faena_api::{Api, ApiConfig};
+use faena_blob::BlobStore;
+use faena_db::SqliteStore;
+use faena_db_client::DbClient;
+use faena_domain::Owner;
+use faena_telemetry::Metrics;
+use faena_transport::Endpoint;
+use faena_worker::{Worker, WorkerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::folders::{Folders, Lock};
+use crate::node;
+use crate::settings::Settings;
+
+/// What a second signal ends the process with (sysexits.h has none for it; shells use 128 and the signal).
+const EXIT_FORCED: i32 = 130;
+
+/// A role's task, and what tells it to stop.
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    fn start(run: impl FnOnce(CancellationToken) -> Spawned) -> Self {
+        let stop = CancellationToken::new();
+        Self { task: tokio::spawn(run(stop.clone())), stop }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.task.await.context("a role panicked")?
+    }
+}
+
+type Spawned = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping; a second signal ends at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(EXIT_FORCED);
+    });
+    Ok(())
+}
+
+/// Waits for a signal, or for a role that ends by itself, which none should.
+async fn until_stopped(roles: &mut [&mut Running]) -> anyhow::Result<()> {
+    let ended = async {
+        let mut check = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            check.tick().await;
+            if roles.iter().any(|role| role.task.is_finished()) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        stopped = stopped() => stopped,
+        () = ended => {
+            error!("a role ended by itself; stopping the others");
+            Ok(())
+        }
+    }
+}
+
+fn endpoint(folders: &Folders, name: &str) -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::new(folders.run.join(name))?)
+}
+
+fn start_db(folders: &Folders, metrics: &Metrics) -> anyhow::Result<Running> {
+    let metrics = metrics.register(faena_db::metrics::Metrics::register);
+    let store = Arc::new(SqliteStore::open(&folders.data.join("faena.db"), &metrics)?);
+    let endpoint = endpoint(folders, "db.sock")?;
+    Ok(Running::start(|stop| Box::pin(async move { Ok(faena_db::serve(store, &endpoint, stop).await?) })))
+}
+
+async fn start_api(settings: &Settings, folders: &Folders, db: DbClient, blobs: BlobStore, metrics: Metrics) -> anyhow::Result<Running> {
+    let config = ApiConfig {
+        listen: settings.listen,
+        workers: endpoint(folders, "api.sock")?,
+        host_names: settings.host_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        maximum: settings.maximum(),
+        connections: settings.connections,
+        grace: settings.grace.duration(),
+    };
+    let api = Api::bind(config, db, blobs, metrics).await?;
+    Ok(Running::start(|stop| {
+        Box::pin(async move {
+            api.serve(stop).await;
+            Ok(())
+        })
+    }))
+}
+
+async fn start_worker(settings: &Settings, folders: &Folders, db: DbClient, blobs: BlobStore, metrics: &Metrics) -> anyhow::Result<Running> {
+    let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
+    let owner = Owner { worker: settings.name.clone(), incarnation };
+    let node = Arc::new(node::node(settings, folders, &owner, blobs).await?);
+    let config = WorkerConfig {
+        owner,
+        slots: settings.slots,
+        grace: settings.grace.duration(),
+        api: endpoint(folders, "api.sock")?,
+    };
+    let worker = Worker::new(config, node, db, metrics.register(faena_worker::metrics::Metrics::register));
+    Ok(Running::start(|stop| {
+        Box::pin(async move {
+            worker.run(stop).await;
+            Ok(())
+        })
+    }))
+}
+
+fn lock_all(folders: &Folders) -> anyhow::Result<[Lock; 3]> {
+    Ok([folders.lock("db")?, folders.lock("api")?, folders.lock("worker")?])
+}
+
+/// Everything in this process.
+pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
+    let folders = Folders::prepare(&settings)?;
+    let _locks = lock_all(&folders)?;
+    let metrics = Metrics::default();
+    let mut db = start_db(&folders, &metrics)?;
+    let client = DbClient::connect(endpoint(&folders, "db.sock")?);
+    let blobs = BlobStore::local(&settings.blob_folder())?;
+    let mut api = start_api(&settings, &folders, client.clone(), blobs.clone(), metrics.clone()).await?;
+    let mut worker = start_worker(&settings, &folders, client, blobs, &metrics).await?;
+    until_stopped(&mut [&mut db, &mut api, &mut worker]).await?;
+    // What runs may finish, and be recorded, before the database goes.
+    let (api, worker) = tokio::join!(api.stop(), worker.stop());
+    let db = db.stop().await;
+    api.and(worker).and(db)
+}
+
+/// The database service alone.
+pub(crate) async fn db(settings: Settings) -> anyhow::Result<()> {
+    let folders = Folders::prepare(&settings)?;
+    let _lock = folders.lock("db")?;
+    let mut db = start_db(&folders, &Metrics::default())?;
+    info!("the database service is ready");
+    until_stopped(&mut [&mut db]).await?;
+    db.stop().await
+}
+
+/// The HTTP edge alone.
+pub(crate) async fn api(settings: Settings) -> anyhow::Result<()> {
+    let folders = Folders::prepare(&settings)?;
+    let _lock = folders.lock("api")?;
+    let client = DbClient::connect(endpoint(&folders, "db.sock")?);
+    let blobs = BlobStore::local(&settings.blob_folder())?;
+    let mut api = start_api(&settings, &folders, client, blobs, Metrics::default()).await?;
+    until_stopped(&mut [&mut api]).await?;
+    api.stop().await
+}
+
+/// A worker alone.
+pub(crate) async fn worker(settings: Settings) -> anyhow::Result<()> {
+    let folders = Folders::prepare(&settings)?;
+    let _lock = folders.lock("worker")?;
+    let client = DbClient::connect(endpoint(&folders, "db.sock")?);
+    let blobs = BlobStore::shared(&settings.blob_folder(), &folders.data.join("worker/spool"))?;
+    let mut worker = start_worker(&settings, &folders, client, blobs, &Metrics::default()).await?;
+    until_stopped(&mut [&mut worker]).await?;
+    worker.stop().await
+}

@@ -1,0 +1,258 @@
+//! Settings: read once, in `main`, from file, environment and flags.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use faena_domain::limits::default_slots;
+use faena_domain::near::nearest;
+use faena_domain::units::Span;
+use faena_domain::{AskedLimits, Limits};
+use faena_engine::Layer;
+use faena_telemetry::LogFormat;
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::arguments::Options;
+
+/// Read where no file is named and this one is there.
+const DEFAULT_FILE: &str = "/etc/faena.toml";
+
+/// Everything that can be set; docs/reference/configuration.md explains each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Address for people.
+    pub(crate) listen: SocketAddr,
+    /// Data folder.
+    pub(crate) data: PathBuf,
+    /// Folder of the sockets between roles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<PathBuf>,
+    /// Folder of the blobs, where it is not in the data folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blobs: Option<PathBuf>,
+    /// Name of the worker.
+    pub(crate) name: String,
+    /// Calls at once.
+    pub(crate) slots: u32,
+    /// How long running work may take to finish at a stop.
+    pub(crate) grace: Span,
+    /// What to log.
+    pub(crate) log: String,
+    /// `text` or `json`.
+    pub(crate) log_format: Lines,
+    /// Names besides localhost by which people may call the api.
+    pub(crate) host_names: Vec<String>,
+    /// Connections at once.
+    pub(crate) connections: usize,
+    /// `auto`, `off`, or the path of a daemon's socket.
+    pub(crate) docker: String,
+    /// Whether the built-in sandbox is offered.
+    pub(crate) sandbox: bool,
+    /// Layers of the sandbox to go without.
+    pub(crate) accept_missing: Vec<String>,
+    /// Images that the sandbox maps to this host: name and the program that has to be there.
+    pub(crate) host_images: Vec<HostImage>,
+    /// Whether Docker may pull images.
+    pub(crate) pull: bool,
+    /// Certificate authorities for builds and for what has egress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_bundle: Option<PathBuf>,
+    /// Ports that instances with egress may reach.
+    pub(crate) egress_ports: Vec<u16>,
+    /// The most that runtimes and functions may ask for, over the built-in maximum.
+    pub(crate) maximum: AskedLimits,
+    /// What builds get, over the built-in limits.
+    pub(crate) build: AskedLimits,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Lines {
+    Text,
+    Json,
+}
+
+impl From<Lines> for LogFormat {
+    fn from(lines: Lines) -> Self {
+        match lines {
+            Lines::Text => Self::Text,
+            Lines::Json => Self::Json,
+        }
+    }
+}
+
+/// An image that is the host's own system.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HostImage {
+    /// The image's name.
+    pub(crate) image: String,
+    /// The program that has to be there.
+    pub(crate) program: String,
+}
+
+fn home_data() -> PathBuf {
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/var/lib"), |home| PathBuf::from(home).join(".local/share"));
+    std::env::var_os("XDG_DATA_HOME").map_or(home, PathBuf::from).join("faena")
+}
+
+/// The host's name, as far as it can name a worker.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    if plain.is_empty() { "worker".to_owned() } else { plain }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let host_image = |image: &str, program: &str| HostImage { image: image.to_owned(), program: program.to_owned() };
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            data: home_data(),
+            run: None,
+            blobs: None,
+            name: host_name(),
+            slots: u32::try_from(default_slots(cores)).unwrap_or(4),
+            grace: Span(10_000),
+            log: "info".to_owned(),
+            log_format: Lines::Text,
+            host_names: Vec::new(),
+            connections: 10_000,
+            docker: "auto".to_owned(),
+            sandbox: true,
+            accept_missing: Vec::new(),
+            host_images: vec![
+                host_image("pythonruntime", "python3"),
+                host_image("noderuntime", "node"),
+                host_image("bashruntime", "bash"),
+            ],
+            pull: true,
+            ca_bundle: default_ca_bundle(),
+            egress_ports: vec![80, 443],
+            maximum: AskedLimits::default(),
+            build: AskedLimits::default(),
+        }
+    }
+}
+
+/// What `SSL_CERT_FILE` names, else where Debian, Fedora and Alpine keep theirs.
+fn default_ca_bundle() -> Option<PathBuf> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    named.into_iter().chain(usual.map(PathBuf::from)).find(|path| path.is_file())
+}
+
+/// The names of all settings.
+fn names() -> HashSet<String> {
+    let optional = ["run", "blobs", "ca_bundle"];
+    let value = serde_json::to_value(Settings::default()).unwrap_or_default();
+    let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    known.into_iter().chain(optional.map(str::to_owned)).collect()
+}
+
+/// A variable that looks like a setting and is none is an error; what belongs to somebody else is left alone.
+fn check_variables(names: &HashSet<String>) -> anyhow::Result<()> {
+    for (variable, _) in std::env::vars_os() {
+        let Some(name) = variable.to_str().and_then(|name| name.strip_prefix("FAENA_")).map(str::to_lowercase) else {
+            continue;
+        };
+        if !names.contains(&name)
+            && let Some(near) = nearest(&name, names.iter().map(String::as_str))
+        {
+            bail!("the variable FAENA_{} is no setting; did you mean FAENA_{}?", name.to_uppercase(), near.to_uppercase());
+        }
+    }
+    Ok(())
+}
+
+impl Settings {
+    /// Reads file, environment and flags.
+    pub(crate) fn load(options: &Options) -> anyhow::Result<Self> {
+        let names = names();
+        check_variables(&names)?;
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        let file = match &options.config {
+            Some(path) if !path.is_file() => bail!("the settings file {} is not there", path.display()),
+            Some(path) => Toml::file_exact(path),
+            None => Toml::file_exact(DEFAULT_FILE),
+        };
+        let settings: Self = Figment::from(Serialized::defaults(Self::default()))
+            .merge(file)
+            .merge(Env::prefixed("FAENA_").only(&known))
+            .merge(Serialized::defaults(options))
+            .extract()
+            .context("the settings are wrong")?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.layers()?;
+        if self.slots == 0 {
+            bail!("slots must be at least 1");
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(plain) {
+            bail!("the worker's name {:?} must have 1 to 63 letters, digits and -", self.name);
+        }
+        Ok(())
+    }
+
+    /// The settings as they would stand in a file.
+    pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
+        toml::to_string_pretty(self).context("the settings cannot be written as TOML")
+    }
+
+    /// Layers of the sandbox to go without.
+    pub(crate) fn layers(&self) -> anyhow::Result<Vec<Layer>> {
+        let known = Layer::ALL.map(Layer::as_str);
+        self.accept_missing
+            .iter()
+            .map(|name| Layer::from_name(name).with_context(|| format!("{name:?} is no layer of the sandbox; the layers are {}", known.join(", "))))
+            .collect()
+    }
+
+    /// The most that runtimes and functions may ask for.
+    pub(crate) fn maximum(&self) -> Limits {
+        self.maximum.lowered(&Limits::MAXIMUM)
+    }
+
+    /// What builds get.
+    pub(crate) fn build_limits(&self) -> Limits {
+        self.build.lowered(&Limits::BUILD)
+    }
+
+    /// Where blobs are.
+    pub(crate) fn blob_folder(&self) -> PathBuf {
+        self.blobs.clone().unwrap_or_else(|| self.data.join("blobs"))
+    }
+
+    /// The data folder with no `..` or link in it, once it is there.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_read_back_from_their_own_toml() {
+        let text = Settings::default().to_toml().unwrap();
+        let read: Settings = toml::from_str(&text).unwrap();
+        assert_eq!(read.to_toml().unwrap(), text);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let error = toml::from_str::<Settings>("lisetn = \"x\"").unwrap_err();
+        assert!(error.to_string().contains("lisetn"));
+    }
+}

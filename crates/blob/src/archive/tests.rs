@@ -1,0 +1,151 @@
+//! Archives as people make them, and as attackers do.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tar::{EntryType, Header};
+use zip::write::SimpleFileOptions;
+
+use super::*;
+
+fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, data) in files {
+        zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+        zip.write_all(data).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+fn entry(builder: &mut tar::Builder<Vec<u8>>, name: &str, kind: EntryType, link: &str, data: &[u8]) {
+    let mut header = Header::new_gnu();
+    // The builder's own checks would stand in the way of an attacker.
+    header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+    header.set_entry_type(kind);
+    header.set_size(data.len() as u64);
+    header.set_mode(0o755);
+    header.set_cksum();
+    builder.append(&header, data).unwrap();
+}
+
+fn tarred(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, link, data) in entries {
+        entry(&mut builder, name, *kind, link, data);
+    }
+    builder.into_inner().unwrap()
+}
+
+fn gzipped(data: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(data).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn checked(bytes: &[u8]) -> Result<Checked, ArchiveError> {
+    check(&mut file(bytes), &Bounds::SOURCE)
+}
+
+const FILE: EntryType = EntryType::Regular;
+
+#[test]
+fn the_format_is_told_by_the_bytes() {
+    let tar = tarred(&[("a", FILE, "", b"x")]);
+    assert_eq!(checked(&zipped(&[("a", b"x")])).unwrap().format, Format::Zip);
+    assert_eq!(checked(&gzipped(&tar)).unwrap().format, Format::TarGz);
+    assert_eq!(checked(&tar).unwrap().format, Format::Tar);
+}
+
+#[test]
+fn what_is_no_archive_is_refused() {
+    assert!(matches!(checked(b""), Err(ArchiveError::Empty)));
+    assert!(matches!(checked(&b"print('hello')\n".repeat(50)), Err(ArchiveError::Unknown)));
+    assert!(matches!(checked(&zipped(&[])), Err(ArchiveError::NoFiles)));
+    assert!(checked(&gzipped(&b"x".repeat(5000))).is_err());
+    let zip = zipped(&[("a", b"hello")]);
+    assert!(checked(&zip[..zip.len() / 2]).is_err());
+    let noise: Vec<u8> = (0..20_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let tar = gzipped(&tarred(&[("a", FILE, "", &noise)]));
+    assert!(checked(&tar[..tar.len() / 2]).is_err());
+    assert!(checked(&tar[..tar.len() - 4]).is_err(), "without its checksum");
+}
+
+#[test]
+fn entries_that_reach_out_hide_or_repeat_are_refused() {
+    let link = EntryType::Symlink;
+    let hostile: Vec<Vec<u8>> = vec![
+        zipped(&[("../canary", b"x")]),
+        zipped(&[("a/../../canary", b"x")]),
+        zipped(&[("/tmp/canary", b"x")]),
+        zipped(&[("..\\canary", b"x")]),
+        zipped(&[("C:\\canary", b"x")]),
+        zipped(&[("a", b"x"), ("A", b"y")]),
+        tarred(&[("a", FILE, "", b"x"), ("a", FILE, "", b"y")]),
+        tarred(&[("../canary", FILE, "", b"x")]),
+        tarred(&[("/tmp/canary", FILE, "", b"x")]),
+        tarred(&[("l", link, "/etc/passwd", b"")]),
+        tarred(&[("l", link, "../x", b"")]),
+        tarred(&[("l", EntryType::Link, "/etc/passwd", b"")]),
+        tarred(&[("d", EntryType::Char, "", b"")]),
+        tarred(&[("f", EntryType::Fifo, "", b"")]),
+        tarred(&[("d", EntryType::Directory, "", b""), ("l", link, "d", b""), ("l/x", FILE, "", b"x")]),
+        tarred(&[("a\nb", FILE, "", b"x")]),
+    ];
+    for bytes in hostile {
+        let refused = checked(&bytes);
+        assert!(matches!(refused, Err(ArchiveError::Entry { .. } | ArchiveError::Damaged(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn bombs_are_refused_by_size_ratio_and_count() {
+    let zeros = vec![0; 64 * 1024 * 1024];
+    assert!(matches!(checked(&zipped(&[("zeros", &zeros)])), Err(ArchiveError::TooLarge(_))));
+    assert!(matches!(checked(&gzipped(&tarred(&[("zeros", FILE, "", &zeros)]))), Err(ArchiveError::TooLarge(_))));
+    let names: Vec<String> = (0..20_001).map(|n| format!("f{n}")).collect();
+    let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"".as_slice())).collect();
+    assert!(matches!(checked(&zipped(&many)), Err(ArchiveError::TooLarge(_))));
+}
+
+#[test]
+fn the_manifest_is_found_at_the_top() {
+    let bytes = zipped(&[("sub/faena.toml", b"no"), ("faena.toml", b"retries = 1"), ("a", b"")]);
+    assert_eq!(checked(&bytes).unwrap().manifest.as_deref(), Some("retries = 1"));
+}
+
+#[test]
+fn a_tree_is_unpacked_with_plain_modes() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = tarred(&[
+        ("./", EntryType::Directory, "", b""),
+        ("a/b/f", FILE, "", b"deep"),
+        ("a/l", EntryType::Symlink, "b/f", b""),
+    ]);
+    unpack(&mut file(&bytes), folder.path(), &Bounds::SOURCE, None).unwrap();
+    assert_eq!(std::fs::read(folder.path().join("a/l")).unwrap(), b"deep");
+    let mode = |path: &str| std::fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("a/b/f"), mode("a")), (0o755, 0o755));
+}
+
+#[test]
+fn an_artifacts_links_are_stored_and_never_followed() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = outside.path().display().to_string();
+    let link = tarred(&[("bin", EntryType::Symlink, &to, b"")]);
+    unpack(&mut file(&link), folder.path(), &Bounds::ARTIFACT, None).unwrap();
+    assert_eq!(std::fs::read_link(folder.path().join("bin")).unwrap(), outside.path());
+    // A second archive into the same folder stands for one that got past the judge.
+    let through = tarred(&[("bin/canary", FILE, "", b"x")]);
+    assert!(unpack(&mut file(&through), folder.path(), &Bounds::ARTIFACT, None).is_err());
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,288 @@
+//! Blobs in an object store: a folder of this machine, or whatever else `object_store` speaks to.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use faena_domain::{BlobKey, Payload, payload::MAX_INLINE};
+use futures_util::StreamExt;
+use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{GetResultPayload, ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+/// How much of a file is held in memory while it is copied.
+const CHUNK: usize = 512 * 1024;
+
+/// Why a blob could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The store failed.
+    #[error("the blob store failed")]
+    Store(#[from] object_store::Error),
+    /// The folder for passing files failed.
+    #[error("the spool folder failed")]
+    Spool(#[from] std::io::Error),
+    /// There is no such blob.
+    #[error("there is no blob {0}")]
+    NotFound(BlobKey),
+    /// The bytes are not those that were written; they are never executed.
+    #[error("the blob {0} is damaged: its bytes do not have that hash (code_integrity)")]
+    Damaged(BlobKey),
+    /// More bytes than the reader can take.
+    #[error("the blob {0} is larger than {1} bytes")]
+    TooLarge(BlobKey, u64),
+}
+
+/// Where blobs are.
+#[derive(Clone, Debug)]
+pub struct BlobStore {
+    store: Arc<dyn ObjectStore>,
+    spool: PathBuf,
+}
+
+fn location(key: &BlobKey) -> ObjectPath {
+    let name = key.to_string();
+    ObjectPath::from_iter(["sha256", &name[..2], &name[2..]])
+}
+
+impl BlobStore {
+    /// The store in a folder of this machine; every write is synced before it counts.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub fn local(folder: &Path) -> Result<Self, BlobError> {
+        let (blobs, spool) = (folder.join("objects"), folder.join("spool"));
+        std::fs::create_dir_all(&blobs)?;
+        // What lies in the spool belongs to a process that is gone.
+        match std::fs::remove_dir_all(&spool) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => std::fs::create_dir_all(&spool)?,
+        }
+        let store = LocalFileSystem::new_with_prefix(&blobs)?.with_fsync(true);
+        Ok(Self { store: Arc::new(store), spool })
+    }
+
+    /// The store in a folder that another role on this machine has made.
+    ///
+    /// # Errors
+    /// A folder that is not there.
+    pub fn shared(folder: &Path, spool: &Path) -> Result<Self, BlobError> {
+        std::fs::create_dir_all(folder.join("objects"))?;
+        std::fs::create_dir_all(spool)?;
+        let store = LocalFileSystem::new_with_prefix(folder.join("objects"))?.with_fsync(true);
+        Ok(Self { store: Arc::new(store), spool: spool.to_owned() })
+    }
+
+    /// A passing file, hashed while it is written.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn spool(&self) -> Result<Spool, BlobError> {
+        Ok(Spool { file: tempfile::tempfile_in(&self.spool)?, hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Writes a spooled file, unless its bytes are there already.
+    ///
+    /// # Errors
+    /// [`BlobError`]; nothing is then named by the key.
+    pub async fn put(&self, spooled: &Spooled) -> Result<(), BlobError> {
+        let location = location(&spooled.key);
+        match self.store.head(&location).await {
+            Ok(_) => return Ok(()),
+            Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut file = tokio::fs::File::from_std(spooled.file.try_clone()?);
+        tokio::io::AsyncSeekExt::rewind(&mut file).await?;
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), location, CHUNK);
+        let mut reader = tokio::io::BufReader::with_capacity(CHUNK, file);
+        tokio::io::copy_buf(&mut reader, &mut writer).await?;
+        writer.shutdown().await?;
+        Ok(())
+    }
+
+    /// Writes bytes that are in memory already.
+    ///
+    /// # Errors
+    /// [`BlobError`]; nothing is then named by the key.
+    pub async fn put_bytes(&self, bytes: Bytes) -> Result<BlobKey, BlobError> {
+        let key = BlobKey::from_digest(Sha256::digest(&bytes).into());
+        if self.store.head(&location(&key)).await.is_err() {
+            self.store.put(&location(&key), bytes.into()).await?;
+        }
+        Ok(key)
+    }
+
+    /// The payload that carries these bytes: themselves, or their name after they were written.
+    ///
+    /// # Errors
+    /// [`BlobError`] where they had to be written.
+    pub async fn payload(&self, bytes: Vec<u8>) -> Result<Payload, BlobError> {
+        let (bytes, utf8) = match String::from_utf8(bytes) {
+            Ok(text) if text.len() <= MAX_INLINE => return Ok(Payload::Text(text)),
+            Ok(text) => (text.into_bytes(), true),
+            Err(error) => (error.into_bytes(), false),
+        };
+        let length = bytes.len() as u64;
+        Ok(Payload::Blob { key: self.put_bytes(bytes.into()).await?, bytes: length, utf8 })
+    }
+
+    /// The bytes of a payload.
+    ///
+    /// # Errors
+    /// [`BlobError`], for more than `most` bytes too.
+    pub async fn bytes(&self, payload: &Payload, most: u64) -> Result<Bytes, BlobError> {
+        match payload {
+            Payload::Text(text) => Ok(Bytes::from(text.clone())),
+            Payload::Blob { key, .. } => self.read(key, most).await,
+        }
+    }
+
+    async fn read(&self, key: &BlobKey, most: u64) -> Result<Bytes, BlobError> {
+        let found = self.get(key).await?;
+        if found.meta.size > most {
+            return Err(BlobError::TooLarge(*key, most));
+        }
+        let bytes = found.bytes().await?;
+        if BlobKey::from_digest(Sha256::digest(&bytes).into()) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
+    }
+
+    async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
+        self.store.get(&location(key)).await.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => BlobError::NotFound(*key),
+            error => error.into(),
+        })
+    }
+
+    /// A file with the bytes of a blob, verified, at its beginning.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn open(&self, key: &BlobKey) -> Result<File, BlobError> {
+        let (file, found) = match self.get(key).await?.payload {
+            GetResultPayload::File(file, _) => tokio::task::spawn_blocking(move || hash_of(file)).await.map_err(std::io::Error::other)??,
+            GetResultPayload::Stream(mut stream) => {
+                let mut spool = self.spool()?;
+                while let Some(chunk) = stream.next().await {
+                    spool.write(&chunk?)?;
+                }
+                let spooled = spool.finish()?;
+                (spooled.file, spooled.key)
+            }
+        };
+        if found == *key { Ok(file) } else { Err(BlobError::Damaged(*key)) }
+    }
+}
+
+fn hash_of(mut file: File) -> std::io::Result<(File, BlobKey)> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&chunk[..read]);
+    }
+    file.rewind()?;
+    Ok((file, BlobKey::from_digest(hash.finalize().into())))
+}
+
+/// A passing file that is being written.
+#[derive(Debug)]
+pub struct Spool {
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+/// A passing file that is whole; it vanishes when dropped.
+#[derive(Debug)]
+pub struct Spooled {
+    /// The file; its position is anywhere.
+    pub file: File,
+    /// The name its bytes will have.
+    pub key: BlobKey,
+    /// How many they are.
+    pub bytes: u64,
+}
+
+impl Spool {
+    /// Appends bytes; small enough pieces that the runtime's thread may wait for the page cache.
+    ///
+    /// # Errors
+    /// A disk that is full or fails.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(self.file.write_all(bytes)?)
+    }
+
+    /// How many bytes were written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Ends the writing.
+    ///
+    /// # Errors
+    /// A file that cannot be rewound.
+    pub fn finish(mut self) -> Result<Spooled, BlobError> {
+        self.file.rewind()?;
+        Ok(Spooled { file: self.file, key: BlobKey::from_digest(self.hash.finalize().into()), bytes: self.bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spooled(store: &BlobStore, bytes: &[u8]) -> Spooled {
+        let mut spool = store.spool().unwrap();
+        spool.write(bytes).unwrap();
+        spool.finish().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_put_is_read_by_its_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::local(folder.path()).unwrap();
+        let spooled = spooled(&store, &vec![7; 3_000_000]);
+        store.put(&spooled).await.unwrap();
+        store.put(&spooled).await.unwrap();
+        let mut read = Vec::new();
+        store.open(&spooled.key).await.unwrap().read_to_end(&mut read).unwrap();
+        assert_eq!(read, vec![7; 3_000_000]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_blob_is_not_given_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::local(folder.path()).unwrap();
+        let spooled = spooled(&store, b"hello");
+        store.put(&spooled).await.unwrap();
+        let name = spooled.key.to_string();
+        std::fs::write(folder.path().join("objects/sha256").join(&name[..2]).join(&name[2..]), b"jello").unwrap();
+        assert!(matches!(store.open(&spooled.key).await, Err(BlobError::Damaged(_))));
+        let payload = Payload::Blob { key: spooled.key, bytes: 5, utf8: true };
+        assert!(matches!(store.bytes(&payload, 100).await, Err(BlobError::Damaged(_))));
+    }
+
+    #[tokio::test]
+    async fn large_or_binary_payloads_travel_beside_the_message() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::local(folder.path()).unwrap();
+        assert_eq!(store.payload(b"small".to_vec()).await.unwrap(), Payload::Text("small".into()));
+        let binary = store.payload(vec![0xff]).await.unwrap();
+        assert!(matches!(binary, Payload::Blob { utf8: false, .. }));
+        let large = store.payload(vec![b'x'; 100_000]).await.unwrap();
+        assert!(matches!(large, Payload::Blob { utf8: true, bytes: 100_000, .. }));
+        assert_eq!(store.bytes(&large, 200_000).await.unwrap().len(), 100_000);
+        assert!(matches!(store.bytes(&large, 10).await, Err(BlobError::TooLarge(..))));
+    }
+}

@@ -1,0 +1,253 @@
+//! One build: the engine is chosen, dependencies are installed, the tree becomes an artifact.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use faena_blob::archive::{self, Bounds as ArchiveBounds};
+use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network};
+use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
+use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit};
+use faena_engine::{CA_BUNDLE, Engine, EngineError, ImageId, Instance, InstanceSpec, Pull};
+use faena_instance_protocol::{EGRESS_PORT, Run, ToAgent, ToMiniworker};
+use faena_protocol::records::{BuildJob, BuildOutcome};
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::attempt::lease_end;
+use crate::egress::Egress;
+use crate::process::{self, Bounds, Cut, Finished, Order, RunError};
+use crate::{Node, capture, result};
+
+/// How long the tree may take to become an archive.
+const PACK: Duration = Duration::from_secs(120);
+/// What is added to a build's time before its instance kills itself.
+const LEASE_BEYOND: Duration = Duration::from_secs(180);
+
+/// Why there is no artifact.
+enum Failure {
+    /// The build failed.
+    Build(BuildFailure),
+    /// The node stops.
+    Stopped,
+}
+
+fn failed(kind: ErrorKind, message: impl Into<String>) -> Failure {
+    Failure::Build(BuildFailure { kind, message: message.into() })
+}
+
+fn platform(error: impl std::fmt::Display) -> Failure {
+    failed(ErrorKind::Infrastructure, error.to_string())
+}
+
+/// Finds the engine for a runtime: an image that Docker has, a name that the sandbox maps, an image that Docker may pull.
+async fn choose(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId), BuildFailure> {
+    let image = job.runtime.image.tagged();
+    let plain = job.runtime.image.as_str();
+    let order: Vec<(EngineKind, Pull)> = match job.runtime.engine {
+        Some(kind) => vec![(kind, node.pull)],
+        None => vec![
+            (EngineKind::Docker, Pull::Never),
+            (EngineKind::Sandbox, Pull::Never),
+            (EngineKind::Fake, Pull::Never),
+            (EngineKind::Docker, node.pull),
+        ],
+    };
+    let mut reasons: Vec<String> = Vec::new();
+    for (kind, pull) in order {
+        let Some(engine) = node.engines.get(&kind) else {
+            if kind != EngineKind::Fake {
+                reasons.push(format!("this worker has no engine {kind}"));
+            }
+            continue;
+        };
+        let name = if kind == EngineKind::Docker { image.as_str() } else { plain };
+        match engine.resolve(name, pull).await {
+            Ok(id) => return Ok((Arc::clone(engine), id)),
+            Err(EngineError::Unavailable { message, .. }) if job.runtime.engine.is_some() => {
+                return Err(BuildFailure { kind: ErrorKind::Infrastructure, message });
+            }
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    reasons.sort();
+    reasons.dedup();
+    let message = format!("no engine has the image {plain}: {}", reasons.join("; "));
+    Err(BuildFailure { kind: ErrorKind::Image, message })
+}
+
+/// Runs one build to its end; none where the node stopped before it could end.
+pub async fn run_build(node: &Node, job: &BuildJob, stop: &CancellationToken) -> Option<BuildOutcome> {
+    let chosen = tokio::select! {
+        chosen = choose(node, job) => chosen,
+        () = stop.cancelled() => return None,
+    };
+    let mut log = String::new();
+    let (engine, image, made) = match chosen {
+        Err(failure) => (None, None, Err(Failure::Build(failure))),
+        Ok((engine, image)) => {
+            let made = if job.runtime.needs_build() {
+                build(node, job, engine.as_ref(), &image, stop, &mut log).await
+            } else {
+                Ok(job.code.archive)
+            };
+            (Some(engine.kind()), Some(image.0), made)
+        }
+    };
+    let result = match made {
+        Ok(artifact) => Ok(artifact),
+        Err(Failure::Build(failure)) => Err(failure),
+        Err(Failure::Stopped) => return None,
+    };
+    let log_tail = result::tail(&log, LOG_TAIL).to_owned();
+    let log = match node.blobs.payload(log.into_bytes()).await {
+        Ok(log) => log,
+        Err(error) => faena_domain::Payload::Text(format!("[the log could not be kept: {error}]")),
+    };
+    info!(function = %job.code.function, version = %job.code.version, ok = result.is_ok(), "a build has ended");
+    Some(BuildOutcome { engine, image_id: image, result, log, log_tail })
+}
+
+fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
+    let command = Command::parse(&job.runtime.dependencies).map_err(|error| failed(ErrorKind::Build, error.to_string()))?;
+    let mut env = package_variables(&job.code.path);
+    env.extend(proxy_variables(EGRESS_PORT));
+    if node.ca_bundle.is_some() {
+        env.extend(ca_variables(CA_BUNDLE));
+    }
+    env.extend(job.code.env.clone());
+    Ok(Run {
+        id: job.epoch.0.unsigned_abs(),
+        words: command.words,
+        env: env.into_iter().collect(),
+        path_prefix: path_prefix(&job.code.path),
+        path: job.code.path.clone(),
+        wants_output: false,
+        has_params: false,
+    })
+}
+
+async fn build(
+    node: &Node,
+    job: &BuildJob,
+    engine: &dyn Engine,
+    image: &ImageId,
+    stop: &CancellationToken,
+    log: &mut String,
+) -> Result<BlobKey, Failure> {
+    let deadline = Instant::now() + node.build.limits.timeout.duration();
+    let code = node.code.get(&job.code.archive).await.map_err(platform)?;
+    let spec = InstanceSpec {
+        name: format!("b{}-{}-{}", job.code.function.key().replace(['.', '_'], "-"), job.code.version, job.epoch),
+        image: image.clone(),
+        code,
+        path: job.code.path.clone(),
+        limits: node.build.limits,
+        egress: true,
+        ca_bundle: node.ca_bundle.clone(),
+    };
+    let mut instance = engine.create(spec).await.map_err(|error| match error {
+        EngineError::Create { .. } => failed(ErrorKind::Build, format!("the build's instance could not be made: {error}")),
+        error => platform(error),
+    })?;
+    let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
+    let made = build_in(node, job, &mut instance, deadline, stop, log).await;
+    drop(egress);
+    instance.guard.destroy().await;
+    made
+}
+
+async fn build_in(
+    node: &Node,
+    job: &BuildJob,
+    instance: &mut Instance,
+    deadline: Instant,
+    stop: &CancellationToken,
+    log: &mut String,
+) -> Result<BlobKey, Failure> {
+    let until_ms = lease_end(node.build.limits.timeout.duration() + LEASE_BEYOND);
+    instance.agent.send(&ToAgent::Lease { until_ms }, &[]).await.map_err(platform)?;
+    let order = Order {
+        run: run_frame(node, job)?,
+        stdin: b"",
+        params: None,
+        deadline,
+        stop,
+        bounds: Bounds { stdout: MAX_LOG, stderr: 0, output: 0, joined: true },
+    };
+    let finished = process::run(&mut instance.agent, order, || {}).await.map_err(|error| match error {
+        RunError::Refused(message) => {
+            failed(ErrorKind::Build, format!("the command of `dependencies` could not be started: {message}"))
+        }
+        error => platform(error),
+    })?;
+    judge(job, finished, node, log)?;
+    pack(node, job, instance).await
+}
+
+/// What the command's end means; its output becomes the log.
+fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> Result<(), Failure> {
+    let (cut, exit, oom_kills) = (finished.cut, result::exit(finished.ended.exit), finished.ended.oom_kills);
+    *log = finished.stdout.into_log();
+    let program = job.runtime.dependencies.split_whitespace().next().unwrap_or_default();
+    let end = match (cut, exit) {
+        (Some(Cut::Stop), _) => return Err(Failure::Stopped),
+        (Some(_), _) => {
+            let limit = node.build.limits.timeout;
+            return Err(failed(ErrorKind::Build, format!("{program} ran longer than the {limit} that a build may take")));
+        }
+        (None, Exit::Code(0)) => return Ok(()),
+        (None, Exit::Code(code)) => format!("{program} ended with code {code}"),
+        (None, Exit::Signal(signal)) => format!("{program} was ended by signal {signal}"),
+    };
+    let why = if oom_kills > 0 {
+        format!("{end} after the build had wanted more memory than {}", node.build.limits.memory)
+    } else if looks_like_network(log) {
+        format!("{end}, and the network or the package index seems to be the reason; try again with POST /function/{}/build", job.code.function)
+    } else {
+        end
+    };
+    let last: Vec<&str> = log.lines().rev().filter(|line| !line.trim().is_empty()).take(3).collect();
+    let last: Vec<&str> = last.into_iter().rev().collect();
+    Err(failed(ErrorKind::Build, format!("{why}. The end of its log: {}", result::tail(&last.join(" | "), 600))))
+}
+
+/// Takes the tree out of the instance; it is as hostile as an upload.
+async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance) -> Result<BlobKey, Failure> {
+    let (mut from, to) = capture::pipe().map_err(platform)?;
+    instance.agent.send(&ToAgent::Pack { path: job.code.path.clone() }, &[to.as_fd()]).await.map_err(platform)?;
+    drop(to);
+    let most = node.build.artifact.0;
+    let read = async {
+        let mut spool = node.blobs.spool().map_err(platform)?;
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut chunk).await.map_err(platform)?;
+            if read == 0 {
+                return spool.finish().map_err(platform);
+            }
+            if spool.bytes() + read as u64 > most {
+                return Err(failed(ErrorKind::Build, format!("the artifact is larger than {}", node.build.artifact)));
+            }
+            spool.write(&chunk[..read]).map_err(platform)?;
+        }
+    };
+    let spooled = tokio::time::timeout(PACK, read).await.map_err(|_| platform("packing the artifact took too long"))??;
+    match tokio::time::timeout(PACK, instance.agent.receive()).await {
+        Ok(Ok((ToMiniworker::Packed { error: None }, _))) => {}
+        Ok(Ok((ToMiniworker::Packed { error: Some(error) }, _))) => {
+            return Err(failed(ErrorKind::Build, format!("the artifact could not be packed: {error}")));
+        }
+        _ => return Err(platform("the instance was lost while it packed the artifact")),
+    }
+    let bounds = ArchiveBounds { bytes: most, ..ArchiveBounds::ARTIFACT };
+    let mut file = spooled.file.try_clone().map_err(platform)?;
+    tokio::task::spawn_blocking(move || archive::check(&mut file, &bounds))
+        .await
+        .map_err(platform)?
+        .map_err(|error| failed(ErrorKind::Build, format!("the artifact was refused: {error}")))?;
+    node.blobs.put(&spooled).await.map_err(platform)?;
+    Ok(spooled.key)
+}

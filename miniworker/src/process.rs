@@ -1,0 +1,175 @@
+//! One process in an instance, from its start to its end.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use faena_engine::{AgentError, AgentSocket};
+use faena_instance_protocol::{Ended, Run, ToAgent, ToMiniworker};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::capture::{self, Beyond, Captured};
+
+/// How long an instance may take to report a process that was killed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What to start, with what, and until when.
+pub(crate) struct Order<'a> {
+    pub(crate) run: Run,
+    pub(crate) stdin: &'a [u8],
+    /// The content of `input.json`.
+    pub(crate) params: Option<&'a [u8]>,
+    pub(crate) deadline: Instant,
+    /// Ends the process early: the node stops.
+    pub(crate) stop: &'a CancellationToken,
+    /// Bounds of standard output, standard error, and `output.json`.
+    pub(crate) bounds: Bounds,
+}
+
+/// How much is kept of what a process puts out.
+pub(crate) struct Bounds {
+    pub(crate) stdout: u64,
+    pub(crate) stderr: u64,
+    pub(crate) output: u64,
+    /// One stream for both, as a build's log has it.
+    pub(crate) joined: bool,
+}
+
+/// Why there is nothing to judge.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The process could not be started.
+    #[error("{0}")]
+    Refused(String),
+    /// The instance is gone, or speaks nonsense.
+    #[error("the instance was lost: {0}")]
+    Lost(#[from] AgentError),
+    /// It did not report what it was told to end.
+    #[error("the instance does not answer")]
+    Silent,
+    /// The node has no more descriptors or memory.
+    #[error("the node cannot serve the instance")]
+    Node(#[from] io::Error),
+}
+
+/// Why a process was ended before it ended itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The deadline.
+    Deadline,
+    /// Too much standard output.
+    Output,
+    /// The node stops.
+    Stop,
+}
+
+/// A process that has ended, and all it put out.
+pub(crate) struct Finished {
+    pub(crate) ended: Ended,
+    pub(crate) cut: Option<Cut>,
+    pub(crate) stdout: Captured,
+    pub(crate) stderr: Captured,
+    pub(crate) output: Captured,
+}
+
+/// A file in memory that nobody can change any more.
+fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("faena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+type Reading = JoinHandle<io::Result<Captured>>;
+
+struct Streams {
+    stdout: Reading,
+    stderr: Reading,
+    output: Reading,
+    too_much: CancellationToken,
+}
+
+async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunError> {
+    let stdin = sealed(order.stdin)?;
+    let params = order.params.map(sealed).transpose()?;
+    let (stdout, stdout_end) = capture::pipe()?;
+    let (stderr, stderr_end) = capture::pipe()?;
+    let (output, output_end) = capture::pipe()?;
+    for end in [&stdout_end, &stderr_end] {
+        capture::share(end);
+    }
+    let error_end = if order.bounds.joined { &stdout_end } else { &stderr_end };
+    let mut fds = vec![stdin.as_fd(), stdout_end.as_fd(), error_end.as_fd()];
+    fds.extend(order.run.wants_output.then(|| output_end.as_fd()));
+    fds.extend(params.as_ref().map(AsFd::as_fd));
+    agent.send(&ToAgent::Run(order.run.clone()), &fds).await?;
+    let too_much = CancellationToken::new();
+    let beyond = if order.bounds.joined { Beyond::Drop } else { Beyond::Stop };
+    let (bounds, tell) = (&order.bounds, too_much.clone());
+    let reading = capture::read(stdout, bounds.stdout, beyond);
+    Ok(Streams {
+        stdout: tokio::spawn(async move {
+            let captured = reading.await?;
+            if captured.cut && beyond == Beyond::Stop {
+                tell.cancel();
+            }
+            Ok(captured)
+        }),
+        stderr: tokio::spawn(capture::read(stderr, bounds.stderr, Beyond::Drop)),
+        output: tokio::spawn(capture::read(output, bounds.output, Beyond::Stop)),
+        too_much,
+    })
+}
+
+/// Starts a process and stays with it until everything of it has ended.
+pub(crate) async fn run(agent: &mut AgentSocket, order: Order<'_>, started: impl FnOnce()) -> Result<Finished, RunError> {
+    let streams = start(agent, &order).await?;
+    let (ended, cut) = follow(agent, &order, &streams.too_much, started).await?;
+    // Every process is dead and the agent holds no end of these, so they have ended too.
+    let last = async {
+        let whole = |reading: Result<io::Result<Captured>, _>| reading.map_err(io::Error::other)?;
+        Ok::<_, io::Error>((whole(streams.stdout.await)?, whole(streams.stderr.await)?, whole(streams.output.await)?))
+    };
+    let (stdout, stderr, output) = tokio::time::timeout(LAST_WORDS, last).await.map_err(|_| RunError::Silent)??;
+    Ok(Finished { ended, cut, stdout, stderr, output })
+}
+
+async fn follow(
+    agent: &mut AgentSocket,
+    order: &Order<'_>,
+    too_much: &CancellationToken,
+    started: impl FnOnce(),
+) -> Result<(Ended, Option<Cut>), RunError> {
+    let mut started = Some(started);
+    let mut cut = None;
+    let mut deadline = order.deadline;
+    loop {
+        let why = tokio::select! {
+            frame = agent.receive() => match frame?.0 {
+                ToMiniworker::Started { id } if id == order.run.id => {
+                    if let Some(started) = started.take() {
+                        started();
+                    }
+                    continue;
+                }
+                ToMiniworker::Refused { id, message } if id == order.run.id => return Err(RunError::Refused(message)),
+                ToMiniworker::Ended(ended) if ended.id == order.run.id => return Ok((ended, cut)),
+                _ => return Err(RunError::Silent),
+            },
+            () = tokio::time::sleep_until(deadline) => Cut::Deadline,
+            () = too_much.cancelled(), if cut.is_none() => Cut::Output,
+            () = order.stop.cancelled(), if cut.is_none() => Cut::Stop,
+        };
+        if cut.is_some() {
+            return Err(RunError::Silent);
+        }
+        cut = Some(why);
+        deadline = Instant::now() + LAST_WORDS;
+        agent.send(&ToAgent::Kill, &[]).await?;
+    }
+}

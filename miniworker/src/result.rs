@@ -1,0 +1,209 @@
+//! From what a process left to what a call answers.
+
+use std::collections::HashMap;
+
+use faena_domain::limits::{MAX_RESULT, STDERR_TAIL};
+use faena_domain::{CallError, CallStatus, ErrorKind, Exit, Layer};
+use faena_instance_protocol as wire;
+use serde_json::value::RawValue;
+
+use crate::process::{Cut, Finished};
+
+/// What a call answers, before it is stored.
+pub(crate) struct Answer {
+    pub(crate) status: CallStatus,
+    pub(crate) result: Vec<u8>,
+    pub(crate) error: Option<CallError>,
+    pub(crate) log: String,
+}
+
+/// How a process ended, in the words of the domain.
+pub(crate) fn exit(exit: wire::Exit) -> Exit {
+    match exit {
+        wire::Exit::Code(code) => Exit::Code(code),
+        wire::Exit::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
+/// The end of a text, at most `most` bytes, on a character's border.
+pub(crate) fn tail(text: &str, most: usize) -> &str {
+    let mut from = text.len().saturating_sub(most);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    &text[from..]
+}
+
+/// What went wrong with the process itself, if anything did.
+fn failure(finished: &Finished, timeout_ms: u64, memory: &str) -> Option<CallError> {
+    let error = |kind, message: String| Some(CallError::new(kind, Layer::Run, message));
+    match finished.cut {
+        Some(Cut::Deadline) => return error(ErrorKind::Timeout, format!("the process ran longer than {timeout_ms} ms and was killed")),
+        Some(Cut::Output) => {
+            let message = format!("standard output is over the limit of {MAX_RESULT} bytes; the process was killed");
+            return error(ErrorKind::Output, message);
+        }
+        Some(Cut::Stop) | None => {}
+    }
+    let exit = exit(finished.ended.exit);
+    if exit == Exit::Code(0) {
+        return None;
+    }
+    if finished.ended.oom_kills > 0 {
+        return error(ErrorKind::Oom, format!("the process wanted more memory than its limit of {memory}"));
+    }
+    match exit {
+        Exit::Code(code) => {
+            let message = format!("the process ended with code {code}");
+            Some(CallError { exit_code: Some(code), ..CallError::new(ErrorKind::Exit, Layer::Run, message) })
+        }
+        Exit::Signal(signal) => {
+            let message = format!("the process was ended by signal {signal}");
+            Some(CallError { signal: Some(signal), ..CallError::new(ErrorKind::Signal, Layer::Run, message) })
+        }
+    }
+}
+
+/// JSON without the white space between its tokens; numbers and texts stay as they were written.
+fn compact(json: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    json.chars()
+        .filter(|&c| {
+            let keep = in_string || !c.is_ascii_whitespace();
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if in_string => escaped = true,
+                '"' => in_string = !in_string,
+                _ => {}
+            }
+            keep
+        })
+        .collect()
+}
+
+/// The member `output` of what was written to `output.json`.
+fn output_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let members: HashMap<String, &RawValue> =
+        serde_json::from_slice(bytes).map_err(|error| format!("output.json is no JSON object: {error}"))?;
+    let value = members.get("output").ok_or("output.json has no member `output`")?;
+    match serde_json::from_str::<String>(value.get()) {
+        Ok(text) => Ok(text.into_bytes()),
+        Err(_) => Ok(compact(value.get()).into_bytes()),
+    }
+}
+
+/// What the process put out: from `output.json` where it wrote one, else from standard output. True in the former case.
+fn output(finished: &mut Finished) -> Result<(Vec<u8>, bool), String> {
+    match &finished.ended.output {
+        wire::Output::Invalid(why) => Err(why.clone()),
+        wire::Output::File if finished.output.cut => Err(format!("output.json is over the limit of {MAX_RESULT} bytes")),
+        wire::Output::File => output_member(&finished.output.bytes).map(|result| (result, true)),
+        wire::Output::None => {
+            let mut result = std::mem::take(&mut finished.stdout.bytes);
+            if result.last() == Some(&b'\n') {
+                result.pop();
+            }
+            Ok((result, false))
+        }
+    }
+}
+
+/// Judges a finished process. `direct` lets any bytes be a result.
+pub(crate) fn answer(mut finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> Answer {
+    let invalid = |message: String| CallError::new(ErrorKind::Output, Layer::Run, message);
+    let failure = failure(&finished, timeout_ms, memory);
+    let (result, mut error, from_file) = match (failure, output(&mut finished)) {
+        (Some(error), Ok((_, from_file))) => (Vec::new(), Some(error), from_file),
+        (Some(error), Err(_)) => (Vec::new(), Some(error), true),
+        (None, Ok((result, from_file))) => (result, None, from_file),
+        (None, Err(message)) => (Vec::new(), Some(invalid(message)), true),
+    };
+    if error.is_none() && !direct && std::str::from_utf8(&result).is_err() {
+        error = Some(invalid("the output is no UTF-8; call it on /f/ where bytes are meant".to_owned()));
+    }
+    let stderr = finished.stderr.into_log();
+    if let Some(error) = &mut error {
+        error.stderr_tail = tail(&stderr, STDERR_TAIL).to_owned();
+    }
+    let mut log = if from_file { finished.stdout.into_log() } else { String::new() };
+    log.push_str(&stderr);
+    let status = match &error {
+        None => CallStatus::Done,
+        Some(error) if error.kind == ErrorKind::Timeout => CallStatus::Timeout,
+        Some(_) => CallStatus::Failed,
+    };
+    Answer { status, result: if error.is_some() { Vec::new() } else { result }, error, log }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Captured;
+
+    fn captured(text: &[u8]) -> Captured {
+        Captured { bytes: text.to_vec(), cut: false }
+    }
+
+    fn finished(exit: wire::Exit, stdout: &[u8], file: Option<&[u8]>) -> Finished {
+        let output = if file.is_some() { wire::Output::File } else { wire::Output::None };
+        Finished {
+            ended: wire::Ended { id: 1, exit, oom_kills: 0, peak_memory: None, cpu_us: 0, output },
+            cut: None,
+            stdout: captured(stdout),
+            stderr: captured(b"whisper"),
+            output: captured(file.unwrap_or_default()),
+        }
+    }
+
+    fn of(finished: Finished) -> Answer {
+        answer(finished, false, 1000, "256 MB")
+    }
+
+    #[test]
+    fn standard_output_is_the_result_without_its_last_newline() {
+        let answer = of(finished(wire::Exit::Code(0), b"a\n\n", None));
+        assert_eq!((answer.status, answer.result, answer.log.as_str()), (CallStatus::Done, b"a\n".to_vec(), "whisper"));
+    }
+
+    #[test]
+    fn output_json_wins_and_standard_output_becomes_the_log() {
+        let file = br#"{"output": [4, 6.50, "a b"], "more": 1}"#;
+        let answer = of(finished(wire::Exit::Code(0), b"chatter\n", Some(file)));
+        assert_eq!(answer.result, br#"[4,6.50,"a b"]"#);
+        assert_eq!(answer.log, "chatter\nwhisper");
+        let text = of(finished(wire::Exit::Code(0), b"", Some(br#"{"output": "as \"it\" is"}"#)));
+        assert_eq!(text.result, b"as \"it\" is");
+    }
+
+    #[test]
+    fn an_invalid_output_is_told() {
+        for file in [b"[1]".as_slice(), b"{}", b"no", b"{\"output\":"] {
+            let answer = of(finished(wire::Exit::Code(0), b"x", Some(file)));
+            assert_eq!(answer.error.unwrap().kind, ErrorKind::Output);
+        }
+        let binary = of(finished(wire::Exit::Code(0), &[0xff], None));
+        assert_eq!(binary.error.unwrap().kind, ErrorKind::Output);
+        let direct = answer(finished(wire::Exit::Code(0), &[0xff], None), true, 1, "");
+        assert_eq!((direct.status, direct.result), (CallStatus::Done, vec![0xff]));
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let exit = of(finished(wire::Exit::Code(3), b"", None)).error.unwrap();
+        assert_eq!((exit.kind, exit.exit_code, exit.stderr_tail.as_str()), (ErrorKind::Exit, Some(3), "whisper"));
+        let signal = of(finished(wire::Exit::Signal(11), b"", None)).error.unwrap();
+        assert_eq!((signal.kind, signal.signal), (ErrorKind::Signal, Some(11)));
+        let mut killed = finished(wire::Exit::Code(137), b"", None);
+        killed.ended.oom_kills = 1;
+        assert_eq!(of(killed).error.unwrap().kind, ErrorKind::Oom);
+        let mut late = finished(wire::Exit::Signal(9), b"", None);
+        late.cut = Some(Cut::Deadline);
+        assert_eq!(of(late).status, CallStatus::Timeout);
+    }
+
+    #[test]
+    fn a_tail_begins_on_a_characters_border() {
+        assert_eq!(tail("añb", 2), "b");
+        assert_eq!(tail("añb", 3), "ñb");
+    }
+}
