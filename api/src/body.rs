@@ -13,7 +13,9 @@ pub(crate) async fn read(body: Body, most: u64) -> Reply<Bytes> {
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::too_large(format!("the body is over the limit of {most} bytes"))),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))
+        }
         Err(error) => Err(Problem::invalid("broken_body", format!("the body did not arrive whole: {error}"))),
     }
 }

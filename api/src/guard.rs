@@ -35,9 +35,9 @@ fn declared_size(headers: &HeaderMap) -> Reply<()> {
     let most = MAX_ARCHIVE + MULTIPART_FRAME;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     match declared {
-        Some(length) if length > most => {
-            Err(Problem::too_large(format!("a body of {length} bytes is over the limit of {MAX_ARCHIVE} bytes for archives and {MAX_BODY} for calls")))
-        }
+        Some(length) if length > most => Err(Problem::too_large(format!(
+            "a body of {length} bytes is over the limit of {MAX_ARCHIVE} bytes for archives and {MAX_BODY} for calls"
+        ))),
         _ => Ok(()),
     }
 }
@@ -59,11 +59,13 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
     let name = host_name(host).to_ascii_lowercase();
     let known = matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]") || app.host_names().contains(&name);
     if !known {
-        let detail = format!("the Host header names {:?}, which is none of ours", host.chars().take(80).collect::<String>());
+        let detail =
+            format!("the Host header names {:?}, which is none of ours", host.chars().take(80).collect::<String>());
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail)
             .hint("call localhost or 127.0.0.1, or name the host in the setting host_names"));
     }
-    let own_origin = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
+    let own_origin =
+        |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
     let same_site = |site: &str| matches!(site, "same-origin" | "none");
     let foreign = text(headers, "origin").is_some_and(|origin| !own_origin(origin))
         || text(headers, "sec-fetch-site").is_some_and(|site| !same_site(site));

@@ -53,7 +53,9 @@ pub struct ApiConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// Without authentication only this machine may call.
-    #[error("{0} is no loopback address: without authentication Faena listens on this machine only; use 127.0.0.1 or [::1]")]
+    #[error(
+        "{0} is no loopback address: without authentication Faena listens on this machine only; use 127.0.0.1 or [::1]"
+    )]
     NotLoopback(SocketAddr),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; is something else there? choose another with --listen")]

@@ -34,7 +34,11 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("faena_api");
         registry.register("requests", "Requests that were answered", metrics.requests.clone());
-        registry.register("request_seconds", "From the head of a request to its answer", metrics.request_seconds.clone());
+        registry.register(
+            "request_seconds",
+            "From the head of a request to its answer",
+            metrics.request_seconds.clone(),
+        );
         registry.register("connections", "Open connections", metrics.connections.clone());
         registry.register("upload_bytes", "Bytes of archives that were taken in", metrics.upload_bytes.clone());
         metrics

@@ -128,7 +128,8 @@ impl From<faena_blob::BlobError> for Problem {
 /// For paths that lead nowhere.
 pub(crate) async fn not_found(uri: axum::http::Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();
-    Problem::new(StatusCode::NOT_FOUND, "unknown_route", format!("there is nothing at {path}")).hint("GET /openapi.json lists every route")
+    Problem::new(StatusCode::NOT_FOUND, "unknown_route", format!("there is nothing at {path}"))
+        .hint("GET /openapi.json lists every route")
 }
 
 /// For methods that a path does not have; the router adds `Allow`.

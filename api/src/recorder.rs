@@ -66,7 +66,9 @@ impl Recorder {
             loop {
                 match recorder.db.ask(&request).await {
                     Ok(()) => break,
-                    Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => tokio::time::sleep(RETRY).await,
+                    Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => {
+                        tokio::time::sleep(RETRY).await
+                    }
                     Err(error) => {
                         error!(%error, call = %num, "a call could not be recorded");
                         break;

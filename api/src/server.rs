@@ -25,7 +25,13 @@ const BUFFER: usize = 32 * 1024;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until told to stop, then waits for running requests, at most as long as the grace and a little.
-pub(crate) async fn serve(listener: TcpListener, router: Router, config: &ApiConfig, stop: &CancellationToken, app: &App) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &ApiConfig,
+    stop: &CancellationToken,
+    app: &App,
+) {
     let connections = Arc::new(Semaphore::new(config.connections));
     let graceful = GracefulShutdown::new();
     loop {
@@ -62,7 +68,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, config: &ApiCon
     }
 }
 
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {

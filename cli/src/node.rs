@@ -29,7 +29,12 @@ struct Place<'a> {
 }
 
 /// Starts the engines and puts the node together.
-pub(crate) async fn node(settings: &Settings, folders: &Folders, owner: &Owner, blobs: BlobStore) -> anyhow::Result<Node> {
+pub(crate) async fn node(
+    settings: &Settings,
+    folders: &Folders,
+    owner: &Owner,
+    blobs: BlobStore,
+) -> anyhow::Result<Node> {
     let folder = folders.data.join("worker");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let place = Place {
@@ -53,7 +58,8 @@ pub(crate) async fn node(settings: &Settings, folders: &Folders, owner: &Owner, 
     if engines.is_empty() {
         bail!("no engine: Docker does not answer and the sandbox is switched off; start Docker, or set sandbox = true");
     }
-    let code = CodeStore::open(place.folder.join("code"), blobs.clone()).context("cannot open the folder of unpacked code")?;
+    let code =
+        CodeStore::open(place.folder.join("code"), blobs.clone()).context("cannot open the folder of unpacked code")?;
     Ok(Node {
         worker: owner.worker.clone(),
         engines,

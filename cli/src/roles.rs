@@ -94,7 +94,13 @@ fn start_db(folders: &Folders, metrics: &Metrics) -> anyhow::Result<Running> {
     Ok(Running::start(|stop| Box::pin(async move { Ok(faena_db::serve(store, &endpoint, stop).await?) })))
 }
 
-async fn start_api(settings: &Settings, folders: &Folders, db: DbClient, blobs: BlobStore, metrics: Metrics) -> anyhow::Result<Running> {
+async fn start_api(
+    settings: &Settings,
+    folders: &Folders,
+    db: DbClient,
+    blobs: BlobStore,
+    metrics: Metrics,
+) -> anyhow::Result<Running> {
     let config = ApiConfig {
         listen: settings.listen,
         workers: endpoint(folders, "api.sock")?,
@@ -112,7 +118,13 @@ async fn start_api(settings: &Settings, folders: &Folders, db: DbClient, blobs: 
     }))
 }
 
-async fn start_worker(settings: &Settings, folders: &Folders, db: DbClient, blobs: BlobStore, metrics: &Metrics) -> anyhow::Result<Running> {
+async fn start_worker(
+    settings: &Settings,
+    folders: &Folders,
+    db: DbClient,
+    blobs: BlobStore,
+    metrics: &Metrics,
+) -> anyhow::Result<Running> {
     let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
     let owner = Owner { worker: settings.name.clone(), incarnation };
     let node = Arc::new(node::node(settings, folders, &owner, blobs).await?);

@@ -97,7 +97,8 @@ pub(crate) struct HostImage {
 }
 
 fn home_data() -> PathBuf {
-    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/var/lib"), |home| PathBuf::from(home).join(".local/share"));
+    let home = std::env::var_os("HOME")
+        .map_or_else(|| PathBuf::from("/var/lib"), |home| PathBuf::from(home).join(".local/share"));
     std::env::var_os("XDG_DATA_HOME").map_or(home, PathBuf::from).join("faena")
 }
 
@@ -111,7 +112,8 @@ fn host_name() -> String {
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let host_image = |image: &str, program: &str| HostImage { image: image.to_owned(), program: program.to_owned() };
+        let host_image =
+            |image: &str, program: &str| HostImage { image: image.to_owned(), program: program.to_owned() };
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             data: home_data(),
@@ -165,7 +167,11 @@ fn check_variables(names: &HashSet<String>) -> anyhow::Result<()> {
         if !names.contains(&name)
             && let Some(near) = nearest(&name, names.iter().map(String::as_str))
         {
-            bail!("the variable FAENA_{} is no setting; did you mean FAENA_{}?", name.to_uppercase(), near.to_uppercase());
+            bail!(
+                "the variable FAENA_{} is no setting; did you mean FAENA_{}?",
+                name.to_uppercase(),
+                near.to_uppercase()
+            );
         }
     }
     Ok(())
@@ -180,7 +186,8 @@ impl Settings {
         let file = match &options.config {
             Some(path) if !path.is_file() => bail!("the settings file {} is not there", path.display()),
             Some(path) => Toml::file_exact(path),
-            None => Toml::file_exact(DEFAULT_FILE),
+            None if Path::new(DEFAULT_FILE).is_file() => Toml::file_exact(DEFAULT_FILE),
+            None => Toml::string(""),
         };
         let settings: Self = Figment::from(Serialized::defaults(Self::default()))
             .merge(file)
@@ -214,7 +221,11 @@ impl Settings {
         let known = Layer::ALL.map(Layer::as_str);
         self.accept_missing
             .iter()
-            .map(|name| Layer::from_name(name).with_context(|| format!("{name:?} is no layer of the sandbox; the layers are {}", known.join(", "))))
+            .map(|name| {
+                Layer::from_name(name).with_context(|| {
+                    format!("{name:?} is no layer of the sandbox; the layers are {}", known.join(", "))
+                })
+            })
             .collect()
     }
 

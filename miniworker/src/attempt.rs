@@ -206,7 +206,11 @@ impl Telling<'_> {
         if self.job.expires {
             CallError::new(ErrorKind::Expired, layer, format!("the call reached its maxAgeMs while {what}"))
         } else {
-            CallError::new(ErrorKind::Timeout, layer, format!("the attempt took longer than {} ms while {what}", self.job.timeout_ms))
+            CallError::new(
+                ErrorKind::Timeout,
+                layer,
+                format!("the attempt took longer than {} ms while {what}", self.job.timeout_ms),
+            )
         }
     }
 }

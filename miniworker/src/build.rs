@@ -111,7 +111,8 @@ pub async fn run_build(node: &Node, job: &BuildJob, stop: &CancellationToken) ->
 }
 
 fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
-    let command = Command::parse(&job.runtime.dependencies).map_err(|error| failed(ErrorKind::Build, error.to_string()))?;
+    let command =
+        Command::parse(&job.runtime.dependencies).map_err(|error| failed(ErrorKind::Build, error.to_string()))?;
     let mut env = package_variables(&job.code.path);
     env.extend(proxy_variables(EGRESS_PORT));
     if node.ca_bundle.is_some() {
@@ -149,7 +150,9 @@ async fn build(
         ca_bundle: node.ca_bundle.clone(),
     };
     let mut instance = engine.create(spec).await.map_err(|error| match error {
-        EngineError::Create { .. } => failed(ErrorKind::Build, format!("the build's instance could not be made: {error}")),
+        EngineError::Create { .. } => {
+            failed(ErrorKind::Build, format!("the build's instance could not be made: {error}"))
+        }
         error => platform(error),
     })?;
     let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
@@ -196,7 +199,10 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
         (Some(Cut::Stop), _) => return Err(Failure::Stopped),
         (Some(_), _) => {
             let limit = node.build.limits.timeout;
-            return Err(failed(ErrorKind::Build, format!("{program} ran longer than the {limit} that a build may take")));
+            return Err(failed(
+                ErrorKind::Build,
+                format!("{program} ran longer than the {limit} that a build may take"),
+            ));
         }
         (None, Exit::Code(0)) => return Ok(()),
         (None, Exit::Code(code)) => format!("{program} ended with code {code}"),
@@ -205,7 +211,10 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
     let why = if oom_kills > 0 {
         format!("{end} after the build had wanted more memory than {}", node.build.limits.memory)
     } else if looks_like_network(log) {
-        format!("{end}, and the network or the package index seems to be the reason; try again with POST /function/{}/build", job.code.function)
+        format!(
+            "{end}, and the network or the package index seems to be the reason; try again with POST /function/{}/build",
+            job.code.function
+        )
     } else {
         end
     };
@@ -234,7 +243,8 @@ async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance) -> Result<Bl
             spool.write(&chunk[..read]).map_err(platform)?;
         }
     };
-    let spooled = tokio::time::timeout(PACK, read).await.map_err(|_| platform("packing the artifact took too long"))??;
+    let spooled =
+        tokio::time::timeout(PACK, read).await.map_err(|_| platform("packing the artifact took too long"))??;
     match tokio::time::timeout(PACK, instance.agent.receive()).await {
         Ok(Ok((ToMiniworker::Packed { error: None }, _))) => {}
         Ok(Ok((ToMiniworker::Packed { error: Some(error) }, _))) => {

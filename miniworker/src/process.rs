@@ -127,7 +127,11 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
 }
 
 /// Starts a process and stays with it until everything of it has ended.
-pub(crate) async fn run(agent: &mut AgentSocket, order: Order<'_>, started: impl FnOnce()) -> Result<Finished, RunError> {
+pub(crate) async fn run(
+    agent: &mut AgentSocket,
+    order: Order<'_>,
+    started: impl FnOnce(),
+) -> Result<Finished, RunError> {
     let streams = start(agent, &order).await?;
     let (ended, cut) = follow(agent, &order, &streams.too_much, started).await?;
     // Every process is dead and the agent holds no end of these, so they have ended too.

@@ -38,7 +38,9 @@ pub(crate) fn tail(text: &str, most: usize) -> &str {
 fn failure(finished: &Finished, timeout_ms: u64, memory: &str) -> Option<CallError> {
     let error = |kind, message: String| Some(CallError::new(kind, Layer::Run, message));
     match finished.cut {
-        Some(Cut::Deadline) => return error(ErrorKind::Timeout, format!("the process ran longer than {timeout_ms} ms and was killed")),
+        Some(Cut::Deadline) => {
+            return error(ErrorKind::Timeout, format!("the process ran longer than {timeout_ms} ms and was killed"));
+        }
         Some(Cut::Output) => {
             let message = format!("standard output is over the limit of {MAX_RESULT} bytes; the process was killed");
             return error(ErrorKind::Output, message);
@@ -96,7 +98,9 @@ fn output_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
 fn output(finished: &mut Finished) -> Result<(Vec<u8>, bool), String> {
     match &finished.ended.output {
         wire::Output::Invalid(why) => Err(why.clone()),
-        wire::Output::File if finished.output.cut => Err(format!("output.json is over the limit of {MAX_RESULT} bytes")),
+        wire::Output::File if finished.output.cut => {
+            Err(format!("output.json is over the limit of {MAX_RESULT} bytes"))
+        }
         wire::Output::File => output_member(&finished.output.bytes).map(|result| (result, true)),
         wire::Output::None => {
             let mut result = std::mem::take(&mut finished.stdout.bytes);

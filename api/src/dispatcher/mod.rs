@@ -23,8 +23,8 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::recorder::Recorder;
-pub(crate) use fleet::WorkerView;
 use fleet::Fleet;
+pub(crate) use fleet::WorkerView;
 pub(crate) use waited::{Answer, Waited};
 
 /// Calls without a row that wait for a slot, and commands that wait for this task.
@@ -300,7 +300,8 @@ impl Dispatcher {
             self.queue.retain(|queued| *queued != num);
         }
         call.being_adopted();
-        let adopt = CallAdopt { spec: call.spec.clone(), version: call.code.version, created_at: call.created_at, running };
+        let adopt =
+            CallAdopt { spec: call.spec.clone(), version: call.code.version, created_at: call.created_at, running };
         let (db, sender) = (self.db.clone(), self.sender.clone());
         tokio::spawn(async move {
             let result = db.ask(&adopt).await;
@@ -436,7 +437,8 @@ impl Dispatcher {
         };
         let server = self.server.clone();
         let calls = calls.into_iter().map(|job| ToWorker::Call { job: Box::new(job) });
-        let messages: Vec<ToWorker> = calls.chain(builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job) })).collect();
+        let messages: Vec<ToWorker> =
+            calls.chain(builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job) })).collect();
         tokio::spawn(async move {
             for message in messages {
                 match Envelope::new("", TYPE, &message).and_then(|envelope| envelope.encode()) {

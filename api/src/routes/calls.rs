@@ -69,7 +69,10 @@ impl Query {
                 }
                 other => {
                     let near = nearest(other, KNOWN).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-                    return Err(invalid(format!("unknown parameter {:?}{near}", other.chars().take(80).collect::<String>())));
+                    return Err(invalid(format!(
+                        "unknown parameter {:?}{near}",
+                        other.chars().take(80).collect::<String>()
+                    )));
                 }
             }
         }
@@ -148,7 +151,8 @@ pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receive
 
 /// Follows a call until it has ended, the time is over, or the api stops.
 pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration) -> Reply<CallRecord> {
-    let busy = || Problem::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "busy", "too many clients wait").retry_after(1);
+    let busy =
+        || Problem::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "busy", "too many clients wait").retry_after(1);
     let _place = app.followers().try_acquire().map_err(|_| busy())?;
     let deadline = Instant::now() + most;
     let mut ends = app.dispatcher().ends();
@@ -197,5 +201,6 @@ pub(crate) async fn logs(State(app): State<App>, Path(num): Path<String>) -> Rep
     let call = find(&app, number(&num)?).await?;
     // A result may have been cut into the log beside standard error.
     let log = app.blobs().bytes(&call.logs, 4 * MAX_CALL_LOG).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], log).into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], log)
+        .into_response())
 }

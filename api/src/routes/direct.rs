@@ -24,8 +24,16 @@ const QUEUE_MS: u64 = 10_000;
 /// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
 fn is_withheld(name: &str) -> bool {
     const WITHHELD: [&str; 10] = [
-        "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "authorization", "cookie",
-        "host", "content-length",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "authorization",
+        "cookie",
+        "host",
+        "content-length",
     ];
     WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
 }
@@ -33,7 +41,8 @@ fn is_withheld(name: &str) -> bool {
 fn headers_of(headers: &HeaderMap) -> serde_json::Map<String, serde_json::Value> {
     let mut shown = serde_json::Map::new();
     for name in headers.keys().filter(|name| !is_withheld(name.as_str())) {
-        let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let values: Vec<_> =
+            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
         shown.insert(name.to_string(), values.join(", ").into());
     }
     shown
@@ -51,7 +60,14 @@ fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap,
     .to_string()
 }
 
-async fn params(app: &App, uri: &OriginalUri, method: &Method, headers: &HeaderMap, bytes: &Bytes, name: &str) -> Reply<(Payload, Option<Payload>)> {
+async fn params(
+    app: &App,
+    uri: &OriginalUri,
+    method: &Method,
+    headers: &HeaderMap,
+    bytes: &Bytes,
+    name: &str,
+) -> Reply<(Payload, Option<Payload>)> {
     if body::is_json(headers) {
         return Ok((invoke::json_params(app, bytes).await?, None));
     }
@@ -180,10 +196,8 @@ mod tests {
     #[test]
     fn a_function_sees_no_credentials() {
         let names = ["authorization", "cookie", "x-mine", "proxy-authorization", "faena-call"];
-        let headers = names
-            .iter()
-            .map(|name| (header::HeaderName::from_static(name), HeaderValue::from_static("v")))
-            .collect();
+        let headers =
+            names.iter().map(|name| (header::HeaderName::from_static(name), HeaderValue::from_static("v"))).collect();
         let shown = headers_of(&headers);
         assert_eq!(shown.keys().collect::<Vec<_>>(), ["x-mine"]);
     }

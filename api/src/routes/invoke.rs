@@ -76,7 +76,8 @@ fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
     match timeout_ms {
         Some(0) => Err(Problem::invalid("invalid_timeout", "timeoutMs must be at least 1")),
         Some(asked) if asked > maximum.timeout.0 => {
-            let detail = format!("timeoutMs = {asked} is more than the platform permits, which is {}", maximum.timeout.0);
+            let detail =
+                format!("timeoutMs = {asked} is more than the platform permits, which is {}", maximum.timeout.0);
             Err(Problem::not_permitted("limit_exceeded", detail))
         }
         _ => Ok(()),
@@ -109,7 +110,12 @@ pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> R
 }
 
 /// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
-pub(crate) async fn run_waited(app: &App, spec: CallSpec, resolved: ResolvedVersion, wait: Option<Duration>) -> Reply<CallRecord> {
+pub(crate) async fn run_waited(
+    app: &App,
+    spec: CallSpec,
+    resolved: ResolvedVersion,
+    wait: Option<Duration>,
+) -> Reply<CallRecord> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
     let num = spec.num;
@@ -133,7 +139,9 @@ pub(crate) async fn run_waited(app: &App, spec: CallSpec, resolved: ResolvedVers
     match answered {
         Ok(Answer::Ended(call) | Answer::Adopted(call)) => Ok(*call),
         Ok(Answer::Refused(error)) => Err(error.into()),
-        Err(_) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)),
+        Err(_) => {
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1))
+        }
     }
 }
 
@@ -145,7 +153,12 @@ async fn sleep_or_never(span: Option<Duration>) {
 }
 
 /// The version that a call accepted now would run, and whether it can.
-pub(crate) async fn resolve(app: &App, namespace: &Namespace, function: &FunctionName, version: Option<Version>) -> Reply<ResolvedVersion> {
+pub(crate) async fn resolve(
+    app: &App,
+    namespace: &Namespace,
+    function: &FunctionName,
+    version: Option<Version>,
+) -> Reply<ResolvedVersion> {
     let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version };
     Ok(app.db().ask(&request).await?)
 }
@@ -185,9 +198,7 @@ pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Bod
         traceparent: trace::parent(&headers),
     };
     let call = match wait {
-        Some(seconds) if waits_here => {
-            run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?
-        }
+        Some(seconds) if waits_here => run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?,
         Some(seconds) => {
             let call = accept(&app, spec, version).await?;
             calls::wait_for_end(&app, call, Duration::from_secs(seconds)).await?
@@ -212,7 +223,10 @@ mod tests {
     use super::*;
 
     fn wait(value: &'static str) -> Option<u64> {
-        prefer_wait(&HeaderMap::from_iter([(axum::http::header::HeaderName::from_static("prefer"), HeaderValue::from_static(value))]))
+        prefer_wait(&HeaderMap::from_iter([(
+            axum::http::header::HeaderName::from_static("prefer"),
+            HeaderValue::from_static(value),
+        )]))
     }
 
     #[test]
@@ -226,7 +240,10 @@ mod tests {
 
     #[test]
     fn wrong_bodies_are_told_apart() {
-        let parse = |text: &str| Invocation::parse(text.as_bytes(), &Limits::MAXIMUM).map_err(|problem| serde_json::to_value(problem).unwrap()["code"].clone());
+        let parse = |text: &str| {
+            Invocation::parse(text.as_bytes(), &Limits::MAXIMUM)
+                .map_err(|problem| serde_json::to_value(problem).unwrap()["code"].clone())
+        };
         assert!(parse(r#"{"funcName":"f","params":[1.0]}"#).is_ok());
         for (text, code) in [
             (r#"{"params":{}}"#, "malformed_json"),

@@ -44,7 +44,11 @@ impl From<InvalidRuntime> for Problem {
 /// Registers a runtime; the same object again changes nothing, another one is a new revision for later uploads.
 #[utoipa::path(post, path = "/registerRuntime", tag = "runtimes", request_body(content = Object, content_type = "application/json", description = "`image`, `path`, `dependencies` and `run`; optionally `name`, `engine`, `limits`, `env`, `allow`"),
     responses((status = 201, description = "The new runtime"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
-pub(crate) async fn register(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<(StatusCode, Json<RuntimeRecord>)> {
+pub(crate) async fn register(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<(StatusCode, Json<RuntimeRecord>)> {
     let bytes = body::read_json(&headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
     let put = app.db().ask(&RuntimePut { namespace: Caller::local().namespace, spec }).await?;

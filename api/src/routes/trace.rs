@@ -10,9 +10,7 @@ fn is_valid(text: &str) -> bool {
     };
     let set = |part: &str| part.bytes().any(|c| c != b'0');
     match text.split('-').collect::<Vec<_>>().as_slice() {
-        ["00", trace, parent, flags] => {
-            hex(trace, 32) && set(trace) && hex(parent, 16) && set(parent) && hex(flags, 2)
-        }
+        ["00", trace, parent, flags] => hex(trace, 32) && set(trace) && hex(parent, 16) && set(parent) && hex(flags, 2),
         _ => false,
     }
 }
@@ -48,8 +46,13 @@ mod tests {
     #[test]
     fn only_a_valid_context_is_carried_on() {
         assert!(is_valid("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
-        for text in ["", "00-0-0-01", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"] {
+        for text in [
+            "",
+            "00-0-0-01",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
             assert!(!is_valid(text), "{text}");
         }
         assert!(is_valid(&parent(&HeaderMap::new())));

@@ -102,11 +102,15 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
             Some(FIELD) => return Err(Problem::invalid("repeated_field", "the field `module` is there twice")),
             name => {
                 let name: String = name.unwrap_or_default().chars().take(80).collect();
-                return Err(Problem::invalid("unknown_field", format!("unknown field `{name}`; an upload has the one field `module`")));
+                return Err(Problem::invalid(
+                    "unknown_field",
+                    format!("unknown field `{name}`; an upload has the one field `module`"),
+                ));
             }
         }
     }
-    let spooled = spooled.ok_or_else(|| Problem::invalid("missing_field", "the field `module` with the archive is missing"))?;
+    let spooled =
+        spooled.ok_or_else(|| Problem::invalid("missing_field", "the field `module` with the archive is missing"))?;
     app.metrics().upload_bytes.inc_by(spooled.bytes);
     Ok(spooled)
 }

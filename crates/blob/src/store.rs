@@ -149,7 +149,11 @@ impl BlobStore {
             return Err(BlobError::TooLarge(*key, most));
         }
         let bytes = found.bytes().await?;
-        if BlobKey::from_digest(Sha256::digest(&bytes).into()) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
+        if BlobKey::from_digest(Sha256::digest(&bytes).into()) == *key {
+            Ok(bytes)
+        } else {
+            Err(BlobError::Damaged(*key))
+        }
     }
 
     async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
@@ -165,7 +169,9 @@ impl BlobStore {
     /// [`BlobError`].
     pub async fn open(&self, key: &BlobKey) -> Result<File, BlobError> {
         let (file, found) = match self.get(key).await?.payload {
-            GetResultPayload::File(file, _) => tokio::task::spawn_blocking(move || hash_of(file)).await.map_err(std::io::Error::other)??,
+            GetResultPayload::File(file, _) => {
+                tokio::task::spawn_blocking(move || hash_of(file)).await.map_err(std::io::Error::other)??
+            }
             GetResultPayload::Stream(mut stream) => {
                 let mut spool = self.spool()?;
                 while let Some(chunk) = stream.next().await {

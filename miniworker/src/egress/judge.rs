@@ -20,7 +20,9 @@ impl EgressPolicy {
 
     /// Whether an address may be reached.
     pub fn permits(&self, address: IpAddr) -> bool {
-        is_global(address) && !embedded(address).is_some_and(|inner| !is_global(inner) || self.refused.contains(&inner)) && !self.refused.contains(&address)
+        is_global(address)
+            && !embedded(address).is_some_and(|inner| !is_global(inner) || self.refused.contains(&inner))
+            && !self.refused.contains(&address)
     }
 }
 
@@ -134,10 +136,33 @@ mod tests {
     #[test]
     fn neighbours_metadata_and_ourselves_are_not() {
         for address in [
-            "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "168.63.129.16", "172.17.0.1",
-            "192.0.0.192", "192.168.1.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "203.0.114.9",
-            "::", "::1", "fd00:ec2::254", "fe80::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-            "::7f00:1", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "168.63.129.16",
+            "172.17.0.1",
+            "192.0.0.192",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "203.0.114.9",
+            "::",
+            "::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "ff02::1",
+            "2001:db8::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::7f00:1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::a00:1",
+            "2002:7f00:1::",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
             "::ffff:203.0.114.9",
         ] {
             let documentation = address == "2001:db8::1";

@@ -223,14 +223,20 @@ mod tests {
 
     #[test]
     fn a_url_becomes_a_path_and_the_proxys_headers_go() {
-        let request = parse("GET http://a.example/x?y HTTP/1.1\r\nHost: evil\r\nProxy-Authorization: x\r\nA: b\r\n\r\n").unwrap();
+        let request =
+            parse("GET http://a.example/x?y HTTP/1.1\r\nHost: evil\r\nProxy-Authorization: x\r\nA: b\r\n\r\n").unwrap();
         let rewritten = String::from_utf8(request.rewritten.unwrap()).unwrap();
         assert_eq!(rewritten, "GET /x?y HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nA: b\r\n\r\n");
     }
 
     #[test]
     fn what_is_no_proxy_request_is_refused() {
-        for text in ["GET / HTTP/1.1\r\n\r\n", "GET https://a/ HTTP/1.1\r\n\r\n", "GET http://a@b/ HTTP/1.1\r\n\r\n", "nonsense\r\n\r\n"] {
+        for text in [
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET https://a/ HTTP/1.1\r\n\r\n",
+            "GET http://a@b/ HTTP/1.1\r\n\r\n",
+            "nonsense\r\n\r\n",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -65,7 +65,9 @@ fn declared_entries(file: &mut File) -> Result<u64, ArchiveError> {
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut tail)).map_err(ArchiveError::Write)?;
     let at = tail.windows(4).rposition(|bytes| bytes == b"PK\x05\x06");
-    let record = at.and_then(|at| tail.get(at + 10..at + 12)).ok_or_else(|| ArchiveError::damaged("its directory is missing"))?;
+    let record = at
+        .and_then(|at| tail.get(at + 10..at + 12))
+        .ok_or_else(|| ArchiveError::damaged("its directory is missing"))?;
     Ok(u64::from(u16::from_le_bytes([record[0], record[1]])))
 }
 
@@ -126,7 +128,8 @@ fn tar(
             _ => Kind::Other("is of an unknown kind"),
         };
         let mode = entry.header().mode().unwrap_or(0o644);
-        let seen = Entry { name: entry.path_bytes().into_owned(), kind, size: entry.size(), executable: mode & 0o111 != 0 };
+        let seen =
+            Entry { name: entry.path_bytes().into_owned(), kind, size: entry.size(), executable: mode & 0o111 != 0 };
         see(seen, &mut entry)?;
     }
     Ok(())

@@ -155,7 +155,11 @@ impl Judge {
 
     /// The bytes of all content; an archive without a file is refused.
     pub(super) fn finish(self) -> Result<u64, ArchiveError> {
-        if self.files == 0 && self.bounds.origin == Origin::Source { Err(ArchiveError::NoFiles) } else { Ok(self.bytes) }
+        if self.files == 0 && self.bounds.origin == Origin::Source {
+            Err(ArchiveError::NoFiles)
+        } else {
+            Ok(self.bytes)
+        }
     }
 }
 
@@ -169,7 +173,9 @@ mod tests {
     fn links_are_followed_on_paper() {
         assert!(stays_inside("a/b/link", b"../c"));
         assert!(stays_inside("link", b"a/../b"));
-        for (path, target) in [("link", "../x"), ("a/link", "../../x"), ("link", "/etc/passwd"), ("link", ""), ("a", "b\\c")] {
+        for (path, target) in
+            [("link", "../x"), ("a/link", "../../x"), ("link", "/etc/passwd"), ("link", ""), ("a", "b\\c")]
+        {
             assert!(!stays_inside(path, target.as_bytes()), "{path} -> {target}");
         }
     }

@@ -126,7 +126,8 @@ fn format(file: &mut File) -> Result<Format, ArchiveError> {
 
 fn is_tar_header(head: &[u8]) -> bool {
     let Ok(block) = <&[u8; 512]>::try_from(head) else { return false };
-    let sum: u32 = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
     let stored: String = block[148..156].iter().map(|&byte| char::from(byte)).filter(|c| c.is_digit(8)).collect();
     u32::from_str_radix(&stored, 8) == Ok(sum)
 }
@@ -151,7 +152,8 @@ pub fn check(file: &mut File, bounds: &Bounds) -> Result<Checked, ArchiveError> 
             Ok(())
         })?;
         if is_manifest {
-            text = Some(String::from_utf8(kept).map_err(|_| ArchiveError::Damaged("faena.toml is no UTF-8".to_owned()))?);
+            text =
+                Some(String::from_utf8(kept).map_err(|_| ArchiveError::Damaged("faena.toml is no UTF-8".to_owned()))?);
         }
         Ok(())
     })?;

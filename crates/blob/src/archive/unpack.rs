@@ -5,7 +5,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, mkdirat, openat2, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, mkdirat, openat2, symlinkat,
+};
 use rustix::io::Errno;
 
 use super::entries::{Entry, Kind, for_each};
@@ -20,7 +22,8 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLI
 /// # Errors
 /// [`ArchiveError`]; the folder then holds a part, and is the caller's to remove.
 pub fn unpack(file: &mut File, into: &Path, bounds: &Bounds, owner: Option<u32>) -> Result<(), ArchiveError> {
-    let folder = openat2(CWD, into, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty()).map_err(write)?;
+    let folder =
+        openat2(CWD, into, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty()).map_err(write)?;
     let top = Top { folder, owner };
     top.own(top.folder.as_fd(), 0o755)?;
     let format = format(file)?;
