@@ -67,7 +67,7 @@ impl Recorder {
                 match recorder.db.ask(&request).await {
                     Ok(()) => break,
                     Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => {
-                        tokio::time::sleep(RETRY).await
+                        tokio::time::sleep(RETRY).await;
                     }
                     Err(error) => {
                         error!(%error, call = %num, "a call could not be recorded");

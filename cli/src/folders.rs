@@ -69,6 +69,16 @@ impl Folders {
         Ok(Self { data, run, platform })
     }
 
+    /// Removes the folder of the sockets; whoever starts next makes it anew.
+    pub(crate) fn leave(&self) {
+        // A folder that the settings name may hold more than ours.
+        let _ = fs::remove_dir_all(self.run.join("containers"));
+        for name in ["db.sock", "api.sock"] {
+            let _ = fs::remove_file(self.run.join(name));
+        }
+        let _ = fs::remove_dir(&self.run);
+    }
+
     /// Takes the lock of a role on this data folder, or says who holds it.
     pub(crate) fn lock(&self, role: &str) -> anyhow::Result<Lock> {
         let path = self.data.join(format!("{role}.lock"));

@@ -161,6 +161,7 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     // What runs may finish, and be recorded, before the database goes.
     let (api, worker) = tokio::join!(api.stop(), worker.stop());
     let db = db.stop().await;
+    folders.leave();
     api.and(worker).and(db)
 }
 

@@ -1,1 +1,1 @@
-//! Black-box tests of the faena binary.
+//! Black-box tests of the `faena` binary; see `tests/`.

@@ -1,6 +1,6 @@
 //! Control groups of whichever version the host has, below the worker's own.
 //!
-//! Each instance has `faena/<worker>/<instance>` in the v2 tree and in every v1 hierarchy that bounds something, with
+//! Each instance has `faena/<platform>.<worker>/<instance>` in the v2 tree and in every v1 hierarchy that bounds something, with
 //! a group `agent` and a group `user` in it. The bounds lie on `user`, so the agent is never what is killed.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use faena_domain::Limits;
 use tracing::warn;
+
+use crate::Belonging;
 
 /// What bounds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,8 +81,9 @@ fn locate(point: &Path, root: &Path, own: &Path) -> PathBuf {
 }
 
 impl Trees {
-    /// Finds the trees, and prepares `faena/<worker>` in each.
-    pub(crate) fn prepare(worker: &str) -> Self {
+    /// Finds the trees, and prepares the worker's own group in each: no two platforms share one.
+    pub(crate) fn prepare(belonging: &Belonging) -> Self {
+        let worker = &format!("{}.{}", belonging.platform, belonging.worker);
         let own = own_groups();
         let mut trees = Self::default();
         for (kind, root, point, options) in mounts() {
@@ -157,6 +160,14 @@ impl Trees {
                 group.try_remove();
                 Err(error)
             }
+        }
+    }
+
+    /// Removes the worker's own groups, which are empty when it stops.
+    pub(crate) fn remove(&self) {
+        for root in self.roots() {
+            // Where something is left in it, the next start finds it there.
+            let _ = fs::remove_dir(root);
         }
     }
 

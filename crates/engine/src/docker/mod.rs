@@ -258,12 +258,9 @@ struct DockerGuard {
     code: Option<Code>,
 }
 
-impl DockerGuard {
-    fn take(&mut self) -> Self {
-        Self { docker: self.docker.clone(), container: self.container.take(), code: self.code.take() }
-    }
-
-    async fn end(mut self) {
+#[async_trait]
+impl Guard for DockerGuard {
+    async fn destroy(mut self: Box<Self>) {
         if let Some(id) = self.container.take() {
             remove_container(&self.docker, &id).await;
         }
@@ -272,20 +269,16 @@ impl DockerGuard {
     }
 }
 
-#[async_trait]
-impl Guard for DockerGuard {
-    async fn destroy(mut self: Box<Self>) {
-        self.take().end().await;
-    }
-}
-
 impl Drop for DockerGuard {
     fn drop(&mut self) {
-        if self.container.is_some() || self.code.is_some() {
-            let held = self.take();
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(held.end());
-            }
+        let (container, code) = (self.container.take(), self.code.take());
+        // Without a runtime nobody can ask the daemon; the container ends with its socket and goes at the next start.
+        if let (Some(id), Ok(runtime)) = (container, tokio::runtime::Handle::try_current()) {
+            let docker = self.docker.clone();
+            runtime.spawn(async move {
+                remove_container(&docker, &id).await;
+                drop(code);
+            });
         }
     }
 }

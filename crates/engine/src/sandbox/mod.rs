@@ -159,7 +159,7 @@ impl Sandbox {
         let empty = config.folder.join("empty");
         std::fs::create_dir_all(&empty).map_err(prepare)?;
         let mut sandbox = Self {
-            trees: Trees::prepare(&config.belonging.worker),
+            trees: Trees::prepare(&config.belonging),
             privileged: rustix::process::geteuid().is_root(),
             missing: Vec::new(),
             host_id: host_id(),
@@ -361,6 +361,12 @@ impl Engine for Sandbox {
             group.kill();
             group.remove().await;
         }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.trees.remove();
     }
 }
 

@@ -1,0 +1,60 @@
+# Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+
+CARGO ?= cargo
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+FAENA = $(TARGET_DIR)/release/faena
+
+.PHONY: help demo test build lint doc deny unit e2e images docker bench clean
+
+help: ## lists the targets
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+build: ## builds release/faena in cargo's target directory
+	@scripts/install.sh rust
+	$(CARGO) build --release --locked --package faena
+
+demo: build ## installs what is missing, starts a platform, walks the curl lines, stops
+	@scripts/install.sh shell python
+	@scripts/demo.sh $(FAENA)
+
+test: lint doc deny unit e2e ## installs what is missing, runs everything CI runs
+	@echo "everything holds"
+
+lint: ## format and clippy, without a warning
+	@scripts/install.sh rust
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+doc: ## documentation builds, without a warning
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --quiet
+
+deny: ## licences, sources and layers; advisories where their database can be reached
+	@scripts/install.sh deny
+	$(CARGO) deny --log-level error check bans licenses sources
+	@if timeout 20 git ls-remote --quiet https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; \
+	then $(CARGO) deny --log-level error check advisories; \
+	else echo "the advisory database is out of reach: advisories were not checked"; fi
+
+docker: ## a Docker daemon answers; one is started where none does
+	@scripts/install.sh docker
+	@scripts/dockerd.sh
+
+images: docker ## makes pythonruntime, noderuntime and bashruntime
+	@scripts/install.sh images
+	@runtimes/images.sh
+
+unit: images ## tests of every crate, conformance of both engines among them
+	@scripts/install.sh python node shell
+	$(CARGO) test --release --locked --workspace --exclude faena-e2e
+
+e2e: images build ## the built binary over real HTTP, on real engines
+	@scripts/install.sh python node shell
+	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
+
+bench: images build ## measures, and prints ratios to the raw limits
+	@scripts/install.sh python shell
+	FAENA_BIN=$(FAENA) BENCH_JSON=$(TARGET_DIR)/bench.json python3 scripts/bench.py
+
+clean: ## removes what was built
+	$(CARGO) clean

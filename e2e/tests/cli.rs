@@ -1,0 +1,49 @@
+//! The command line: settings, and what it refuses.
+
+use std::process::{Command, Output};
+
+use faena_test_support::binary;
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(binary()).args(arguments).envs(variables.iter().copied()).output().expect("the binary is built")
+}
+
+fn refused(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let output = run(arguments, variables);
+    assert!(!output.status.success(), "{arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn flags_win_over_variables_and_variables_over_the_file() {
+    let folder = std::env::temp_dir().join(format!("faena-cli-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("faena.toml");
+    std::fs::write(&file, "slots = 5\nname = \"file\"\ngrace = \"1s\"\n").expect("a file");
+    let file = file.display().to_string();
+    let output = run(
+        &["up", "--config", &file, "--name", "flag", "--print-config"],
+        &[("FAENA_SLOTS", "7"), ("FAENA_NAME", "variable")],
+    );
+    std::fs::remove_dir_all(folder).expect("our folder");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in ["slots = 7", "name = \"flag\"", "grace = \"1s\""] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+}
+
+#[test]
+fn what_is_misspelt_is_refused_with_its_neighbour() {
+    assert!(refused(&["up", "--lisetn", "x"], &[]).contains("--listen"));
+    assert!(refused(&["up"], &[("FAENA_LISTNE", "x")]).contains("FAENA_LISTEN"));
+    assert!(refused(&["up", "--accept-missing", "landlok", "--print-config"], &[]).contains("landlock"));
+    assert!(refused(&["up", "--config", "/nowhere.toml"], &[]).contains("/nowhere.toml"));
+}
+
+#[test]
+fn no_address_beyond_this_machine_is_listened_on() {
+    let folder = std::env::temp_dir().join(format!("faena-far-{}", std::process::id()));
+    let said = refused(&["up", "--listen", "0.0.0.0:0", "--data", &folder.display().to_string()], &[]);
+    std::fs::remove_dir_all(folder).expect("our folder");
+    assert!(said.contains("loopback"), "{said}");
+}

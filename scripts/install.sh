@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs what a machine lacks, and nothing that is there.
+#
+#   scripts/install.sh rust | python | node | docker | images | deny | shell …
+set -euo pipefail
+
+say() { printf '%s\n' "$*" >&2; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else
+        say "Installing needs root; please run: $*"
+        exit 1
+    fi
+}
+
+packages() { # names of Debian packages
+    command -v apt-get >/dev/null || { say "Please install: $*"; exit 1; }
+    say "installing $*"
+    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+    as_root apt-get install -y --no-install-recommends "$@" >/dev/null ||
+        { as_root apt-get update >/dev/null && as_root apt-get install -y --no-install-recommends "$@" >/dev/null; }
+}
+
+for tool in "$@"; do
+    case $tool in
+    rust)
+        command -v cargo >/dev/null || { say "Please install Rust: https://rustup.rs"; exit 1; }
+        command -v cc >/dev/null || packages build-essential
+        # Without the target the agent is linked against glibc, which is larger and works too.
+        ! command -v rustup >/dev/null || rustup target list --installed | grep -q musl ||
+            rustup target add "$(uname -m)-unknown-linux-musl" >/dev/null 2>&1 || say "no musl target; going on with glibc"
+        ;;
+    python) [ -x /usr/bin/python3 ] && [ -x /usr/bin/pip3 ] || packages python3 python3-pip ;;
+    node) [ -x /usr/bin/node ] || packages nodejs npm ;;
+    docker) command -v docker >/dev/null && { command -v dockerd >/dev/null || [ -x /usr/sbin/dockerd ]; } || packages docker.io ;;
+    images) command -v mmdebstrap >/dev/null || packages mmdebstrap ;;
+    deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
+    shell) command -v curl >/dev/null && command -v zip >/dev/null || packages curl zip ;;
+    *) say "unknown: $tool"; exit 2 ;;
+    esac
+done
