@@ -1,7 +1,7 @@
 //! The HTTP edge, and the dispatcher that picks a worker.
 //!
 //! A handler extracts, converts, calls and converts back; it knows nothing of SQL and nothing of sockets. What a call
-//! needs lies in [`dispatcher`], one task that knows every worker and every call that has no row yet.
+//! needs lies in `dispatcher`, one task that knows every worker and every call that has no row yet.
 
 mod app;
 mod body;
