@@ -22,7 +22,7 @@ use faena_engine::{Engine, Pull};
 
 pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
-pub use code::CodeStore;
+pub use code::{CodeError, CodeStore};
 pub use egress::EgressPolicy;
 
 /// What every miniworker of a node shares.
