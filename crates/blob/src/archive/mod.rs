@@ -1,7 +1,7 @@
 //! Archives: told by their bytes, checked before anything is written, unpacked without leaving their folder.
 //!
 //! [`check`] reads a whole archive and judges every entry; [`unpack`] judges again while it writes, because the two
-//! need not have seen the same bytes. Both go through the same [`entries`] and the same [`Judge`].
+//! need not have seen the same bytes. Both go through the same `entries` and the same `Judge`.
 
 mod entries;
 mod judge;
