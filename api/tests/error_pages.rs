@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Words after which a code stands in the source, as the first or the next text.
-const BEFORE: [&str; 4] = ["::invalid(", "not_permitted(", "StatusCode::", "let code = "];
+const BEFORE: [&str; 3] = ["::invalid(", "not_permitted(", "StatusCode::"];
 
 /// The codes of one file; more than there are would be noticed by their missing pages.
 fn codes_of(text: &str, codes: &mut BTreeSet<String>) {
