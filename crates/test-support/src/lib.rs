@@ -4,12 +4,14 @@
 //! well-behaved client would.
 
 mod archives;
+mod fake;
 mod http;
 mod platform;
 
 use std::time::{Duration, Instant};
 
 pub use archives::{multipart, tar_gz, zip};
+pub use fake::{FakeEngine, Trouble};
 pub use http::{Reply, raw, request};
 pub use platform::{Engine, Platform, Role, binary};
 

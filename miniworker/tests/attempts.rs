@@ -1,0 +1,204 @@
+//! Attempts and builds against an engine that fails wherever it is told to: each ends as it should, and leaves nothing.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use faena_blob::BlobStore;
+use faena_domain::{
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, RuntimeSpec, Version,
+};
+use faena_engine::{Engine, Pull};
+use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Ended, Node, run_attempt, run_build};
+use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
+use faena_test_support::{FakeEngine, Trouble, zip};
+use tokio_util::sync::CancellationToken;
+
+/// A node on a folder of its own, with one uploaded archive.
+struct Bench {
+    node: Node,
+    engine: FakeEngine,
+    archive: BlobKey,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new(trouble: Trouble) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
+        let archive = blobs.put_bytes(zip(&[("a", b"b")]).into()).await.unwrap();
+        let engine = FakeEngine::with(trouble);
+        let shared: Arc<dyn Engine> = Arc::new(engine.clone());
+        let node = Node {
+            worker: "w".into(),
+            engines: BTreeMap::from([(EngineKind::Fake, shared)]),
+            code: CodeStore::open(folder.path().join("code"), blobs.clone()).unwrap(),
+            blobs,
+            ca_bundle: None,
+            egress: Arc::new(EgressPolicy::web()),
+            pull: Pull::Never,
+            build: BuildLimits::default(),
+        };
+        Self { node, engine, archive, _folder: folder }
+    }
+
+    fn code(&self, run: &str) -> Code {
+        Code {
+            namespace: faena_domain::Namespace::default(),
+            function: "f".parse().unwrap(),
+            version: Version(1),
+            engine: Some(EngineKind::Fake),
+            image: "fake".into(),
+            image_id: None,
+            path: "/ws".into(),
+            run: run.into(),
+            archive: self.archive,
+            env: BTreeMap::new(),
+            limits: Limits::DEFAULT,
+            network: Network::None,
+        }
+    }
+
+    fn job(&self, run: &str) -> CallJob {
+        CallJob {
+            num: CallNum(1),
+            epoch: Epoch(1),
+            attempt: 1,
+            code: self.code(run),
+            params: Payload::Text("{\"n\":1}".into()),
+            body: None,
+            direct: false,
+            timeout_ms: 20_000,
+            expires: false,
+            deadline_unix_ms: 0,
+            queue_ms: 0,
+            traceparent: String::new(),
+            has_row: true,
+        }
+    }
+
+    /// Runs an attempt, destroys what it leaves, and checks that nothing lives on.
+    async fn attempt(&self, job: &CallJob, stop: &CancellationToken) -> Option<Outcome> {
+        let Ended { outcome, instance } = run_attempt(&self.node, job, stop, || {}).await;
+        if let Some(instance) = instance {
+            instance.destroy().await;
+        }
+        assert_eq!(self.engine.live(), 0, "an instance was left behind");
+        outcome
+    }
+
+    async fn outcome(&self, run: &str) -> Outcome {
+        self.attempt(&self.job(run), &CancellationToken::new()).await.unwrap()
+    }
+}
+
+async fn kind_of(run: &str) -> ErrorKind {
+    Bench::new(Trouble::None).await.outcome(run).await.error.unwrap().kind
+}
+
+#[tokio::test]
+async fn what_is_put_out_is_the_result() {
+    let bench = Bench::new(Trouble::None).await;
+    let outcome = bench.outcome("echo").await;
+    assert_eq!((outcome.status, outcome.result), (CallStatus::Done, Payload::Text("{\"n\":1}".into())));
+    let outcome = bench.outcome(r#"output '{"output": [1, 2]}'"#).await;
+    assert_eq!(outcome.result, Payload::Text("[1,2]".into()));
+}
+
+#[tokio::test]
+async fn every_failure_has_its_kind() {
+    assert_eq!(kind_of("exit 3").await, ErrorKind::Exit);
+    assert_eq!(kind_of("signal 11").await, ErrorKind::Signal);
+    assert_eq!(kind_of("oom").await, ErrorKind::Oom);
+    assert_eq!(kind_of("flood").await, ErrorKind::Output);
+    assert_eq!(kind_of("output nonsense").await, ErrorKind::Output);
+    assert_eq!(kind_of("refuse").await, ErrorKind::Start);
+    assert_eq!(kind_of("vanish").await, ErrorKind::Infrastructure);
+    assert_eq!(kind_of("babble").await, ErrorKind::Infrastructure);
+}
+
+#[tokio::test]
+async fn every_step_before_the_process_can_fail() {
+    for (trouble, kind) in [(Trouble::Unavailable, ErrorKind::Infrastructure), (Trouble::Create, ErrorKind::Start)] {
+        let error = Bench::new(trouble).await.outcome("echo").await.error.unwrap();
+        assert_eq!((error.kind, error.layer), (kind, Layer::Start), "{trouble:?}");
+    }
+    let bench = Bench::new(Trouble::None).await;
+    let mut job = bench.job("echo");
+    job.code.archive = BlobKey::from_digest([1; 32]);
+    let error = bench.attempt(&job, &CancellationToken::new()).await.unwrap().error.unwrap();
+    assert_eq!(error.kind, ErrorKind::Infrastructure);
+    job = bench.job("echo");
+    job.code.engine = Some(EngineKind::Docker);
+    let error = bench.attempt(&job, &CancellationToken::new()).await.unwrap().error.unwrap();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_process_that_hangs_is_ended_on_time_and_the_status_says_whose_time_it_was() {
+    let bench = Bench::new(Trouble::None).await;
+    let mut job = bench.job("hang");
+    job.timeout_ms = 100;
+    let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+    assert_eq!((outcome.status, outcome.error.unwrap().kind), (CallStatus::Timeout, ErrorKind::Timeout));
+    job.expires = true;
+    let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+    assert_eq!((outcome.status, outcome.error.unwrap().kind), (CallStatus::Expired, ErrorKind::Expired));
+}
+
+#[tokio::test]
+async fn a_node_that_stops_gives_the_attempt_back() {
+    let bench = Bench::new(Trouble::None).await;
+    let stop = CancellationToken::new();
+    let cancel = stop.clone();
+    let job = bench.job("hang");
+    let ended = run_attempt(&bench.node, &job, &stop, move || cancel.cancel()).await;
+    assert!(ended.outcome.is_none());
+    ended.instance.unwrap().destroy().await;
+    assert_eq!(bench.engine.live(), 0);
+}
+
+#[tokio::test]
+async fn large_and_binary_results_go_by_the_blob_store() {
+    let bench = Bench::new(Trouble::None).await;
+    let mut job = bench.job("echo");
+    job.params = bench.node.blobs.payload(vec![b'7'; 100_000]).await.unwrap();
+    let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+    assert!(matches!(outcome.result, Payload::Blob { bytes: 100_000, utf8: true, .. }));
+    job.body = Some(bench.node.blobs.payload(vec![0xff, 0xfe]).await.unwrap());
+    let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+    assert_eq!(outcome.error.unwrap().kind, ErrorKind::Output);
+    job.direct = true;
+    let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+    assert!(matches!(outcome.result, Payload::Blob { bytes: 2, utf8: false, .. }));
+}
+
+fn build(bench: &Bench, dependencies: &str) -> BuildJob {
+    let body = serde_json::json!({"image": "fake", "path": "/ws", "dependencies": dependencies, "run": "echo"});
+    let runtime = RuntimeSpec::parse(body.to_string().as_bytes(), &Limits::MAXIMUM).unwrap();
+    BuildJob { epoch: Epoch(1), runtime, code: bench.code("echo") }
+}
+
+#[tokio::test]
+async fn nothing_to_build_makes_the_source_the_artifact() {
+    let bench = Bench::new(Trouble::None).await;
+    let outcome = run_build(&bench.node, &build(&bench, ""), &CancellationToken::new()).await.unwrap();
+    assert_eq!((outcome.engine, outcome.result), (Some(EngineKind::Fake), Ok(bench.archive)));
+}
+
+#[tokio::test]
+async fn builds_fail_with_their_reason_and_leave_nothing() {
+    for (trouble, dependencies, kind) in [
+        (Trouble::None, "exit 9", ErrorKind::Build),
+        (Trouble::None, "refuse", ErrorKind::Build),
+        (Trouble::None, "vanish", ErrorKind::Infrastructure),
+        (Trouble::Image, "echo", ErrorKind::Image),
+        (Trouble::Unavailable, "echo", ErrorKind::Infrastructure),
+        (Trouble::Create, "echo", ErrorKind::Build),
+    ] {
+        let bench = Bench::new(trouble).await;
+        let outcome = run_build(&bench.node, &build(&bench, dependencies), &CancellationToken::new()).await.unwrap();
+        assert_eq!(outcome.result.unwrap_err().kind, kind, "{trouble:?} {dependencies}");
+        assert_eq!(bench.engine.live(), 0);
+    }
+}
