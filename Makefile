@@ -53,7 +53,7 @@ e2e: images build ## the built binary over real HTTP, on real engines
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
 
 bench: images build ## measures, and prints ratios to the raw limits
-	@scripts/install.sh python shell
+	@scripts/install.sh python shell wrk
 	FAENA_BIN=$(FAENA) BENCH_JSON=$(TARGET_DIR)/bench.json python3 scripts/bench.py
 
 clean: ## removes what was built

@@ -52,7 +52,7 @@ CREATE TABLE versions (
     created_at   INTEGER NOT NULL,
     built_at     INTEGER,
     request      TEXT NOT NULL UNIQUE,
-    epoch        INTEGER NOT NULL DEFAULT 0,
+    epoch        INTEGER NOT NULL, -- begins at created_at: a version of a deleted function's successor is no other's
     worker       TEXT,
     incarnation  TEXT,
     lease_end    INTEGER,
@@ -71,6 +71,7 @@ CREATE TABLE calls (
     status       TEXT NOT NULL
         CHECK (status IN ('PENDING', 'RUNNING', 'DONE', 'FAILED', 'TIMEOUT', 'CANCELLED', 'EXPIRED')),
     spec         TEXT NOT NULL, -- CallSpec
+    ready        INTEGER NOT NULL DEFAULT 0, -- 1 once its version is READY, so that a claim looks at nothing else
     engine       TEXT,
     result       TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     error        TEXT, -- CallError
@@ -93,10 +94,29 @@ CREATE TABLE calls (
     claim        TEXT
 ) STRICT;
 
-CREATE INDEX calls_waiting ON calls (num) WHERE status = 'PENDING';
+CREATE INDEX calls_waiting ON calls (num) WHERE status = 'PENDING' AND ready = 1;
 CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING';
 CREATE INDEX calls_leased ON calls (worker, lease_end) WHERE status = 'RUNNING';
 CREATE INDEX calls_claimed ON calls (claim) WHERE status = 'RUNNING';
 CREATE INDEX calls_of_version ON calls (namespace, function, version) WHERE status = 'PENDING';
 CREATE INDEX calls_of_function ON calls (namespace, function, num);
 CREATE INDEX calls_of_status ON calls (namespace, status, num);
+
+-- How many calls of a function wait; counting them for each new one would take longer the more there are.
+CREATE TABLE backlog (
+    namespace TEXT NOT NULL,
+    function  TEXT NOT NULL,
+    pending   INTEGER NOT NULL,
+    PRIMARY KEY (namespace, function)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER backlog_enter AFTER INSERT ON calls WHEN NEW.status = 'PENDING' BEGIN
+    INSERT INTO backlog (namespace, function, pending) VALUES (NEW.namespace, NEW.function, 1)
+    ON CONFLICT (namespace, function) DO UPDATE SET pending = pending + 1;
+END;
+
+CREATE TRIGGER backlog_move AFTER UPDATE OF status ON calls
+WHEN (OLD.status = 'PENDING') <> (NEW.status = 'PENDING') BEGIN
+    UPDATE backlog SET pending = pending + iif(NEW.status = 'PENDING', 1, -1)
+    WHERE namespace = NEW.namespace AND function = NEW.function;
+END;

@@ -78,10 +78,15 @@ fn answer(store: &dyn Store, peer: Peer, bytes: &[u8], replies: &mpsc::Sender<(P
 }
 
 fn encode(id: String, result: Result<Box<RawValue>, DbError>) -> Result<Vec<u8>, faena_protocol::EnvelopeError> {
-    match result {
-        Ok(content) => Envelope::new(id, REPLY_OK, &content)?.encode(),
-        Err(error) => Envelope::new(id, REPLY_ERROR, &error)?.encode(),
-    }
+    let whole = match &result {
+        Ok(content) => Envelope::new(id.as_str(), REPLY_OK, content)?.encode(),
+        Err(error) => Envelope::new(id.as_str(), REPLY_ERROR, error)?.encode(),
+    };
+    // Whoever asked must hear that there is no answer rather than wait for it.
+    whole.or_else(|error| {
+        let error = DbError::Internal { message: error.to_string() };
+        Envelope::new(id, REPLY_ERROR, &error)?.encode()
+    })
 }
 
 fn ask_to_reap(store: &dyn Store) {

@@ -83,7 +83,7 @@ async fn with_function(service: &Service, function: &str) {
 }
 
 async fn build(service: &Service, result: Result<BlobKey, BuildFailure>) {
-    let claim = BuildsClaim { request: uuid(), owner: owner("a"), limit: 1 };
+    let claim = BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
     let job = service.ask(claim).await.unwrap().pop().unwrap();
     service
         .ask(BuildFinish {
@@ -277,13 +277,19 @@ async fn a_new_incarnation_ends_what_its_predecessor_held() {
     let service = Service::start(folder.path());
     with_built(&service, "dice").await;
     service.ask(upload("second", "dice")).await.unwrap();
-    service.ask(BuildsClaim { request: "b".into(), owner: owner("a"), limit: 1 }).await.unwrap();
+    service
+        .ask(BuildsClaim { request: "b".into(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 })
+        .await
+        .unwrap();
     accept(&service, spec(1, "dice")).await;
     claim(&service, "c").await;
     service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
     let call = get(&service, 1).await;
     assert_eq!((call.status, call.error.unwrap().kind), (CallStatus::Failed, ErrorKind::Infrastructure));
-    let again = service.ask(BuildsClaim { request: "d".into(), owner: owner("b"), limit: 1 }).await.unwrap();
+    let again = service
+        .ask(BuildsClaim { request: "d".into(), owner: owner("b"), engines: vec![EngineKind::Sandbox], limit: 1 })
+        .await
+        .unwrap();
     assert_eq!(again.len(), 1, "the interrupted build is pending again");
 }
 
@@ -351,4 +357,51 @@ async fn a_request_nobody_knows_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());
     assert!(matches!(service.ask(Teleport {}).await, Err(DbError::Invalid { .. })));
+}
+
+#[tokio::test]
+async fn a_build_of_a_deleted_function_is_not_its_successors() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_function(&service, "dice").await;
+    let claim = || BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
+    let old = service.ask(claim()).await.unwrap().pop().unwrap();
+    service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
+    // Db time is in milliseconds, and two uploads by one person are further apart.
+    while service.ask(upload(&uuid(), "other")).await.unwrap().record.newest.created_at <= old.epoch.0 {}
+    service.ask(upload("again", "dice")).await.unwrap();
+    let outcome = BuildOutcome {
+        engine: Some(EngineKind::Sandbox),
+        image_id: None,
+        result: Ok(BlobKey::from_digest([3; 32])),
+        log: Payload::empty(),
+        log_tail: String::new(),
+    };
+    let late = BuildFinish {
+        namespace: space(),
+        function: name("dice"),
+        version: Version(1),
+        epoch: old.epoch,
+        owner: owner("a"),
+        outcome: Some(outcome),
+    };
+    assert_eq!(service.ask(late).await, Err(DbError::Stale));
+}
+
+#[tokio::test]
+async fn a_list_of_large_calls_is_cut_and_still_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    for num in 1..=200 {
+        accept(
+            &service,
+            CallSpec { params: Payload::Text(format!("\"{}\"", "ñ".repeat(30_000))), ..spec(num, "dice") },
+        )
+        .await;
+    }
+    let list = CallList { namespace: space(), function: None, status: None, before: None, limit: 200 };
+    let calls = service.ask(list).await.unwrap();
+    assert_eq!(calls.len(), 200);
+    assert!(calls.iter().all(|call| (1025..1030).contains(&call.params.len())));
 }

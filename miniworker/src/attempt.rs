@@ -1,5 +1,6 @@
 //! One attempt at a call.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::code::CodeError;
 use crate::egress::Egress;
 use crate::process::{self, Bounds, Cut, Finished, Order, RunError};
-use crate::{Node, result};
+use crate::{Node, instance, result};
 
+/// Params of the direct road hold a body in base64, and the request's headers.
+const MAX_PARAMS: u64 = 2 * MAX_BODY;
 /// What is added to an attempt's time before its instance kills itself, should nobody else do it.
 const LEASE_BEYOND: Duration = Duration::from_secs(30);
 
@@ -93,8 +96,8 @@ pub(crate) fn lease_end(after: Duration) -> u64 {
     u64::try_from((now + after).as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn prepare(node: &Node, engine: &dyn Engine, job: &CallJob) -> Result<Ready, Failure> {
-    let params = node.blobs.bytes(&job.params, MAX_BODY).await?;
+async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob) -> Result<Ready, Failure> {
+    let params = node.blobs.bytes(&job.params, MAX_PARAMS).await?;
     let body = match &job.body {
         Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
         None => None,
@@ -103,7 +106,7 @@ async fn prepare(node: &Node, engine: &dyn Engine, job: &CallJob) -> Result<Read
     let has_egress = job.code.network == Network::Egress;
     let image = job.code.image_id.clone().unwrap_or_else(|| job.code.image.clone());
     let spec = InstanceSpec {
-        name: format!("c{}-{}", job.num, job.epoch),
+        name: instance::name('c'),
         image: faena_engine::ImageId(image),
         code,
         path: job.code.path.clone(),
@@ -111,7 +114,7 @@ async fn prepare(node: &Node, engine: &dyn Engine, job: &CallJob) -> Result<Read
         egress: has_egress,
         ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
     };
-    let mut instance = engine.create(spec).await.map_err(|error| start_failure(&error))?;
+    let mut instance = instance::create(Arc::clone(engine), spec).await.map_err(|error| start_failure(&error))?;
     let until_ms = lease_end(Duration::from_millis(job.timeout_ms) + LEASE_BEYOND);
     let leased = instance.agent.send(&ToAgent::Lease { until_ms }, &[]).await;
     leased.map_err(|error| Failure::from(RunError::from(error)))?;
@@ -234,7 +237,7 @@ pub async fn run_attempt(node: &Node, job: &CallJob, stop: &CancellationToken, s
         return Ended { outcome: Some(telling.failed(error)), instance: None };
     };
     let prepared = tokio::select! {
-        prepared = tokio::time::timeout_at(deadline, prepare(node, engine.as_ref(), job)) => prepared,
+        prepared = tokio::time::timeout_at(deadline, prepare(node, engine, job)) => prepared,
         () = stop.cancelled() => return Ended { outcome: None, instance: None },
     };
     let mut ready = match prepared {

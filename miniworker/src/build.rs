@@ -19,7 +19,7 @@ use tracing::info;
 use crate::attempt::lease_end;
 use crate::egress::Egress;
 use crate::process::{self, Bounds, Cut, Finished, Order, RunError};
-use crate::{Node, capture, result};
+use crate::{Node, capture, instance, result};
 
 /// How long the tree may take to become an archive.
 const PACK: Duration = Duration::from_secs(120);
@@ -89,7 +89,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, stop: &CancellationToken) ->
         Err(failure) => (None, None, Err(Failure::Build(failure))),
         Ok((engine, image)) => {
             let made = if job.runtime.needs_build() {
-                build(node, job, engine.as_ref(), &image, stop, &mut log).await
+                build(node, job, &engine, &image, stop, &mut log).await
             } else {
                 Ok(job.code.archive)
             };
@@ -133,7 +133,7 @@ fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
 async fn build(
     node: &Node,
     job: &BuildJob,
-    engine: &dyn Engine,
+    engine: &Arc<dyn Engine>,
     image: &ImageId,
     stop: &CancellationToken,
     log: &mut String,
@@ -141,7 +141,7 @@ async fn build(
     let deadline = Instant::now() + node.build.limits.timeout.duration();
     let code = node.code.get(&job.code.archive).await.map_err(platform)?;
     let spec = InstanceSpec {
-        name: format!("b{}-{}-{}", job.code.function.key().replace(['.', '_'], "-"), job.code.version, job.epoch),
+        name: instance::name('b'),
         image: image.clone(),
         code,
         path: job.code.path.clone(),
@@ -149,7 +149,7 @@ async fn build(
         egress: true,
         ca_bundle: node.ca_bundle.clone(),
     };
-    let mut instance = engine.create(spec).await.map_err(|error| match error {
+    let mut instance = instance::create(Arc::clone(engine), spec).await.map_err(|error| match error {
         EngineError::Create { .. } => {
             failed(ErrorKind::Build, format!("the build's instance could not be made: {error}"))
         }

@@ -9,6 +9,8 @@ use faena_blob::{BlobError, BlobStore};
 use faena_domain::BlobKey;
 use tokio::sync::OnceCell;
 
+use crate::instance;
+
 /// Who owns code on disk, where we are root: the user that instances map to themselves.
 const OWNER: u32 = 1000;
 
@@ -66,10 +68,11 @@ impl CodeStore {
             return Ok(place);
         }
         let file = self.blobs.open(key).await?;
-        let passing = self.folder.join(format!("{key}.{}", std::process::id()));
+        // A try that was given up may still be writing under its own name.
+        let passing = self.folder.join(format!("{key}.{}", instance::name('u')));
         tokio::task::spawn_blocking(move || {
-            let unpacked = unpack_into(file, &passing).and_then(|()| Ok(std::fs::rename(&passing, &place)?));
-            if unpacked.is_err() {
+            let unpacked = unpack_into(file, &passing).and_then(|()| publish(&passing, &place));
+            if passing.exists() {
                 // The reason is told; a folder that stays is removed at the next start.
                 let _ = std::fs::remove_dir_all(&passing);
             }
@@ -77,6 +80,14 @@ impl CodeStore {
         })
         .await
         .map_err(std::io::Error::other)?
+    }
+}
+
+/// Puts a whole tree into its place; one that is there already is as good.
+fn publish(passing: &Path, place: &Path) -> Result<(), CodeError> {
+    match std::fs::rename(passing, place) {
+        Err(_) if place.is_dir() => Ok(()),
+        renamed => Ok(renamed?),
     }
 }
 

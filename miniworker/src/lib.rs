@@ -8,6 +8,7 @@ mod build;
 mod capture;
 mod code;
 mod egress;
+mod instance;
 mod process;
 mod result;
 

@@ -418,7 +418,7 @@ impl Dispatcher {
                     engines: room.engines,
                     limit: room.calls,
                 };
-                let builds = BuildsClaim { request, owner: owner.clone(), limit: room.builds };
+                let builds = BuildsClaim { request, owner: owner.clone(), engines: room.engines, limit: room.builds };
                 let calls = if calls.limit > 0 { db.ask(&calls).await } else { Ok(Vec::new()) };
                 let builds = if builds.limit > 0 { db.ask(&builds).await } else { Ok(Vec::new()) };
                 for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {

@@ -156,6 +156,8 @@ impl Trees {
         let made = group.make().and_then(|()| group.bound(limits));
         match made {
             Ok(()) => Ok(group),
+            // What was there before is another's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
             Err(error) => {
                 group.try_remove();
                 Err(error)
@@ -255,6 +257,8 @@ impl Group {
             } else {
                 fs::write(folder.join("memory.limit_in_bytes"), &bytes)?;
                 write_if_there(&folder.join("memory.memsw.limit_in_bytes"), &bytes)?;
+                // Where swap is not accounted for, nothing is swapped at all.
+                fs::write(folder.join("memory.swappiness"), "0")?;
             }
         }
         if let Some((folder, _)) = self.of(Controller::Pids) {

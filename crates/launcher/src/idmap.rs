@@ -33,19 +33,29 @@ pub(crate) fn owned_tree(tree: &Path, pid: i32) -> io::Result<OwnedFd> {
         propagation: 0,
         userns_fd: u64::from(namespace.as_raw_fd().unsigned_abs()),
     };
-    set_attributes(&mount, &attributes)?;
+    set_attributes(&mount, &attributes, Below::Not)?;
     Ok(mount)
 }
 
+/// Whether mounts below a mount are meant too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// They are not.
+    Not,
+    /// They are: a host may have mounts of its own below /usr.
+    Too,
+}
+
 /// mount_setattr(2) on a detached mount.
-pub(crate) fn set_attributes(mount: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
+pub(crate) fn set_attributes(mount: &OwnedFd, attributes: &libc::mount_attr, below: Below) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if below == Below::Too { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, the attributes live through the call, and their size is the one given.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             &raw const *attributes,
             std::mem::size_of::<libc::mount_attr>(),
         )

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
 
-use crate::idmap::set_attributes;
+use crate::idmap::{Below, set_attributes};
 
 /// What hostile code gets of a mount that it may read.
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
@@ -26,19 +26,19 @@ pub(crate) fn attach(tree: &OwnedFd, to: &str) -> io::Result<()> {
 /// Puts a detached mount into place and makes it read-only there.
 pub(crate) fn attach_read_only(tree: &OwnedFd, to: &str) -> io::Result<()> {
     attach(tree, to)?;
-    seal(to, READ_ONLY)
+    seal(to, READ_ONLY, Below::Too)
 }
 
 /// Makes a mount point read-only, and whatever else is asked.
-fn seal(path: &str, attributes: u64) -> io::Result<()> {
+fn seal(path: &str, attributes: u64, below: Below) -> io::Result<()> {
     let point = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    set_attributes(&point, &attributes)
+    set_attributes(&point, &attributes, below)
 }
 
 /// Makes an existing mount read-only in place.
 pub(crate) fn remount_read_only(path: &str) -> io::Result<()> {
-    seal(path, libc::MOUNT_ATTR_RDONLY)
+    seal(path, libc::MOUNT_ATTR_RDONLY, Below::Not)
 }
 
 /// A file or folder over itself, read-only; nothing where it is not there.

@@ -188,6 +188,8 @@ requests! {
         request: String,
         /// Who will run them.
         owner: Owner,
+        /// What it makes instances with; a runtime that names another engine is left to another worker.
+        engines: Vec<EngineKind>,
         /// How many at most.
         limit: u32,
     }

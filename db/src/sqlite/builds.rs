@@ -73,9 +73,19 @@ fn claim(request: &BuildsClaim, connection: &Connection, now: i64) -> rusqlite::
         .prepare_cached(
             "UPDATE versions SET status = 'BUILDING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
              WHERE (namespace, function, version) IN
-                 (SELECT namespace, function, version FROM versions WHERE status = 'PENDING' ORDER BY created_at LIMIT ?5)",
+                 (SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
+                  ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+                  WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?6)), 1)
+                  ORDER BY v.created_at LIMIT ?5)",
         )?
-        .execute((&request.owner.worker, &request.owner.incarnation, now + LEASE_MS, &request.request, request.limit))?;
+        .execute((
+            &request.owner.worker,
+            &request.owner.incarnation,
+            now + LEASE_MS,
+            &request.request,
+            request.limit,
+            Json(&request.engines),
+        ))?;
     taken(request, connection)
 }
 
@@ -159,16 +169,26 @@ fn end(request: &BuildFinish, connection: &Connection, outcome: &BuildOutcome, n
             &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, now),
     )?;
     match error {
-        None => connection
-            .execute(
-                "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
-                (request.namespace.as_str(), request.function.key(), request.version.0),
-            )
-            .map(drop),
+        None => release_calls(connection, request, outcome),
         Some(failure) => {
             fail_calls(connection, &request.namespace, &request.function.key(), request.version, failure, now)
         }
     }
+}
+
+/// The version is what calls run from now on, and those that waited for it can be claimed.
+fn release_calls(connection: &Connection, request: &BuildFinish, outcome: &BuildOutcome) -> rusqlite::Result<()> {
+    let key = (request.namespace.as_str(), request.function.key());
+    connection.execute(
+        "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
+        (key.0, &key.1, request.version.0),
+    )?;
+    connection.execute(
+        "UPDATE calls SET ready = 1, engine = ?4
+         WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
+        (key.0, &key.1, request.version.0, outcome.engine.map(Text)),
+    )?;
+    Ok(())
 }
 
 /// The error of a call whose version could not be built.

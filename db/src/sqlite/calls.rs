@@ -1,7 +1,10 @@
 //! Calls: accepted, claimed, ended, read.
 
+use faena_domain::limits::LIST_CUT;
 use faena_domain::retry::{self, DEFAULT_RETRIES};
-use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionStatus, Namespace, Version};
+use faena_domain::{
+    Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionStatus, Namespace, Payload, Version,
+};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     CallAccept, CallAdopt, CallFinish, CallGet, CallList, CallNumReserve, CallRecordEnded, CallsClaim,
@@ -72,6 +75,7 @@ fn exists(connection: &Connection, num: CallNum) -> Result<bool, DbError> {
 struct NewCall<'a> {
     spec: &'a CallSpec,
     version: Version,
+    ready: bool,
     engine: Option<EngineKind>,
     status: CallStatus,
     error: Option<CallError>,
@@ -85,14 +89,14 @@ impl NewCall<'_> {
         let ended_at = self.status.is_terminal().then_some(self.created_at);
         connection
             .prepare_cached(
-                "INSERT INTO calls (num, namespace, function, version, status, spec, engine, error, retries, created_at,
+                "INSERT INTO calls (num, namespace, function, version, status, spec, ready, engine, error, retries, created_at,
                      queued_at, not_before, expires_at, ended_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?10, ?11, ?12)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?13, ?7, ?8, ?9, ?10, ?10, ?10, ?11, ?12)",
             )
             .and_then(|mut statement| {
                 statement.execute((self.spec.num.0, self.spec.namespace.as_str(), self.spec.function.key(), self.version.0,
                     self.status.as_str(), Json(self.spec), self.engine.map(Text), self.error.as_ref().map(Json),
-                    self.retries, self.created_at, expires_at, ended_at))
+                    self.retries, self.created_at, expires_at, ended_at, self.ready))
             })
             .map(drop)
             .map_err(|error| internal("writing a call", &error))
@@ -101,10 +105,10 @@ impl NewCall<'_> {
 
 fn pending(connection: &Connection, spec: &CallSpec) -> rusqlite::Result<i64> {
     connection
-        .prepare_cached(
-            "SELECT count(*) FROM (SELECT 1 FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' LIMIT ?3)",
-        )?
-        .query_row((spec.namespace.as_str(), spec.function.key(), MAX_PENDING_OF_FUNCTION), |row| row.get(0))
+        .prepare_cached("SELECT pending FROM backlog WHERE namespace = ?1 AND function = ?2")?
+        .query_row((spec.namespace.as_str(), spec.function.key()), |row| row.get(0))
+        .optional()
+        .map(Option::unwrap_or_default)
 }
 
 impl Write for CallAccept {
@@ -124,6 +128,7 @@ impl Write for CallAccept {
         let call = NewCall {
             spec,
             version: resolved.code.version,
+            ready: resolved.status == FunctionStatus::Ready,
             engine: resolved.code.engine,
             status: if failure.is_some() { CallStatus::Failed } else { CallStatus::Pending },
             error: failure,
@@ -186,6 +191,7 @@ impl Write for CallAdopt {
             let call = NewCall {
                 spec,
                 version: self.version,
+                ready: resolved.status == FunctionStatus::Ready,
                 engine: resolved.code.engine,
                 status: CallStatus::Pending,
                 error: None,
@@ -224,15 +230,10 @@ fn claim(request: &CallsClaim, connection: &Connection, now: i64) -> rusqlite::R
     let engines = Json(&request.engines);
     connection
         .prepare_cached(
-            "UPDATE calls SET status = 'RUNNING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3,
-                 claim = ?4, engine = (SELECT engine FROM versions v WHERE v.namespace = calls.namespace
-                     AND v.function = calls.function AND v.version = calls.version)
+            "UPDATE calls SET status = 'RUNNING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
              WHERE num IN (
-                 SELECT c.num FROM calls c JOIN versions v
-                 ON v.namespace = c.namespace AND v.function = c.function AND v.version = c.version
-                 WHERE c.status = 'PENDING' AND c.not_before <= ?5 AND c.expires_at > ?5 AND v.status = 'READY'
-                 AND v.engine IN (SELECT value FROM json_each(?6))
-                 ORDER BY c.num LIMIT ?7)",
+                 SELECT num FROM calls WHERE status = 'PENDING' AND ready = 1 AND not_before <= ?5 AND expires_at > ?5
+                 AND engine IN (SELECT value FROM json_each(?6)) ORDER BY num LIMIT ?7)",
         )?
         .execute((
             &request.owner.worker,
@@ -430,6 +431,20 @@ impl Read for CallList {
             let mut statement = connection.prepare_cached(&sql)?;
             statement.query_map(params.as_slice(), record)?.collect()
         };
-        list().map_err(|error| internal("listing calls", &error))
+        let mut calls = list().map_err(|error| internal("listing calls", &error))?;
+        calls.iter_mut().for_each(shorten);
+        Ok(calls)
+    }
+}
+
+/// What a list shows of a call: enough of long texts to tell that there is more, and no log.
+fn shorten(call: &mut CallRecord) {
+    call.logs = Payload::empty();
+    for payload in [&mut call.params, &mut call.result] {
+        if let Payload::Text(text) = payload {
+            // One character beyond the cut shows that it was one.
+            let end = (LIST_CUT + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+            text.truncate(end);
+        }
     }
 }

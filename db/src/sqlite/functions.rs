@@ -96,8 +96,8 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
         )?;
         connection.execute(
             "INSERT INTO versions (namespace, function, version, runtime, revision, source, source_bytes, manifest, limits,
-                 status, created_at, request)
-             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10
+                 status, created_at, request, epoch)
+             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10, ?9
              FROM versions WHERE namespace = ?1 AND function = ?2",
             (namespace, &key, runtime.spec.name.key(), runtime.revision.0, Text(request.source), request.source_bytes,
                 Json(&request.manifest), Json(&request.limits), now, &request.request),
@@ -181,6 +181,11 @@ impl Write for FunctionDelete {
                 "UPDATE calls SET status = ?3, error = ?4, ended_at = ?5
                  WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'",
                 (key.0, &key.1, CallStatus::Cancelled.as_str(), Json(&error), now),
+            )?;
+            // What runs may end, and is not tried again on whatever is registered under this name next.
+            connection.execute(
+                "UPDATE calls SET retries = 0 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",
+                (key.0, &key.1),
             )?;
             connection.execute("DELETE FROM versions WHERE namespace = ?1 AND function = ?2", (key.0, &key.1))?;
             connection.execute("DELETE FROM functions WHERE namespace = ?1 AND key = ?2", (key.0, &key.1))

@@ -36,7 +36,8 @@ const TIOCLINUX: u64 = 0x541c;
 /// Installs the list on this process and whatever it starts.
 pub(crate) fn install() -> Result<(), seccompiler::Error> {
     apply_filter(&allow()?)?;
-    apply_filter(&refuse()?)
+    apply_filter(&refuse()?)?;
+    apply_filter(&pretend()?)
 }
 
 fn program(
@@ -68,8 +69,14 @@ fn refuse() -> Result<BpfProgram, seccompiler::BackendError> {
     // AF_UNIX is 1, AF_INET 2, AF_INET6 10; nothing between or above them.
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
         let foreign = (3..10).map(|family| when(0, Op::Eq, family)).chain([when(0, Op::Gt, 10), when(0, Op::Eq, 0)]);
-        rules.insert(call, foreign.collect::<Result<_, _>>()?);
+        let mut refused: Vec<SeccompRule> = foreign.collect::<Result<_, _>>()?;
+        refused.extend(foreign_protocols()?);
+        rules.insert(call, refused);
     }
+    // New limits for another process: the agent has the same user.
+    let others =
+        vec![SeccompCondition::new(0, Len::Dword, Op::Ne, 0)?, SeccompCondition::new(2, Len::Qword, Op::Ne, 0)?];
+    rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(others)?]);
     // Pushing characters into a terminal's input.
     rules.insert(libc::SYS_ioctl, vec![when(1, Op::Eq, TIOCSTI)?, when(1, Op::Eq, TIOCLINUX)?]);
     // Execution domains other than Linux, Linux without address randomisation, and asking which it is.
@@ -78,6 +85,25 @@ fn refuse() -> Result<BpfProgram, seccompiler::BackendError> {
         domains.iter().map(|domain| SeccompCondition::new(0, Len::Dword, Op::Ne, *domain)).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_personality, vec![SeccompRule::new(others)?]);
     program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()))
+}
+
+/// Writing out every file system of the host is not an instance's to ask for; it is told that it was done.
+fn pretend() -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = [libc::SYS_sync, libc::SYS_syncfs].map(|number| (number, Vec::new()));
+    program(rules.into(), SeccompAction::Allow, SeccompAction::Errno(0))
+}
+
+/// Internet sockets of anything but TCP, UDP and ICMP: the kernel would load a module for them (protocols(5)).
+fn foreign_protocols() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    const ANY_TCP_UDP_ICMP: [u64; 5] = [0, 6, 17, 1, 58];
+    let foreign = |family| {
+        let mut conditions = vec![SeccompCondition::new(0, Len::Dword, Op::Eq, family)?];
+        for protocol in ANY_TCP_UDP_ICMP {
+            conditions.push(SeccompCondition::new(2, Len::Dword, Op::Ne, protocol)?);
+        }
+        SeccompRule::new(conditions)
+    };
+    [2, 10].into_iter().map(foreign).collect()
 }
 
 macro_rules! system_calls {
@@ -109,8 +135,8 @@ const COMMON: &[i64] = system_calls! {
     SYS_get_robust_list SYS_getcpu SYS_getcwd SYS_getdents64 SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups
     SYS_getitimer SYS_getpeername SYS_getpgid SYS_getpid SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid
     SYS_getresuid SYS_getrlimit SYS_getrusage SYS_getsid SYS_getsockname SYS_getsockopt SYS_gettid SYS_gettimeofday
-    SYS_getuid SYS_getxattr SYS_inotify_add_watch SYS_inotify_init1 SYS_inotify_rm_watch SYS_io_cancel
-    SYS_io_destroy SYS_io_getevents SYS_io_setup SYS_io_submit SYS_ioctl SYS_ioprio_get SYS_ioprio_set SYS_kill
+    SYS_getuid SYS_getxattr SYS_inotify_add_watch SYS_inotify_init1 SYS_inotify_rm_watch 
+    SYS_ioctl SYS_ioprio_get SYS_ioprio_set SYS_kill
     SYS_landlock_add_rule SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lgetxattr SYS_linkat
     SYS_listen SYS_listxattr SYS_llistxattr SYS_lremovexattr SYS_lseek SYS_lsetxattr SYS_madvise SYS_membarrier
     SYS_memfd_create SYS_mincore SYS_mkdirat SYS_mknodat SYS_mlock SYS_mlock2 SYS_mlockall SYS_mmap SYS_mprotect

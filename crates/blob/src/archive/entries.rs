@@ -29,6 +29,28 @@ pub(super) struct Entry {
     pub(super) executable: bool,
 }
 
+/// The largest extension of a tar's header: long names are at most a few kilobytes.
+const MAX_EXTENSION: u64 = 64 * 1024;
+/// What a tar adds to each of its files: header, padding, and a name.
+const FRAME: u64 = 4096;
+
+/// A stream that ends with an error beyond a bound, whatever its content says of itself.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| std::io::Error::other("it unpacks to more than an archive may"))?;
+        Ok(read)
+    }
+}
+
 /// The end of central directory record and its comment: 22 bytes and at most 65,535 (APPNOTE 4.3.16).
 const END_RECORD: u64 = 22 + 65_535;
 
@@ -44,7 +66,9 @@ pub(super) fn for_each(
         Format::Zip => zip(file, bounds, &mut see),
         Format::Tar => tar(&mut BufReader::with_capacity(64 * 1024, file), &mut see),
         Format::TarGz => {
-            let mut unpacked = MultiGzDecoder::new(BufReader::with_capacity(64 * 1024, file));
+            let most = bounds.bytes.saturating_add(bounds.entries.saturating_mul(FRAME));
+            let packed = BufReader::with_capacity(64 * 1024, file);
+            let mut unpacked = Bounded { inner: MultiGzDecoder::new(packed), left: most };
             tar(&mut unpacked, &mut see)?;
             // The checksum stands behind the last byte; more than a tar's padding there is no tar's.
             let mut rest = Vec::new();
@@ -65,9 +89,15 @@ fn declared_entries(file: &mut File) -> Result<u64, ArchiveError> {
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut tail)).map_err(ArchiveError::Write)?;
     let at = tail.windows(4).rposition(|bytes| bytes == b"PK\x05\x06");
-    let record = at
-        .and_then(|at| tail.get(at + 10..at + 12))
-        .ok_or_else(|| ArchiveError::damaged("its directory is missing"))?;
+    let missing = || ArchiveError::damaged("its directory is missing");
+    let at = at.ok_or_else(missing)?;
+    let record = tail.get(at + 10..at + 20).ok_or_else(missing)?;
+    // The wider record of zip64 would hide other numbers than these; no archive within our bounds needs it.
+    let is_wide = record[2..].chunks(4).any(|number| number == [0xff; 4])
+        || at.checked_sub(20).and_then(|locator| tail.get(locator..locator + 4)) == Some(b"PK\x06\x07");
+    if is_wide {
+        return Err(ArchiveError::damaged("its directory is a zip64 one, which no archive of a permitted size needs"));
+    }
     Ok(u64::from(u16::from_le_bytes([record[0], record[1]])))
 }
 
@@ -108,29 +138,88 @@ fn zip(
     Ok(())
 }
 
+/// The content of an extension, which is small.
+fn extension(entry: &mut impl Read, size: u64) -> Result<Vec<u8>, ArchiveError> {
+    if size > MAX_EXTENSION {
+        return Err(ArchiveError::damaged("a header has an extension that is too long"));
+    }
+    let mut content = Vec::new();
+    entry.read_to_end(&mut content).map_err(ArchiveError::damaged)?;
+    Ok(content)
+}
+
+/// What extensions say of the entry that follows them.
+#[derive(Default)]
+struct Said {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+impl Said {
+    /// GNU ends its names with a NUL.
+    fn gnu(mut content: Vec<u8>) -> Option<Vec<u8>> {
+        content.truncate(content.iter().position(|&byte| byte == 0).unwrap_or(content.len()));
+        Some(content)
+    }
+
+    fn pax(&mut self, content: &[u8]) -> Result<(), ArchiveError> {
+        for record in tar::PaxExtensions::new(content) {
+            let record = record.map_err(ArchiveError::damaged)?;
+            match record.key_bytes() {
+                b"path" => self.name = Some(record.value_bytes().to_vec()),
+                b"linkpath" => self.link = Some(record.value_bytes().to_vec()),
+                b"size" => return Err(ArchiveError::damaged("an extension gives a file another size than its header")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries as they lie there. The `tar` crate would read extensions whole, whatever size they claim.
 fn tar(
     reader: &mut dyn Read,
     see: &mut impl FnMut(Entry, &mut dyn Read) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
     let mut archive = tar::Archive::new(reader);
-    for entry in archive.entries().map_err(ArchiveError::damaged)? {
+    let mut said = Said::default();
+    for entry in archive.entries().map_err(ArchiveError::damaged)?.raw(true) {
         let mut entry = entry.map_err(ArchiveError::damaged)?;
+        let size = entry.size();
         let kind = match entry.header().entry_type() {
+            EntryType::GNULongName => {
+                said.name = Said::gnu(extension(&mut entry, size)?);
+                continue;
+            }
+            EntryType::GNULongLink => {
+                said.link = Said::gnu(extension(&mut entry, size)?);
+                continue;
+            }
+            EntryType::XHeader => {
+                said.pax(&extension(&mut entry, size)?)?;
+                continue;
+            }
+            // git archive writes its commit there.
+            EntryType::XGlobalHeader => {
+                extension(&mut entry, size)?;
+                continue;
+            }
             EntryType::Regular | EntryType::Continuous => Kind::File,
             EntryType::Directory => Kind::Folder,
-            EntryType::Symlink => Kind::Link(entry.link_name_bytes().unwrap_or_default().into_owned()),
-            // git archive writes its commit there.
-            EntryType::XGlobalHeader => continue,
+            EntryType::Symlink => {
+                let short = || entry.link_name_bytes().unwrap_or_default().into_owned();
+                Kind::Link(said.link.take().unwrap_or_else(short))
+            }
             EntryType::Link => Kind::Other("is a hard link; pack the file itself"),
             EntryType::GNUSparse => Kind::Other("is a sparse file; pack it whole"),
             EntryType::Char | EntryType::Block => Kind::Other("is a device"),
             EntryType::Fifo => Kind::Other("is a pipe"),
             _ => Kind::Other("is of an unknown kind"),
         };
-        let mode = entry.header().mode().unwrap_or(0o644);
-        let seen =
-            Entry { name: entry.path_bytes().into_owned(), kind, size: entry.size(), executable: mode & 0o111 != 0 };
-        see(seen, &mut entry)?;
+        let executable = entry.header().mode().unwrap_or(0o644) & 0o111 != 0;
+        let name = said.name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+        said = Said::default();
+        see(Entry { name, kind, size, executable }, &mut entry)?;
     }
     Ok(())
 }

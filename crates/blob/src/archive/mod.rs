@@ -117,9 +117,10 @@ fn format(file: &mut File) -> Result<Format, ArchiveError> {
     file.rewind().map_err(ArchiveError::Write)?;
     match head.as_slice() {
         [] => Err(ArchiveError::Empty),
+        // First: the name of a tar's first file, which stands at its beginning, may look like another signature.
+        head if is_tar_header(head) => Ok(Format::Tar),
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Format::Zip),
         [0x1f, 0x8b, ..] => Ok(Format::TarGz),
-        head if is_tar_header(head) => Ok(Format::Tar),
         _ => Err(ArchiveError::Unknown),
     }
 }

@@ -149,3 +149,34 @@ fn an_artifacts_links_are_stored_and_never_followed() {
     assert!(unpack(&mut file(&through), folder.path(), &Bounds::ARTIFACT, None).is_err());
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn long_names_are_read_and_longer_extensions_refused() {
+    let long = format!("{}/f", "d".repeat(150));
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_size(1);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, &long, &b"x"[..]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    unpack(&mut file(&builder.into_inner().unwrap()), folder.path(), &Bounds::SOURCE, None).unwrap();
+    assert!(folder.path().join(&long).is_file());
+    let name = vec![b'n'; 1_000_000];
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader, EntryType::XGlobalHeader] {
+        assert!(matches!(checked(&tarred(&[("x", kind, "", &name)])), Err(ArchiveError::Damaged(_))), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_tar_whose_first_name_looks_like_gzip_is_a_tar() {
+    let bytes = tarred(&[("\u{1f}x", FILE, "", b"x")]);
+    assert_eq!(format(&mut file(&bytes)).unwrap(), Format::Tar);
+}
+
+#[test]
+fn a_zip_with_a_second_directory_is_refused() {
+    let mut bytes = zipped(&[("a", b"x")]);
+    let end = bytes.len();
+    bytes[end - 6..end - 2].copy_from_slice(&[0xff; 4]);
+    assert!(matches!(checked(&bytes), Err(ArchiveError::Damaged(_))));
+}

@@ -61,9 +61,11 @@ fn remove(folder: &Path) {
 }
 
 /// Removes the folders that dead incarnations left.
-pub(super) fn remove_leftovers(folder: &Path) {
+pub(super) fn remove_leftovers(folder: &Path, incarnation: &str) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        remove(&entry.path());
+        if !entry.file_name().to_string_lossy().starts_with(incarnation) {
+            remove(&entry.path());
+        }
     }
 }
 

@@ -118,7 +118,7 @@ impl Docker {
 
     async fn make(&self, spec: &InstanceSpec, held: &mut DockerGuard) -> Result<Connected, EngineError> {
         let _permit = self.creations.acquire().await.map_err(|error| EngineError::create("waiting", error))?;
-        let folder = self.config.folder.join(&spec.name);
+        let folder = self.config.folder.join(format!("{}-{}", self.config.belonging.incarnation, spec.name));
         let uid = self
             .uids
             .take()
@@ -246,7 +246,7 @@ impl Engine for Docker {
                 self.remove(&id).await;
             }
         }
-        code::remove_leftovers(&self.config.folder);
+        code::remove_leftovers(&self.config.folder, &ours.incarnation);
     }
 }
 
