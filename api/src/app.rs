@@ -56,7 +56,7 @@ impl App {
         config: &ApiConfig,
         db: DbClient,
         blobs: BlobStore,
-        dispatcher: DispatcherHandle,
+        (dispatcher, draining): (DispatcherHandle, CancellationToken),
         registry: Registry,
     ) -> Self {
         let metrics = registry.register(Metrics::register);
@@ -73,7 +73,7 @@ impl App {
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             // Whoever only waits may hold half of all connections.
             followers: Arc::new(Semaphore::new(config.connections / 2)),
-            draining: CancellationToken::new(),
+            draining,
         }))
     }
 

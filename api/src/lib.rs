@@ -32,6 +32,9 @@ pub use routes::{openapi, router};
 
 use dispatcher::Dispatcher;
 
+/// How long after its grace a worker may still give calls back.
+const GIVE_BACK: Duration = Duration::from_secs(5);
+
 /// How an api is set up.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
@@ -92,8 +95,9 @@ impl Api {
         let listen = |source| ApiError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
-        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle());
-        let app = App::new(&config, db, blobs, handle, registry);
+        let draining = CancellationToken::new();
+        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), draining.clone());
+        let app = App::new(&config, db, blobs, (handle, draining), registry);
         Ok(Self { listener, app, dispatcher, workers, config })
     }
 
@@ -102,7 +106,8 @@ impl Api {
         info!(address = %self.config.listen, "listening");
         let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
         server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
-        self.app.recorder().flush(self.config.grace).await;
+        // Workers give back what they cut off at the end of their own grace.
+        self.app.recorder().flush(self.config.grace + GIVE_BACK).await;
         dispatching.abort();
     }
 }

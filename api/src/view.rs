@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use faena_blob::{BlobError, BlobStore};
-use faena_domain::limits::{LIST_CUT, MAX_RESULT};
+use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload};
 use faena_protocol::records::CallRecord;
 use serde::Serialize;
@@ -100,7 +100,7 @@ impl CallView {
 
     /// The whole call.
     pub(crate) async fn whole(call: CallRecord, blobs: &BlobStore) -> Result<Self, BlobError> {
-        let params = blobs.bytes(&call.params, MAX_RESULT).await?;
+        let params = blobs.bytes(&call.params, 2 * MAX_BODY).await?;
         let result = blobs.bytes(&call.result, MAX_RESULT).await?;
         let (result, encoding) = match String::from_utf8(result.into()) {
             Ok(text) => (text, None),

@@ -32,7 +32,7 @@ type Claim = (CallNum, Epoch);
 /// What an attempt or a build has to say.
 enum Event {
     Tell(ToApi),
-    CallGone(Claim),
+    CallGone,
     BuildGone(BuildRef),
 }
 
@@ -57,6 +57,8 @@ pub(crate) struct Session {
     link: LinkHandle,
     calls: HashSet<Claim>,
     builds: HashSet<BuildRef>,
+    /// Calls that have ended and whose instances are being destroyed.
+    leaving: usize,
     /// Sent again after each reconnect until the api has acknowledged them.
     unheard: HashMap<Claim, ToApi>,
     draining: bool,
@@ -81,6 +83,7 @@ impl Session {
             link,
             calls: HashSet::new(),
             builds: HashSet::new(),
+            leaving: 0,
             unheard: HashMap::new(),
             draining: false,
         }
@@ -91,7 +94,8 @@ impl Session {
         let mut renew = tokio::time::interval(RENEW);
         let mut end = None;
         loop {
-            if self.draining && self.calls.is_empty() && self.builds.is_empty() {
+            let is_idle = self.calls.is_empty() && self.leaving == 0 && self.builds.is_empty();
+            if self.draining && is_idle && self.unheard.is_empty() {
                 return info!("everything is finished");
             }
             tokio::select! {
@@ -127,8 +131,9 @@ impl Session {
     }
 
     async fn hello(&self) {
-        let calls = self.calls.iter().copied().collect();
-        self.tell(&ToApi::Hello { node: self.info.clone(), calls }).await;
+        let calls = self.calls.iter().chain(self.unheard.keys()).copied().collect();
+        let builds = self.builds.iter().cloned().collect();
+        self.tell(&ToApi::Hello { node: self.info.clone(), calls, builds }).await;
         if self.draining {
             self.tell(&ToApi::Draining).await;
         }
@@ -185,11 +190,13 @@ impl Session {
             Event::Tell(message) => {
                 if let ToApi::Ended { num, epoch, .. } = &message {
                     self.unheard.insert((*num, *epoch), message.clone());
+                    self.calls.remove(&(*num, *epoch));
+                    self.leaving += 1;
                 }
                 self.tell(&message).await;
             }
-            Event::CallGone(claim) => {
-                self.calls.remove(&claim);
+            Event::CallGone => {
+                self.leaving -= 1;
                 self.shared.metrics.busy.dec();
             }
             Event::BuildGone(build) => {
@@ -268,7 +275,7 @@ impl Shared {
             // A panic there is logged by the runtime; the slot is free all the same.
             let _ = destroyed.await;
         }
-        self.say(Event::CallGone((num, epoch))).await;
+        self.say(Event::CallGone).await;
     }
 
     async fn build(self, job: BuildJob, stop: CancellationToken) {

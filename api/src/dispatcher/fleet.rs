@@ -87,12 +87,17 @@ impl Fleet {
     }
 
     /// Takes a worker in; returns the earlier incarnation that it shows to be dead.
-    pub(super) fn joined(&mut self, peer: Peer, info: NodeInfo, calls: Vec<Claim>) -> Option<Owner> {
+    pub(super) fn joined(
+        &mut self,
+        peer: Peer,
+        info: NodeInfo,
+        calls: Vec<Claim>,
+        builds: Vec<BuildRef>,
+    ) -> Option<Owner> {
         let old = self.0.remove(&info.owner.worker);
         let same = old.as_ref().is_some_and(|old| old.info.owner == info.owner);
-        let builds = old.as_ref().filter(|_| same).map(|old| old.builds.clone()).unwrap_or_default();
         // What was sent and lay in a connection that was lost never came: its lease, or its age, ends it.
-        let calls = calls.into_iter().collect();
+        let (calls, builds) = (calls.into_iter().collect(), builds.into_iter().collect());
         let worker = Worker { peer: Ok(peer), calls, builds, reserved: 0, claiming: false, draining: false, info };
         self.0.insert(worker.info.owner.worker.clone(), worker);
         old.filter(|_| !same).map(|old| old.info.owner)

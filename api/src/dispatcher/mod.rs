@@ -20,9 +20,10 @@ use faena_protocol::records::{BuildJob, CallJob, CallRecord, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::recorder::Recorder;
+use crate::recorder::{Place, Recorder};
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
 pub(crate) use waited::{Answer, Waited};
@@ -33,6 +34,10 @@ const QUEUE: usize = 10_000;
 const TICK: Duration = Duration::from_millis(500);
 /// How long a worker may be away before what it ran without a row counts as lost: one lease.
 const AWAY: Duration = Duration::from_secs(30);
+/// The pause before db is asked again.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The most calls of one claim: their params travel in one message.
+const CLAIM: u32 = 16;
 /// Ends of calls that a follower may be behind before it has to look for itself.
 const ENDS: usize = 1024;
 
@@ -109,10 +114,12 @@ pub(crate) struct Dispatcher {
     queue: VecDeque<CallNum>,
     /// Whether db may have work that nobody has claimed.
     dirty: bool,
+    /// Cancelled when the api begins to stop: nothing more is claimed.
+    draining: CancellationToken,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(db: DbClient, server: ServerHandle) -> (Self, DispatcherHandle) {
+    pub(crate) fn new(db: DbClient, server: ServerHandle, draining: CancellationToken) -> (Self, DispatcherHandle) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (ends, _) = broadcast::channel(ENDS);
         let (poke, recorder) = (Arc::new(Notify::new()), Recorder::new(db.clone()));
@@ -134,6 +141,7 @@ impl Dispatcher {
             waited: HashMap::new(),
             queue: VecDeque::new(),
             dirty: true,
+            draining,
         };
         (dispatcher, handle)
     }
@@ -179,9 +187,10 @@ impl Dispatcher {
             Ok(message) => message,
             Err(error) => return warn!(%error, "a message of a worker was dropped"),
         };
-        if let ToApi::Hello { node, calls } = message {
+        if let ToApi::Hello { node, calls, builds } = message {
             info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
-            if let Some(gone) = self.fleet.joined(peer.clone(), node, calls) {
+            self.never_arrived(&node.owner, &calls);
+            if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
                 self.owner_lost(&gone);
             }
             self.dirty = true;
@@ -204,6 +213,30 @@ impl Dispatcher {
             }
             ToApi::Draining => self.fleet.draining(&peer),
             ToApi::Hello { .. } => {}
+        }
+    }
+
+    /// A worker that is back does not have what was sent to it: that lay in the connection that was lost.
+    fn never_arrived(&mut self, owner: &Owner, held: &[(CallNum, Epoch)]) {
+        let is_missing = |call: &Waited| {
+            call.owner.as_ref() == Some(owner) && !call.is_adopted() && !held.contains(&(call.spec.num, call.epoch))
+        };
+        let missing: Vec<CallNum> =
+            self.waited.values().filter(|call| is_missing(call)).map(|call| call.spec.num).collect();
+        for num in missing {
+            if let Some(call) = self.waited.remove(&num) {
+                self.gone_with_its_worker(call);
+            }
+        }
+    }
+
+    /// Dispatched again only if no instance acknowledged its start.
+    fn gone_with_its_worker(&mut self, call: Waited) {
+        if call.has_started() {
+            let record = call.lost();
+            self.end_waited(call, record);
+        } else {
+            self.again(call);
         }
     }
 
@@ -238,7 +271,10 @@ impl Dispatcher {
     fn started(&mut self, num: CallNum, epoch: Epoch) {
         if let Some(call) = self.waited.get_mut(&num).filter(|call| call.epoch == epoch) {
             call.started();
-            self.recorder.show(&call.spec.namespace, call.record());
+            // A call that has its row is read from there.
+            if !call.is_adopted() {
+                self.recorder.show(&call.spec.namespace, call.record());
+            }
         }
     }
 
@@ -247,7 +283,11 @@ impl Dispatcher {
         self.dirty = true;
         let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch);
         if !current {
-            let _ = self.ends.send(num);
+            match outcome {
+                // An api before us gave the call its row, or it is too late and db says so.
+                Some(_) => self.finish(CallFinish { num, epoch, owner: owner.clone(), outcome }, self.recorder.place()),
+                None => drop(self.ends.send(num)),
+            }
             return;
         }
         let Some(mut call) = self.waited.remove(&num) else { return };
@@ -284,9 +324,15 @@ impl Dispatcher {
         }
         let Some(owner) = call.owner.clone() else { return };
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
+        self.finish(finish, call.place.take());
+    }
+
+    /// Ends a row on behalf of a worker; a stop waits until that is done.
+    fn finish(&self, finish: CallFinish, place: Option<Place>) {
         let (db, ends, poke) = (self.db.clone(), self.ends.clone(), Arc::clone(&self.poke));
         tokio::spawn(async move {
             deliver(&db, &finish).await;
+            drop(place);
             let _ = ends.send(finish.num);
             poke.notify_one();
         });
@@ -304,17 +350,19 @@ impl Dispatcher {
             CallAdopt { spec: call.spec.clone(), version: call.code.version, created_at: call.created_at, running };
         let (db, sender) = (self.db.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let result = db.ask(&adopt).await;
+            // Whether it was done must be known: a row that nobody knows of would contradict the answer.
+            let result = definite(&db, &adopt).await;
             let _ = sender.send(Command::Adopted(num, Box::new(result))).await;
         });
     }
 
     fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
+        if result.is_ok() {
+            self.recorder.forget(num);
+        }
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {
             Ok(record) => {
-                self.recorder.forget(num);
-                drop(call.place.take());
                 call.answer(Answer::Adopted(Box::new(record)));
                 call.adopted();
                 if let Some(outcome) = call.outcome.take() {
@@ -348,15 +396,12 @@ impl Dispatcher {
         warn!(%owner, calls = lost.len(), "a worker is lost");
         for num in lost {
             let Some(call) = self.waited.remove(&num) else { continue };
-            if call.is_adopted() {
+            match (call.is_being_adopted(), call.is_adopted()) {
+                // Whoever waits still has to hear of it.
+                (true, _) => drop(self.waited.insert(num, call)),
                 // Its row's lease ends it.
-                continue;
-            }
-            if call.has_started() {
-                let record = call.lost();
-                self.end_waited(call, record);
-            } else {
-                self.again(call);
+                (false, true) => {}
+                (false, false) => self.gone_with_its_worker(call),
             }
         }
     }
@@ -401,7 +446,7 @@ impl Dispatcher {
             }
         }
         self.queue = left;
-        if std::mem::take(&mut self.dirty) {
+        if std::mem::take(&mut self.dirty) && !self.draining.is_cancelled() {
             self.claim();
         }
     }
@@ -415,12 +460,13 @@ impl Dispatcher {
                 let calls = CallsClaim {
                     request: request.clone(),
                     owner: owner.clone(),
-                    engines: room.engines,
-                    limit: room.calls,
+                    engines: room.engines.clone(),
+                    limit: room.calls.min(CLAIM),
                 };
                 let builds = BuildsClaim { request, owner: owner.clone(), engines: room.engines, limit: room.builds };
-                let calls = if calls.limit > 0 { db.ask(&calls).await } else { Ok(Vec::new()) };
-                let builds = if builds.limit > 0 { db.ask(&builds).await } else { Ok(Vec::new()) };
+                // The same claim is asked until it is answered: what db took for us must not be left lying.
+                let calls = if calls.limit > 0 { definite(&db, &calls).await } else { Ok(Vec::new()) };
+                let builds = if builds.limit > 0 { definite(&db, &builds).await } else { Ok(Vec::new()) };
                 for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {
                     debug!(%error, "nothing could be claimed");
                 }
@@ -465,13 +511,19 @@ impl Dispatcher {
     }
 }
 
-/// Writes, and does not give up while the answer is not known.
-async fn deliver<R: DbRequest>(db: &DbClient, request: &R) {
-    const PAUSE: Duration = Duration::from_millis(250);
+/// Asks until the answer is known; requests of this kind may be sent again.
+async fn definite<R: DbRequest>(db: &DbClient, request: &R) -> Result<R::Reply, DbError> {
     loop {
         match db.ask(request).await {
             Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => tokio::time::sleep(PAUSE).await,
-            Ok(_) | Err(_) => return,
+            answer => return answer,
         }
+    }
+}
+
+/// Writes, and does not give up while the answer is not known.
+async fn deliver<R: DbRequest>(db: &DbClient, request: &R) {
+    if let Err(error) = definite(db, request).await {
+        debug!(%error, request = R::TYPE, "db refuses a write");
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct BuildView {
 }
 
 async fn view(app: &App, build: BuildRecord) -> Reply<Json<BuildView>> {
-    let log = app.blobs().bytes(&build.log, 2 * faena_domain::build::MAX_LOG).await?;
+    let log = app.blobs().bytes(&build.log, 4 * faena_domain::build::MAX_LOG).await?;
     let log = String::from_utf8_lossy(&log).into_owned();
     Ok(Json(BuildView { version: build.version, status: build.status, error: build.error, log }))
 }

@@ -56,8 +56,10 @@ pub enum ToApi {
     Hello {
         /// What I offer.
         node: NodeInfo,
-        /// Calls I hold already, after a connection was lost.
+        /// Calls I hold already, after a connection was lost, those included whose end you have not acknowledged.
         calls: Vec<(CallNum, Epoch)>,
+        /// Builds I hold already.
+        builds: Vec<BuildRef>,
     },
     /// I have taken this call.
     Accepted {

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -80,8 +81,17 @@ pub struct Platform {
     roles: Vec<(Role, Child)>,
 }
 
+/// A port that nothing listens on, below the range that the kernel gives to clients (32,768 and above), and never the
+/// same twice in one process: a platform that found its port taken would leave its test talking to a neighbour's.
 fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr()).expect("a port").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let start = u16::try_from(std::process::id() % 10_000).unwrap_or(0);
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Platform {
