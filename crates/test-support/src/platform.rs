@@ -270,11 +270,9 @@ impl Platform {
 }
 
 impl Drop for Platform {
+    /// Stops what still runs as a user would, so that nothing is left on the machine.
     fn drop(&mut self) {
-        for (_, child) in &mut self.roles {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.stop();
         if std::thread::panicking() {
             let log = self.logged();
             eprintln!("the end of the platform's log:\n{}", &log[log.len().saturating_sub(2000)..]);
