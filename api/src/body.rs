@@ -1,5 +1,7 @@
 //! Bodies of requests: bounded, and of the kind that was asked for.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
@@ -8,10 +10,19 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::problem::{Problem, Reply};
 
+/// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// 408: the client did not send what it promised.
+pub(crate) fn too_slow() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", format!("the body did not arrive within {PATIENCE:?}"))
+}
+
 /// Reads a body of at most `most` bytes.
 pub(crate) async fn read(body: Body, most: u64) -> Reply<Bytes> {
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
-    match Limited::new(body, limit).collect().await {
+    let whole = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect());
+    match whole.await.map_err(|_| too_slow())? {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))

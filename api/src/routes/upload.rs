@@ -13,6 +13,7 @@ use faena_protocol::db::{RuntimeGet, VersionPut};
 
 use super::functions::FunctionView;
 use crate::app::{App, Caller};
+use crate::body::{PATIENCE, too_slow};
 use crate::problem::{Problem, Reply};
 
 /// The one field of an upload.
@@ -96,7 +97,7 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
     let refused = |_| Problem::invalid("broken_upload", "the Content-Type names no boundary");
     let mut multipart = Multipart::from_request(request, &()).await.map_err(refused)?;
     let mut spooled = None;
-    while let Some(field) = multipart.next_field().await.map_err(|error| broken(&error))? {
+    while let Some(field) = patient(multipart.next_field()).await? {
         match field.name() {
             Some(FIELD) if spooled.is_none() => spooled = Some(spool(app.blobs(), field).await?),
             Some(FIELD) => return Err(Problem::invalid("repeated_field", "the field `module` is there twice")),
@@ -115,9 +116,15 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
     Ok(spooled)
 }
 
+/// The next piece of an upload, unless the client stalls.
+async fn patient<T>(piece: impl Future<Output = Result<T, MultipartError>>) -> Reply<T> {
+    let arrived = tokio::time::timeout(PATIENCE, piece).await.map_err(|_| too_slow())?;
+    arrived.map_err(|error| broken(&error))
+}
+
 async fn spool(blobs: &BlobStore, mut field: Field<'_>) -> Reply<Spooled> {
     let mut spool = blobs.spool()?;
-    while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error))? {
+    while let Some(chunk) = patient(field.chunk()).await? {
         if spool.bytes() + chunk.len() as u64 > MAX_ARCHIVE {
             return Err(Problem::too_large(format!("the archive is over the limit of {MAX_ARCHIVE} bytes")));
         }

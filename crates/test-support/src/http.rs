@@ -63,6 +63,13 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], bo
     parse(&raw(port, &[head.as_bytes(), body].concat()))
 }
 
+/// GET of a server that may not be there yet, or no longer.
+pub(crate) fn try_get(port: u16, path: &str) -> Option<Reply> {
+    TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let reply = raw(port, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes());
+    (!reply.is_empty()).then(|| parse(&reply))
+}
+
 fn parse(bytes: &[u8]) -> Reply {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
     let end = end.unwrap_or_else(|| panic!("no reply: {:?}", String::from_utf8_lossy(bytes)));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::http::{Reply, request};
+use crate::http::{Reply, request, try_get};
 use crate::{eventually, multipart};
 
 /// Long enough for anything on a busy machine.
@@ -159,12 +159,10 @@ impl Platform {
 
     /// Waits until calls can run.
     pub fn ready(&self) {
-        eventually(Duration::from_secs(30), "the platform is ready", || {
-            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-                return Err(self.logged());
-            }
-            let reply = self.get("/readyz");
-            if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+        eventually(Duration::from_secs(30), "the platform is ready", || match try_get(self.port, "/readyz") {
+            Some(reply) if reply.status == 200 => Ok(()),
+            Some(reply) => Err(format!("{}\n{}", reply.text(), self.logged())),
+            None => Err(self.logged()),
         });
     }
 
