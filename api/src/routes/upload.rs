@@ -1,6 +1,7 @@
 //! Uploads: an archive becomes a version of a function.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
@@ -10,10 +11,12 @@ use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
 use faena_domain::{FunctionName, Manifest, RuntimeName};
 use faena_protocol::db::{RuntimeGet, VersionPut};
+use http_body_util::Limited;
 
 use super::functions::FunctionView;
 use crate::app::{App, Caller};
 use crate::body::{PATIENCE, too_slow};
+use crate::guard::MULTIPART_FRAME;
 use crate::problem::{Problem, Reply};
 
 /// The one field of an upload.
@@ -94,6 +97,9 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_multipart", detail)
             .hint("curl -F module=@code.zip does that"));
     }
+    // Whatever stands before the first boundary is held in memory until that comes.
+    let most = usize::try_from(MAX_ARCHIVE + MULTIPART_FRAME).unwrap_or(usize::MAX);
+    let request = request.map(|body| Body::new(Limited::new(body, most)));
     let refused = |_| Problem::invalid("broken_upload", "the Content-Type names no boundary");
     let mut multipart = Multipart::from_request(request, &()).await.map_err(refused)?;
     let mut spooled = None;
