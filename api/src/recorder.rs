@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::{CallNum, Namespace};
-use faena_protocol::DbError;
 use faena_protocol::db::CallRecordEnded;
 use faena_protocol::records::CallRecord;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -14,8 +13,6 @@ use tracing::error;
 
 /// Calls that may be on their way: running without a row, or ended and not yet written.
 const BACKLOG: u32 = 10_000;
-/// The pause before db is asked again.
-const RETRY: Duration = Duration::from_millis(250);
 
 /// Keeps waited calls until db has them.
 #[derive(Clone, Debug)]
@@ -63,17 +60,8 @@ impl Recorder {
         let recorder = self.clone();
         tokio::spawn(async move {
             let (num, request) = (call.num, CallRecordEnded { namespace, call });
-            loop {
-                match recorder.db.ask(&request).await {
-                    Ok(()) => break,
-                    Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => {
-                        tokio::time::sleep(RETRY).await;
-                    }
-                    Err(error) => {
-                        error!(%error, call = %num, "a call could not be recorded");
-                        break;
-                    }
-                }
+            if let Err(error) = recorder.db.ask_until_known(&request).await {
+                error!(%error, call = %num, "a call could not be recorded");
             }
             recorder.forget(num);
             drop(place);

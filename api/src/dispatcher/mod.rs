@@ -34,8 +34,6 @@ const QUEUE: usize = 10_000;
 const TICK: Duration = Duration::from_millis(500);
 /// How long a worker may be away before what it ran without a row counts as lost: one lease.
 const AWAY: Duration = Duration::from_secs(30);
-/// The pause before db is asked again.
-const PAUSE: Duration = Duration::from_millis(250);
 /// The most calls of one claim: their params travel in one message.
 const CLAIM: u32 = 16;
 /// Ends of calls that a follower may be behind before it has to look for itself.
@@ -351,7 +349,7 @@ impl Dispatcher {
         let (db, sender) = (self.db.clone(), self.sender.clone());
         tokio::spawn(async move {
             // Whether it was done must be known: a row that nobody knows of would contradict the answer.
-            let result = definite(&db, &adopt).await;
+            let result = db.ask_until_known(&adopt).await;
             let _ = sender.send(Command::Adopted(num, Box::new(result))).await;
         });
     }
@@ -465,8 +463,8 @@ impl Dispatcher {
                 };
                 let builds = BuildsClaim { request, owner: owner.clone(), engines: room.engines, limit: room.builds };
                 // The same claim is asked until it is answered: what db took for us must not be left lying.
-                let calls = if calls.limit > 0 { definite(&db, &calls).await } else { Ok(Vec::new()) };
-                let builds = if builds.limit > 0 { definite(&db, &builds).await } else { Ok(Vec::new()) };
+                let calls = if calls.limit > 0 { db.ask_until_known(&calls).await } else { Ok(Vec::new()) };
+                let builds = if builds.limit > 0 { db.ask_until_known(&builds).await } else { Ok(Vec::new()) };
                 for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {
                     debug!(%error, "nothing could be claimed");
                 }
@@ -511,19 +509,9 @@ impl Dispatcher {
     }
 }
 
-/// Asks until the answer is known; requests of this kind may be sent again.
-async fn definite<R: DbRequest>(db: &DbClient, request: &R) -> Result<R::Reply, DbError> {
-    loop {
-        match db.ask(request).await {
-            Err(DbError::Unavailable | DbError::Full | DbError::Internal { .. }) => tokio::time::sleep(PAUSE).await,
-            answer => return answer,
-        }
-    }
-}
-
 /// Writes, and does not give up while the answer is not known.
 async fn deliver<R: DbRequest>(db: &DbClient, request: &R) {
-    if let Err(error) = definite(db, request).await {
+    if let Err(error) = db.ask_until_known(request).await {
         debug!(%error, request = R::TYPE, "db refuses a write");
     }
 }

@@ -9,6 +9,9 @@ use faena_transport::{Endpoint, RpcClient, RpcError};
 /// How long a request waits for its reply before it counts as [`DbError::Unavailable`].
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// The pause before a request is sent again.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// A connection to the database service that comes back by itself; clones share it.
 #[derive(Clone, Debug)]
 pub struct DbClient {
@@ -27,6 +30,22 @@ impl DbClient {
     /// What the service says, or [`DbError::Unavailable`] where it says nothing.
     pub async fn ask<R: DbRequest>(&self, request: &R) -> Result<R::Reply, DbError> {
         self.ask_within(request, DEADLINE).await
+    }
+
+    /// Asks until the answer is known, however long the service is away. For requests that may be sent again.
+    ///
+    /// # Errors
+    /// What the service says of the request itself; never that it is away, full or failing.
+    pub async fn ask_until_known<R: DbRequest>(&self, request: &R) -> Result<R::Reply, DbError> {
+        loop {
+            match self.ask(request).await {
+                Err(error @ (DbError::Unavailable | DbError::Full | DbError::Internal { .. })) => {
+                    tracing::warn!(%error, request = R::TYPE, "the database does not take this yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Asks, and waits at most as long as it is told to.
