@@ -9,6 +9,7 @@ mod dispatcher;
 mod guard;
 pub mod metrics;
 mod numbers;
+mod path;
 mod problem;
 mod recorder;
 mod routes;

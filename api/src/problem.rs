@@ -125,6 +125,15 @@ impl From<faena_blob::BlobError> for Problem {
     }
 }
 
+/// For a handler that panicked: the log has its message, the caller a problem document.
+pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    error!(message, "a handler panicked; this is a bug");
+    let detail = "the request hit a bug of the platform, whose log says which";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail).into_response()
+}
+
 /// For paths that lead nowhere.
 pub(crate) async fn not_found(uri: axum::http::Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();

@@ -1,10 +1,8 @@
 //! A call as people see it.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
-use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload};
+use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
 use faena_protocol::records::CallRecord;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -48,16 +46,12 @@ pub(crate) struct CallView {
     #[schema(value_type = Option<Object>)]
     error: Option<CallError>,
     /// When it was accepted.
-    created_at: String,
+    #[schema(value_type = String)]
+    created_at: Timestamp,
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ended_at: Option<String>,
-}
-
-/// RFC 3339 of Unix milliseconds.
-pub(crate) fn rfc3339(millis: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()
+    #[schema(value_type = Option<String>)]
+    ended_at: Option<Timestamp>,
 }
 
 /// The beginning of a text, at most [`LIST_CUT`] bytes, on a character's border.
@@ -93,8 +87,8 @@ impl CallView {
             engine: call.engine,
             attempts: call.attempts,
             error: call.error,
-            created_at: rfc3339(call.created_at),
-            ended_at: call.ended_at.map(rfc3339),
+            created_at: Timestamp(call.created_at),
+            ended_at: call.ended_at.map(Timestamp),
         }
     }
 
@@ -138,11 +132,6 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
-    }
 
     #[test]
     fn a_cut_never_splits_a_character() {

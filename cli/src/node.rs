@@ -9,7 +9,7 @@ use faena_blob::BlobStore;
 use faena_domain::units::ByteSize;
 use faena_domain::{EngineKind, Owner};
 use faena_engine::{Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent};
-use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node};
+use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node, Upstream};
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -66,9 +66,30 @@ pub(crate) async fn node(
         blobs,
         code,
         ca_bundle: settings.ca_bundle.clone(),
-        egress: Arc::new(EgressPolicy { ports: settings.egress_ports.clone(), ..EgressPolicy::web() }),
+        egress: Arc::new(egress_policy(settings)?),
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
+    })
+}
+
+fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
+    let upstream = match settings.egress_proxy.as_deref() {
+        None | Some("") => None,
+        Some(url) => Some(Upstream::parse(url, settings.egress_hosts.clone()).context("the setting egress_proxy")?),
+    };
+    if let Some(upstream) = &upstream {
+        info!(
+            proxy = upstream.host,
+            names = settings.egress_hosts.len(),
+            "instances reach the world through an upstream proxy, which judges addresses; names are judged here"
+        );
+    }
+    Ok(EgressPolicy {
+        ports: settings.egress_ports.clone(),
+        refused: settings.egress_refused.iter().copied().collect(),
+        bytes: settings.egress_bytes,
+        upstream,
+        ..EgressPolicy::web()
     })
 }
 

@@ -1,13 +1,13 @@
 //! Settings: read once, in `main`, from file, environment and flags.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
-use faena_domain::units::Span;
+use faena_domain::units::{ByteSize, GB, Span};
 use faena_domain::{AskedLimits, Limits};
 use faena_engine::Layer;
 use faena_telemetry::LogFormat;
@@ -63,6 +63,15 @@ pub(crate) struct Settings {
     pub(crate) ca_bundle: Option<PathBuf>,
     /// Ports that instances with egress may reach.
     pub(crate) egress_ports: Vec<u16>,
+    /// Addresses that instances may not reach, besides this host's own and what is not the public internet.
+    pub(crate) egress_refused: Vec<IpAddr>,
+    /// What may pass in one call or build, both ways together.
+    pub(crate) egress_bytes: ByteSize,
+    /// The proxy that is the only way out of this network; it judges addresses, we judge names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) egress_proxy: Option<String>,
+    /// Names that may be reached through `egress_proxy`; `*.example.org` stands for all below it.
+    pub(crate) egress_hosts: Vec<String>,
     /// The most that runtimes and functions may ask for, over the built-in maximum.
     pub(crate) maximum: AskedLimits,
     /// What builds get, over the built-in limits.
@@ -137,6 +146,10 @@ impl Default for Settings {
             pull: true,
             ca_bundle: default_ca_bundle(),
             egress_ports: vec![80, 443],
+            egress_refused: Vec::new(),
+            egress_bytes: ByteSize(GB),
+            egress_proxy: ["HTTPS_PROXY", "https_proxy"].iter().find_map(|name| std::env::var(name).ok()),
+            egress_hosts: Vec::new(),
             maximum: AskedLimits::default(),
             build: AskedLimits::default(),
         }
@@ -152,7 +165,7 @@ fn default_ca_bundle() -> Option<PathBuf> {
 
 /// The names of all settings.
 fn names() -> HashSet<String> {
-    let optional = ["run", "blobs", "ca_bundle"];
+    let optional = ["run", "blobs", "ca_bundle", "egress_proxy"];
     let value = serde_json::to_value(Settings::default()).unwrap_or_default();
     let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     known.into_iter().chain(optional.map(str::to_owned)).collect()

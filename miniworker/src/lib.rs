@@ -24,7 +24,7 @@ use faena_engine::{Engine, Pull};
 pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
 pub use code::{CodeError, CodeStore};
-pub use egress::EgressPolicy;
+pub use egress::{EgressPolicy, InvalidUpstream, Upstream};
 
 /// What every miniworker of a node shares.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Builds of functions.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use faena_domain::{BuildFailure, FunctionStatus, Version};
 use faena_protocol::db::{BuildGet, BuildRetry};
@@ -9,6 +9,7 @@ use faena_protocol::records::BuildRecord;
 use serde::Serialize;
 
 use crate::app::{App, Caller};
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
 /// A build as people see it.

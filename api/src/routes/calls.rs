@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::RawQuery;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_PAGE};
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::{events, invoke, trace};
 use crate::app::{App, Caller};
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
 

@@ -1,7 +1,7 @@
 //! The direct road: `ANY /f/{name}`, body in, body out.
 
 use axum::body::Body;
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 use super::{calls, invoke, trace};
 use crate::app::{App, Caller};
 use crate::body;
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::base64;
 

@@ -1,7 +1,7 @@
 //! Functions and their versions.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use faena_domain::{FunctionName, Version};
 use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, VersionList};
@@ -9,6 +9,7 @@ use faena_protocol::records::{FunctionRecord, VersionRecord};
 use serde::Serialize;
 
 use crate::app::{App, Caller};
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
 /// A function: its newest version's members beside its own.

@@ -73,6 +73,6 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), guard::guard))
         // Every route bounds its body itself, while it reads.
         .layer(DefaultBodyLimit::disable())
-        .layer(CatchPanicLayer::new())
+        .layer(CatchPanicLayer::custom(problem::panicked))
         .with_state(app)
 }

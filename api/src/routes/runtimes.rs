@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use faena_domain::name::InvalidName;
 use faena_domain::runtime::InvalidRuntime;
@@ -12,6 +12,7 @@ use faena_protocol::records::RuntimeRecord;
 
 use crate::app::{App, Caller};
 use crate::body;
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
 /// The largest body: the commands, the variables and room for white space.

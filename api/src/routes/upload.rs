@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use faena_blob::archive::{self, ArchiveError, Bounds, Checked};
 use faena_blob::{BlobStore, Spooled};
@@ -17,6 +17,7 @@ use super::functions::FunctionView;
 use crate::app::{App, Caller};
 use crate::body::{PATIENCE, too_slow};
 use crate::guard::MULTIPART_FRAME;
+use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
 /// The one field of an upload.

@@ -18,6 +18,7 @@ pub mod near;
 pub mod payload;
 pub mod retry;
 pub mod runtime;
+pub mod time;
 pub mod units;
 
 pub use build::{BuildFailure, BuildStatus};
@@ -31,3 +32,4 @@ pub use manifest::Manifest;
 pub use name::{FunctionName, Namespace, RuntimeName};
 pub use payload::Payload;
 pub use runtime::{EngineKind, RuntimeSpec};
+pub use time::Timestamp;

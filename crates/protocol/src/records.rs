@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use faena_domain::{
     Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, FunctionStatus,
-    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Version,
+    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,8 @@ pub struct RuntimeRecord {
     pub spec: RuntimeSpec,
     /// Rises with every registration that changes something.
     pub revision: Revision,
-    /// When this revision was registered, in Unix milliseconds.
-    pub created_at: i64,
+    /// When this revision was registered.
+    pub created_at: Timestamp,
 }
 
 /// One uploaded source, bound to one revision of one runtime.
@@ -56,11 +56,11 @@ pub struct VersionRecord {
     /// The end of its build's log, kept where the build failed.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub log_tail: String,
-    /// When it was uploaded, in Unix milliseconds.
-    pub created_at: i64,
-    /// When its build ended, in Unix milliseconds.
+    /// When it was uploaded.
+    pub created_at: Timestamp,
+    /// When its build ended.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub built_at: Option<i64>,
+    pub built_at: Option<Timestamp>,
 }
 
 /// A function and its newest version.
@@ -73,8 +73,8 @@ pub struct FunctionRecord {
     pub current: Option<Version>,
     /// The newest version.
     pub newest: VersionRecord,
-    /// When the function was first registered, in Unix milliseconds.
-    pub created_at: i64,
+    /// When the function was first registered.
+    pub created_at: Timestamp,
 }
 
 /// A build as `GET /function/{name}/build` tells it.

@@ -2,7 +2,7 @@
 
 use faena_domain::{
     BlobKey, CallError, CallStatus, EngineKind, ErrorKind, FunctionName, Layer, Limits, Manifest, Namespace, Revision,
-    RuntimeSpec, Version,
+    RuntimeSpec, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve};
@@ -36,8 +36,8 @@ fn version_record(row: &Row<'_>) -> rusqlite::Result<VersionRecord> {
         artifact: row.get::<_, Option<Text<BlobKey>>>(10)?.map(|text| text.0),
         error: row.get::<_, Option<Json<_>>>(11)?.map(|json| json.0),
         log_tail: row.get(12)?,
-        created_at: row.get(13)?,
-        built_at: row.get(14)?,
+        created_at: Timestamp(row.get(13)?),
+        built_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
     })
 }
 
@@ -62,14 +62,14 @@ fn head(
     connection: &Connection,
     namespace: &Namespace,
     name: &FunctionName,
-) -> Result<(FunctionName, Option<Version>, i64), DbError> {
+) -> Result<(FunctionName, Option<Version>, Timestamp), DbError> {
     connection
         .prepare_cached("SELECT name, current, created_at FROM functions WHERE namespace = ?1 AND key = ?2")
         .and_then(|mut statement| {
             statement
                 .query_row((namespace.as_str(), name.key()), |row| {
                     let Text(name) = row.get(0)?;
-                    Ok((name, row.get::<_, Option<i64>>(1)?.map(Version), row.get(2)?))
+                    Ok((name, row.get::<_, Option<i64>>(1)?.map(Version), Timestamp(row.get(2)?)))
                 })
                 .optional()
         })

@@ -1,6 +1,6 @@
 //! Runtimes and their revisions.
 
-use faena_domain::{Namespace, Revision, RuntimeName, RuntimeSpec};
+use faena_domain::{Namespace, Revision, RuntimeName, RuntimeSpec, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{Put, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
 use faena_protocol::records::RuntimeRecord;
@@ -12,7 +12,7 @@ use super::rows::{Json, not_found};
 
 fn record(row: &Row<'_>) -> rusqlite::Result<RuntimeRecord> {
     let Json(spec) = row.get(0)?;
-    Ok(RuntimeRecord { spec, revision: Revision(row.get(1)?), created_at: row.get(2)? })
+    Ok(RuntimeRecord { spec, revision: Revision(row.get(1)?), created_at: Timestamp(row.get(2)?) })
 }
 
 /// The revision that new functions are bound to.

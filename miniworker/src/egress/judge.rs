@@ -2,32 +2,107 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use faena_domain::units::{ByteSize, GB};
+use tokio::sync::Semaphore;
+
+use super::request::authority;
+
+/// Names that are looked up at once, on a whole node.
+const LOOKUPS: usize = 32;
+/// What may pass in one call or build, both ways together, unless the operator says otherwise.
+const BYTES: ByteSize = ByteSize(GB);
 
 /// Whom instances may reach.
 #[derive(Clone, Debug)]
 pub struct EgressPolicy {
     /// Ports that may be reached.
     pub ports: Vec<u16>,
-    /// Addresses that may not, besides those that nobody may.
+    /// Addresses that may not, besides those that nobody may and this host's own.
     pub refused: HashSet<IpAddr>,
+    /// What may pass in one call or build, both ways together.
+    pub bytes: ByteSize,
+    /// The operator's own proxy, where that is the only way out.
+    pub upstream: Option<Upstream>,
+    /// Places for names that are being looked up; clones share them.
+    pub lookups: Arc<Semaphore>,
 }
 
 impl EgressPolicy {
-    /// Web ports, and not this host's own addresses.
+    /// Web ports of the whole public internet, directly.
     pub fn web() -> Self {
-        Self { ports: vec![80, 443], refused: own_addresses() }
+        Self {
+            ports: vec![80, 443],
+            refused: HashSet::new(),
+            bytes: BYTES,
+            upstream: None,
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+        }
     }
 
-    /// Whether an address may be reached.
-    pub fn permits(&self, address: IpAddr) -> bool {
+    /// Whether an address may be reached from a host that has these itself.
+    pub fn permits(&self, address: IpAddr, own: &HashSet<IpAddr>) -> bool {
+        let refused = |address: &IpAddr| self.refused.contains(address) || own.contains(address);
         is_global(address)
-            && !embedded(address).is_some_and(|inner| !is_global(inner) || self.refused.contains(&inner))
-            && !self.refused.contains(&address)
+            && !embedded(address).is_some_and(|inner| !is_global(inner) || refused(&inner))
+            && !refused(&address)
     }
 }
 
-/// The addresses of this host, as the kernel lists them (proc_pid_net(5)).
-fn own_addresses() -> HashSet<IpAddr> {
+/// A proxy of the operator's, and the names that may be reached through it: addresses are its to judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// User and password, as its URL has them.
+    user: Option<String>,
+    /// Names; `*.example.org` stands for every name below it.
+    hosts: Vec<String>,
+}
+
+/// Why a text names no proxy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no proxy; write http://host:port or http://user:password@host:port")]
+pub struct InvalidUpstream(String);
+
+impl Upstream {
+    /// Reads `http://[user:password@]host:port`.
+    ///
+    /// # Errors
+    /// A URL of another form.
+    pub fn parse(url: &str, hosts: Vec<String>) -> Result<Self, InvalidUpstream> {
+        // A password does not belong into a log.
+        let shown = url.rsplit('@').next().unwrap_or_default();
+        let invalid = || InvalidUpstream(shown.to_owned());
+        let rest = url.strip_prefix("http://").ok_or_else(invalid)?.trim_end_matches('/');
+        let (user, at) = rest.rsplit_once('@').map_or((None, rest), |(user, at)| (Some(user.to_owned()), at));
+        let (host, port) = authority(at, Some(80)).ok_or_else(invalid)?;
+        let hosts = hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect();
+        Ok(Self { host, port, user, hosts })
+    }
+
+    /// Whether a name may be reached.
+    pub fn permits(&self, name: &str) -> bool {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        self.hosts.iter().any(|host| match host.strip_prefix('*') {
+            Some(suffix) => name.ends_with(suffix) && name.len() > suffix.len(),
+            None => *host == name,
+        })
+    }
+
+    /// The header that it wants, or nothing (RFC 7617).
+    pub(super) fn credentials(&self) -> String {
+        use base64::Engine;
+        let encode = |user: &String| base64::engine::general_purpose::STANDARD.encode(user);
+        self.user.as_ref().map(|user| format!("Proxy-Authorization: Basic {}\r\n", encode(user))).unwrap_or_default()
+    }
+}
+
+/// The addresses of this host, as the kernel lists them now (proc_pid_net(5)).
+pub(super) fn own_addresses() -> HashSet<IpAddr> {
     let mut own = HashSet::new();
     let tree = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let mut last = None;
@@ -122,8 +197,8 @@ mod tests {
     use super::*;
 
     fn permits(address: &str) -> bool {
-        let policy = EgressPolicy { ports: vec![443], refused: HashSet::from([[203, 0, 114, 9].into()]) };
-        policy.permits(address.parse().unwrap())
+        let own = HashSet::from([[203, 0, 114, 9].into()]);
+        EgressPolicy::web().permits(address.parse().unwrap(), &own)
     }
 
     #[test]
@@ -168,6 +243,19 @@ mod tests {
             let documentation = address == "2001:db8::1";
             assert!(!permits(address) || documentation, "{address}");
         }
+    }
+
+    #[test]
+    fn an_upstream_proxy_reaches_the_names_it_was_given() {
+        let hosts = vec!["a.example".to_owned(), "*.b.example".to_owned()];
+        let upstream = Upstream::parse("http://me:secret@proxy.example:3128", hosts).unwrap();
+        assert_eq!((upstream.host.as_str(), upstream.port), ("proxy.example", 3128));
+        assert_eq!(upstream.credentials(), "Proxy-Authorization: Basic bWU6c2VjcmV0\r\n");
+        for (name, may) in [("A.example", true), ("x.b.example.", true), ("b.example", false), ("c.example", false)] {
+            assert_eq!(upstream.permits(name), may, "{name}");
+        }
+        let error = Upstream::parse("socks5://me:secret@proxy.example", Vec::new()).unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod judge;
 mod proxy;
+mod reach;
+mod request;
 
-pub use judge::EgressPolicy;
+pub use judge::{EgressPolicy, InvalidUpstream, Upstream};
 pub(crate) use proxy::Egress;
