@@ -14,6 +14,7 @@ use crate::dispatcher::DispatcherHandle;
 use crate::metrics::Metrics;
 use crate::numbers::Numbers;
 use crate::recorder::Recorder;
+use crate::room::Room;
 
 /// Uploads at once.
 const UPLOADS: usize = 8;
@@ -48,6 +49,7 @@ struct Inner {
     host_names: Vec<String>,
     uploads: Arc<Semaphore>,
     followers: Arc<Semaphore>,
+    room: Room,
     draining: CancellationToken,
 }
 
@@ -63,6 +65,7 @@ impl App {
         Self(Arc::new(Inner {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
+            room: Room::new(blobs.clone(), config.disk_reserve),
             db,
             blobs,
             dispatcher,
@@ -120,6 +123,11 @@ impl App {
 
     pub(crate) fn followers(&self) -> &Arc<Semaphore> {
         &self.0.followers
+    }
+
+    /// What requests may hold between them.
+    pub(crate) fn room(&self) -> &Room {
+        &self.0.room
     }
 
     /// Cancelled when the api begins to stop: whoever only waits is answered.

@@ -7,8 +7,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use faena_domain::json::InvalidJson;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::{Problem, Reply};
+use crate::room::Room;
 
 /// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,12 +20,28 @@ pub(crate) fn too_slow() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", format!("the body did not arrive within {PATIENCE:?}"))
 }
 
+/// A body that has arrived whole, and its part of the memory that there is for bodies.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Whole {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads a body of at most `most` bytes.
-pub(crate) async fn read(body: Body, most: u64) -> Reply<Bytes> {
+pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
+    let held = room.body(headers, most)?;
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let whole = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect());
     match whole.await.map_err(|_| too_slow())? {
-        Ok(collected) => Ok(collected.to_bytes()),
+        Ok(collected) => Ok(Whole { bytes: collected.to_bytes(), _room: held }),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))
         }
@@ -39,13 +57,13 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a body that must be JSON.
-pub(crate) async fn read_json(headers: &HeaderMap, body: Body, most: u64) -> Reply<Bytes> {
+pub(crate) async fn read_json(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
     if !is_json(headers) {
         let detail = "the body must be JSON and say so";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
             .hint("add the header Content-Type: application/json"));
     }
-    read(body, most).await
+    read(room, headers, body, most).await
 }
 
 impl From<InvalidJson> for Problem {

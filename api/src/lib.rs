@@ -12,8 +12,10 @@ mod numbers;
 mod path;
 mod problem;
 mod recorder;
+mod room;
 mod routes;
 mod server;
+mod stall;
 mod view;
 
 use std::net::SocketAddr;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::Limits;
+use faena_domain::units::ByteSize;
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use tokio::net::TcpListener;
@@ -51,6 +54,8 @@ pub struct ApiConfig {
     pub connections: usize,
     /// How long running requests may take to finish at a stop.
     pub grace: Duration,
+    /// What must stay free on the disk of the blobs; below it no new work is taken.
+    pub disk_reserve: ByteSize,
 }
 
 /// Why an api could not begin.

@@ -28,6 +28,14 @@ pub(crate) struct Problem {
     retry_after: Option<u32>,
 }
 
+/// 507: there is too little room on a disk for new work.
+pub(crate) fn disk_low() -> Problem {
+    let detail = "the platform's disk is nearly full, and takes no new work; what runs is finished";
+    Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk_low", detail)
+        .hint("free space on the disk of the data folder; the setting disk_reserve says how much must stay free")
+        .retry_after(10)
+}
+
 /// What a handler answers.
 pub(crate) type Reply<T> = Result<T, Problem>;
 
@@ -115,13 +123,7 @@ impl From<DbError> for Problem {
 
 impl From<faena_blob::BlobError> for Problem {
     fn from(error: faena_blob::BlobError) -> Self {
-        let full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
-        match &error {
-            faena_blob::BlobError::Spool(cause) if full(cause) => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", "the platform's disk is full")
-            }
-            _ => Self::internal("using the blob store", &error),
-        }
+        if error.is_full() { disk_low() } else { Self::internal("using the blob store", &error) }
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::ApiConfig;
 use crate::app::App;
+use crate::stall::Impatient;
 
 /// How long a client may take to send the head of a request.
 const HEADER_READ: Duration = Duration::from_secs(10);
@@ -47,7 +48,7 @@ pub(crate) async fn serve(
             .max_headers(MAX_HEADERS)
             .max_buf_size(BUFFER)
             .half_close(false)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Impatient::new(stream)), service);
         let connection = graceful.watch(connection);
         let open = app.metrics().connections.clone();
         open.inc();

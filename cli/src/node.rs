@@ -58,8 +58,8 @@ pub(crate) async fn node(
     if engines.is_empty() {
         bail!("no engine: Docker does not answer and the sandbox is switched off; start Docker, or set sandbox = true");
     }
-    let code =
-        CodeStore::open(place.folder.join("code"), blobs.clone()).context("cannot open the folder of unpacked code")?;
+    let code = CodeStore::open(place.folder.join("code"), blobs.clone(), settings.code_cache)
+        .context("cannot open the folder of unpacked code")?;
     Ok(Node {
         worker: owner.worker.clone(),
         engines,

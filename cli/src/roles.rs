@@ -108,6 +108,7 @@ async fn start_api(
         maximum: settings.maximum(),
         connections: settings.connections,
         grace: settings.grace.duration(),
+        disk_reserve: settings.disk_reserve,
     };
     let api = Api::bind(config, db, blobs, metrics).await?;
     Ok(Running::start(|stop| {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
-use faena_domain::units::{ByteSize, GB, Span};
+use faena_domain::units::{ByteSize, GB, MB, Span};
 use faena_domain::{AskedLimits, Limits};
 use faena_engine::Layer;
 use faena_telemetry::LogFormat;
@@ -74,6 +74,10 @@ pub(crate) struct Settings {
     pub(crate) egress_hosts: Vec<String>,
     /// The most that runtimes and functions may ask for, over the built-in maximum.
     pub(crate) maximum: AskedLimits,
+    /// What must stay free on the disks of data and blobs; below it new work is refused, and what runs is finished.
+    pub(crate) disk_reserve: ByteSize,
+    /// Unpacked code that a worker keeps; what was used longest ago goes first.
+    pub(crate) code_cache: ByteSize,
     /// What builds get, over the built-in limits.
     pub(crate) build: AskedLimits,
 }
@@ -151,6 +155,8 @@ impl Default for Settings {
             egress_proxy: ["HTTPS_PROXY", "https_proxy"].iter().find_map(|name| std::env::var(name).ok()),
             egress_hosts: Vec::new(),
             maximum: AskedLimits::default(),
+            disk_reserve: ByteSize(64 * MB),
+            code_cache: ByteSize(10 * GB),
             build: AskedLimits::default(),
         }
     }

@@ -108,13 +108,13 @@ async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob) -> Result
     let spec = InstanceSpec {
         name: instance::name('c'),
         image: faena_engine::ImageId(image),
-        code,
+        code: code.path().to_owned(),
         path: job.code.path.clone(),
         limits: job.code.limits,
         egress: has_egress,
         ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
     };
-    let mut instance = instance::create(Arc::clone(engine), spec).await.map_err(|error| start_failure(&error))?;
+    let mut instance = instance::create(Arc::clone(engine), spec, code).await.map_err(|error| start_failure(&error))?;
     let until_ms = lease_end(Duration::from_millis(job.timeout_ms) + LEASE_BEYOND);
     let leased = instance.agent.send(&ToAgent::Lease { until_ms }, &[]).await;
     leased.map_err(|error| Failure::from(RunError::from(error)))?;

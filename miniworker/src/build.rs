@@ -143,13 +143,13 @@ async fn build(
     let spec = InstanceSpec {
         name: instance::name('b'),
         image: image.clone(),
-        code,
+        code: code.path().to_owned(),
         path: job.code.path.clone(),
         limits: node.build.limits,
         egress: true,
         ca_bundle: node.ca_bundle.clone(),
     };
-    let mut instance = instance::create(Arc::clone(engine), spec).await.map_err(|error| match error {
+    let mut instance = instance::create(Arc::clone(engine), spec, code).await.map_err(|error| match error {
         EngineError::Create { .. } => {
             failed(ErrorKind::Build, format!("the build's instance could not be made: {error}"))
         }

@@ -3,21 +3,47 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use faena_engine::{Engine, EngineError, Instance, InstanceSpec};
+use async_trait::async_trait;
+use faena_engine::{Engine, EngineError, Guard, Instance, InstanceSpec};
 use tokio::sync::oneshot;
 
-/// Makes an instance. Whoever asked may go away: what is then made is destroyed at once.
-pub(crate) async fn create(engine: Arc<dyn Engine>, spec: InstanceSpec) -> Result<Instance, EngineError> {
+use crate::code::CodeLease;
+
+/// Makes an instance of code that stays while it lives. Whoever asked may go away: what is then made is destroyed at once.
+pub(crate) async fn create(
+    engine: Arc<dyn Engine>,
+    spec: InstanceSpec,
+    code: CodeLease,
+) -> Result<Instance, EngineError> {
     let (give, given) = oneshot::channel();
     let kind = engine.kind();
     tokio::spawn(async move {
-        let made = engine.create(spec).await;
+        let made = engine.create(spec).await.map(|made| {
+            let guard = Box::new(Holding { guard: made.guard, code });
+            Instance { guard, ..made }
+        });
         if let Err(Ok(instance)) = give.send(made) {
             instance.guard.destroy().await;
         }
     });
     let gone = |_| EngineError::Unavailable { engine: kind, message: "making the instance was given up".to_owned() };
     given.await.map_err(gone)?
+}
+
+/// Keeps the code of an instance until that is destroyed.
+#[derive(Debug)]
+struct Holding {
+    guard: Box<dyn Guard>,
+    code: CodeLease,
+}
+
+#[async_trait]
+impl Guard for Holding {
+    async fn destroy(self: Box<Self>) {
+        let Self { guard, code } = *self;
+        guard.destroy().await;
+        drop(code);
+    }
 }
 
 /// A name that no other instance of this run of the worker has, short enough for the path of a socket.

@@ -23,7 +23,7 @@ use faena_engine::{Engine, Pull};
 
 pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
-pub use code::{CodeError, CodeStore};
+pub use code::{CodeError, CodeLease, CodeStore};
 pub use egress::{EgressPolicy, InvalidUpstream, Upstream};
 
 /// What every miniworker of a node shares.

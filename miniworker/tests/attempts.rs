@@ -32,7 +32,8 @@ impl Bench {
         let node = Node {
             worker: "w".into(),
             engines: BTreeMap::from([(EngineKind::Fake, shared)]),
-            code: CodeStore::open(folder.path().join("code"), blobs.clone()).unwrap(),
+            code: CodeStore::open(folder.path().join("code"), blobs.clone(), faena_domain::units::ByteSize(1 << 30))
+                .unwrap(),
             blobs,
             ca_bundle: None,
             egress: Arc::new(EgressPolicy::web()),

@@ -4,7 +4,6 @@ use axum::body::Body;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use faena_domain::limits::{MAX_BODY, MAX_RESULT};
 use faena_domain::{CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
 use faena_protocol::records::{CallRecord, CallSpec};
@@ -66,7 +65,7 @@ async fn params(
     uri: &OriginalUri,
     method: &Method,
     headers: &HeaderMap,
-    bytes: &Bytes,
+    bytes: &[u8],
     name: &str,
 ) -> Reply<(Payload, Option<Payload>)> {
     if body::is_json(headers) {
@@ -91,9 +90,10 @@ pub(crate) async fn call(
     let namespace = Caller::local().namespace;
     let name = segments.into_iter().next().map(|(_, value)| value).unwrap_or_default();
     let function: FunctionName = name.parse()?;
+    app.room().disk()?;
     invoke::refuse_key(&headers)?;
     let resolved = invoke::resolve(&app, &namespace, &function, None).await?;
-    let bytes = body::read(body, MAX_BODY).await?;
+    let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
     let (params, body) = params(&app, &uri, &method, &headers, &bytes, &name).await?;
     let timeout_ms = resolved.code.limits.timeout.0;
     let spec = CallSpec {

@@ -118,6 +118,7 @@ pub(crate) async fn run_waited(
 ) -> Reply<CallRecord> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
+    let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
     let num = spec.num;
     let (call, mut answer) = Waited::new(spec, resolved.code, place);
     if !app.dispatcher().submit(call) {
@@ -176,8 +177,9 @@ pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) 
     responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
 pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
     let namespace = Caller::local().namespace;
+    app.room().disk()?;
     refuse_key(&headers)?;
-    let bytes = body::read_json(&headers, body, MAX_BODY).await?;
+    let bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
     let version = invocation.version.map(Version);

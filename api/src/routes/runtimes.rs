@@ -50,7 +50,7 @@ pub(crate) async fn register(
     headers: HeaderMap,
     body: Body,
 ) -> Reply<(StatusCode, Json<RuntimeRecord>)> {
-    let bytes = body::read_json(&headers, body, MAX_RUNTIME).await?;
+    let bytes = body::read_json(app.room(), &headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
     let put = app.db().ask(&RuntimePut { namespace: Caller::local().namespace, spec }).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };

@@ -1,5 +1,7 @@
 //! Uploads: an archive becomes a version of a function.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
@@ -12,6 +14,7 @@ use faena_domain::manifest::InvalidManifest;
 use faena_domain::{FunctionName, Manifest, RuntimeName};
 use faena_protocol::db::{RuntimeGet, VersionPut};
 use http_body_util::Limited;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::functions::FunctionView;
 use crate::app::{App, Caller};
@@ -19,6 +22,7 @@ use crate::body::{PATIENCE, too_slow};
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
+use crate::room::UploadRoom;
 
 /// The one field of an upload.
 const FIELD: &str = "module";
@@ -66,11 +70,12 @@ pub(crate) async fn register(
     let namespace = Caller::local().namespace;
     let (runtime, function): (RuntimeName, FunctionName) = (runtime.parse()?, function.parse()?);
     let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
-    let _place = app.uploads().try_acquire().map_err(|_| {
+    let place = Arc::clone(app.uploads()).try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many uploads at once").retry_after(1)
     })?;
+    let room = app.room().upload(request.headers(), MAX_ARCHIVE)?;
     let spooled = receive(&app, request).await?;
-    let (spooled, checked) = check(spooled).await?;
+    let (spooled, checked, _held) = check(spooled, (place, room)).await?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
     app.blobs().put(&spooled).await?;
@@ -140,10 +145,14 @@ async fn spool(blobs: &BlobStore, mut field: Field<'_>) -> Reply<Spooled> {
     Ok(spool.finish()?)
 }
 
-async fn check(spooled: Spooled) -> Reply<(Spooled, Checked)> {
+/// What an upload takes of what there is for all of them.
+type Held = (OwnedSemaphorePermit, UploadRoom);
+
+/// Checks an archive; its place is taken until that is done, even if the client goes away meanwhile.
+async fn check(spooled: Spooled, held: Held) -> Reply<(Spooled, Checked, Held)> {
     let checked = tokio::task::spawn_blocking(move || {
         let mut spooled = spooled;
-        archive::check(&mut spooled.file, &Bounds::SOURCE).map(|checked| (spooled, checked))
+        archive::check(&mut spooled.file, &Bounds::SOURCE).map(|checked| (spooled, checked, held))
     });
     Ok(checked.await.map_err(|error| Problem::internal("checking an archive", &error))??)
 }

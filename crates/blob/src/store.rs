@@ -38,6 +38,21 @@ pub enum BlobError {
     TooLarge(BlobKey, u64),
 }
 
+impl BlobError {
+    /// Whether a disk is full, whoever noticed.
+    pub fn is_full(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let full = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if full == Some(std::io::ErrorKind::StorageFull) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 /// Where blobs are.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
@@ -76,6 +91,15 @@ impl BlobStore {
         std::fs::create_dir_all(spool)?;
         let store = LocalFileSystem::new_with_prefix(folder.join("objects"))?.with_fsync(true);
         Ok(Self { store: Arc::new(store), spool: spool.to_owned() })
+    }
+
+    /// What is free on the disk that passing files, and local blobs, lie on.
+    ///
+    /// # Errors
+    /// A folder that is gone.
+    pub fn free_bytes(&self) -> std::io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.spool)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// A passing file, hashed while it is written.

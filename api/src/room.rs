@@ -1,0 +1,121 @@
+//! What requests may hold between them: memory for their bodies, disk for what they bring.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::http::{HeaderMap, StatusCode, header};
+use faena_blob::BlobStore;
+use faena_domain::units::{ByteSize, KB, MB};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::problem::{Problem, Reply, disk_low};
+
+/// Memory for bodies that are being read or handed over.
+const BODIES: u64 = 256 * MB;
+
+/// The bounds of one api.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// One permit for each kilobyte.
+    bodies: Arc<Semaphore>,
+    blobs: BlobStore,
+    /// What must stay free on the disk.
+    reserve: ByteSize,
+    /// What uploads under way may still write.
+    uploading: Arc<AtomicU64>,
+}
+
+/// Disk that an upload may fill; free again when it is over.
+#[derive(Debug)]
+pub(crate) struct UploadRoom {
+    bytes: u64,
+    uploading: Arc<AtomicU64>,
+}
+
+impl Drop for UploadRoom {
+    fn drop(&mut self) {
+        self.uploading.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a request says its body has, else the most that it may have.
+fn declared(headers: &HeaderMap, most: u64) -> u64 {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    length.unwrap_or(most).min(most)
+}
+
+impl Room {
+    pub(crate) fn new(blobs: BlobStore, reserve: ByteSize) -> Self {
+        let permits = usize::try_from(BODIES / KB).unwrap_or(Semaphore::MAX_PERMITS);
+        Self { bodies: Arc::new(Semaphore::new(permits)), blobs, reserve, uploading: Arc::default() }
+    }
+
+    /// Memory for a body of at most `most` bytes.
+    pub(crate) fn body(&self, headers: &HeaderMap, most: u64) -> Reply<OwnedSemaphorePermit> {
+        let permits = u32::try_from(declared(headers, most).div_ceil(KB)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bodies).try_acquire_many_owned(permits).map_err(|_| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many large bodies at once").retry_after(1)
+        })
+    }
+
+    /// Whether the disk has room for new work.
+    pub(crate) fn disk(&self) -> Reply<()> {
+        self.fits(0)
+    }
+
+    /// Disk for an upload of at most `most` bytes.
+    pub(crate) fn upload(&self, headers: &HeaderMap, most: u64) -> Reply<UploadRoom> {
+        let bytes = declared(headers, most);
+        self.uploading.fetch_add(bytes, Ordering::Relaxed);
+        let room = UploadRoom { bytes, uploading: Arc::clone(&self.uploading) };
+        self.fits(self.uploading.load(Ordering::Relaxed))?;
+        Ok(room)
+    }
+
+    fn fits(&self, more: u64) -> Reply<()> {
+        match self.blobs.free_bytes() {
+            Ok(free) if free < self.reserve.0.saturating_add(more) => Err(disk_low()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(Problem::internal("looking at the disk", &error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(reserve: u64) -> (Room, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (Room::new(BlobStore::local(folder.path()).unwrap(), ByteSize(reserve)), folder)
+    }
+
+    fn length(bytes: u64) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_LENGTH, bytes.into())])
+    }
+
+    #[test]
+    fn bodies_share_their_memory() {
+        let (room, _folder) = room(0);
+        let held: Vec<_> = (0..256).map(|_| room.body(&length(MB), 6 * MB).unwrap()).collect();
+        assert!(room.body(&length(1), 6 * MB).is_err());
+        drop(held);
+        assert!(room.body(&HeaderMap::new(), 6 * MB).is_ok());
+    }
+
+    #[test]
+    fn uploads_that_would_not_fit_together_are_refused() {
+        let (room, _folder) = room(0);
+        let free = room.blobs.free_bytes().unwrap();
+        let first = room.upload(&length(free / 3 * 2), u64::MAX).unwrap();
+        assert!(room.upload(&length(free / 3 * 2), u64::MAX).is_err());
+        drop(first);
+        assert_eq!(room.uploading.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_takes_no_work() {
+        assert!(room(u64::MAX).0.disk().is_err());
+        assert!(room(0).0.disk().is_ok());
+    }
+}
