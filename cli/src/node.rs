@@ -105,6 +105,7 @@ async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
         launcher: place.launcher.clone(),
         agent: place.agent.clone(),
         folder: place.run.join("containers"),
+        code_by: None,
     };
     match Docker::connect(config, place.uids.clone()).await {
         Ok(docker) => Ok(Some(Arc::new(docker))),

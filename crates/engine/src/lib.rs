@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use faena_domain::{EngineKind, Limits};
 
 pub use agent::{AgentError, AgentSocket, install_agent};
-pub use docker::{Docker, DockerConfig};
+pub use docker::{CodeBy, Docker, DockerConfig};
 pub use sandbox::{Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
 

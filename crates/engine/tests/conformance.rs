@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use faena_domain::Limits;
 use faena_domain::units::{ByteSize, MB};
 use faena_engine::{
-    Belonging, Docker, DockerConfig, Engine, ImageId, Instance, InstanceSpec, Layer, Pull, Sandbox, SandboxConfig,
-    Uids, install_agent,
+    Belonging, CodeBy, Docker, DockerConfig, Engine, ImageId, Instance, InstanceSpec, Layer, Pull, Sandbox,
+    SandboxConfig, Uids, install_agent,
 };
 use faena_instance_protocol::{Ended, Exit, Output, Run, ToAgent, ToMiniworker};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -60,13 +60,14 @@ impl Bench {
         Self::new(Box::new(engine), folder).await
     }
 
-    async fn docker(folder: PathBuf) -> Self {
+    async fn docker(folder: PathBuf, code_by: CodeBy) -> Self {
         let config = DockerConfig {
             belonging: belonging(),
             socket: None,
             launcher: launcher(),
             agent: install_agent(&folder).unwrap(),
             folder: folder.join("containers"),
+            code_by: Some(code_by),
         };
         let engine = Docker::connect(config, Uids::default()).await.unwrap();
         Self::new(Box::new(engine), folder).await
@@ -420,12 +421,14 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap());
-    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [one, two, three] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
     let sandbox = Arc::new(runtime.block_on(Bench::sandbox(one.path().to_owned())));
     let mut trials = suite("sandbox", &sandbox, &runtime);
     if std::env::var_os("FAENA_TEST_WITHOUT_DOCKER").is_none() {
-        let docker = Arc::new(runtime.block_on(Bench::docker(two.path().to_owned())));
-        trials.extend(suite("docker", &docker, &runtime));
+        for (name, folder, code_by) in [("docker", &two, CodeBy::Overlay), ("docker-copying", &three, CodeBy::Copy)] {
+            let docker = Arc::new(runtime.block_on(Bench::docker(folder.path().to_owned(), code_by)));
+            trials.extend(suite(name, &docker, &runtime));
+        }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

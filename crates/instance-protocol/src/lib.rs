@@ -29,6 +29,8 @@ pub const FOLDER: &str = "/.faena";
 pub const AGENT: &str = "/.faena/agent";
 /// The socket that an agent in a container connects to, as it is mounted there.
 pub const SOCKET: &str = "/.faena/socket";
+/// The code, where an agent in a container has to copy it.
+pub const CODE: &str = "/.faena/code";
 /// The variable that holds the nonce which an agent in a container shows.
 pub const NONCE: &str = "FAENA_NONCE";
 /// The port of an instance's loopback where the egress proxy is reached.

@@ -4,12 +4,14 @@
 //! its lease has passed: so no worker that died, stopped or slept leaves anything running behind it.
 //!
 //! ```text
-//! agent --socket FD | --connect PATH   [--egress] [--oom FD] [--peak FD] [--join FD]…
+//! agent --socket FD | --connect PATH   [--copy-to PATH] [--egress] [--oom FD] [--peak FD] [--join FD]…
 //! ```
 //!
 //! `--join` names the groups that a user's process enters (files that take a `0`), `--oom` and `--peak` what tells
-//! of its memory; where they are not named, the group that is mounted in the instance is asked.
+//! of its memory; where they are not named, the group that is mounted in the instance is asked. `--copy-to` names the
+//! folder that the code is copied to, where it could not be mounted there.
 
+mod copy;
 mod files;
 mod memory;
 mod pack;
@@ -23,7 +25,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use faena_instance_protocol::{EGRESS_PORT, NONCE};
+use faena_instance_protocol::{CODE, EGRESS_PORT, NONCE};
 
 use memory::Memory;
 use session::Session;
@@ -33,6 +35,7 @@ use session::Session;
 struct Arguments {
     socket: Option<RawFd>,
     connect: Option<String>,
+    copy_to: Option<String>,
     egress: bool,
     oom: Option<RawFd>,
     peak: Option<RawFd>,
@@ -51,6 +54,7 @@ fn arguments() -> Result<Arguments, String> {
         let number = || value.parse::<RawFd>().map_err(|_| format!("{word} {value}: no descriptor"));
         match word.as_str() {
             "--connect" => arguments.connect = Some(value),
+            "--copy-to" => arguments.copy_to = Some(value),
             "--socket" => arguments.socket = Some(number()?),
             "--oom" => arguments.oom = Some(number()?),
             "--peak" => arguments.peak = Some(number()?),
@@ -96,6 +100,9 @@ fn run() -> Result<(), String> {
         None
     };
     std::env::set_current_dir("/").map_err(|error| format!("/: {error}"))?;
+    if let Some(path) = &arguments.copy_to {
+        copy::tree(CODE.as_ref(), path.as_ref()).map_err(|error| format!("copying the code to {path}: {error}"))?;
+    }
     harden()?;
     Session::new(stream, memory, join)?.run(nonce, listener)
 }

@@ -1,4 +1,7 @@
 //! The code of a container: an overlay on the host, mounted by the launcher and held by the container as a bind.
+//!
+//! Where that cannot be (we are not root, or the daemon does not see what we mount) the container holds the code itself,
+//! read-only, and its agent copies it into a bounded tmpfs: slower, and counted in the memory of the call.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -11,7 +14,16 @@ use tracing::warn;
 use crate::uids::Uid;
 use crate::{EngineError, InstanceSpec, sandbox};
 
-/// A mounted overlay; it goes, with its folder, when dropped.
+/// How code gets to its place in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeBy {
+    /// Mounted on the host: nothing is copied, and it can enter a container that runs already.
+    Overlay,
+    /// Copied by the agent when the container starts.
+    Copy,
+}
+
+/// The folder of a container on the host, and the mounts in it; both go when dropped.
 #[derive(Debug)]
 pub(super) struct Code {
     folder: PathBuf,
@@ -19,8 +31,9 @@ pub(super) struct Code {
 }
 
 impl Code {
-    /// Makes the folder and mounts the code in it, owned by the container's user.
-    pub(super) async fn mount(
+    /// Makes the folder and, where code is not copied, mounts it there, owned by the container's user.
+    pub(super) async fn prepare(
+        by: CodeBy,
         launcher: &Path,
         folder: &Path,
         spec: &InstanceSpec,
@@ -29,6 +42,9 @@ impl Code {
         std::fs::create_dir(folder).map_err(|error| EngineError::create("making a folder", error))?;
         let host_id = uid.id();
         let code = Self { folder: folder.to_owned(), _uid: uid };
+        if by == CodeBy::Copy {
+            return Ok(code);
+        }
         let wanted =
             OverlaySpec { code: spec.code.clone(), folder: folder.to_owned(), disk: spec.limits.disk.0, host_id };
         let (_, mut child) = sandbox::launch::ask(launcher, OVERLAY, &wanted, Stdio::null()).await?;
@@ -41,6 +57,18 @@ impl Drop for Code {
     fn drop(&mut self) {
         remove(&self.folder);
     }
+}
+
+/// What the files of a tree hold: what a copy of it takes.
+pub(super) fn tree_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => tree_bytes(&entry.path()),
+        // A tmpfs counts whole pages.
+        Ok(metadata) => metadata.len().next_multiple_of(4096),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
 }
 
 /// Where the code of a container lies.
@@ -72,7 +100,8 @@ pub(super) fn remove_leftovers(folder: &Path, incarnation: &str) {
 /// A socket that only this container's user can connect to: its folder is closed, and the container sees one file.
 pub(super) fn listen(path: &Path, host_id: u32) -> std::io::Result<tokio::net::UnixListener> {
     let listener = tokio::net::UnixListener::bind(path)?;
-    chown(path, Some(host_id), Some(host_id))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Without root it stays ours, and open: its folder is closed to everybody else, and the nonce tells who connects.
+    let mode = if chown(path, Some(host_id), Some(host_id)).is_ok() { 0o600 } else { 0o666 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }

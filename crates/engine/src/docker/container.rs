@@ -9,10 +9,11 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use faena_domain::limits::DEV_SHM;
-use faena_instance_protocol::{AGENT, NONCE, SOCKET};
+use faena_instance_protocol::{AGENT, CODE, NONCE, SOCKET};
 use faena_launcher::CA_BUNDLE;
 
-use super::{DockerConfig, code};
+use super::DockerConfig;
+use super::code::{self, CodeBy};
 use crate::InstanceSpec;
 
 /// The platform's id; all labels together say whose a container is.
@@ -64,35 +65,68 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+/// One container to be made.
+pub(super) struct Container<'a> {
+    pub(super) spec: &'a InstanceSpec,
+    pub(super) config: &'a DockerConfig,
+    /// Its folder on the host.
+    pub(super) folder: &'a Path,
+    pub(super) code_by: CodeBy,
+    /// Who its processes are on the host.
+    pub(super) host_id: u32,
+    pub(super) nonce: &'a str,
+    /// What its image declares as volumes.
+    pub(super) volumes: &'a [String],
+}
+
+impl Container<'_> {
+    /// What the copy of the code takes of the container's memory.
+    fn copied_bytes(&self) -> u64 {
+        match self.code_by {
+            CodeBy::Overlay => 0,
+            CodeBy::Copy => code::tree_bytes(&self.spec.code),
+        }
+    }
+}
+
 /// The mounts: agent, its socket, the code, and the certificates where a build needs them.
-fn mounts(spec: &InstanceSpec, config: &DockerConfig, folder: &Path) -> Vec<Mount> {
+fn mounts(container: &Container<'_>) -> Vec<Mount> {
+    let Container { spec, config, folder, code_by, .. } = container;
     let mut mounts = vec![
         bind(&config.agent, AGENT, true),
         bind(&folder.join("socket"), SOCKET, false),
-        bind(&code::merged(folder), &spec.path, false),
+        match code_by {
+            CodeBy::Overlay => bind(&code::merged(folder), &spec.path, false),
+            CodeBy::Copy => bind(&spec.code, CODE, true),
+        },
     ];
     mounts.extend(spec.ca_bundle.as_ref().map(|bundle| bind(bundle, CA_BUNDLE, true)));
     mounts
 }
 
-/// `/tmp`, and whatever the image calls a volume: bounded, in memory, gone with the container.
-fn tmpfs(spec: &InstanceSpec, volumes: &[String]) -> HashMap<String, String> {
+/// `/tmp`, whatever the image calls a volume, and the place of copied code: bounded, in memory, gone with the container.
+fn tmpfs(container: &Container<'_>, copied: u64) -> HashMap<String, String> {
+    let spec = container.spec;
     let options = format!("rw,exec,nosuid,nodev,mode=1777,size={}", spec.limits.tmp.0);
-    volumes
-        .iter()
-        .filter(|volume| **volume != spec.path)
-        .map(String::as_str)
-        .chain(["/tmp"])
-        .map(|point| (point.to_owned(), options.clone()))
-        .collect()
+    let volumes = container.volumes.iter().filter(|volume| **volume != spec.path).map(String::as_str);
+    let mut points: HashMap<String, String> =
+        volumes.chain(["/tmp"]).map(|point| (point.to_owned(), options.clone())).collect();
+    if container.code_by == CodeBy::Copy {
+        let (id, size) = (container.host_id, spec.limits.disk.0 + copied);
+        let options = format!("rw,exec,nosuid,nodev,mode=0755,uid={id},gid={id},size={size}");
+        points.insert(spec.path.clone(), options);
+    }
+    points
 }
 
-fn host_config(spec: &InstanceSpec, config: &DockerConfig, folder: &Path, volumes: &[String]) -> HostConfig {
+fn host_config(container: &Container<'_>) -> HostConfig {
+    let (spec, copied) = (container.spec, container.copied_bytes());
+    let memory = signed(spec.limits.memory.0 + copied);
     #[expect(clippy::cast_possible_truncation, reason = "a handful of cores")]
     let nano_cpus = (spec.limits.cpu * 1e9) as i64;
     HostConfig {
-        mounts: Some(mounts(spec, config, folder)),
-        tmpfs: Some(tmpfs(spec, volumes)),
+        mounts: Some(mounts(container)),
+        tmpfs: Some(tmpfs(container, copied)),
         readonly_rootfs: Some(true),
         cap_drop: Some(strings(&["ALL"])),
         security_opt: Some(strings(&["no-new-privileges:true"])),
@@ -100,8 +134,8 @@ fn host_config(spec: &InstanceSpec, config: &DockerConfig, folder: &Path, volume
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         privileged: Some(false),
-        memory: Some(signed(spec.limits.memory.0)),
-        memory_swap: Some(signed(spec.limits.memory.0)),
+        memory: Some(memory),
+        memory_swap: Some(memory),
         nano_cpus: Some(nano_cpus),
         // The agent is one process of the container's, and none of the user's.
         pids_limit: Some(i64::from(spec.limits.pids) + 1),
@@ -118,15 +152,12 @@ fn host_config(spec: &InstanceSpec, config: &DockerConfig, folder: &Path, volume
 }
 
 /// The whole request.
-pub(super) fn body(
-    spec: &InstanceSpec,
-    config: &DockerConfig,
-    folder: &Path,
-    host_id: u32,
-    nonce: &str,
-    volumes: &[String],
-) -> ContainerCreateBody {
+pub(super) fn body(container: &Container<'_>) -> ContainerCreateBody {
+    let Container { spec, config, host_id, nonce, .. } = container;
     let mut entrypoint = strings(&[AGENT, "--connect", SOCKET]);
+    if container.code_by == CodeBy::Copy {
+        entrypoint.extend(["--copy-to".to_owned(), spec.path.clone()]);
+    }
     if spec.egress {
         entrypoint.push("--egress".to_owned());
     }
@@ -145,7 +176,7 @@ pub(super) fn body(
         hostname: Some("faena".to_owned()),
         healthcheck: Some(HealthConfig { test: Some(strings(&["NONE"])), ..HealthConfig::default() }),
         labels: Some(labels.map(|(name, value)| (name.to_owned(), value.clone())).into()),
-        host_config: Some(host_config(spec, config, folder, volumes)),
+        host_config: Some(host_config(container)),
         ..ContainerCreateBody::default()
     }
 }

@@ -2,6 +2,7 @@
 
 mod code;
 mod container;
+mod probe;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,7 +24,8 @@ use tracing::{info, warn};
 use crate::uids::Uids;
 use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
 use code::Code;
-use container::{LABEL_INCARNATION, LABEL_PLATFORM, LABEL_WORKER};
+pub use code::CodeBy;
+use container::{Container, LABEL_INCARNATION, LABEL_PLATFORM, LABEL_WORKER};
 
 /// How long the daemon may take to answer one request.
 const ANSWER_S: u64 = 60;
@@ -49,6 +51,8 @@ pub struct DockerConfig {
     pub agent: PathBuf,
     /// A folder of our own that the daemon sees under the same path.
     pub folder: PathBuf,
+    /// How code gets into containers; none finds out.
+    pub code_by: Option<CodeBy>,
 }
 
 /// The engine.
@@ -59,6 +63,7 @@ pub struct Docker {
     uids: Uids,
     creations: Arc<Semaphore>,
     version: String,
+    code_by: CodeBy,
 }
 
 fn unavailable(error: impl std::fmt::Display) -> EngineError {
@@ -69,7 +74,7 @@ impl Docker {
     /// Connects, and agrees on a version with the daemon.
     ///
     /// # Errors
-    /// [`EngineError::Unavailable`] where no daemon answers.
+    /// [`EngineError::Unavailable`] where no daemon answers, or where it sees nothing of our data folder.
     pub async fn connect(config: DockerConfig, uids: Uids) -> Result<Self, EngineError> {
         let docker = match &config.socket {
             Some(socket) => bollard::Docker::connect_with_socket(socket, ANSWER_S, bollard::API_DEFAULT_VERSION),
@@ -80,7 +85,12 @@ impl Docker {
         let version = docker.version().await.map_err(unavailable)?;
         let version = format!("Docker {} (API {})", version.version.unwrap_or_default(), docker.client_version());
         std::fs::create_dir_all(&config.folder).map_err(|error| EngineError::create("making a folder", error))?;
-        Ok(Self { docker, config, uids, creations: Arc::new(Semaphore::new(CREATIONS)), version })
+        let (creations, code_by) = (Arc::new(Semaphore::new(CREATIONS)), config.code_by.unwrap_or(CodeBy::Overlay));
+        let mut docker = Self { docker, config, uids, creations, version, code_by };
+        if docker.config.code_by.is_none() && probe::is_needed() {
+            docker.code_by = docker.probe().await?;
+        }
+        Ok(docker)
     }
 
     async fn inspect(&self, image: &str) -> Result<Option<ImageId>, EngineError> {
@@ -124,13 +134,21 @@ impl Docker {
             .take()
             .ok_or_else(|| EngineError::create("taking a user", "every user of the range is in use"))?;
         let host_id = uid.id();
-        held.code = Some(Code::mount(&self.config.launcher, &folder, spec, uid).await?);
+        held.code = Some(Code::prepare(self.code_by, &self.config.launcher, &folder, spec, uid).await?);
         let socket = folder.join("socket");
         let listener =
             code::listen(&socket, host_id).map_err(|error| EngineError::create("a socket for the agent", error))?;
         let nonce = uuid::Uuid::new_v4().simple().to_string();
         let volumes = self.volumes(&spec.image).await?;
-        let body = container::body(spec, &self.config, &folder, host_id, &nonce, &volumes);
+        let body = container::body(&Container {
+            spec,
+            config: &self.config,
+            folder: &folder,
+            code_by: self.code_by,
+            host_id,
+            nonce: &nonce,
+            volumes: &volumes,
+        });
         let name = format!("faena-{}-{}", self.config.belonging.incarnation, spec.name);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         let created = self
@@ -196,7 +214,10 @@ impl Engine for Docker {
     }
 
     fn version(&self) -> String {
-        self.version.clone()
+        match self.code_by {
+            CodeBy::Overlay => self.version.clone(),
+            CodeBy::Copy => format!("{}, code copied into each container", self.version),
+        }
     }
 
     fn missing_layers(&self) -> Vec<String> {
