@@ -1,7 +1,7 @@
 //! What a worker of this machine has: engines, folders, certificates.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -65,11 +65,22 @@ pub(crate) async fn node(
         engines,
         blobs,
         code,
-        ca_bundle: settings.ca_bundle.clone(),
+        ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
         egress: Arc::new(egress_policy(settings)?),
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
     })
+}
+
+/// A copy in our own folder: where the worker is a container, the daemon does not know the original by its name.
+fn ca_bundle(bundle: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let copy = folder.join("ca-bundle.pem");
+    let copied = std::fs::copy(bundle, &copy).and_then(|_| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))
+    });
+    copied.with_context(|| format!("cannot copy the certificates {} to {}", bundle.display(), copy.display()))?;
+    Ok(copy)
 }
 
 fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
