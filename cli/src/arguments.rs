@@ -12,11 +12,11 @@ use serde::Serialize;
 #[command(name = "faena", version, about, long_about)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    pub(crate) role: RoleArguments,
+    pub(crate) task: TaskArguments,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum RoleArguments {
+pub(crate) enum TaskArguments {
     /// Runs db, api and one worker in this process
     Up(Options),
     /// Runs the database service alone
@@ -25,6 +25,24 @@ pub(crate) enum RoleArguments {
     Api(Options),
     /// Runs a worker alone
     Worker(Options),
+    /// Root file systems of the sandbox on this node
+    #[command(subcommand)]
+    Image(ImageArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageArguments {
+    /// Takes in a root file system from an archive, as `docker export` writes it, under a name for runtimes
+    Import {
+        /// The name, as a runtime's `image` has it
+        name: String,
+        /// A tar, tar.gz or zip
+        archive: PathBuf,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Lists the names and the SHA-256 of the archives they stand for
+    List(Options),
 }
 
 /// Which part of the platform a process is.
@@ -36,13 +54,24 @@ pub(crate) enum Role {
     Worker,
 }
 
-impl RoleArguments {
-    pub(crate) fn split(self) -> (Role, Options) {
+/// What is to be done.
+pub(crate) enum Task {
+    Serve(Role),
+    ImportImage { name: String, archive: PathBuf },
+    ListImages,
+}
+
+impl TaskArguments {
+    pub(crate) fn split(self) -> (Task, Options) {
         match self {
-            Self::Up(options) => (Role::Up, options),
-            Self::Db(options) => (Role::Db, options),
-            Self::Api(options) => (Role::Api, options),
-            Self::Worker(options) => (Role::Worker, options),
+            Self::Up(options) => (Task::Serve(Role::Up), options),
+            Self::Db(options) => (Task::Serve(Role::Db), options),
+            Self::Api(options) => (Task::Serve(Role::Api), options),
+            Self::Worker(options) => (Task::Serve(Role::Worker), options),
+            Self::Image(ImageArguments::Import { name, archive, options }) => {
+                (Task::ImportImage { name, archive }, options)
+            }
+            Self::Image(ImageArguments::List(options)) => (Task::ListImages, options),
         }
     }
 }

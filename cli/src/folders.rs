@@ -69,6 +69,11 @@ impl Folders {
         Ok(Self { data, run, platform })
     }
 
+    /// What a worker keeps.
+    pub(crate) fn worker(&self) -> PathBuf {
+        self.data.join("worker")
+    }
+
     /// Removes the folder of the sockets; whoever starts next makes it anew.
     pub(crate) fn leave(&self) {
         // A folder that the settings name may hold more than ours.

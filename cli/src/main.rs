@@ -2,6 +2,7 @@
 
 mod arguments;
 mod folders;
+mod images;
 mod node;
 mod roles;
 mod settings;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use arguments::{Arguments, Role};
+use arguments::{Arguments, Role, Task};
 use settings::Settings;
 
 fn main() -> ExitCode {
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let (role, options) = arguments.role.split();
+    let (task, options) = arguments.task.split();
     let settings = Settings::load(&options)?;
     if options.print_config {
         print!("{}", settings.to_toml()?);
@@ -37,6 +38,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     // Whatever we make is ours alone; what instances need is opened to them one by one.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let role = match task {
+        Task::Serve(role) => role,
+        Task::ImportImage { name, archive } => return images::import(&settings, &name, &archive),
+        Task::ListImages => return images::list(&settings),
+    };
     raise_descriptor_limit();
     faena_telemetry::init_logs(&settings.log, settings.log_format.into())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

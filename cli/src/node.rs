@@ -35,7 +35,7 @@ pub(crate) async fn node(
     owner: &Owner,
     blobs: BlobStore,
 ) -> anyhow::Result<Node> {
-    let folder = folders.data.join("worker");
+    let folder = folders.worker();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let place = Place {
         settings,

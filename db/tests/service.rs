@@ -368,7 +368,7 @@ async fn a_build_of_a_deleted_function_is_not_its_successors() {
     let old = service.ask(claim()).await.unwrap().pop().unwrap();
     service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
     // Db time is in milliseconds, and two uploads by one person are further apart.
-    while service.ask(upload(&uuid(), "other")).await.unwrap().record.newest.created_at <= old.epoch.0 {}
+    while service.ask(upload(&uuid(), "other")).await.unwrap().record.newest.created_at.0 <= old.epoch.0 {}
     service.ask(upload("again", "dice")).await.unwrap();
     let outcome = BuildOutcome {
         engine: Some(EngineKind::Sandbox),

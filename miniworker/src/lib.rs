@@ -8,6 +8,7 @@ mod build;
 mod capture;
 mod code;
 mod egress;
+mod image;
 mod instance;
 mod process;
 mod result;
@@ -25,6 +26,7 @@ pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use egress::{EgressPolicy, InvalidUpstream, Upstream};
+pub use image::{ImageError, import_image};
 
 /// What every miniworker of a node shares.
 #[derive(Debug)]

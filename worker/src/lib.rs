@@ -110,5 +110,5 @@ async fn remove_orphans(node: Arc<Node>) {
 
 /// What a node is made of.
 pub mod node {
-    pub use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Node, Upstream};
+    pub use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Node, Upstream, import_image};
 }

@@ -5,4 +5,4 @@
 pub mod archive;
 mod store;
 
-pub use store::{BlobError, BlobStore, Spool, Spooled};
+pub use store::{BlobError, BlobStore, Spool, Spooled, key_of};

@@ -194,7 +194,7 @@ impl BlobStore {
     pub async fn open(&self, key: &BlobKey) -> Result<File, BlobError> {
         let (file, found) = match self.get(key).await?.payload {
             GetResultPayload::File(file, _) => {
-                tokio::task::spawn_blocking(move || hash_of(file)).await.map_err(std::io::Error::other)??
+                tokio::task::spawn_blocking(move || key_of(file)).await.map_err(std::io::Error::other)??
             }
             GetResultPayload::Stream(mut stream) => {
                 let mut spool = self.spool()?;
@@ -209,7 +209,11 @@ impl BlobStore {
     }
 }
 
-fn hash_of(mut file: File) -> std::io::Result<(File, BlobKey)> {
+/// The name that a file's bytes have as a blob; the file is then at its beginning.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn key_of(mut file: File) -> std::io::Result<(File, BlobKey)> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     loop {

@@ -17,7 +17,7 @@ use faena_domain::{EngineKind, Limits};
 
 pub use agent::{AgentError, AgentSocket, install_agent};
 pub use docker::{CodeBy, Docker, DockerConfig};
-pub use sandbox::{Layer, Sandbox, SandboxConfig, SandboxError};
+pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
 
 /// Which platform, worker and run of it an instance belongs to; only an exact match of the first two with another

@@ -43,7 +43,9 @@ pub use overlay::OverlaySpec;
 pub struct Spec {
     /// The agent's program on the host.
     pub agent: PathBuf,
-    /// The `/etc` of ours.
+    /// The root file system of an imported image; none takes the host's own `/usr`.
+    pub root: Option<PathBuf>,
+    /// The `/etc` of ours, where the host's `/usr` is taken.
     pub etc: PathBuf,
     /// The unpacked code, owned by [`INSIDE_ID`] on disk where we are root.
     pub code: PathBuf,

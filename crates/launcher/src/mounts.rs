@@ -19,18 +19,18 @@ pub(crate) fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Puts a detached mount into place, following no link at its end.
-pub(crate) fn attach(tree: &OwnedFd, to: &str) -> io::Result<()> {
+pub(crate) fn attach(tree: &OwnedFd, to: &Path) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Puts a detached mount into place and makes it read-only there.
-pub(crate) fn attach_read_only(tree: &OwnedFd, to: &str) -> io::Result<()> {
+pub(crate) fn attach_read_only(tree: &OwnedFd, to: &Path) -> io::Result<()> {
     attach(tree, to)?;
     seal(to, READ_ONLY, Below::Too)
 }
 
 /// Makes a mount point read-only, and whatever else is asked.
-fn seal(path: &str, attributes: u64, below: Below) -> io::Result<()> {
+fn seal(path: &Path, attributes: u64, below: Below) -> io::Result<()> {
     let point = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     set_attributes(&point, &attributes, below)
@@ -38,7 +38,7 @@ fn seal(path: &str, attributes: u64, below: Below) -> io::Result<()> {
 
 /// Makes an existing mount read-only in place.
 pub(crate) fn remount_read_only(path: &str) -> io::Result<()> {
-    seal(path, libc::MOUNT_ATTR_RDONLY, Below::Not)
+    seal(path.as_ref(), libc::MOUNT_ATTR_RDONLY, Below::Not)
 }
 
 /// A file or folder over itself, read-only; nothing where it is not there.
@@ -46,7 +46,7 @@ pub(crate) fn read_only_in_place(path: &str) -> io::Result<()> {
     if !Path::new(path).exists() {
         return Ok(());
     }
-    attach_read_only(&clone_tree(Path::new(path))?, path)
+    attach_read_only(&clone_tree(Path::new(path))?, path.as_ref())
 }
 
 /// A bounded file system in memory.

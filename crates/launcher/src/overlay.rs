@@ -31,7 +31,7 @@ pub(crate) fn mount(spec: &OverlaySpec) -> Result<(), Failure> {
         fs::create_dir(folder).step(format!("making {folder}"))?;
     }
     let tree = mapped_tree(spec).step("mapping the code's owner")?;
-    mounts::attach_read_only(&tree, &code).step("mounting the code")?;
+    mounts::attach_read_only(&tree, code.as_ref()).step("mounting the code")?;
     mounts::tmpfs(&layer, spec.disk, 0o755, MountFlags::empty()).step("mounting the layer")?;
     let (upper, work) = (format!("{layer}/upper"), format!("{layer}/work"));
     for folder in [&upper, &work] {

@@ -1,10 +1,14 @@
-//! The root of an instance: the host's `/usr`, an `/etc` of ours, and little else.
+//! The root of an instance: the host's `/usr` and an `/etc` of ours, or the folders of an imported image; and little else.
+//!
+//! The root itself is a tmpfs, and every mount point in it is a folder that we made: no link of an image leads a mount
+//! anywhere.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
 
@@ -14,6 +18,10 @@ use crate::{CA_BUNDLE, Failure, Spec, Step, mounts};
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Links or folders of the host that lead into `/usr` on a merged system (file-hierarchy(7)).
 const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+/// Folders that every instance has of its own.
+const OURS: [&str; 6] = ["proc", "dev", "tmp", "run", "sys", ".faena"];
+/// Folders that programs expect, where the system has none.
+const EXPECTED: [&str; 3] = ["var", "root", "home"];
 /// Files of /proc that tell of the host or reach it, and are covered.
 const MASKED: [&str; 7] = ["kcore", "keys", "sysrq-trigger", "kallsyms", "timer_list", "kmsg", "sched_debug"];
 /// Folders of /proc that change the host, and are made read-only.
@@ -23,41 +31,70 @@ const ROOT_BYTES: u64 = 1024 * 1024;
 
 /// Trees of the host, taken hold of while they can still be seen.
 pub(crate) struct Trees {
-    usr: OwnedFd,
-    etc: OwnedFd,
+    system: Vec<(OsString, Part)>,
     agent: OwnedFd,
     ca_bundle: Option<OwnedFd>,
     devices: Vec<OwnedFd>,
-    merged: Vec<(&'static str, Merged)>,
     code: OwnedFd,
 }
 
-enum Merged {
-    Link(std::path::PathBuf),
+/// What stands at the top of the system.
+enum Part {
+    Link(PathBuf),
     Tree(OwnedFd),
+}
+
+fn tree(path: &Path) -> Result<OwnedFd, Failure> {
+    mounts::clone_tree(path).step(format!("taking hold of {}", path.display()))
+}
+
+/// A folder or a link; nothing for whatever else stands there.
+fn part(path: &Path) -> Result<Option<Part>, Failure> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            fs::read_link(path).step("reading a link").map(|target| Some(Part::Link(target)))
+        }
+        Ok(metadata) if metadata.is_dir() => tree(path).map(|tree| Some(Part::Tree(tree))),
+        _ => Ok(None),
+    }
+}
+
+/// The host's own system.
+fn of_host(etc: &Path) -> Result<Vec<(OsString, Part)>, Failure> {
+    let mut system = vec![
+        (OsString::from("usr"), Part::Tree(tree(Path::new("/usr"))?)),
+        (OsString::from("etc"), Part::Tree(tree(etc)?)),
+    ];
+    for name in MERGED {
+        system.extend(part(&Path::new("/").join(name))?.map(|part| (name.into(), part)));
+    }
+    Ok(system)
+}
+
+/// An image's folders, but for those that every instance has of its own.
+fn of_image(root: &Path, path: &str) -> Result<Vec<(OsString, Part)>, Failure> {
+    let own = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    let mut system = Vec::new();
+    for entry in fs::read_dir(root).step(format!("reading {}", root.display()))? {
+        let name = entry.step("reading the image")?.file_name();
+        if name != own && !OURS.iter().any(|ours| name == *ours) {
+            system.extend(part(&root.join(&name))?.map(|part| (name, part)));
+        }
+    }
+    Ok(system)
 }
 
 impl Trees {
     /// Takes hold of them. `code` is the tree whose owner was mapped, where that could be done.
     pub(crate) fn open(spec: &Spec, code: Option<OwnedFd>) -> Result<Self, Failure> {
-        let tree = |path: &Path| mounts::clone_tree(path).step(format!("taking hold of {}", path.display()));
-        let merged = |name: &'static str| {
-            let path = Path::new("/").join(name);
-            match fs::symlink_metadata(&path) {
-                Ok(metadata) if metadata.is_symlink() => {
-                    Some(fs::read_link(&path).step("reading a link").map(|target| (name, Merged::Link(target))))
-                }
-                Ok(_) => Some(tree(&path).map(|tree| (name, Merged::Tree(tree)))),
-                Err(_) => None,
-            }
-        };
         Ok(Self {
-            usr: tree(Path::new("/usr"))?,
-            etc: tree(&spec.etc)?,
+            system: match &spec.root {
+                Some(root) => of_image(root, &spec.path)?,
+                None => of_host(&spec.etc)?,
+            },
             agent: tree(&spec.agent)?,
             ca_bundle: spec.ca_bundle.as_deref().map(tree).transpose()?,
             devices: DEVICES.iter().map(|name| tree(&Path::new("/dev").join(name))).collect::<Result<_, _>>()?,
-            merged: MERGED.into_iter().filter_map(merged).collect::<Result<_, _>>()?,
             code: code.map_or_else(|| tree(&spec.code), Ok)?,
         })
     }
@@ -76,27 +113,30 @@ impl Trees {
     }
 
     fn system(&self) -> io::Result<()> {
-        for folder in ["usr", "etc", "proc", "dev", "tmp", "var", "run", "sys", "root", "home", ".faena"] {
-            folder_at(folder)?;
-        }
-        mounts::attach_read_only(&self.usr, "usr")?;
-        mounts::attach_read_only(&self.etc, "etc")?;
-        symlink("/tmp", "var/tmp")?;
-        for (name, merged) in &self.merged {
-            match merged {
-                Merged::Link(target) => symlink(target, name)?,
-                Merged::Tree(tree) => {
-                    folder_at(name)?;
-                    mounts::attach_read_only(tree, name)?;
+        OURS.iter().try_for_each(|folder| folder_at(folder.as_ref()))?;
+        for (name, part) in &self.system {
+            match part {
+                Part::Link(target) => symlink(target, name)?,
+                Part::Tree(tree) => {
+                    folder_at(name.as_ref())?;
+                    mounts::attach_read_only(tree, name.as_ref())?;
                 }
             }
         }
+        for folder in EXPECTED.map(Path::new) {
+            if fs::symlink_metadata(folder).is_err() {
+                folder_at(folder)?;
+            }
+        }
+        if !self.system.iter().any(|(name, _)| name == "var") {
+            symlink("/tmp", "var/tmp")?;
+        }
         fs::write(".faena/agent", "")?;
-        mounts::attach_read_only(&self.agent, ".faena/agent")?;
+        mounts::attach_read_only(&self.agent, ".faena/agent".as_ref())?;
         if let Some(bundle) = &self.ca_bundle {
             let point = CA_BUNDLE.trim_start_matches('/');
             fs::write(point, "")?;
-            mounts::attach_read_only(bundle, point)?;
+            mounts::attach_read_only(bundle, point.as_ref())?;
         }
         Ok(())
     }
@@ -105,12 +145,12 @@ impl Trees {
         for (name, device) in DEVICES.iter().zip(&self.devices) {
             let point = format!("dev/{name}");
             fs::write(&point, "")?;
-            mounts::attach(device, &point)?;
+            mounts::attach(device, point.as_ref())?;
         }
         for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
             symlink(target, format!("dev/{name}"))?;
         }
-        folder_at("dev/shm")?;
+        folder_at("dev/shm".as_ref())?;
         mounts::tmpfs("dev/shm", spec.shm, 0o1777, MountFlags::NOEXEC)
     }
 
@@ -121,16 +161,16 @@ impl Trees {
         for part in path.split('/') {
             so_far = format!("{so_far}{part}/");
             if !Path::new(&so_far).exists() {
-                folder_at(&so_far)?;
+                folder_at(so_far.as_ref())?;
             }
         }
         for folder in [".faena/code", ".faena/layer"] {
-            folder_at(folder)?;
+            folder_at(folder.as_ref())?;
         }
-        mounts::attach_read_only(&self.code, ".faena/code")?;
+        mounts::attach_read_only(&self.code, ".faena/code".as_ref())?;
         mounts::tmpfs(".faena/layer", spec.disk, 0o755, MountFlags::empty())?;
         for folder in [".faena/layer/upper", ".faena/layer/work"] {
-            folder_at(folder)?;
+            folder_at(folder.as_ref())?;
         }
         mounts::overlay(".faena/code", ".faena/layer/upper", ".faena/layer/work", path, ",userxattr")?;
         // The overlay keeps both; nobody else shall see them.
@@ -139,7 +179,7 @@ impl Trees {
     }
 }
 
-fn folder_at(path: &str) -> io::Result<()> {
+fn folder_at(path: &Path) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
@@ -149,7 +189,7 @@ fn processes() -> io::Result<()> {
     for name in MASKED {
         let point = format!("proc/{name}");
         if Path::new(&point).exists() {
-            mounts::attach(&mounts::clone_tree(Path::new("dev/null"))?, &point)?;
+            mounts::attach(&mounts::clone_tree(Path::new("dev/null"))?, point.as_ref())?;
         }
     }
     FROZEN.iter().try_for_each(|name| mounts::read_only_in_place(&format!("proc/{name}")))

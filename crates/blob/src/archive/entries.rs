@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Folder,
     /// A symbolic link, and where it points.
     Link(Vec<u8>),
+    /// Another name of a file that came before.
+    Hard(Vec<u8>),
     /// Anything else, named for the error.
     Other(&'static str),
 }
@@ -210,7 +212,10 @@ fn tar(
                 let short = || entry.link_name_bytes().unwrap_or_default().into_owned();
                 Kind::Link(said.link.take().unwrap_or_else(short))
             }
-            EntryType::Link => Kind::Other("is a hard link; pack the file itself"),
+            EntryType::Link => {
+                let short = || entry.link_name_bytes().unwrap_or_default().into_owned();
+                Kind::Hard(said.link.take().unwrap_or_else(short))
+            }
             EntryType::GNUSparse => Kind::Other("is a sparse file; pack it whole"),
             EntryType::Char | EntryType::Block => Kind::Other("is a device"),
             EntryType::Fifo => Kind::Other("is a pipe"),

@@ -31,12 +31,17 @@ fn refuse(entry: &Entry, why: &'static str) -> ArchiveError {
 }
 
 /// The normal path of an entry, without what stands for "here" and without a slash at its end.
-pub(super) fn path(entry: &Entry) -> Result<String, ArchiveError> {
-    let text = std::str::from_utf8(&entry.name).map_err(|_| refuse(entry, "has a name that is no UTF-8"))?;
+pub(super) fn path(entry: &Entry, origin: Origin) -> Result<String, ArchiveError> {
+    normal(entry, &entry.name, origin)
+}
+
+fn normal(entry: &Entry, name: &[u8], origin: Origin) -> Result<String, ArchiveError> {
+    let text = std::str::from_utf8(name).map_err(|_| refuse(entry, "has a name that is no UTF-8"))?;
     if text.starts_with('/') {
         return Err(refuse(entry, "is absolute"));
     }
-    if text.contains('\\') || text.as_bytes().get(1) == Some(&b':') {
+    // systemd's units have backslashes in their names.
+    if origin != Origin::Image && (text.contains('\\') || text.as_bytes().get(1) == Some(&b':')) {
         return Err(refuse(entry, "has a backslash or a drive in its name; paths have slashes"));
     }
     if text.chars().any(char::is_control) {
@@ -75,22 +80,34 @@ impl Judge {
         Self { bounds, packed, bytes: 0, entries: 0, files: 0, names: HashSet::new(), links: HashSet::new() }
     }
 
-    /// Judges what an entry says of itself; returns its normal path.
+    /// Judges what an entry says of itself; returns its normal path, which is empty where there is nothing to unpack.
     pub(super) fn entry(&mut self, entry: &Entry) -> Result<String, ArchiveError> {
         self.entries += 1;
         if self.entries > self.bounds.entries {
             return Err(ArchiveError::TooLarge(format!("has more than {} entries", self.bounds.entries)));
         }
         self.weigh(self.bytes.saturating_add(entry.size))?;
-        let path = path(entry)?;
-        if let Kind::Other(why) = &entry.kind {
-            return Err(refuse(entry, why));
+        let path = path(entry, self.bounds.origin)?;
+        match (&entry.kind, self.bounds.origin) {
+            // An instance has devices of its own.
+            (Kind::Other(_), Origin::Image) => return Ok(String::new()),
+            (Kind::Other(why), _) => return Err(refuse(entry, why)),
+            (Kind::Hard(target), Origin::Image) => self.first_name(entry, target)?,
+            (Kind::Hard(_), _) => return Err(refuse(entry, "is a hard link; pack the file itself")),
+            (Kind::File | Kind::Folder | Kind::Link(_), _) => {}
         }
         if path.is_empty() {
             return if entry.kind == Kind::Folder { Ok(path) } else { Err(refuse(entry, "has no name")) };
         }
         self.place(entry, &path)?;
         Ok(path)
+    }
+
+    /// A hard link names a file that came before.
+    fn first_name(&self, entry: &Entry, target: &[u8]) -> Result<(), ArchiveError> {
+        let target = normal(entry, target, self.bounds.origin)?;
+        let is_file = self.names.contains(&target) && !self.links.contains(&target);
+        if is_file { Ok(()) } else { Err(refuse(entry, "is a hard link to nothing that came before it")) }
     }
 
     /// No two entries may take the same place, and none may lie behind a link. Case is not told apart, so that a tree
@@ -112,7 +129,7 @@ impl Judge {
                 }
                 self.links.insert(key);
             }
-            Kind::File => self.files += 1,
+            Kind::File | Kind::Hard(_) => self.files += 1,
             Kind::Folder | Kind::Other(_) => {}
         }
         Ok(())
@@ -184,7 +201,7 @@ mod tests {
         #[test]
         fn a_path_that_is_taken_never_leaves_its_folder(name in proptest::collection::vec(any::<u8>(), 0..60)) {
             let entry = Entry { name, kind: Kind::File, size: 0, executable: false };
-            if let Ok(path) = path(&entry) {
+            if let Ok(path) = path(&entry, Origin::Source) {
                 prop_assert!(!path.starts_with('/') && !path.split('/').any(|part| part == ".."));
             }
         }

@@ -35,6 +35,8 @@ pub enum Origin {
     Source,
     /// An instance's artifact: links may point anywhere inside the instance; they are stored, never followed.
     Artifact,
+    /// A root file system: links as in an artifact, hard links within, devices and pipes left out.
+    Image,
 }
 
 /// The bounds of an archive.
@@ -57,6 +59,9 @@ impl Bounds {
     /// The bounds of an artifact: as large as an upload, of as many files as package managers make.
     pub const ARTIFACT: Self =
         Self { origin: Origin::Artifact, bytes: MAX_UNPACKED, entries: 10 * MAX_ENTRIES, ratio: u64::MAX };
+    /// The bounds of an image: what a whole system with a few interpreters needs, and some more.
+    pub const IMAGE: Self =
+        Self { origin: Origin::Image, bytes: 8 * MAX_UNPACKED, entries: 25 * MAX_ENTRIES, ratio: u64::MAX };
 }
 
 /// Why an archive was refused. The sentence names the entry.

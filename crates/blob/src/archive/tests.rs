@@ -180,3 +180,21 @@ fn a_zip_with_a_second_directory_is_refused() {
     bytes[end - 6..end - 2].copy_from_slice(&[0xff; 4]);
     assert!(matches!(checked(&bytes), Err(ArchiveError::Damaged(_))));
 }
+
+#[test]
+fn an_image_keeps_hard_links_and_leaves_devices_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = tarred(&[
+        ("usr/bin/tool", FILE, "", b"bytes"),
+        ("usr/bin/other", EntryType::Link, "usr/bin/tool", b""),
+        ("dev/sda", EntryType::Block, "", b""),
+        ("lib\\x2dname", FILE, "", b"x"),
+    ]);
+    unpack(&mut file(&bytes), folder.path(), &Bounds::IMAGE, None).unwrap();
+    assert_eq!(std::fs::read(folder.path().join("usr/bin/other")).unwrap(), b"bytes");
+    assert!(!folder.path().join("dev/sda").exists() && folder.path().join("lib\\x2dname").is_file());
+    for target in ["/etc/passwd", "../../etc/passwd", "nothing"] {
+        let bytes = tarred(&[("a", EntryType::Link, target, b"")]);
+        assert!(unpack(&mut file(&bytes), folder.path(), &Bounds::IMAGE, None).is_err(), "{target}");
+    }
+}

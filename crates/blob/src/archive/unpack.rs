@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, mkdirat, openat2, symlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, linkat, mkdirat, openat2, symlinkat,
 };
 use rustix::io::Errno;
 
@@ -98,6 +98,12 @@ impl Top {
                 let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
                 chownat(&above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(write)?;
             }
+            return Ok(None);
+        }
+        if let Kind::Hard(target) = &entry.kind {
+            let target = String::from_utf8_lossy(target);
+            let (first, first_name) = self.above(target.trim_start_matches("./"))?;
+            linkat(&first, first_name, &above, name, AtFlags::empty()).map_err(write)?;
             return Ok(None);
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

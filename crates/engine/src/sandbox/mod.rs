@@ -1,6 +1,7 @@
 //! Instances of Linux namespaces, made by our own launcher; no daemon.
 
 mod etc;
+mod images;
 pub(crate) mod launch;
 
 use std::io;
@@ -17,6 +18,8 @@ use faena_launcher::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
+
+pub use images::{Images, ImportError};
 
 use crate::cgroup::{Controller, Group, Trees};
 use crate::uids::{Uid, Uids};
@@ -146,6 +149,7 @@ pub struct Sandbox {
     privileged: bool,
     missing: Vec<Layer>,
     host_id: ImageId,
+    images: Images,
 }
 
 impl Sandbox {
@@ -163,6 +167,7 @@ impl Sandbox {
             privileged: rustix::process::geteuid().is_root(),
             missing: Vec::new(),
             host_id: host_id(),
+            images: Images::at(&config.folder),
             etc,
             uids,
             config,
@@ -228,10 +233,11 @@ impl Sandbox {
         Ok(())
     }
 
-    fn launcher_spec(&self, spec: &InstanceSpec, group: &Group, host_id: u32) -> Spec {
+    fn launcher_spec(&self, spec: &InstanceSpec, group: &Group, host_id: u32, root: Option<PathBuf>) -> Spec {
         let (oom, peak) = group.memory_files();
         Spec {
             agent: self.config.agent.clone(),
+            root,
             etc: self.etc.clone(),
             code: spec.code.clone(),
             path: spec.path.clone(),
@@ -259,7 +265,7 @@ impl Sandbox {
             None
         };
         let host_id = uid.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), Uid::id);
-        let wanted = self.launcher_spec(spec, &group, host_id);
+        let wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
         // From here on the guard sees to it that nothing is left.
         let mut held = Box::new(SandboxGuard { group: Some(group), pidfd: None, _uid: uid });
         let (ours, theirs) =
@@ -329,10 +335,13 @@ impl Engine for Sandbox {
     }
 
     async fn resolve(&self, image: &str, _pull: Pull) -> Result<ImageId, EngineError> {
+        if let Some(imported) = self.images.find(image)? {
+            return Ok(imported);
+        }
         let Some((_, program)) = self.config.host_images.iter().find(|(name, _)| name == image) else {
             let known: Vec<&str> = self.config.host_images.iter().map(|(name, _)| name.as_str()).collect();
             return Err(EngineError::Image(format!(
-                "the sandbox maps no image {image} (it maps {})",
+                "the sandbox maps no image {image} (it maps {}; faena image import adds others)",
                 known.join(", ")
             )));
         };
