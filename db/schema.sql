@@ -73,7 +73,9 @@ CREATE TABLE calls (
     status       TEXT NOT NULL
         CHECK (status IN ('PENDING', 'RUNNING', 'DONE', 'FAILED', 'TIMEOUT', 'CANCELLED', 'EXPIRED')),
     spec         TEXT NOT NULL, -- CallSpec
-    ready        INTEGER NOT NULL DEFAULT 0, -- 1 once its version is READY, so that a claim looks at nothing else
+    bytes        INTEGER NOT NULL DEFAULT 0, -- what it holds while it waits
+    ready        INTEGER NOT NULL DEFAULT 0, -- 1 once its version is READY
+    due          INTEGER NOT NULL DEFAULT 0, -- 1 once it is ready and its time has come, so that a claim looks at nothing else
     engine       TEXT,
     result       TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     error        TEXT, -- CallError
@@ -81,11 +83,15 @@ CREATE TABLE calls (
     attempts     TEXT NOT NULL DEFAULT '[]', -- [Attempt]
     priority     INTEGER NOT NULL DEFAULT 0,
     replay_of    INTEGER,
+    waited       INTEGER NOT NULL DEFAULT 0,
     retries      INTEGER NOT NULL,
     failures     INTEGER NOT NULL DEFAULT 0,
+    deliveries   INTEGER NOT NULL DEFAULT 0,
     redeliveries INTEGER NOT NULL DEFAULT 0,
     created_at   INTEGER NOT NULL,
     queued_at    INTEGER NOT NULL,
+    claimed_at   INTEGER,
+    run_at       INTEGER, -- wall time, until that has come
     not_before   INTEGER NOT NULL,
     expires_at   INTEGER NOT NULL,
     ended_at     INTEGER,
@@ -93,32 +99,102 @@ CREATE TABLE calls (
     worker       TEXT,
     incarnation  TEXT,
     lease_end    INTEGER,
+    started      INTEGER NOT NULL DEFAULT 0,
     claim        TEXT
 ) STRICT;
 
-CREATE INDEX calls_waiting ON calls (num) WHERE status = 'PENDING' AND ready = 1;
+CREATE INDEX calls_due ON calls (namespace, function, priority DESC, num) WHERE status = 'PENDING' AND due = 1;
+CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0;
+CREATE INDEX calls_run_at ON calls (run_at) WHERE status = 'PENDING' AND run_at IS NOT NULL;
 CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING';
 CREATE INDEX calls_leased ON calls (worker, lease_end) WHERE status = 'RUNNING';
 CREATE INDEX calls_claimed ON calls (claim) WHERE status = 'RUNNING';
 CREATE INDEX calls_of_version ON calls (namespace, function, version) WHERE status = 'PENDING';
 CREATE INDEX calls_of_function ON calls (namespace, function, num);
 CREATE INDEX calls_of_status ON calls (namespace, status, num);
+CREATE INDEX calls_ended ON calls (ended_at) WHERE ended_at IS NOT NULL;
 
--- How many calls of a function wait; counting them for each new one would take longer the more there are.
-CREATE TABLE backlog (
-    namespace TEXT NOT NULL,
-    function  TEXT NOT NULL,
-    pending   INTEGER NOT NULL,
+-- One function's calls that wait or run, and when it had its turn: who waited longest is served first.
+CREATE TABLE lanes (
+    namespace   TEXT NOT NULL,
+    function    TEXT NOT NULL,
+    concurrency INTEGER, -- calls at once; NULL is no bound
+    turn        INTEGER NOT NULL DEFAULT 0,
+    pending     INTEGER NOT NULL DEFAULT 0,
+    bytes       INTEGER NOT NULL DEFAULT 0,
+    due         INTEGER NOT NULL DEFAULT 0,
+    running     INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (namespace, function)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TRIGGER backlog_enter AFTER INSERT ON calls WHEN NEW.status = 'PENDING' BEGIN
-    INSERT INTO backlog (namespace, function, pending) VALUES (NEW.namespace, NEW.function, 1)
-    ON CONFLICT (namespace, function) DO UPDATE SET pending = pending + 1;
+CREATE INDEX lanes_by_turn ON lanes (turn) WHERE due > 0;
+
+-- The same over all functions; counting would take longer the more there are.
+CREATE TABLE totals (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    turn    INTEGER NOT NULL DEFAULT 0,
+    pending INTEGER NOT NULL DEFAULT 0,
+    bytes   INTEGER NOT NULL DEFAULT 0,
+    ended   INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+INSERT INTO totals (one) VALUES (1);
+
+CREATE TRIGGER calls_enter AFTER INSERT ON calls WHEN NEW.ended_at IS NULL BEGIN
+    INSERT INTO lanes (namespace, function, pending, bytes, due)
+    VALUES (NEW.namespace, NEW.function, 1, NEW.bytes, NEW.due)
+    ON CONFLICT (namespace, function) DO UPDATE
+        SET pending = pending + 1, bytes = bytes + excluded.bytes, due = due + excluded.due;
+    UPDATE totals SET pending = pending + 1, bytes = bytes + NEW.bytes;
 END;
 
-CREATE TRIGGER backlog_move AFTER UPDATE OF status ON calls
-WHEN (OLD.status = 'PENDING') <> (NEW.status = 'PENDING') BEGIN
-    UPDATE backlog SET pending = pending + iif(NEW.status = 'PENDING', 1, -1)
-    WHERE namespace = NEW.namespace AND function = NEW.function;
+CREATE TRIGGER calls_enter_ended AFTER INSERT ON calls WHEN NEW.ended_at IS NOT NULL BEGIN
+    UPDATE totals SET ended = ended + 1;
 END;
+
+CREATE TRIGGER calls_move AFTER UPDATE OF status, due ON calls WHEN OLD.status <> NEW.status OR OLD.due <> NEW.due BEGIN
+    UPDATE lanes SET
+        pending = pending + (NEW.status = 'PENDING') - (OLD.status = 'PENDING'),
+        bytes = bytes + NEW.bytes * ((NEW.status = 'PENDING') - (OLD.status = 'PENDING')),
+        due = due + (NEW.status = 'PENDING' AND NEW.due) - (OLD.status = 'PENDING' AND OLD.due),
+        running = running + (NEW.status = 'RUNNING') - (OLD.status = 'RUNNING')
+    WHERE namespace = NEW.namespace AND function = NEW.function;
+    UPDATE totals SET
+        pending = pending + (NEW.status = 'PENDING') - (OLD.status = 'PENDING'),
+        bytes = bytes + NEW.bytes * ((NEW.status = 'PENDING') - (OLD.status = 'PENDING')),
+        ended = ended + (NEW.status NOT IN ('PENDING', 'RUNNING')) - (OLD.status NOT IN ('PENDING', 'RUNNING'));
+END;
+
+CREATE TRIGGER calls_leave AFTER DELETE ON calls BEGIN
+    UPDATE totals SET ended = ended - 1;
+END;
+
+-- Calls that were promised and given up.
+CREATE TABLE dead_letters (
+    num       INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
+    namespace TEXT NOT NULL,
+    function  TEXT NOT NULL
+) STRICT;
+
+-- What makes the same request the same call.
+CREATE TABLE keys (
+    namespace  TEXT NOT NULL,
+    function   TEXT NOT NULL,
+    key        TEXT NOT NULL,
+    hash       TEXT NOT NULL, -- of method, path, query, function, version and body
+    call       INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    PRIMARY KEY (namespace, function, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX keys_expiring ON keys (expires_at);
+CREATE INDEX keys_of_call ON keys (call);
+
+-- Who refers to which blob; what nobody refers to is removed from the store.
+CREATE TABLE blobs (
+    key   TEXT NOT NULL,
+    owner TEXT NOT NULL, -- call/NUM or version/NAMESPACE/FUNCTION/NUMBER
+    PRIMARY KEY (key, owner)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX blobs_of_owner ON blobs (owner);

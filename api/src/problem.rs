@@ -112,7 +112,14 @@ impl From<DbError> for Problem {
             }
             DbError::Conflict { message } => Self::new(StatusCode::CONFLICT, "conflict", message.clone()),
             DbError::Stale => Self::new(StatusCode::CONFLICT, "conflict", error.to_string()),
-            DbError::Full => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", error.to_string()).retry_after(1),
+            DbError::Full => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()).retry_after(1),
+            DbError::QueueFull { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", error.to_string()).retry_after(1)
+            }
+            DbError::DiskLow => disk_low(),
+            DbError::KeyReused { .. } => Self::not_permitted("key_reused", error)
+                .hint("the same key means the same request; take a new key for another one"),
+            DbError::Ended { .. } => Self::new(StatusCode::CONFLICT, "already_ended", error.to_string()),
             DbError::Unavailable => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_unavailable", error.to_string()).retry_after(1)
             }

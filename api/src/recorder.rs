@@ -8,7 +8,7 @@ use faena_db_client::DbClient;
 use faena_domain::units::{KB, MB};
 use faena_domain::{CallNum, Namespace, Payload};
 use faena_protocol::db::CallRecordEnded;
-use faena_protocol::records::CallRecord;
+use faena_protocol::records::{CallRecord, CallSpec};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
 
@@ -88,11 +88,13 @@ impl Recorder {
     }
 
     /// Writes a call that has ended, however often db has to be asked.
-    pub(crate) fn write(&self, namespace: Namespace, call: CallRecord, place: Place) {
-        self.show(&namespace, call.clone());
+    pub(crate) fn write(&self, spec: &CallSpec, call: CallRecord, place: Place) {
+        self.show(&spec.namespace, call.clone());
         let recorder = self.clone();
+        let (body, direct, timeout_ms) = (spec.body.clone(), spec.direct, spec.timeout_ms);
+        let request = CallRecordEnded { namespace: spec.namespace.clone(), call, body, direct, timeout_ms };
         tokio::spawn(async move {
-            let (num, request) = (call.num, CallRecordEnded { namespace, call });
+            let num = request.call.num;
             if let Err(error) = recorder.db.ask_until_known(&request).await {
                 error!(%error, call = %num, "a call could not be recorded");
             }

@@ -45,6 +45,13 @@ pub(crate) struct CallView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     error: Option<CallError>,
+    /// The call that it repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_of: Option<i64>,
+    /// When it may run, while that has not come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    run_at: Option<Timestamp>,
     /// When it was accepted.
     #[schema(value_type = String)]
     created_at: Timestamp,
@@ -87,6 +94,8 @@ impl CallView {
             engine: call.engine,
             attempts: call.attempts,
             error: call.error,
+            replay_of: call.replay_of.map(|num| num.0),
+            run_at: call.run_at,
             created_at: Timestamp(call.created_at),
             ended_at: call.ended_at.map(Timestamp),
         }

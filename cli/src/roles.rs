@@ -87,9 +87,9 @@ fn endpoint(folders: &Folders, name: &str) -> anyhow::Result<Endpoint> {
     Ok(Endpoint::new(folders.run.join(name))?)
 }
 
-fn start_db(folders: &Folders, metrics: &Metrics) -> anyhow::Result<Running> {
+fn start_db(settings: &Settings, folders: &Folders, metrics: &Metrics) -> anyhow::Result<Running> {
     let metrics = metrics.register(faena_db::metrics::Metrics::register);
-    let store = Arc::new(SqliteStore::open(&folders.data.join("faena.db"), &metrics)?);
+    let store = Arc::new(SqliteStore::open(&folders.data.join("faena.db"), settings.store(), &metrics)?);
     let endpoint = endpoint(folders, "db.sock")?;
     Ok(Running::start(|stop| Box::pin(async move { Ok(faena_db::serve(store, &endpoint, stop).await?) })))
 }
@@ -153,7 +153,7 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let folders = Folders::prepare(&settings)?;
     let _locks = lock_all(&folders)?;
     let metrics = Metrics::default();
-    let mut db = start_db(&folders, &metrics)?;
+    let mut db = start_db(&settings, &folders, &metrics)?;
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::local(&settings.blob_folder())?;
     let mut api = start_api(&settings, &folders, client.clone(), blobs.clone(), metrics.clone()).await?;
@@ -170,7 +170,7 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
 pub(crate) async fn db(settings: Settings) -> anyhow::Result<()> {
     let folders = Folders::prepare(&settings)?;
     let _lock = folders.lock("db")?;
-    let mut db = start_db(&folders, &Metrics::default())?;
+    let mut db = start_db(&settings, &folders, &Metrics::default())?;
     info!("the database service is ready");
     until_stopped(&mut [&mut db]).await?;
     db.stop().await

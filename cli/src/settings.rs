@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
-use faena_domain::units::{ByteSize, GB, MB, Span};
+use faena_domain::units::{ByteSize, GB, Span};
 use faena_domain::{AskedLimits, Limits};
 use faena_engine::Layer;
 use faena_telemetry::LogFormat;
@@ -74,6 +75,16 @@ pub(crate) struct Settings {
     pub(crate) egress_hosts: Vec<String>,
     /// The most that runtimes and functions may ask for, over the built-in maximum.
     pub(crate) maximum: AskedLimits,
+    /// Calls of one function that may wait, and what their params may hold.
+    pub(crate) queue_calls: u64,
+    pub(crate) queue_bytes: ByteSize,
+    /// The same over all functions.
+    pub(crate) queue_total_calls: u64,
+    pub(crate) queue_total_bytes: ByteSize,
+    /// How many ended calls are kept, how long, and how long dead letters are.
+    pub(crate) keep_calls: u64,
+    pub(crate) keep_calls_for: Span,
+    pub(crate) keep_dead_letters_for: Span,
     /// What must stay free on the disks of data and blobs; below it new work is refused, and what runs is finished.
     pub(crate) disk_reserve: ByteSize,
     /// Unpacked code that a worker keeps; what was used longest ago goes first.
@@ -125,6 +136,7 @@ fn host_name() -> String {
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let store = StoreSettings::default();
         let host_image =
             |image: &str, program: &str| HostImage { image: image.to_owned(), program: program.to_owned() };
         Self {
@@ -155,7 +167,14 @@ impl Default for Settings {
             egress_proxy: ["HTTPS_PROXY", "https_proxy"].iter().find_map(|name| std::env::var(name).ok()),
             egress_hosts: Vec::new(),
             maximum: AskedLimits::default(),
-            disk_reserve: ByteSize(64 * MB),
+            queue_calls: store.queue.function_calls,
+            queue_bytes: store.queue.function_bytes,
+            queue_total_calls: store.queue.calls,
+            queue_total_bytes: store.queue.bytes,
+            keep_calls: store.keep.calls,
+            keep_calls_for: Span(store.keep.calls_for_ms.unsigned_abs()),
+            keep_dead_letters_for: Span(store.keep.dead_letters_for_ms.unsigned_abs()),
+            disk_reserve: store.disk_reserve,
             code_cache: ByteSize(10 * GB),
             build: AskedLimits::default(),
         }
@@ -251,6 +270,25 @@ impl Settings {
     /// The most that runtimes and functions may ask for.
     pub(crate) fn maximum(&self) -> Limits {
         self.maximum.lowered(&Limits::MAXIMUM)
+    }
+
+    /// How the database is set up.
+    pub(crate) fn store(&self) -> StoreSettings {
+        let millis = |span: Span| i64::try_from(span.0).unwrap_or(i64::MAX);
+        StoreSettings {
+            queue: QueueBounds {
+                function_calls: self.queue_calls,
+                function_bytes: self.queue_bytes,
+                calls: self.queue_total_calls,
+                bytes: self.queue_total_bytes,
+            },
+            keep: Keep {
+                calls: self.keep_calls,
+                calls_for_ms: millis(self.keep_calls_for),
+                dead_letters_for_ms: millis(self.keep_dead_letters_for),
+            },
+            disk_reserve: self.disk_reserve,
+        }
     }
 
     /// What builds get.

@@ -4,9 +4,11 @@
 
 pub mod metrics;
 mod server;
+mod settings;
 mod sqlite;
 mod store;
 
 pub use server::{ServeError, serve};
-pub use sqlite::{MigrateError, OpenError, SqliteStore};
+pub use settings::{Keep, QueueBounds, StoreSettings};
+pub use sqlite::{KernelTime, MigrateError, OpenError, SqliteStore, TimeSource};
 pub use store::{Responder, Store};

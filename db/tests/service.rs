@@ -1,174 +1,15 @@
 //! The service as its clients see it: over its socket, across restarts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-use std::path::Path;
-use std::sync::Arc;
+mod support;
 
-use faena_db::{SqliteStore, Store};
-use faena_db_client::DbClient;
 use faena_domain::{
-    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, ErrorKind, Exit, FunctionName, Layer,
-    Limits, Manifest, Namespace, Owner, Payload, RuntimeSpec, Version, call::StartKind,
+    BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, ErrorKind, Layer, Payload, Version,
 };
 use faena_protocol::db::*;
-use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, Outcome};
+use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec};
 use faena_protocol::{DbError, DbRequest};
-use faena_transport::Endpoint;
-use tokio_util::sync::CancellationToken;
-
-/// One service on a folder of its own; dropping it is a crash.
-struct Service {
-    client: DbClient,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Service {
-    fn start(folder: &Path) -> Self {
-        let metrics = faena_telemetry::Metrics::default().register(faena_db::metrics::Metrics::register);
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("db"), &metrics).unwrap());
-        let endpoint = Endpoint::new(folder.join("s")).unwrap();
-        let stop = CancellationToken::new();
-        let client = DbClient::connect(endpoint.clone());
-        let task = tokio::spawn({
-            let stop = stop.clone();
-            async move { faena_db::serve(store, &endpoint, stop).await.unwrap() }
-        });
-        Self { client, stop, task }
-    }
-
-    async fn ask<R: DbRequest>(&self, request: R) -> Result<R::Reply, DbError> {
-        self.client.ask(&request).await
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-    }
-}
-
-fn space() -> Namespace {
-    Namespace::default()
-}
-
-fn name(text: &str) -> FunctionName {
-    text.parse().unwrap()
-}
-
-fn owner(incarnation: &str) -> Owner {
-    Owner { worker: "w1".into(), incarnation: incarnation.into() }
-}
-
-fn runtime(run: &str) -> RuntimeSpec {
-    let body = serde_json::json!({"image": "pythonruntime", "path": "/ws", "dependencies": "true", "run": run});
-    RuntimeSpec::parse(body.to_string().as_bytes(), &Limits::MAXIMUM).unwrap()
-}
-
-fn upload(request: &str, function: &str) -> VersionPut {
-    VersionPut {
-        request: request.into(),
-        namespace: space(),
-        runtime: "pythonruntime".parse().unwrap(),
-        function: name(function),
-        source: BlobKey::from_digest([7; 32]),
-        source_bytes: 10,
-        manifest: Manifest::default(),
-        limits: Limits::DEFAULT,
-    }
-}
-
-async fn with_function(service: &Service, function: &str) {
-    service.ask(RuntimePut { namespace: space(), spec: runtime("python3 test.py") }).await.unwrap();
-    service.ask(upload(&format!("up-{function}"), function)).await.unwrap();
-}
-
-async fn build(service: &Service, result: Result<BlobKey, BuildFailure>) {
-    let claim = BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
-    let job = service.ask(claim).await.unwrap().pop().unwrap();
-    service
-        .ask(BuildFinish {
-            namespace: space(),
-            function: job.code.function,
-            version: job.code.version,
-            epoch: job.epoch,
-            owner: owner("a"),
-            outcome: Some(BuildOutcome {
-                engine: Some(EngineKind::Sandbox),
-                image_id: Some("host".into()),
-                result,
-                log: Payload::Text("built".into()),
-                log_tail: "built".into(),
-            }),
-        })
-        .await
-        .unwrap();
-}
-
-async fn with_built(service: &Service, function: &str) {
-    with_function(service, function).await;
-    build(service, Ok(BlobKey::from_digest([9; 32]))).await;
-}
-
-fn uuid() -> String {
-    uuid::Uuid::new_v4().to_string()
-}
-
-fn spec(num: i64, function: &str) -> CallSpec {
-    CallSpec {
-        num: CallNum(num),
-        namespace: space(),
-        function: name(function),
-        params: Payload::Text("{}".into()),
-        body: None,
-        direct: false,
-        timeout_ms: None,
-        max_age_ms: 3_600_000,
-        retries: Some(0),
-        traceparent: String::new(),
-    }
-}
-
-async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
-    service.ask(CallAccept { spec, version: None }).await.unwrap()
-}
-
-async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
-    let engines = vec![EngineKind::Sandbox];
-    service.ask(CallsClaim { request: request.into(), owner: owner("a"), engines, limit: 10 }).await.unwrap()
-}
-
-fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
-    Outcome {
-        status: if error.is_some() { CallStatus::Failed } else { CallStatus::Done },
-        result: Payload::Text("out".into()),
-        error,
-        logs: Payload::empty(),
-        attempt: Attempt {
-            attempt: job.attempt,
-            worker: "w1".into(),
-            engine: EngineKind::Sandbox,
-            start: StartKind::Cold,
-            epoch: job.epoch,
-            queue_ms: job.queue_ms,
-            start_ms: 1,
-            run_ms: 1,
-            exit: Some(Exit::Code(0)),
-            peak_memory_bytes: None,
-            cpu_ms: None,
-            missing_layers: vec![],
-            egress_hosts: vec![],
-            error: None,
-        },
-    }
-}
-
-fn finish(job: &CallJob, error: Option<CallError>) -> CallFinish {
-    CallFinish { num: job.num, epoch: job.epoch, owner: owner("a"), outcome: Some(outcome(job, error)) }
-}
-
-async fn get(service: &Service, num: i64) -> CallRecord {
-    service.ask(CallGet { namespace: space(), num: CallNum(num) }).await.unwrap()
-}
+use support::*;
 
 #[tokio::test]
 async fn a_runtime_has_revisions_and_the_same_object_changes_nothing() {
@@ -285,7 +126,8 @@ async fn a_new_incarnation_ends_what_its_predecessor_held() {
     claim(&service, "c").await;
     service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
     let call = get(&service, 1).await;
-    assert_eq!((call.status, call.error.unwrap().kind), (CallStatus::Failed, ErrorKind::Infrastructure));
+    assert_eq!(call.status, CallStatus::Pending, "the call is delivered again");
+    assert_eq!(call.attempts[0].error.as_ref().unwrap().kind, ErrorKind::Infrastructure);
     let again = service
         .ask(BuildsClaim { request: "d".into(), owner: owner("b"), engines: vec![EngineKind::Sandbox], limit: 1 })
         .await
@@ -329,6 +171,7 @@ async fn lists_are_paged_and_filtered() {
         namespace: space(),
         function: function.map(name),
         status: Some(CallStatus::Pending),
+        dead: false,
         before: before.map(CallNum),
         limit: 2,
     };
@@ -400,7 +243,7 @@ async fn a_list_of_large_calls_is_cut_and_still_answered() {
         )
         .await;
     }
-    let list = CallList { namespace: space(), function: None, status: None, before: None, limit: 200 };
+    let list = CallList { namespace: space(), function: None, status: None, dead: false, before: None, limit: 200 };
     let calls = service.ask(list).await.unwrap();
     assert_eq!(calls.len(), 200);
     assert!(calls.iter().all(|call| (1025..1030).contains(&call.params.len())));

@@ -10,21 +10,18 @@ use faena_domain::environment::{ca_variables, package_variables, path_prefix, pr
 use faena_domain::limits::{MAX_BODY, MAX_CALL_LOG, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, Command, EngineKind, ErrorKind, Layer, Network, Payload};
 use faena_engine::{CA_BUNDLE, Engine, EngineError, Guard, Instance, InstanceSpec};
-use faena_instance_protocol::{EGRESS_PORT, Run, ToAgent};
+use faena_instance_protocol::{EGRESS_PORT, Run};
 use faena_protocol::records::{CallJob, Outcome};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::code::CodeError;
 use crate::egress::Egress;
-use crate::process::{self, Bounds, Cut, Finished, Order, RunError};
+use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::{Node, instance, result};
 
 /// Params of the direct road hold a body in base64, and the request's headers.
 const MAX_PARAMS: u64 = 2 * MAX_BODY;
-/// What is added to an attempt's time before its instance kills itself, should nobody else do it.
-const LEASE_BEYOND: Duration = Duration::from_secs(30);
 
 /// An attempt that is over.
 #[derive(Debug)]
@@ -59,13 +56,23 @@ fn platform_failure(layer: Layer, error: impl std::fmt::Display) -> Failure {
 
 impl From<BlobError> for Failure {
     fn from(error: BlobError) -> Self {
-        platform_failure(Layer::Start, error)
+        match error {
+            // Another delivery would find the same bytes, or none.
+            BlobError::Damaged(_) | BlobError::NotFound(_) => {
+                Self::Call(CallError::new(ErrorKind::Start, Layer::Start, error.to_string()))
+            }
+            error => platform_failure(Layer::Start, error),
+        }
     }
 }
 
 impl From<CodeError> for Failure {
     fn from(error: CodeError) -> Self {
-        platform_failure(Layer::Start, error)
+        match error {
+            CodeError::Blob(error) => error.into(),
+            CodeError::Archive(_) => Self::Call(CallError::new(ErrorKind::Start, Layer::Start, error.to_string())),
+            CodeError::Folder(_) => platform_failure(Layer::Start, error),
+        }
     }
 }
 
@@ -89,14 +96,7 @@ struct Ready {
     body: Option<Bytes>,
 }
 
-/// The instant of `CLOCK_BOOTTIME` that is so far away, in milliseconds.
-pub(crate) fn lease_end(after: Duration) -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
-    u64::try_from((now + after).as_millis()).unwrap_or(u64::MAX)
-}
-
-async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob) -> Result<Ready, Failure> {
+async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
     let params = node.blobs.bytes(&job.params, MAX_PARAMS).await?;
     let body = match &job.body {
         Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
@@ -115,8 +115,7 @@ async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob) -> Result
         ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
     };
     let mut instance = instance::create(Arc::clone(engine), spec, code).await.map_err(|error| start_failure(&error))?;
-    let until_ms = lease_end(Duration::from_millis(job.timeout_ms) + LEASE_BEYOND);
-    let leased = instance.agent.send(&ToAgent::Lease { until_ms }, &[]).await;
+    let leased = process::tell_lease(&instance.agent, lease).await;
     leased.map_err(|error| Failure::from(RunError::from(error)))?;
     let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
     Ok(Ready { instance, egress, params, body })
@@ -219,7 +218,13 @@ impl Telling<'_> {
 }
 
 /// Runs one attempt to its end. `started` is called when the process runs.
-pub async fn run_attempt(node: &Node, job: &CallJob, stop: &CancellationToken, started: impl FnOnce()) -> Ended {
+pub async fn run_attempt(
+    node: &Node,
+    job: &CallJob,
+    mut lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce(),
+) -> Ended {
     let begun = Instant::now();
     let deadline = begun + Duration::from_millis(job.timeout_ms);
     let chosen = job.code.engine.and_then(|kind| node.engines.get(&kind));
@@ -237,7 +242,7 @@ pub async fn run_attempt(node: &Node, job: &CallJob, stop: &CancellationToken, s
         return Ended { outcome: Some(telling.failed(error)), instance: None };
     };
     let prepared = tokio::select! {
-        prepared = tokio::time::timeout_at(deadline, prepare(node, engine, job)) => prepared,
+        prepared = tokio::time::timeout_at(deadline, prepare(node, engine, job, &mut lease)) => prepared,
         () = stop.cancelled() => return Ended { outcome: None, instance: None },
     };
     let mut ready = match prepared {
@@ -249,7 +254,7 @@ pub async fn run_attempt(node: &Node, job: &CallJob, stop: &CancellationToken, s
             return Ended { outcome: Some(telling.failed(error)), instance: None };
         }
     };
-    let outcome = run_in(&mut telling, &mut ready, deadline, stop, started).await;
+    let outcome = run_in(&mut telling, &mut ready, (deadline, lease), stop, started).await;
     let outcome = match outcome {
         Ok(outcome) => Some(outcome),
         Err(Failure::Call(error)) => Some(telling.failed(error)),
@@ -261,7 +266,7 @@ pub async fn run_attempt(node: &Node, job: &CallJob, stop: &CancellationToken, s
 async fn run_in(
     telling: &mut Telling<'_>,
     ready: &mut Ready,
-    deadline: Instant,
+    (deadline, lease): (Instant, LeaseEnd),
     stop: &CancellationToken,
     started: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
@@ -271,6 +276,7 @@ async fn run_in(
         stdin: ready.body.as_deref().unwrap_or(&ready.params),
         params: Some(&ready.params),
         deadline,
+        lease,
         stop,
         bounds: Bounds { stdout: MAX_RESULT, stderr: MAX_CALL_LOG, output: MAX_RESULT, joined: false },
     };

@@ -16,15 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::attempt::lease_end;
 use crate::egress::Egress;
-use crate::process::{self, Bounds, Cut, Finished, Order, RunError};
+use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::{Node, capture, instance, result};
 
 /// How long the tree may take to become an archive.
 const PACK: Duration = Duration::from_secs(120);
-/// What is added to a build's time before its instance kills itself.
-const LEASE_BEYOND: Duration = Duration::from_secs(180);
 
 /// Why there is no artifact.
 enum Failure {
@@ -79,7 +76,7 @@ async fn choose(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId
 }
 
 /// Runs one build to its end; none where the node stopped before it could end.
-pub async fn run_build(node: &Node, job: &BuildJob, stop: &CancellationToken) -> Option<BuildOutcome> {
+pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &CancellationToken) -> Option<BuildOutcome> {
     let chosen = tokio::select! {
         chosen = choose(node, job) => chosen,
         () = stop.cancelled() => return None,
@@ -89,7 +86,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, stop: &CancellationToken) ->
         Err(failure) => (None, None, Err(Failure::Build(failure))),
         Ok((engine, image)) => {
             let made = if job.runtime.needs_build() {
-                build(node, job, &engine, &image, stop, &mut log).await
+                build(node, job, (&engine, &image), (lease, stop), &mut log).await
             } else {
                 Ok(job.code.archive)
             };
@@ -133,9 +130,8 @@ fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
 async fn build(
     node: &Node,
     job: &BuildJob,
-    engine: &Arc<dyn Engine>,
-    image: &ImageId,
-    stop: &CancellationToken,
+    (engine, image): (&Arc<dyn Engine>, &ImageId),
+    (lease, stop): (LeaseEnd, &CancellationToken),
     log: &mut String,
 ) -> Result<BlobKey, Failure> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
@@ -156,7 +152,7 @@ async fn build(
         error => platform(error),
     })?;
     let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
-    let made = build_in(node, job, &mut instance, deadline, stop, log).await;
+    let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;
     drop(egress);
     instance.guard.destroy().await;
     made
@@ -166,17 +162,16 @@ async fn build_in(
     node: &Node,
     job: &BuildJob,
     instance: &mut Instance,
-    deadline: Instant,
-    stop: &CancellationToken,
+    (deadline, mut lease, stop): (Instant, LeaseEnd, &CancellationToken),
     log: &mut String,
 ) -> Result<BlobKey, Failure> {
-    let until_ms = lease_end(node.build.limits.timeout.duration() + LEASE_BEYOND);
-    instance.agent.send(&ToAgent::Lease { until_ms }, &[]).await.map_err(platform)?;
+    process::tell_lease(&instance.agent, &mut lease).await.map_err(platform)?;
     let order = Order {
         run: run_frame(node, job)?,
         stdin: b"",
         params: None,
         deadline,
+        lease: lease.clone(),
         stop,
         bounds: Bounds { stdout: MAX_LOG, stderr: 0, output: 0, joined: true },
     };
@@ -187,7 +182,7 @@ async fn build_in(
         error => platform(error),
     })?;
     judge(job, finished, node, log)?;
-    pack(node, job, instance).await
+    pack(node, job, instance, lease).await
 }
 
 /// What the command's end means; its output becomes the log.
@@ -224,7 +219,7 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
 }
 
 /// Takes the tree out of the instance; it is as hostile as an upload.
-async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance) -> Result<BlobKey, Failure> {
+async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: LeaseEnd) -> Result<BlobKey, Failure> {
     let (mut from, to) = capture::pipe().map_err(platform)?;
     instance.agent.send(&ToAgent::Pack { path: job.code.path.clone() }, &[to.as_fd()]).await.map_err(platform)?;
     drop(to);
@@ -233,7 +228,13 @@ async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance) -> Result<Bl
         let mut spool = node.blobs.spool().map_err(platform)?;
         let mut chunk = vec![0; 64 * 1024];
         loop {
-            let read = from.read(&mut chunk).await.map_err(platform)?;
+            let read = tokio::select! {
+                read = from.read(&mut chunk) => read.map_err(platform)?,
+                Ok(()) = lease.changed() => {
+                    process::tell_lease(&instance.agent, &mut lease).await.map_err(platform)?;
+                    continue;
+                }
+            };
             if read == 0 {
                 return spool.finish().map_err(platform);
             }

@@ -27,6 +27,7 @@ pub use build::run_build;
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use egress::{EgressPolicy, InvalidUpstream, Upstream};
 pub use image::{ImageError, import_image};
+pub use process::LeaseEnd;
 
 /// What every miniworker of a node shares.
 #[derive(Debug)]

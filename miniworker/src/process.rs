@@ -8,6 +8,7 @@ use std::time::Duration;
 use faena_engine::{AgentError, AgentSocket};
 use faena_instance_protocol::{Ended, Run, ToAgent, ToMiniworker};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,10 +25,21 @@ pub(crate) struct Order<'a> {
     /// The content of `input.json`.
     pub(crate) params: Option<&'a [u8]>,
     pub(crate) deadline: Instant,
+    /// Until when the agent lets anything run.
+    pub(crate) lease: LeaseEnd,
     /// Ends the process early: the node stops.
     pub(crate) stop: &'a CancellationToken,
     /// Bounds of standard output, standard error, and `output.json`.
     pub(crate) bounds: Bounds,
+}
+
+/// The instant of `CLOCK_BOOTTIME`, in milliseconds, at which a claim ends unless it is renewed meanwhile.
+pub type LeaseEnd = watch::Receiver<u64>;
+
+/// Tells the agent until when it may let anything run.
+pub(crate) async fn tell_lease(agent: &AgentSocket, lease: &mut LeaseEnd) -> Result<(), AgentError> {
+    let until_ms = *lease.borrow_and_update();
+    agent.send(&ToAgent::Lease { until_ms }, &[]).await
 }
 
 /// How much is kept of what a process puts out.
@@ -129,11 +141,11 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
 /// Starts a process and stays with it until everything of it has ended.
 pub(crate) async fn run(
     agent: &mut AgentSocket,
-    order: Order<'_>,
+    mut order: Order<'_>,
     started: impl FnOnce(),
 ) -> Result<Finished, RunError> {
     let streams = start(agent, &order).await?;
-    let (ended, cut) = follow(agent, &order, &streams.too_much, started).await?;
+    let (ended, cut) = follow(agent, &mut order, &streams.too_much, started).await?;
     // Every process is dead and the agent holds no end of these, so they have ended too.
     let last = async {
         let whole = |reading: Result<io::Result<Captured>, _>| reading.map_err(io::Error::other)?;
@@ -145,7 +157,7 @@ pub(crate) async fn run(
 
 async fn follow(
     agent: &mut AgentSocket,
-    order: &Order<'_>,
+    order: &mut Order<'_>,
     too_much: &CancellationToken,
     started: impl FnOnce(),
 ) -> Result<(Ended, Option<Cut>), RunError> {
@@ -165,6 +177,10 @@ async fn follow(
                 ToMiniworker::Ended(ended) if ended.id == order.run.id => return Ok((ended, cut)),
                 _ => return Err(RunError::Silent),
             },
+            Ok(()) = order.lease.changed() => {
+                tell_lease(agent, &mut order.lease).await?;
+                continue;
+            }
             () = tokio::time::sleep_until(deadline) => Cut::Deadline,
             () = too_much.cancelled(), if cut.is_none() => Cut::Output,
             () = order.stop.cancelled(), if cut.is_none() => Cut::Stop,

@@ -9,10 +9,15 @@ use faena_domain::{
     BlobKey, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, RuntimeSpec, Version,
 };
 use faena_engine::{Engine, Pull};
-use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Ended, Node, run_attempt, run_build};
+use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Ended, LeaseEnd, Node, run_attempt, run_build};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
 use tokio_util::sync::CancellationToken;
+
+/// A lease that never ends.
+fn lease() -> LeaseEnd {
+    tokio::sync::watch::channel(u64::MAX).1
+}
 
 /// A node on a folder of its own, with one uploaded archive.
 struct Bench {
@@ -57,6 +62,7 @@ impl Bench {
             env: BTreeMap::new(),
             limits: Limits::DEFAULT,
             network: Network::None,
+            concurrency: None,
         }
     }
 
@@ -80,7 +86,7 @@ impl Bench {
 
     /// Runs an attempt, destroys what it leaves, and checks that nothing lives on.
     async fn attempt(&self, job: &CallJob, stop: &CancellationToken) -> Option<Outcome> {
-        let Ended { outcome, instance } = run_attempt(&self.node, job, stop, || {}).await;
+        let Ended { outcome, instance } = run_attempt(&self.node, job, lease(), stop, || {}).await;
         if let Some(instance) = instance {
             instance.destroy().await;
         }
@@ -153,7 +159,7 @@ async fn a_node_that_stops_gives_the_attempt_back() {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     let job = bench.job("hang");
-    let ended = run_attempt(&bench.node, &job, &stop, move || cancel.cancel()).await;
+    let ended = run_attempt(&bench.node, &job, lease(), &stop, move || cancel.cancel()).await;
     assert!(ended.outcome.is_none());
     ended.instance.unwrap().destroy().await;
     assert_eq!(bench.engine.live(), 0);
@@ -183,7 +189,7 @@ fn build(bench: &Bench, dependencies: &str) -> BuildJob {
 #[tokio::test]
 async fn nothing_to_build_makes_the_source_the_artifact() {
     let bench = Bench::new(Trouble::None).await;
-    let outcome = run_build(&bench.node, &build(&bench, ""), &CancellationToken::new()).await.unwrap();
+    let outcome = run_build(&bench.node, &build(&bench, ""), lease(), &CancellationToken::new()).await.unwrap();
     assert_eq!((outcome.engine, outcome.result), (Some(EngineKind::Fake), Ok(bench.archive)));
 }
 
@@ -198,7 +204,8 @@ async fn builds_fail_with_their_reason_and_leave_nothing() {
         (Trouble::Create, "echo", ErrorKind::Build),
     ] {
         let bench = Bench::new(trouble).await;
-        let outcome = run_build(&bench.node, &build(&bench, dependencies), &CancellationToken::new()).await.unwrap();
+        let outcome =
+            run_build(&bench.node, &build(&bench, dependencies), lease(), &CancellationToken::new()).await.unwrap();
         assert_eq!(outcome.result.unwrap_err().kind, kind, "{trouble:?} {dependencies}");
         assert_eq!(bench.engine.live(), 0);
     }

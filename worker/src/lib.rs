@@ -3,6 +3,7 @@
 //! One task owns the truth about what the node holds ([`Worker::run`]). Each attempt and each build is a task of its
 //! own, which owns its instance; what it has to say goes through the outbox, which does not rest until db has it.
 
+mod lease;
 pub mod metrics;
 mod outbox;
 mod session;

@@ -1,6 +1,6 @@
 //! The one task that knows what a node holds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,20 +8,22 @@ use faena_db_client::DbClient;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_miniworker::{Ended, Node, run_attempt, run_build};
 use faena_protocol::Envelope;
-use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, LeaseRenew};
-use faena_protocol::node::{NodeInfo, TYPE, ToApi, ToWorker};
+use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed};
+use faena_protocol::node::{Lease, NodeInfo, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob};
 use faena_transport::{Link, LinkEvent, LinkHandle};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::metrics::{Built, End, Metrics};
-use crate::{Worker, outbox};
+use crate::{Worker, lease, outbox};
 
 /// How often leases are renewed; a lease is three times as long.
 const RENEW: Duration = Duration::from_secs(10);
+/// How long starts are gathered before db hears of them; what ends sooner needs no such word.
+const GATHER: Duration = Duration::from_millis(100);
 /// How long what was cut off at a stop may take to be given back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
 /// Ends of calls that wait to be told; more than any node has slots.
@@ -34,6 +36,33 @@ enum Event {
     Tell(ToApi),
     CallGone,
     BuildGone(BuildRef),
+    Started(Claim),
+    Renewed(Box<Renewal>),
+}
+
+/// Leases that were renewed, but for those that are not ours any more.
+struct Renewal {
+    /// When db was asked.
+    asked_ms: u64,
+    request: LeaseRenew,
+    renewed: Renewed,
+}
+
+/// What the session keeps of a call or a build.
+struct Held {
+    epoch: Epoch,
+    /// Ends it before it ends itself.
+    stop: CancellationToken,
+    /// Until when it may run.
+    lease: watch::Sender<u64>,
+    /// Whether db has a row of it, which may pass to another.
+    has_row: bool,
+}
+
+/// What an attempt or a build is told while it goes on.
+struct Reins {
+    lease: watch::Receiver<u64>,
+    stop: CancellationToken,
 }
 
 /// What every task of the node needs.
@@ -55,8 +84,12 @@ pub(crate) struct Session {
     info: NodeInfo,
     grace: Duration,
     link: LinkHandle,
-    calls: HashSet<Claim>,
-    builds: HashSet<BuildRef>,
+    calls: HashMap<Claim, Held>,
+    builds: HashMap<BuildRef, Held>,
+    /// Calls whose processes run and of which db has not heard so.
+    begun: Vec<Claim>,
+    /// This boot of this machine.
+    boot: String,
     /// Calls that have ended and whose instances are being destroyed.
     leaving: usize,
     /// Sent again after each reconnect until the api has acknowledged them.
@@ -81,8 +114,10 @@ impl Session {
             info,
             grace: worker.config.grace,
             link,
-            calls: HashSet::new(),
-            builds: HashSet::new(),
+            calls: HashMap::new(),
+            builds: HashMap::new(),
+            begun: Vec::new(),
+            boot: lease::boot_id(),
             leaving: 0,
             unheard: HashMap::new(),
             draining: false,
@@ -93,6 +128,7 @@ impl Session {
     pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
         let mut renew = tokio::time::interval(RENEW);
         let mut end = None;
+        let mut tell_begun = None;
         loop {
             let is_idle = self.calls.is_empty() && self.leaving == 0 && self.builds.is_empty();
             if self.draining && is_idle && self.unheard.is_empty() {
@@ -103,7 +139,16 @@ impl Session {
                     Some(event) => self.heard(event).await,
                     None => return,
                 },
-                Some(event) = self.events.recv() => self.event(event).await,
+                Some(event) = self.events.recv() => {
+                    self.event(event).await;
+                    if !self.begun.is_empty() && tell_begun.is_none() {
+                        tell_begun = Some(Instant::now() + GATHER);
+                    }
+                }
+                () = until(tell_begun) => {
+                    tell_begun = None;
+                    self.tell_begun();
+                }
                 _ = renew.tick() => self.renew(),
                 () = stop.cancelled(), if !self.draining => {
                     info!(calls = self.calls.len(), builds = self.builds.len(), "draining");
@@ -131,8 +176,8 @@ impl Session {
     }
 
     async fn hello(&self) {
-        let calls = self.calls.iter().chain(self.unheard.keys()).copied().collect();
-        let builds = self.builds.iter().cloned().collect();
+        let calls = self.calls.keys().chain(self.unheard.keys()).copied().collect();
+        let builds = self.builds.keys().cloned().collect();
         self.tell(&ToApi::Hello { node: self.info.clone(), calls, builds }).await;
         if self.draining {
             self.tell(&ToApi::Draining).await;
@@ -160,29 +205,51 @@ impl Session {
             ToWorker::Welcome => debug!("the api knows us"),
             ToWorker::SayHello => self.hello().await,
             ToWorker::EndedAck { num, epoch } => drop(self.unheard.remove(&(num, epoch))),
-            ToWorker::Call { job } => self.call(*job).await,
-            ToWorker::Build { job } => self.build(*job),
+            ToWorker::Call { job, lease } => self.call(*job, &lease).await,
+            ToWorker::Build { job, lease } => self.build(*job, &lease),
+            ToWorker::Cancel { num, epoch } => {
+                if let Some(held) = self.calls.get(&(num, epoch)) {
+                    held.stop.cancel();
+                }
+            }
         }
     }
 
-    async fn call(&mut self, job: CallJob) {
+    /// What is kept of a claim, and what its task is told. While the node drains nothing begins any more.
+    fn take_up(&self, epoch: Epoch, has_row: bool, until_ms: u64) -> (Held, Reins) {
+        let stop = self.shared.cut.child_token();
+        if self.draining {
+            stop.cancel();
+        }
+        let (sender, receiver) = watch::channel(until_ms);
+        let reins = Reins { lease: receiver, stop: stop.clone() };
+        (Held { epoch, stop, lease: sender, has_row }, reins)
+    }
+
+    async fn call(&mut self, job: CallJob, lease: &Lease) {
         let claim = (job.num, job.epoch);
-        if self.calls.contains(&claim) || self.unheard.contains_key(&claim) {
+        if self.calls.contains_key(&claim) || self.unheard.contains_key(&claim) {
             return;
         }
-        self.calls.insert(claim);
+        let (now, known) = (lease::boot_ms(), lease::first_end(lease, &self.boot));
+        // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
+        let until_ms = if job.has_row { known.unwrap_or(0) } else { lease::end_of(now) };
+        let (held, reins) = self.take_up(job.epoch, job.has_row, until_ms);
+        self.calls.insert(claim, held);
         self.tell(&ToApi::Accepted { num: job.num, epoch: job.epoch }).await;
-        let stop = if self.draining { cancelled() } else { self.shared.cut.clone() };
         self.shared.metrics.busy.inc();
-        tokio::spawn(self.shared.clone().attempt(job, stop));
+        tokio::spawn(self.shared.clone().attempt(job, reins));
     }
 
-    fn build(&mut self, job: BuildJob) {
+    fn build(&mut self, job: BuildJob, lease: &Lease) {
         let build = reference(&job);
-        if self.builds.insert(build) {
-            let stop = if self.draining { cancelled() } else { self.shared.cut.clone() };
-            tokio::spawn(self.shared.clone().build(job, stop));
+        if self.builds.contains_key(&build) {
+            return;
         }
+        let until_ms = lease::first_end(lease, &self.boot).unwrap_or(0);
+        let (held, reins) = self.take_up(job.epoch, true, until_ms);
+        self.builds.insert(build, held);
+        tokio::spawn(self.shared.clone().build(job, reins));
     }
 
     async fn event(&mut self, event: Event) {
@@ -203,6 +270,51 @@ impl Session {
                 self.builds.remove(&build);
                 self.tell(&ToApi::BuildEnded { build }).await;
             }
+            Event::Started(claim) => {
+                if self.calls.get(&claim).is_some_and(|held| held.has_row) {
+                    self.begun.push(claim);
+                }
+                self.tell(&ToApi::Started { num: claim.0, epoch: claim.1 }).await;
+            }
+            Event::Renewed(renewal) => self.renewed(&renewal),
+        }
+    }
+
+    /// Db counts a delivery that is lost only if it knows that its process had begun.
+    fn tell_begun(&mut self) {
+        let begun = std::mem::take(&mut self.begun);
+        let calls: Vec<Claim> = begun.into_iter().filter(|claim| self.calls.contains_key(claim)).collect();
+        if calls.is_empty() {
+            return;
+        }
+        let (db, owner) = (self.shared.db.clone(), self.shared.owner.clone());
+        tokio::spawn(async move {
+            if let Err(error) = db.ask(&CallsStarted { owner, calls }).await {
+                debug!(%error, "db did not hear of starts");
+            }
+        });
+    }
+
+    /// What was renewed may go on; what is not ours any more has to end at once.
+    fn renewed(&self, asked: &Renewal) {
+        let until_ms = lease::end_of(asked.asked_ms);
+        for claim in &asked.request.calls {
+            let Some(held) = self.calls.get(claim).filter(|held| held.has_row) else { continue };
+            if asked.renewed.stale_calls.contains(claim) {
+                warn!(call = %claim.0, "another claim has taken over; stopping this one");
+                held.stop.cancel();
+            } else {
+                held.lease.send_replace(until_ms);
+            }
+        }
+        for build in &asked.request.builds {
+            let Some(held) = self.builds.get(&build.0).filter(|held| held.epoch == build.1) else { continue };
+            if asked.renewed.stale_builds.contains(build) {
+                warn!(function = %build.0.function, "another claim has taken over; stopping this build");
+                held.stop.cancel();
+            } else {
+                held.lease.send_replace(until_ms);
+            }
         }
     }
 
@@ -211,24 +323,24 @@ impl Session {
         if self.calls.is_empty() && self.builds.is_empty() {
             return;
         }
+        let asked_ms = lease::boot_ms();
+        // A call without a row is not db's to judge.
+        for held in self.calls.values().filter(|held| !held.has_row) {
+            held.lease.send_replace(lease::end_of(asked_ms));
+        }
         let request = LeaseRenew {
             owner: self.shared.owner.clone(),
-            calls: self.calls.iter().map(|(num, _)| *num).collect(),
-            builds: self.builds.iter().cloned().collect(),
+            calls: self.calls.keys().copied().collect(),
+            builds: self.builds.iter().map(|(build, held)| (build.clone(), held.epoch)).collect(),
         };
-        let db = self.shared.db.clone();
+        let shared = self.shared.clone();
         tokio::spawn(async move {
-            if let Err(error) = db.ask(&request).await {
-                warn!(%error, "leases could not be renewed");
+            match shared.db.ask(&request).await {
+                Ok(renewed) => shared.say(Event::Renewed(Box::new(Renewal { asked_ms, request, renewed }))).await,
+                Err(error) => warn!(%error, "leases could not be renewed"),
             }
         });
     }
-}
-
-fn cancelled() -> CancellationToken {
-    let token = CancellationToken::new();
-    token.cancel();
-    token
 }
 
 async fn until(end: Option<Instant>) {
@@ -248,12 +360,30 @@ impl Shared {
         let _ = self.events.send(event).await;
     }
 
-    async fn attempt(self, job: CallJob, stop: CancellationToken) {
+    /// A claim whose lease is by another machine's clock is renewed before anything begins.
+    async fn confirm(&self, reins: &mut Reins, calls: Vec<Claim>, builds: Vec<(BuildRef, Epoch)>) {
+        if *reins.lease.borrow() > 0 {
+            return;
+        }
+        let asked_ms = lease::boot_ms();
+        let request = LeaseRenew { owner: self.owner.clone(), calls, builds };
+        if let Ok(renewed) = self.db.ask_until_known(&request).await {
+            self.say(Event::Renewed(Box::new(Renewal { asked_ms, request, renewed }))).await;
+            tokio::select! {
+                // The session answers in one of these ways.
+                _ = reins.lease.changed() => {}
+                () = reins.stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn attempt(self, job: CallJob, mut reins: Reins) {
         let (num, epoch) = (job.num, job.epoch);
+        self.confirm(&mut reins, vec![(num, epoch)], Vec::new()).await;
         let events = self.events.clone();
-        let ended = run_attempt(&self.node, &job, &stop, || {
-            // A hint for the api; where the queue is full it learns from the end.
-            let _ = events.try_send(Event::Tell(ToApi::Started { num, epoch }));
+        let ended = run_attempt(&self.node, &job, reins.lease, &reins.stop, || {
+            // A hint; where the queue is full everybody learns from the end.
+            let _ = events.try_send(Event::Started((num, epoch)));
         })
         .await;
         let Ended { outcome, instance } = ended;
@@ -278,8 +408,9 @@ impl Shared {
         self.say(Event::CallGone).await;
     }
 
-    async fn build(self, job: BuildJob, stop: CancellationToken) {
-        let outcome = run_build(&self.node, &job, &stop).await;
+    async fn build(self, job: BuildJob, mut reins: Reins) {
+        self.confirm(&mut reins, Vec::new(), vec![(reference(&job), job.epoch)]).await;
+        let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
         if let Some(outcome) = &outcome {
             let status = if outcome.result.is_ok() { "READY" } else { "ERROR" };
             self.metrics.builds.get_or_create(&Built { status }).inc();

@@ -118,6 +118,12 @@ impl Fleet {
         names.iter().filter_map(|name| self.0.remove(name)).map(|worker| worker.info.owner).collect()
     }
 
+    /// The connection of a run of a worker, while it has one.
+    pub(super) fn peer(&self, owner: &Owner) -> Option<Peer> {
+        let worker = self.0.get(&owner.worker).filter(|worker| worker.info.owner == *owner)?;
+        worker.peer.clone().ok()
+    }
+
     /// Whose connection it is.
     pub(super) fn owner(&mut self, peer: &Peer) -> Option<Owner> {
         self.by_peer(peer).map(|worker| worker.info.owner.clone())

@@ -9,16 +9,18 @@ mod fleet;
 mod waited;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use faena_db_client::DbClient;
+use faena_domain::queue::LEASE_MS;
 use faena_domain::{CallNum, EngineKind, Epoch, Owner};
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
-use faena_protocol::node::{TYPE, ToApi, ToWorker};
+use faena_protocol::node::{Lease, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -43,8 +45,18 @@ enum Command {
     Submit(Box<Waited>),
     Abandon(CallNum),
     Workers(oneshot::Sender<Vec<WorkerView>>),
-    Claimed(Owner, Vec<CallJob>, Vec<BuildJob>),
+    Cancel(CallNum, oneshot::Sender<Option<CallRecord>>),
+    Stop(Owner, CallNum, Epoch),
+    Claimed(Box<Claimed>),
     Adopted(CallNum, Box<Result<CallRecord, DbError>>),
+}
+
+/// What db claimed for a worker.
+struct Claimed {
+    owner: Owner,
+    calls: Vec<CallJob>,
+    builds: Vec<BuildJob>,
+    lease: Lease,
 }
 
 /// The way to the dispatcher; clones share it.
@@ -72,6 +84,25 @@ impl DispatcherHandle {
     pub(crate) async fn abandon(&self, num: CallNum) {
         // Where the dispatcher has gone, so has the channel that would answer.
         let _ = self.commands.send(Command::Abandon(num)).await;
+    }
+
+    /// Cancels a call that has no row; none where it has one, or has ended.
+    pub(crate) async fn cancel(&self, num: CallNum) -> Option<CallRecord> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Cancel(num, reply)).await;
+        answer.await.ok().flatten()
+    }
+
+    /// Has a worker stop a call that was cancelled in db.
+    pub(crate) async fn stop(&self, owner: Owner, num: CallNum, epoch: Epoch) {
+        // Where the dispatcher has gone the worker hears of it at its next renewal.
+        let _ = self.commands.send(Command::Stop(owner, num, epoch)).await;
+    }
+
+    /// Tells whoever follows a call that it stands otherwise.
+    pub(crate) fn tell(&self, num: CallNum) {
+        // Nobody may follow it.
+        let _ = self.ends.send(num);
     }
 
     /// Says that db has work.
@@ -150,7 +181,7 @@ impl Dispatcher {
         let poke = Arc::clone(&self.poke);
         loop {
             tokio::select! {
-                Some(command) = self.commands.recv() => self.command(command),
+                Some(command) = self.commands.recv() => self.command(command).await,
                 event = workers.next() => match event {
                     Some(ServerEvent::Message(peer, bytes)) => self.message(peer, &bytes).await,
                     Some(ServerEvent::Lost(peer)) => self.fleet.lost(&peer),
@@ -163,14 +194,37 @@ impl Dispatcher {
         }
     }
 
-    fn command(&mut self, command: Command) {
+    async fn command(&mut self, command: Command) {
         match command {
             Command::Submit(call) => self.submit(*call),
             Command::Abandon(num) => self.abandon(num),
             Command::Workers(reply) => drop(reply.send(self.fleet.views())),
-            Command::Claimed(owner, calls, builds) => self.claimed(&owner, calls, builds),
+            Command::Cancel(num, reply) => drop(reply.send(self.cancel(num).await)),
+            Command::Stop(owner, num, epoch) => self.stop(&owner, num, epoch).await,
+            Command::Claimed(claimed) => self.claimed(*claimed),
             Command::Adopted(num, result) => self.adopted(num, *result),
         }
+    }
+
+    /// Ends a call without a row on somebody's word.
+    async fn cancel(&mut self, num: CallNum) -> Option<CallRecord> {
+        // One that is given its row is cancelled there.
+        let call = self.waited.get(&num).filter(|call| !call.is_adopted())?;
+        let (record, running) = (call.cancelled(), call.owner.clone().map(|owner| (owner, call.epoch)));
+        self.queue.retain(|queued| *queued != num);
+        let call = self.waited.remove(&num)?;
+        self.end_waited(call, record.clone());
+        if let Some((owner, epoch)) = running {
+            self.stop(&owner, num, epoch).await;
+        }
+        Some(record)
+    }
+
+    async fn stop(&mut self, owner: &Owner, num: CallNum, epoch: Epoch) {
+        if let Some(peer) = self.fleet.peer(owner) {
+            self.say(&peer, &ToWorker::Cancel { num, epoch }).await;
+        }
+        self.dirty = true;
     }
 
     async fn say(&self, peer: &Peer, message: &ToWorker) {
@@ -256,9 +310,9 @@ impl Dispatcher {
 
     /// Answers a waited call and writes it behind the answer.
     fn end_waited(&self, mut call: Waited, record: CallRecord) {
-        let (namespace, num) = (call.spec.namespace.clone(), call.spec.num);
+        let num = call.spec.num;
         match call.place.take() {
-            Some(place) => self.recorder.write(namespace, record.clone(), place),
+            Some(place) => self.recorder.write(&call.spec, record.clone(), place),
             None => self.recorder.forget(num),
         }
         call.answer(Answer::Ended(Box::new(record)));
@@ -438,7 +492,7 @@ impl Dispatcher {
             match self.fleet.assign(engine, claim) {
                 Some((peer, owner)) => {
                     let job = call.dispatch(owner);
-                    self.say(&peer, &ToWorker::Call { job: Box::new(job) }).await;
+                    self.say(&peer, &ToWorker::Call { job: Box::new(job), lease: lease(boot_ms()) }).await;
                 }
                 None => left.push_back(num),
             }
@@ -455,6 +509,8 @@ impl Dispatcher {
             let request = uuid::Uuid::new_v4().simple().to_string();
             tokio::spawn(async move {
                 let owner = room.owner.clone();
+                // Db grants the lease no earlier than now.
+                let lease = lease(boot_ms());
                 let calls = CallsClaim {
                     request: request.clone(),
                     owner: owner.clone(),
@@ -468,21 +524,22 @@ impl Dispatcher {
                 for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {
                     debug!(%error, "nothing could be claimed");
                 }
-                let claimed = Command::Claimed(owner, calls.unwrap_or_default(), builds.unwrap_or_default());
-                let _ = sender.send(claimed).await;
+                let (calls, builds) = (calls.unwrap_or_default(), builds.unwrap_or_default());
+                let _ = sender.send(Command::Claimed(Box::new(Claimed { owner, calls, builds, lease }))).await;
             });
         }
     }
 
-    fn claimed(&mut self, owner: &Owner, calls: Vec<CallJob>, builds: Vec<BuildJob>) {
+    fn claimed(&mut self, claimed: Claimed) {
+        let Claimed { owner, calls, builds, lease } = claimed;
         self.dirty |= !calls.is_empty() || !builds.is_empty();
-        let Some(peer) = self.fleet.claimed(owner, &calls, &builds) else {
-            return self.give_back(owner, calls, builds);
+        let Some(peer) = self.fleet.claimed(&owner, &calls, &builds) else {
+            return self.give_back(&owner, calls, builds);
         };
         let server = self.server.clone();
-        let calls = calls.into_iter().map(|job| ToWorker::Call { job: Box::new(job) });
-        let messages: Vec<ToWorker> =
-            calls.chain(builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job) })).collect();
+        let calls = calls.into_iter().map(|job| ToWorker::Call { job: Box::new(job), lease: lease.clone() });
+        let builds = builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job), lease: lease.clone() });
+        let messages: Vec<ToWorker> = calls.chain(builds).collect();
         tokio::spawn(async move {
             for message in messages {
                 match Envelope::new("", TYPE, &message).and_then(|envelope| envelope.encode()) {
@@ -507,6 +564,22 @@ impl Dispatcher {
             }
         });
     }
+}
+
+/// `CLOCK_BOOTTIME` in milliseconds.
+fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A lease that was granted at this instant or later, for workers that share our clock.
+fn lease(granted_ms: u64) -> Lease {
+    /// What tells this boot of this machine from every other (random(4)).
+    static BOOT: LazyLock<String> = LazyLock::new(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    });
+    Lease { boot: BOOT.clone(), until_ms: granted_ms + LEASE_MS.unsigned_abs() }
 }
 
 /// Writes, and does not give up while the answer is not known.

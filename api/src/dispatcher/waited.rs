@@ -167,6 +167,8 @@ impl Waited {
             created_at: self.created_at,
             ended_at: None,
             traceparent: self.spec.traceparent.clone(),
+            replay_of: None,
+            run_at: None,
         }
     }
 
@@ -198,6 +200,11 @@ impl Waited {
     pub(super) fn expired(&self) -> CallRecord {
         let message = "the call reached its maxAgeMs while it waited for a slot";
         self.failed(CallStatus::Expired, CallError::new(ErrorKind::Expired, Layer::Queue, message))
+    }
+
+    pub(super) fn cancelled(&self) -> CallRecord {
+        let layer = if self.owner.is_some() { Layer::Run } else { Layer::Queue };
+        self.failed(CallStatus::Cancelled, CallError::new(ErrorKind::Cancelled, layer, "the call was cancelled"))
     }
 
     pub(super) fn lost(&self) -> CallRecord {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::RawQuery;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_PAGE};
 use faena_domain::near::nearest;
 use faena_domain::{CallNum, CallStatus, FunctionName};
 use faena_protocol::DbError;
-use faena_protocol::db::{CallGet, CallList};
+use faena_protocol::db::{CallCancel, CallGet, CallList};
 use faena_protocol::records::CallRecord;
 use serde::Serialize;
 use serde::ser::SerializeMap;
@@ -24,11 +24,13 @@ use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
 
+/// How long a call that has ended takes to be written, about.
+const WRITTEN: Duration = Duration::from_millis(20);
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Calls by their keys, in the order they were found.
-pub(crate) struct Page(Vec<CallRecord>);
+pub(crate) struct Page(pub(crate) Vec<CallRecord>);
 
 impl Serialize for Page {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -81,8 +83,8 @@ impl Query {
     }
 
     /// The query of the page after this one.
-    fn next(&self, last: CallNum) -> String {
-        let mut text = format!("/calls?limit={}&cursor={last}", self.limit);
+    fn next(&self, route: &str, last: CallNum) -> String {
+        let mut text = format!("{route}?limit={}&cursor={last}", self.limit);
         // Writing into a String does not fail; both values are plain characters.
         if let Some(function) = &self.function {
             let _ = write!(text, "&funcName={function}");
@@ -98,18 +100,24 @@ impl Query {
 #[utoipa::path(get, path = "/calls", tag = "calls", params(("limit" = Option<u32>, Query, description = "1 to 200"), ("cursor" = Option<i64>, Query,), ("funcName" = Option<String>, Query,), ("status" = Option<String>, Query,)),
     responses((status = 200, description = "`{\"c1\": {…}}`; `Link: rel=\"next\"` leads to the next page"), (status = 400, description = "What is wrong", body = Problem)))]
 pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Response> {
+    page(&app, "/calls", query, false).await
+}
+
+/// A page of calls, or of dead letters only.
+pub(crate) async fn page(app: &App, route: &str, query: Option<String>, dead: bool) -> Reply<Response> {
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let request = CallList {
         namespace: Caller::local().namespace,
         function: query.function.clone(),
         status: query.status,
+        dead,
         before: query.cursor,
         limit: query.limit + 1,
     };
     let mut calls = app.db().ask(&request).await?;
     let more = calls.len() > query.limit as usize;
     calls.truncate(query.limit as usize);
-    let next = calls.last().filter(|_| more).map(|call| query.next(call.num));
+    let next = calls.last().filter(|_| more).map(|call| query.next(route, call.num));
     let mut response = Json(Page(calls)).into_response();
     if let Some(link) = next.and_then(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")).ok()) {
         response.headers_mut().insert(header::LINK, link);
@@ -117,7 +125,7 @@ pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> R
     Ok(response)
 }
 
-fn number(text: &str) -> Reply<CallNum> {
+pub(crate) fn number(text: &str) -> Reply<CallNum> {
     text.parse().map_err(|error| Problem::invalid("invalid_call_number", error))
 }
 
@@ -133,6 +141,25 @@ pub(crate) async fn find(app: &App, num: CallNum) -> Reply<CallRecord> {
             app.recorder().get(&namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
         }
         found => Ok(found?),
+    }
+}
+
+/// A call that has its row: one that has ended without gets it in a moment, one that runs without has none yet.
+pub(crate) async fn written(app: &App, num: CallNum) -> Reply<CallRecord> {
+    let namespace = Caller::local().namespace;
+    let request = CallGet { namespace: namespace.clone(), num };
+    loop {
+        match app.db().ask(&request).await {
+            Err(DbError::NotFound { .. }) => match app.recorder().get(&namespace, num) {
+                Some(call) if call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
+                Some(_) => {
+                    let detail = format!("call {num} has not ended yet, and somebody waits for it");
+                    return Err(Problem::new(StatusCode::CONFLICT, "conflict", detail));
+                }
+                None => return Ok(app.db().ask(&request).await?),
+            },
+            found => return Ok(found?),
+        }
     }
 }
 
@@ -193,6 +220,28 @@ pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers
         response.headers_mut().insert("preference-applied", applied);
     }
     Ok(response)
+}
+
+/// Cancels a call: one that waits at once, one that runs by ending its instance.
+#[utoipa::path(delete, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The call, CANCELLED", body = CallView), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It has ended", body = Problem)))]
+pub(crate) async fn cancel(State(app): State<App>, Path(num): Path<String>) -> Reply<Json<CallView>> {
+    let (num, namespace) = (number(&num)?, Caller::local().namespace);
+    if app.recorder().get(&namespace, num).is_some()
+        && let Some(call) = app.dispatcher().cancel(num).await
+    {
+        return Ok(Json(CallView::whole(call, app.blobs()).await?));
+    }
+    // One that has ended is being written; then db says so.
+    let ended = app.recorder().get(&namespace, num).map(|call| call.status).filter(|status| status.is_terminal());
+    if let Some(status) = ended {
+        return Err(DbError::Ended { status }.into());
+    }
+    let cancelled = app.db().ask(&CallCancel { namespace, num }).await?;
+    if let Some((owner, epoch)) = cancelled.running {
+        app.dispatcher().stop(owner, num, epoch).await;
+    }
+    app.dispatcher().tell(num);
+    Ok(Json(CallView::whole(cancelled.record, app.blobs()).await?))
 }
 
 /// What a call wrote beside its result.

@@ -1,5 +1,7 @@
 //! The direct road: `ANY /f/{name}`, body in, body out.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -11,7 +13,7 @@ use serde_json::json;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 
-use super::{calls, invoke, trace};
+use super::{invoke, trace};
 use crate::app::{App, Caller};
 use crate::body;
 use crate::path::Path;
@@ -20,6 +22,9 @@ use crate::view::base64;
 
 /// What a direct call may wait for a slot, over its own time.
 const QUEUE_MS: u64 = 10_000;
+
+/// How much later than its age a call is judged at most.
+const JUDGED: Duration = Duration::from_secs(2);
 
 /// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
 fn is_withheld(name: &str) -> bool {
@@ -91,9 +96,9 @@ pub(crate) async fn call(
     let name = segments.into_iter().next().map(|(_, value)| value).unwrap_or_default();
     let function: FunctionName = name.parse()?;
     app.room().disk()?;
-    invoke::refuse_key(&headers)?;
     let resolved = invoke::resolve(&app, &namespace, &function, None).await?;
     let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
+    let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
     let (params, body) = params(&app, &uri, &method, &headers, &bytes, &name).await?;
     let timeout_ms = resolved.code.limits.timeout.0;
     let spec = CallSpec {
@@ -105,15 +110,20 @@ pub(crate) async fn call(
         direct: true,
         timeout_ms: None,
         max_age_ms: timeout_ms + QUEUE_MS,
+        run_at: None,
+        priority: 0,
+        key,
+        waited: false,
+        replay_of: None,
         retries: Some(0),
         traceparent: trace::parent(&headers),
     };
-    let call = if resolved.status == FunctionStatus::Ready {
+    let needs_row = spec.key.is_some() || resolved.code.concurrency.is_some();
+    let call = if resolved.status == FunctionStatus::Ready && !needs_row {
         invoke::run_waited(&app, spec, resolved, None).await?
     } else {
-        let age = std::time::Duration::from_millis(spec.max_age_ms);
-        let call = invoke::accept(&app, spec, None).await?;
-        calls::wait_for_end(&app, call, age + std::time::Duration::from_secs(2)).await?
+        let age = Duration::from_millis(spec.max_age_ms);
+        invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?
     };
     answer(&app, call).await
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use faena_protocol::db::Ping;
+use faena_protocol::db::{Health, Ping};
 use serde::Serialize;
 
 use crate::app::App;
@@ -24,6 +24,11 @@ pub(crate) struct Readiness {
     database: bool,
     /// Workers that take work.
     workers: usize,
+    /// Whether the disk is nearly full, and new work refused.
+    disk_low: bool,
+    /// How far wall time was set since the database began, where that is more than a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_step_ms: Option<i64>,
 }
 
 /// Whether the process lives.
@@ -35,11 +40,13 @@ pub(crate) async fn healthy() -> &'static str {
 /// Whether calls can run: the database answers and a worker takes work.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "Ready", body = Readiness), (status = 503, description = "Not ready, and what is missing", body = Readiness)))]
 pub(crate) async fn ready(State(app): State<App>) -> (StatusCode, Json<Readiness>) {
-    let database = app.db().ask_within(&Ping {}, PATIENCE).await.is_ok();
+    let health = app.db().ask_within(&Ping {}, PATIENCE).await;
+    let database = health.is_ok();
+    let Health { clock_step_ms, disk_low } = health.unwrap_or_default();
     let workers = app.dispatcher().workers().await.iter().filter(|worker| WorkerView::is_ready(worker)).count();
     let ready = database && workers > 0 && !app.draining().is_cancelled();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, database, workers }))
+    (status, Json(Readiness { ready, database, workers, disk_low, clock_step_ms }))
 }
 
 /// What the platform counts, in Prometheus' text format.

@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
+use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{FunctionName, FunctionStatus, Namespace, Payload, Version};
-use faena_protocol::db::{CallAccept, VersionResolve};
-use faena_protocol::records::{CallRecord, CallSpec, ResolvedVersion};
+use faena_domain::{BlobKey, FunctionName, FunctionStatus, Namespace, Payload, Timestamp, Version};
+use faena_protocol::db::{CallAccept, CallPromised, VersionResolve};
+use faena_protocol::records::{CallRecord, CallSpec, IdempotencyKey, ResolvedVersion};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use super::{calls, trace};
 use crate::app::{App, Caller};
@@ -23,13 +25,15 @@ use crate::dispatcher::{Answer, Waited};
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
 
-/// How long a call may take as a whole: six hours.
-const MAX_AGE_MS: u64 = 6 * 3600 * 1000;
+/// The longest age that a client may ask for: thirty days.
+const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
+/// The highest priority, and with a minus the lowest.
+const MAX_PRIORITY: i32 = 100;
 
-/// Members that this version does not have yet; taking them silently would promise something.
-const NOT_YET: [&str; 4] = ["maxAgeMs", "runAt", "priority", "callback"];
+/// A member that this version does not have yet; taking it silently would promise something.
+const NOT_YET: &str = "callback";
 const FIELDS: [&str; 9] =
-    ["funcName", "params", "version", "timeoutMs", "retries", NOT_YET[0], NOT_YET[1], NOT_YET[2], NOT_YET[3]];
+    ["funcName", "params", "version", "timeoutMs", "retries", "maxAgeMs", "runAt", "priority", NOT_YET];
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,37 +43,70 @@ struct Invocation {
     version: Option<i64>,
     timeout_ms: Option<u64>,
     retries: Option<u32>,
-    max_age_ms: Option<Box<RawValue>>,
-    run_at: Option<Box<RawValue>>,
-    priority: Option<Box<RawValue>>,
+    max_age_ms: Option<u64>,
+    run_at: Option<String>,
+    priority: Option<i32>,
     callback: Option<Box<RawValue>>,
 }
 
 impl Invocation {
     fn parse(bytes: &[u8], maximum: &Limits) -> Reply<Self> {
         let invocation: Self = parse_object(bytes, &FIELDS)?;
-        let given = [&invocation.max_age_ms, &invocation.run_at, &invocation.priority, &invocation.callback];
-        if let Some((name, _)) = NOT_YET.iter().zip(given).find(|(_, value)| value.is_some()) {
-            return Err(not_supported(&format!("the field `{name}`")));
+        if invocation.callback.is_some() {
+            let detail = format!("the field `{NOT_YET}` is not supported by this version of Faena; leave it out");
+            return Err(Problem::invalid("not_supported", detail));
         }
         check_timeout(invocation.timeout_ms, maximum)?;
-        match invocation.retries {
-            Some(retries) if retries > MAX_RETRIES => {
-                let detail = format!("retries = {retries} is more than the {MAX_RETRIES} that are permitted");
-                Err(Problem::not_permitted("limit_exceeded", detail))
-            }
-            _ => Ok(invocation),
-        }
+        within("retries", invocation.retries.map(i64::from), 0, i64::from(MAX_RETRIES))?;
+        within("maxAgeMs", invocation.max_age_ms.map(clamped), 1, clamped(MAX_AGE_MS))?;
+        within("priority", invocation.priority.map(i64::from), -i64::from(MAX_PRIORITY), i64::from(MAX_PRIORITY))?;
+        Ok(invocation)
+    }
+
+    fn run_at(&self) -> Reply<Option<Timestamp>> {
+        let parse = |text: &String| {
+            text.parse().map_err(|error| Problem::invalid("invalid_instant", format!("runAt: {error}")))
+        };
+        self.run_at.as_ref().map(parse).transpose()
     }
 }
 
-fn not_supported(what: &str) -> Problem {
-    Problem::invalid("not_supported", format!("{what} is not supported by this version of Faena; leave it out"))
+fn clamped(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Refuses what would be ignored otherwise.
-pub(crate) fn refuse_key(headers: &HeaderMap) -> Reply<()> {
-    if headers.contains_key("idempotency-key") { Err(not_supported("the header Idempotency-Key")) } else { Ok(()) }
+fn within(what: &str, asked: Option<i64>, least: i64, most: i64) -> Reply<()> {
+    match asked {
+        Some(asked) if !(least..=most).contains(&asked) => {
+            let detail = format!("{what} = {asked} is not within {least} and {most}, which are permitted");
+            Err(Problem::not_permitted("limit_exceeded", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an `Idempotency-Key` stands for: the method, where it went, the version it names, and its body.
+pub(crate) fn idempotency_key(
+    headers: &HeaderMap,
+    (method, uri): (&Method, &Uri),
+    version: Option<Version>,
+    body: &[u8],
+) -> Reply<Option<IdempotencyKey>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    let is_visible = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if !is_visible || headers.get_all("idempotency-key").iter().count() > 1 {
+        let detail = "an Idempotency-Key is one text of 1 to 255 visible ASCII characters";
+        return Err(Problem::invalid("invalid_key", detail));
+    }
+    let version = version.map(|version| version.to_string()).unwrap_or_default();
+    let mut hash = Sha256::new();
+    for part in [method.as_str(), uri.path(), uri.query().unwrap_or_default(), &version] {
+        hash.update(part);
+        hash.update([0]);
+    }
+    hash.update(body);
+    Ok(Some(IdempotencyKey { key: key.to_owned(), hash: BlobKey::from_digest(hash.finalize().into()) }))
 }
 
 fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
@@ -171,14 +208,34 @@ pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) 
     Ok(call)
 }
 
+/// Accepts a call durably and waits for its end; where that does not come in time the call is promised.
+pub(crate) async fn accept_and_wait(
+    app: &App,
+    spec: CallSpec,
+    version: Option<Version>,
+    wait: Duration,
+) -> Reply<CallRecord> {
+    let call = accept(app, CallSpec { waited: true, ..spec }, version).await?;
+    let call = calls::wait_for_end(app, call, wait).await?;
+    if !call.status.is_terminal() {
+        // From the 202 on somebody relies on it: should it fail, it is a dead letter.
+        app.db().ask(&CallPromised { num: call.num }).await?;
+    }
+    Ok(call)
+}
+
 /// Invokes a function: 202 when the call is stored, or with `Prefer: wait=N` 200 when it ended in time.
-#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`"),
-    params(("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
+#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`, `maxAgeMs`, `runAt`, `priority`"),
+    params(("Prefer" = Option<String>, Header, description = "wait=SECONDS"), ("Idempotency-Key" = Option<String>, Header, description = "the same key and body is the same call")),
     responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
-pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
+pub(crate) async fn invoke(
+    State(app): State<App>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<Response> {
     let namespace = Caller::local().namespace;
     app.room().disk()?;
-    refuse_key(&headers)?;
     let bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
@@ -186,7 +243,14 @@ pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Bod
     let wait = prefer_wait(&headers);
     // A first look, so that an unknown function takes no number.
     let resolved = resolve(&app, &namespace, &function, version).await?;
-    let waits_here = wait.is_some() && resolved.status == FunctionStatus::Ready && invocation.retries.unwrap_or(0) == 0;
+    let (key, run_at) = (idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
+    // What has to be durable, or has an order among others, gets its row before it runs.
+    let needs_row = key.is_some()
+        || run_at.is_some()
+        || invocation.priority.is_some()
+        || invocation.retries.unwrap_or(0) > 0
+        || resolved.code.concurrency.is_some();
+    let waits_here = wait.is_some() && resolved.status == FunctionStatus::Ready && !needs_row;
     let spec = CallSpec {
         num: app.numbers().next().await?,
         namespace,
@@ -195,16 +259,18 @@ pub(crate) async fn invoke(State(app): State<App>, headers: HeaderMap, body: Bod
         body: None,
         direct: false,
         timeout_ms: invocation.timeout_ms,
-        max_age_ms: MAX_AGE_MS,
+        max_age_ms: invocation.max_age_ms.unwrap_or(DEFAULT_AGE_MS),
+        run_at,
+        priority: invocation.priority.unwrap_or(0),
+        key,
+        waited: false,
+        replay_of: None,
         retries: invocation.retries.or(wait.map(|_| 0)),
         traceparent: trace::parent(&headers),
     };
     let call = match wait {
         Some(seconds) if waits_here => run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?,
-        Some(seconds) => {
-            let call = accept(&app, spec, version).await?;
-            calls::wait_for_end(&app, call, Duration::from_secs(seconds)).await?
-        }
+        Some(seconds) => accept_and_wait(&app, spec, version, Duration::from_secs(seconds)).await?,
         None => accept(&app, spec, version).await?,
     };
     reply(&app, call, wait).await
@@ -254,7 +320,9 @@ mod tests {
             (r#"{"funcName":"f","params":1,"timeoutMs":0}"#, "invalid_timeout"),
             (r#"{"funcName":"f","params":1,"timeoutMs":99999999}"#, "limit_exceeded"),
             (r#"{"funcName":"f","params":1,"retries":101}"#, "limit_exceeded"),
-            (r#"{"funcName":"f","params":1,"priority":1}"#, "not_supported"),
+            (r#"{"funcName":"f","params":1,"priority":101}"#, "limit_exceeded"),
+            (r#"{"funcName":"f","params":1,"maxAgeMs":0}"#, "limit_exceeded"),
+            (r#"{"funcName":"f","params":1,"callback":"x"}"#, "not_supported"),
         ] {
             assert_eq!(parse(text).unwrap_err(), code, "{text}");
         }

@@ -7,6 +7,7 @@ mod events;
 mod functions;
 mod health;
 mod invoke;
+mod replay;
 mod runtimes;
 mod trace;
 mod upload;
@@ -45,7 +46,10 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(builds::get, builds::retry))
         .routes(routes!(invoke::invoke))
         .routes(routes!(calls::list))
-        .routes(routes!(calls::get))
+        .routes(routes!(calls::get, calls::cancel))
+        .routes(routes!(replay::one))
+        .routes(routes!(replay::dead_letters))
+        .routes(routes!(replay::many))
         .routes(routes!(calls::logs))
         .routes(routes!(workers::list))
         .routes(routes!(health::healthy))

@@ -1,15 +1,6 @@
 //! Calls: how they stand, how they end, and why.
 //!
-//! ```text
-//!              claim                end: done, failed, timeout
-//!   PENDING ──────────▶ RUNNING ─────────────────────────────▶ DONE | FAILED | TIMEOUT
-//!      ▲ │                 │
-//!      │ │ deadline        │ retry (a function's failure, budget left), drained
-//!      │ └─▶ EXPIRED       │
-//!      └───────────────────┘
-//! ```
-//!
-//! CANCELLED is reached from PENDING and RUNNING. A terminal status never changes.
+//! [`crate::queue`] draws how a call moves from one status to the next.
 
 use serde::{Deserialize, Serialize};
 

@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod name;
 pub mod near;
 pub mod payload;
+pub mod queue;
 pub mod retry;
 pub mod runtime;
 pub mod time;

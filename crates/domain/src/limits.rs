@@ -111,6 +111,9 @@ pub struct AskedLimits {
     /// See [`Limits::disk`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<ByteSize>,
+    /// Calls of the function at once, over all workers; none is no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
 }
 
 /// Somebody asked for more, or less, than is granted.
@@ -146,6 +149,7 @@ impl AskedLimits {
                 Some(value) => Err(LimitExceeded { what, asked: value.to_string(), most: most.to_string(), by }),
             }
         }
+        check(("concurrency", by), self.concurrency, 1, u32::MAX)?;
         Ok(Limits {
             memory: check(("memory", by), self.memory, default.memory, maximum.memory)?,
             cpu: check(("cpu", by), self.cpu, default.cpu, maximum.cpu)?,

@@ -65,10 +65,9 @@ pub enum InvalidManifest {
 }
 
 const KEYS: [&str; 4] = ["limits", "env", "retries", "network"];
-const LIMIT_KEYS: [&str; 6] = ["memory", "cpu", "timeout", "pids", "tmp", "disk"];
+const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
 /// Keys of the format that have no effect yet; taking them silently would promise something.
 const NOT_YET: [&str; 5] = ["contract", "handler", "reuse", "preload", "minimum"];
-const LIMIT_NOT_YET: [&str; 1] = ["concurrency"];
 
 fn check_keys(
     table: &toml::Table,
@@ -95,7 +94,7 @@ impl Manifest {
         let table: toml::Table = text.parse().map_err(malformed)?;
         check_keys(&table, &KEYS, &NOT_YET)?;
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
-            check_keys(limits, &LIMIT_KEYS, &LIMIT_NOT_YET)?;
+            check_keys(limits, &LIMIT_KEYS, &[])?;
         }
         let manifest: Self = table.try_into().map_err(malformed)?;
         check_env(&manifest.env)?;
@@ -145,8 +144,7 @@ mod tests {
 
     #[test]
     fn keys_without_effect_are_refused_rather_than_ignored() {
-        for text in ["contract = \"http\"", "reuse = \"never\"", "preload = \"function\"", "[limits]\nconcurrency = 2"]
-        {
+        for text in ["contract = \"http\"", "reuse = \"never\"", "preload = \"function\""] {
             assert!(matches!(Manifest::parse(text), Err(InvalidManifest::NotYet(_))), "{text}");
         }
     }

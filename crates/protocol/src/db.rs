@@ -1,8 +1,8 @@
 //! Requests to the database service. Each type names its reply; every write may be sent again.
 
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, RuntimeName,
-    RuntimeSpec, Version,
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, Payload,
+    RuntimeName, RuntimeSpec, Version,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -46,9 +46,30 @@ pub enum DbError {
     /// The claim it was made under is over: another epoch or another owner.
     #[error("the claim is over: another epoch or owner holds it, or it has ended")]
     Stale,
-    /// A queue is full; try again later.
-    #[error("the database has no room for more work at the moment")]
+    /// The service has too many requests waiting; try again later.
+    #[error("the database has no room for more requests at the moment")]
     Full,
+    /// As many calls, or builds, wait as may.
+    #[error("{message}")]
+    QueueFull {
+        /// A sentence that names the bound.
+        message: String,
+    },
+    /// The disk is nearly full: new work is refused, and what runs is finished.
+    #[error("the disk of the database is nearly full")]
+    DiskLow,
+    /// The key was used before, for another request.
+    #[error("the Idempotency-Key {key:?} was used for another request")]
+    KeyReused {
+        /// The key.
+        key: String,
+    },
+    /// The call has ended, and a terminal status never changes.
+    #[error("the call has ended {}", .status.as_str())]
+    Ended {
+        /// How.
+        status: CallStatus,
+    },
     /// The service did not answer in time, or is not there. Whether it did it is not known.
     #[error("the database service does not answer")]
     Unavailable,
@@ -83,8 +104,8 @@ macro_rules! requests {
 }
 
 requests! {
-    /// Asks whether the service lives; read.
-    Ping = "ping" -> () {}
+    /// Asks whether the service lives, and how; read.
+    Ping = "ping" -> Health {}
 
     /// Registers a runtime, or a new revision of it where something differs; write.
     RuntimePut = "runtime.put" -> Put<RuntimeRecord> {
@@ -227,6 +248,12 @@ requests! {
         namespace: Namespace,
         /// The call.
         call: CallRecord,
+        /// Standard input where it was not the params; a replay has it too.
+        body: Option<Payload>,
+        /// Whether any bytes were a result.
+        direct: bool,
+        /// How long one attempt was allowed to take.
+        timeout_ms: Option<u64>,
     }
     /// Gives a waited call, which an owner runs already or which waits for one, its row; write.
     CallAdopt = "call.adopt" -> CallRecord {
@@ -238,6 +265,31 @@ requests! {
         created_at: i64,
         /// Who runs it, and under which claim.
         running: Option<(Owner, Epoch)>,
+    }
+    /// Tells that whoever waited for a call was told that it goes on; write.
+    CallPromised = "call.promised" -> () {
+        /// The call.
+        num: CallNum,
+    }
+    /// Ends a call that nobody wants any longer; write.
+    CallCancel = "call.cancel" -> Cancelled {
+        /// The namespace of its function.
+        namespace: Namespace,
+        /// The call.
+        num: CallNum,
+    }
+    /// Makes a new call of an old one: same function, same params; write.
+    CallReplay = "call.replay" -> CallRecord {
+        /// The new call's number; the same number gives the same call.
+        num: CallNum,
+        /// The namespace of its function.
+        namespace: Namespace,
+        /// The old call.
+        of: CallNum,
+        /// The version, where the replay names one; none resolves anew.
+        version: Option<Version>,
+        /// The W3C trace context of the new call.
+        traceparent: String,
     }
     /// Claims calls that can run for a worker; write.
     CallsClaim = "call.claim" -> Vec<CallJob> {
@@ -261,6 +313,13 @@ requests! {
         /// How it ended; none gives it back unspent.
         outcome: Option<Outcome>,
     }
+    /// Tells of calls whose processes run; write, fenced, and no harm where it is lost.
+    CallsStarted = "call.started" -> () {
+        /// Who runs them.
+        owner: Owner,
+        /// The calls and their claims.
+        calls: Vec<(CallNum, Epoch)>,
+    }
     /// One call; read.
     CallGet = "call.get" -> CallRecord {
         /// The namespace of its function.
@@ -276,6 +335,8 @@ requests! {
         function: Option<FunctionName>,
         /// Only calls of this status.
         status: Option<CallStatus>,
+        /// Only dead letters.
+        dead: bool,
         /// Only calls with a smaller number.
         before: Option<CallNum>,
         /// How many at most.
@@ -288,16 +349,31 @@ requests! {
         owner: Owner,
     }
     /// A worker still has these; write.
-    LeaseRenew = "lease.renew" -> () {
+    LeaseRenew = "lease.renew" -> Renewed {
         /// The worker.
         owner: Owner,
-        /// Its calls.
-        calls: Vec<CallNum>,
-        /// Its builds.
-        builds: Vec<BuildRef>,
+        /// Its calls and their claims.
+        calls: Vec<(CallNum, Epoch)>,
+        /// Its builds and their claims.
+        builds: Vec<(BuildRef, Epoch)>,
+    }
+    /// Which of these blobs nothing refers to; read.
+    BlobsUnused = "blob.unused" -> Vec<BlobKey> {
+        /// The blobs.
+        keys: Vec<BlobKey>,
     }
     /// Ends what has run out: leases, ages; write. The service asks itself this once a second.
     Reap = "reap" -> Reaped {}
+}
+
+/// How the service is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// How far wall time was set since the service began, where that is more than a minute; db time did not follow.
+    pub clock_step_ms: Option<i64>,
+    /// Whether the disk is nearly full, and new work refused.
+    pub disk_low: bool,
 }
 
 /// Names one build.
@@ -322,14 +398,36 @@ pub struct Put<T> {
     pub created: bool,
 }
 
+/// What a renewal did not find.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Renewed {
+    /// Calls whose row is held by another claim, or by none: whoever runs them has to stop.
+    pub stale_calls: Vec<(CallNum, Epoch)>,
+    /// Builds that are held by another claim, or by none.
+    pub stale_builds: Vec<(BuildRef, Epoch)>,
+}
+
+/// A call that was cancelled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cancelled {
+    /// The call as it is now.
+    pub record: CallRecord,
+    /// Who ran it, and under which claim.
+    pub running: Option<(Owner, Epoch)>,
+}
+
 /// How much a reaping ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reaped {
-    /// Calls whose lease ended: FAILED `infrastructure`.
+    /// Calls whose lease ended: they are delivered again, a few times.
     pub lost: u64,
     /// Calls whose age ended: EXPIRED.
     pub expired: u64,
     /// Builds whose lease ended: PENDING again.
     pub builds: u64,
+    /// Calls that were kept long enough.
+    pub forgotten: u64,
 }

@@ -93,6 +93,16 @@ pub enum ToApi {
     Draining,
 }
 
+/// Until when a claim holds that has not been renewed yet, by a clock that both sides share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    /// The boot of the machine whose `CLOCK_BOOTTIME` it is; a worker on another machine renews before it begins.
+    pub boot: String,
+    /// The instant, in milliseconds.
+    pub until_ms: u64,
+}
+
 /// From an api to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -105,11 +115,22 @@ pub enum ToWorker {
     Call {
         /// The attempt.
         job: Box<CallJob>,
+        /// Until when it is the worker's.
+        lease: Lease,
     },
     /// Build this.
     Build {
         /// The build.
         job: Box<BuildJob>,
+        /// Until when it is the worker's.
+        lease: Lease,
+    },
+    /// Stop this call: nobody wants it any longer.
+    Cancel {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
     },
     /// I have your `ended`.
     EndedAck {

@@ -120,6 +120,9 @@ pub struct Code {
     pub limits: Limits,
     /// What its instances reach.
     pub network: Network,
+    /// Calls of the function at once; none is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
 }
 
 /// A version as calls need it.
@@ -154,12 +157,37 @@ pub struct CallSpec {
     pub direct: bool,
     /// How long one attempt may take, in milliseconds; none takes the version's own limit.
     pub timeout_ms: Option<u64>,
-    /// How long the call may take as a whole, in milliseconds.
+    /// How long the call may take as a whole, in milliseconds, from its acceptance or from `run_at`.
     pub max_age_ms: u64,
+    /// It does not run before this instant of wall time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Timestamp>,
+    /// Orders it among the waiting calls of its function; higher goes first.
+    #[serde(default)]
+    pub priority: i32,
+    /// What makes the same request the same call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<IdempotencyKey>,
+    /// Whether somebody holds a connection open for its end.
+    #[serde(default)]
+    pub waited: bool,
+    /// The call that this one repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<CallNum>,
     /// How often a failure of the function is tried again; none takes the version's own number, or two.
     pub retries: Option<u32>,
     /// The W3C trace context that the call carries.
     pub traceparent: String,
+}
+
+/// A client's key, and the hash of all that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdempotencyKey {
+    /// The key: 1 to 255 visible ASCII characters.
+    pub key: String,
+    /// The hash of method, path, query, function, version and body.
+    pub hash: BlobKey,
 }
 
 /// A call as it is kept.
@@ -192,6 +220,12 @@ pub struct CallRecord {
     pub ended_at: Option<i64>,
     /// The W3C trace context that it carried.
     pub traceparent: String,
+    /// The call that it repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<CallNum>,
+    /// It does not run before this instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Timestamp>,
 }
 
 /// How one attempt ended.

@@ -1,19 +1,19 @@
 //! Builds: claimed, leased and fenced like calls.
 
 use faena_domain::build::MAX_REDELIVERIES;
+use faena_domain::queue::{Event, LEASE_MS};
 use faena_domain::{
-    BuildFailure, CallError, CallStatus, Epoch, ErrorKind, FunctionName, FunctionStatus, Layer, Namespace, Payload,
-    Version,
+    BuildFailure, CallError, Epoch, ErrorKind, FunctionName, FunctionStatus, Layer, Namespace, Owner, Payload, Version,
 };
 use faena_protocol::DbError;
-use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim};
+use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClaim};
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::requests::{Read, Write};
+use super::queue::{Because, numbers, try_take};
+use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::workers::LEASE_MS;
-use super::{functions, internal};
+use super::{blobs, functions, internal};
 
 fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionName) -> Result<BuildRecord, DbError> {
     connection
@@ -38,13 +38,13 @@ fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionNam
 }
 
 impl Read for BuildGet {
-    fn read(self, connection: &Connection) -> Result<BuildRecord, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<BuildRecord, DbError> {
         newest(connection, &self.namespace, &self.function)
     }
 }
 
 impl Write for BuildRetry {
-    fn write(self, connection: &Connection, _now: i64) -> Result<BuildRecord, DbError> {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<BuildRecord, DbError> {
         let build = newest(connection, &self.namespace, &self.function)?;
         if build.status == FunctionStatus::Ready {
             let message = format!("version {} of {} is built already", build.version, self.function);
@@ -101,8 +101,8 @@ fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec
 }
 
 impl Write for BuildsClaim {
-    fn write(self, connection: &Connection, now: i64) -> Result<Vec<BuildJob>, DbError> {
-        let claimed = claim(&self, connection, now).map_err(|error| internal("claiming builds", &error))?;
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<BuildJob>, DbError> {
+        let claimed = claim(&self, connection, moment.now).map_err(|error| internal("claiming builds", &error))?;
         let mut jobs = Vec::with_capacity(claimed.len());
         for (namespace, key, name, version, epoch) in claimed {
             let broken = |what: &str| DbError::Internal { message: format!("a row holds {what}, which is none") };
@@ -122,7 +122,7 @@ impl Write for BuildsClaim {
 type Claim = (Text<FunctionStatus>, i64, Option<String>, Option<String>);
 
 impl Write for BuildFinish {
-    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let row: Option<Claim> = connection
             .query_row(
                 "SELECT status, epoch, worker, incarnation FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3",
@@ -138,11 +138,10 @@ impl Write for BuildFinish {
         if status != FunctionStatus::Building {
             return Ok(());
         }
-        let written = match &self.outcome {
-            None => give_back(&self, connection),
-            Some(outcome) => end(&self, connection, outcome, now),
-        };
-        written.map_err(|error| internal("ending a build", &error))
+        match &self.outcome {
+            None => give_back(&self, connection).map_err(|error| internal("ending a build", &error)),
+            Some(outcome) => end(&self, connection, outcome, moment),
+        }
     }
 }
 
@@ -155,38 +154,65 @@ fn give_back(request: &BuildFinish, connection: &Connection) -> rusqlite::Result
         .map(drop)
 }
 
-fn end(request: &BuildFinish, connection: &Connection, outcome: &BuildOutcome, now: i64) -> rusqlite::Result<()> {
+fn end(
+    request: &BuildFinish,
+    connection: &Connection,
+    outcome: &BuildOutcome,
+    moment: &Moment<'_>,
+) -> Result<(), DbError> {
     let (status, artifact, error) = match &outcome.result {
         Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
         Err(failure) => (FunctionStatus::Error, None, Some(failure)),
     };
     let tail = if error.is_some() { outcome.log_tail.as_str() } else { "" };
-    connection.execute(
+    let write = || -> rusqlite::Result<()> {
+        connection.execute(
         "UPDATE versions SET status = ?4, engine = ?5, image_id = ?6, artifact = ?7, error = ?8, log = ?9, log_tail = ?10,
              built_at = ?11
          WHERE namespace = ?1 AND function = ?2 AND version = ?3",
         (request.namespace.as_str(), request.function.key(), request.version.0, status.as_str(), outcome.engine.map(Text),
-            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, now),
-    )?;
-    match error {
-        None => release_calls(connection, request, outcome),
-        Some(failure) => {
-            fail_calls(connection, &request.namespace, &request.function.key(), request.version, failure, now)
+            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, moment.now),
+        )?;
+        let owner =
+            format!("{}{}", blobs::of_function(request.namespace.as_str(), &request.function.key()), request.version);
+        blobs::refer(connection, &owner, [&outcome.log])?;
+        if let Ok(artifact) = &outcome.result {
+            blobs::refer_to(connection, &owner, artifact)?;
+            release_calls(connection, request, outcome, moment.now)?;
         }
+        Ok(())
+    };
+    write().map_err(|error| internal("ending a build", &error))?;
+    match error {
+        None => Ok(()),
+        Some(failure) => fail_calls(
+            connection,
+            request.namespace.as_str(),
+            &request.function.key(),
+            request.version,
+            failure,
+            moment,
+        ),
     }
 }
 
 /// The version is what calls run from now on, and those that waited for it can be claimed.
-fn release_calls(connection: &Connection, request: &BuildFinish, outcome: &BuildOutcome) -> rusqlite::Result<()> {
+fn release_calls(
+    connection: &Connection,
+    request: &BuildFinish,
+    outcome: &BuildOutcome,
+    now: i64,
+) -> rusqlite::Result<()> {
     let key = (request.namespace.as_str(), request.function.key());
     connection.execute(
         "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
         (key.0, &key.1, request.version.0),
     )?;
     connection.execute(
-        "UPDATE calls SET ready = 1, engine = ?4
+        // `Event::Built` for all of them at once.
+        "UPDATE calls SET ready = 1, due = not_before <= ?5 AND run_at IS NULL, engine = ?4
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
-        (key.0, &key.1, request.version.0, outcome.engine.map(Text)),
+        (key.0, &key.1, request.version.0, outcome.engine.map(Text), now),
     )?;
     Ok(())
 }
@@ -199,19 +225,44 @@ pub(super) fn call_error(failure: &BuildFailure) -> CallError {
 
 fn fail_calls(
     connection: &Connection,
-    namespace: &Namespace,
+    namespace: &str,
     function: &str,
     version: Version,
     failure: &BuildFailure,
-    now: i64,
-) -> rusqlite::Result<()> {
+    moment: &Moment<'_>,
+) -> Result<(), DbError> {
+    let waiting =
+        "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
+    for num in numbers(connection, waiting, (namespace, function, version.0))? {
+        let because = Because { error: Some(call_error(failure)), ..Because::default() };
+        try_take(connection, num, &Event::BuildFailed, moment, because)?;
+    }
+    Ok(())
+}
+
+/// Renews the lease of a build; false where it is another's, or has ended.
+pub(super) fn renew(
+    connection: &Connection,
+    build: &BuildRef,
+    epoch: Epoch,
+    owner: &Owner,
+    lease_end: i64,
+) -> rusqlite::Result<bool> {
     connection
-        .execute(
-            "UPDATE calls SET status = ?4, error = ?5, ended_at = ?6
-             WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
-            (namespace.as_str(), function, version.0, CallStatus::Failed.as_str(), Json(call_error(failure)), now),
-        )
-        .map(drop)
+        .prepare_cached(
+            "UPDATE versions SET lease_end = ?7 WHERE namespace = ?1 AND function = ?2 AND version = ?3
+             AND status = 'BUILDING' AND epoch = ?4 AND worker = ?5 AND incarnation = ?6",
+        )?
+        .execute((
+            build.namespace.as_str(),
+            build.function.key(),
+            build.version.0,
+            epoch.0,
+            &owner.worker,
+            &owner.incarnation,
+            lease_end,
+        ))
+        .map(|count| count == 1)
 }
 
 /// Builds of a worker that is gone, or whose lease has ended, begin anew, a few times.
@@ -219,36 +270,45 @@ pub(super) fn redeliver(
     connection: &Connection,
     condition: &str,
     params: impl rusqlite::Params,
-    now: i64,
-) -> rusqlite::Result<u64> {
-    let mut statement = connection.prepare_cached(&format!(
-        "UPDATE versions SET status = 'PENDING', redeliveries = redeliveries + 1 WHERE status = 'BUILDING' AND {condition}"
-    ))?;
-    let count = statement.execute(params)?;
+    moment: &Moment<'_>,
+) -> Result<u64, DbError> {
+    let restart = || -> rusqlite::Result<usize> {
+        connection
+            .prepare_cached(&format!(
+                "UPDATE versions SET status = 'PENDING', worker = NULL, incarnation = NULL, redeliveries = redeliveries + 1
+                 WHERE status = 'BUILDING' AND {condition}"
+            ))?
+            .execute(params)
+    };
+    let count = restart().map_err(|error| internal("redelivering builds", &error))?;
     if count > 0 {
-        give_up(connection, now)?;
+        give_up(connection, moment)?;
     }
     Ok(count as u64)
 }
 
-fn give_up(connection: &Connection, now: i64) -> rusqlite::Result<()> {
-    let mut statement = connection
-        .prepare("SELECT namespace, function, version FROM versions WHERE status = 'PENDING' AND redeliveries > ?1")?;
-    let hopeless: Vec<(String, String, i64)> = statement
+fn hopeless(connection: &Connection) -> rusqlite::Result<Vec<(String, String, i64)>> {
+    connection
+        .prepare("SELECT namespace, function, version FROM versions WHERE status = 'PENDING' AND redeliveries > ?1")?
         .query_map([MAX_REDELIVERIES], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect::<Result<_, _>>()?;
-    for (namespace, function, version) in hopeless {
+        .collect()
+}
+
+fn give_up(connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    let broken = |error| internal("giving builds up", &error);
+    for (namespace, function, version) in hopeless(connection).map_err(broken)? {
         let failure = BuildFailure {
             kind: ErrorKind::Infrastructure,
             message: format!("the build was given up after {MAX_REDELIVERIES} workers were lost while it ran"),
         };
-        connection.execute(
-            "UPDATE versions SET status = 'ERROR', error = ?4, built_at = ?5 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-            (&namespace, &function, version, Json(&failure), now),
-        )?;
-        if let Ok(namespace) = namespace.parse() {
-            fail_calls(connection, &namespace, &function, Version(version), &failure, now)?;
-        }
+        connection
+            .execute(
+                "UPDATE versions SET status = 'ERROR', error = ?4, built_at = ?5
+                 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+                (&namespace, &function, version, Json(&failure), moment.now),
+            )
+            .map_err(broken)?;
+        fail_calls(connection, &namespace, &function, Version(version), &failure, moment)?;
     }
     Ok(())
 }

@@ -1,28 +1,29 @@
-//! Calls: accepted, claimed, ended, read.
+//! Calls: accepted, ended behind their answer, read.
 
 use faena_domain::limits::LIST_CUT;
-use faena_domain::retry::{self, DEFAULT_RETRIES};
+use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, LEASE_MS, Refused};
+use faena_domain::retry::DEFAULT_RETRIES;
 use faena_domain::{
-    Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionStatus, Namespace, Payload, Version,
+    CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, FunctionStatus, Layer, Namespace, Owner, Payload,
+    Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    CallAccept, CallAdopt, CallFinish, CallGet, CallList, CallNumReserve, CallRecordEnded, CallsClaim,
+    CallAccept, CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded,
+    CallReplay, CallsStarted, Cancelled,
 };
-use faena_protocol::records::{CallJob, CallRecord, CallSpec, Outcome};
+use faena_protocol::records::{CallRecord, CallSpec, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
-use super::requests::{Read, Write};
+use super::queue::{Because, NotTaken, end_of, load, take, try_take};
+use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::workers::LEASE_MS;
-use super::{builds, functions, internal};
+use super::{blobs, builds, functions, internal, keys, lanes};
 
-/// The most calls of one function that wait.
-const MAX_PENDING_OF_FUNCTION: i64 = 10_000;
 const NEXT_NUM: &str = "next_call";
 
 impl Write for CallNumReserve {
-    fn write(self, connection: &Connection, _now: i64) -> Result<CallNum, DbError> {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<CallNum, DbError> {
         connection
             .prepare_cached(
                 "INSERT INTO meta (key, value) VALUES (?1, 1 + ?2) ON CONFLICT (key) DO UPDATE SET value = value + ?2
@@ -34,7 +35,8 @@ impl Write for CallNumReserve {
     }
 }
 
-const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at";
+const COLUMNS: &str =
+    "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
     let Json(spec): Json<CallSpec> = row.get(1)?;
@@ -53,10 +55,12 @@ fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         created_at: row.get(9)?,
         ended_at: row.get(10)?,
         traceparent: spec.traceparent,
+        replay_of: row.get::<_, Option<i64>>(11)?.map(CallNum),
+        run_at: row.get::<_, Option<i64>>(12)?.map(Timestamp),
     })
 }
 
-fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<CallRecord, DbError> {
+pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<CallRecord, DbError> {
     connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM calls WHERE num = ?1 AND namespace = ?2"))
         .and_then(|mut statement| statement.query_row((num.0, namespace.as_str()), record).optional())
@@ -75,68 +79,103 @@ fn exists(connection: &Connection, num: CallNum) -> Result<bool, DbError> {
 struct NewCall<'a> {
     spec: &'a CallSpec,
     version: Version,
-    ready: bool,
     engine: Option<EngineKind>,
-    status: CallStatus,
-    error: Option<CallError>,
-    retries: u32,
+    entry: Entry,
     created_at: i64,
 }
 
+fn millis(span: u64) -> i64 {
+    i64::try_from(span).unwrap_or(i64::MAX)
+}
+
+/// What a call holds while it waits.
+fn weight(spec: &CallSpec) -> u64 {
+    let bytes = |payload: &Payload| match payload {
+        Payload::Text(text) => text.len() as u64,
+        Payload::Blob { bytes, .. } => *bytes,
+    };
+    bytes(&spec.params) + spec.body.as_ref().map_or(0, bytes)
+}
+
 impl NewCall<'_> {
-    fn insert(&self, connection: &Connection) -> Result<(), DbError> {
-        let expires_at = self.created_at.saturating_add(i64::try_from(self.spec.max_age_ms).unwrap_or(i64::MAX));
-        let ended_at = self.status.is_terminal().then_some(self.created_at);
-        connection
-            .prepare_cached(
-                "INSERT INTO calls (num, namespace, function, version, status, spec, ready, engine, error, retries, created_at,
-                     queued_at, not_before, expires_at, ended_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?13, ?7, ?8, ?9, ?10, ?10, ?10, ?11, ?12)",
-            )
-            .and_then(|mut statement| {
-                statement.execute((self.spec.num.0, self.spec.namespace.as_str(), self.spec.function.key(), self.version.0,
-                    self.status.as_str(), Json(self.spec), self.engine.map(Text), self.error.as_ref().map(Json),
-                    self.retries, self.created_at, expires_at, ended_at, self.ready))
-            })
-            .map(drop)
-            .map_err(|error| internal("writing a call", &error))
+    fn insert(&self, connection: &Connection, now: i64) -> Result<(), DbError> {
+        let (spec, entry) = (self.spec, &self.entry);
+        let is_due = entry.ready && entry.not_before <= now && spec.run_at.is_none();
+        let write = || -> rusqlite::Result<()> {
+            connection
+                .prepare_cached(
+                    "INSERT INTO calls (num, namespace, function, version, status, spec, bytes, ready, due, engine, priority,
+                         replay_of, waited, retries, created_at, queued_at, run_at, not_before, expires_at)
+                     VALUES (?1, ?2, ?3, ?4, 'PENDING', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15, ?16, ?17)",
+                )?
+                .execute(rusqlite::params![
+                    spec.num.0,
+                    spec.namespace.as_str(),
+                    spec.function.key(),
+                    self.version.0,
+                    Json(spec),
+                    weight(spec),
+                    entry.ready,
+                    is_due,
+                    self.engine.map(Text),
+                    spec.priority,
+                    spec.replay_of.map(|num| num.0),
+                    entry.waited,
+                    entry.retries,
+                    self.created_at,
+                    spec.run_at.map(|at| at.0),
+                    entry.not_before,
+                    entry.expires_at
+                ])?;
+            blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
+        };
+        write().map_err(|error| internal("writing a call", &error))
     }
 }
 
-fn pending(connection: &Connection, spec: &CallSpec) -> rusqlite::Result<i64> {
-    connection
-        .prepare_cached("SELECT pending FROM backlog WHERE namespace = ?1 AND function = ?2")?
-        .query_row((spec.namespace.as_str(), spec.function.key()), |row| row.get(0))
-        .optional()
-        .map(Option::unwrap_or_default)
+/// The entry of a call that is accepted now.
+fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, moment: &Moment<'_>) -> Entry {
+    let retries = spec.retries.or(resolved.retries).unwrap_or(DEFAULT_RETRIES);
+    // What waits for an instant of wall time gets its age when that has come.
+    let expires_at = if spec.run_at.is_some() { i64::MAX } else { moment.now.saturating_add(millis(spec.max_age_ms)) };
+    Entry::accepted(retries, moment.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
+}
+
+fn accept(
+    connection: &Connection,
+    moment: &Moment<'_>,
+    spec: &CallSpec,
+    version: Option<Version>,
+) -> Result<CallRecord, DbError> {
+    if exists(connection, spec.num)? {
+        return find(connection, &spec.namespace, spec.num);
+    }
+    if let Some(earlier) = keys::earlier(connection, spec)? {
+        return find(connection, &spec.namespace, earlier);
+    }
+    moment.takes_new_work()?;
+    let resolved = functions::resolve(connection, &spec.namespace, &spec.function, version)?;
+    lanes::has_room(connection, spec, weight(spec), &moment.settings.queue)?;
+    let call = NewCall {
+        spec,
+        version: resolved.code.version,
+        engine: resolved.code.engine,
+        entry: accepted(spec, &resolved, moment),
+        created_at: moment.now,
+    };
+    call.insert(connection, moment.now)?;
+    keys::remember(connection, spec, moment)?;
+    if resolved.status == FunctionStatus::Error {
+        let error = build_error(connection, spec, resolved.code.version)?;
+        let because = Because { error, ..Because::default() };
+        try_take(connection, spec.num, &Event::BuildFailed, moment, because)?;
+    }
+    find(connection, &spec.namespace, spec.num)
 }
 
 impl Write for CallAccept {
-    fn write(self, connection: &Connection, now: i64) -> Result<CallRecord, DbError> {
-        let spec = &self.spec;
-        if exists(connection, spec.num)? {
-            return find(connection, &spec.namespace, spec.num);
-        }
-        let resolved = functions::resolve(connection, &spec.namespace, &spec.function, self.version)?;
-        if pending(connection, spec).map_err(|error| internal("counting calls", &error))? >= MAX_PENDING_OF_FUNCTION {
-            return Err(DbError::Full);
-        }
-        let failure = match resolved.status {
-            FunctionStatus::Error => build_error(connection, spec, resolved.code.version)?,
-            _ => None,
-        };
-        let call = NewCall {
-            spec,
-            version: resolved.code.version,
-            ready: resolved.status == FunctionStatus::Ready,
-            engine: resolved.code.engine,
-            status: if failure.is_some() { CallStatus::Failed } else { CallStatus::Pending },
-            error: failure,
-            retries: spec.retries.or(resolved.retries).unwrap_or(DEFAULT_RETRIES),
-            created_at: now,
-        };
-        call.insert(connection)?;
-        find(connection, &spec.namespace, spec.num)
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
+        accept(connection, moment, &self.spec, self.version)
     }
 }
 
@@ -151,267 +190,196 @@ fn build_error(connection: &Connection, spec: &CallSpec, version: Version) -> Re
         .map_err(|error| internal("reading a build's error", &error))
 }
 
+impl Write for CallReplay {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
+        if exists(connection, self.num)? {
+            return find(connection, &self.namespace, self.num);
+        }
+        let old: Option<CallSpec> = connection
+            .query_row(
+                "SELECT spec FROM calls WHERE num = ?1 AND namespace = ?2",
+                (self.of.0, self.namespace.as_str()),
+                |row| row.get(0).map(|Json(spec)| spec),
+            )
+            .optional()
+            .map_err(|error| internal("reading a call", &error))?;
+        let old = old.ok_or_else(|| not_found("call", &self.of))?;
+        let spec = CallSpec {
+            num: self.num,
+            replay_of: Some(self.of),
+            run_at: None,
+            key: None,
+            waited: false,
+            traceparent: self.traceparent,
+            // A waited call was recorded without its age, and may have had another than an asynchronous one gets.
+            max_age_ms: if old.waited || old.max_age_ms == 0 { DEFAULT_AGE_MS } else { old.max_age_ms },
+            retries: old.retries.filter(|_| !old.waited),
+            ..old
+        };
+        accept(connection, moment, &spec, self.version)
+    }
+}
+
 impl Write for CallRecordEnded {
-    fn write(self, connection: &Connection, _now: i64) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
         let call = self.call;
         let spec = CallSpec {
             num: call.num,
             namespace: self.namespace,
             function: call.function,
             params: call.params,
-            body: None,
-            direct: false,
-            timeout_ms: None,
+            body: self.body,
+            direct: self.direct,
+            timeout_ms: self.timeout_ms,
             max_age_ms: 0,
+            run_at: None,
+            priority: 0,
+            key: None,
+            waited: true,
+            replay_of: None,
             retries: None,
             traceparent: call.traceparent,
         };
-        connection
-            .prepare_cached(
-                "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                     retries, created_at, queued_at, not_before, expires_at, ended_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0, ?12, ?12, ?12, ?12, ?13)
-                 ON CONFLICT DO NOTHING",
+        let write = || -> rusqlite::Result<()> {
+            connection
+                .prepare_cached(
+                    "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
+                         waited, retries, created_at, queued_at, not_before, expires_at, ended_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13)
+                     ON CONFLICT DO NOTHING",
+                )?
+                .execute((
+                    call.num.0,
+                    spec.namespace.as_str(),
+                    spec.function.key(),
+                    call.version.0,
+                    call.status.as_str(),
+                    Json(&spec),
+                    call.engine.map(Text),
+                    Json(&call.result),
+                    call.error.as_ref().map(Json),
+                    Json(&call.logs),
+                    Json(&call.attempts),
+                    call.created_at,
+                    call.ended_at.unwrap_or(call.created_at),
+                ))?;
+            blobs::refer(
+                connection,
+                &blobs::of_call(call.num),
+                [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
             )
-            .and_then(|mut statement| {
-                statement.execute((call.num.0, spec.namespace.as_str(), spec.function.key(), call.version.0,
-                    call.status.as_str(), Json(&spec), call.engine.map(Text), Json(&call.result),
-                    call.error.as_ref().map(Json), Json(&call.logs), Json(&call.attempts), call.created_at, call.ended_at))
-            })
-            .map(drop)
-            .map_err(|error| internal("recording a call", &error))
+        };
+        write().map_err(|error| internal("recording a call", &error))
     }
 }
 
 impl Write for CallAdopt {
-    fn write(self, connection: &Connection, now: i64) -> Result<CallRecord, DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
         let spec = &self.spec;
         if !exists(connection, spec.num)? {
             let resolved = functions::resolve(connection, &spec.namespace, &spec.function, Some(self.version))?;
+            let expires_at = self.created_at.saturating_add(millis(spec.max_age_ms));
+            let ready = resolved.status == FunctionStatus::Ready;
             let call = NewCall {
                 spec,
                 version: self.version,
-                ready: resolved.status == FunctionStatus::Ready,
                 engine: resolved.code.engine,
-                status: CallStatus::Pending,
-                error: None,
-                retries: spec.retries.unwrap_or(0),
+                // Its client hears 202 with this row: from now on it is a promise.
+                entry: Entry::accepted(spec.retries.unwrap_or(0), moment.now, expires_at, ready, false),
                 created_at: self.created_at,
             };
-            call.insert(connection)?;
+            call.insert(connection, moment.now)?;
             if let Some((owner, epoch)) = &self.running {
-                connection
-                    .execute(
-                        "UPDATE calls SET status = 'RUNNING', epoch = ?2, worker = ?3, incarnation = ?4, lease_end = ?5 WHERE num = ?1",
-                        (spec.num.0, epoch.0, &owner.worker, &owner.incarnation, now + LEASE_MS),
-                    )
-                    .map_err(|error| internal("adopting a call", &error))?;
+                run_adopted(connection, spec.num, owner, *epoch, moment.now)?;
             }
         }
         find(connection, &spec.namespace, spec.num)
     }
 }
 
-/// A claimed row, before it becomes a job.
-struct Claimed {
-    spec: CallSpec,
-    version: Version,
-    epoch: i64,
-    attempts: u32,
-    queued_at: i64,
-    expires_at: i64,
-}
-
-fn claim(request: &CallsClaim, connection: &Connection, now: i64) -> rusqlite::Result<Vec<Claimed>> {
-    let again = taken(request, connection)?;
-    if !again.is_empty() {
-        return Ok(again);
-    }
-    let engines = Json(&request.engines);
+/// A call whose epochs its api gave out enters the queue as it stands: claimed, and perhaps begun.
+fn run_adopted(connection: &Connection, num: CallNum, owner: &Owner, epoch: Epoch, now: i64) -> Result<(), DbError> {
     connection
         .prepare_cached(
-            "UPDATE calls SET status = 'RUNNING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
-             WHERE num IN (
-                 SELECT num FROM calls WHERE status = 'PENDING' AND ready = 1 AND not_before <= ?5 AND expires_at > ?5
-                 AND engine IN (SELECT value FROM json_each(?6)) ORDER BY num LIMIT ?7)",
-        )?
-        .execute((
-            &request.owner.worker,
-            &request.owner.incarnation,
-            now + LEASE_MS,
-            &request.request,
-            now,
-            engines,
-            request.limit,
-        ))?;
-    taken(request, connection)
-}
-
-fn taken(request: &CallsClaim, connection: &Connection) -> rusqlite::Result<Vec<Claimed>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT spec, version, epoch, json_array_length(attempts), queued_at, expires_at FROM calls
-         WHERE claim = ?1 AND status = 'RUNNING' ORDER BY num",
-    )?;
-    let rows = statement.query_map([&request.request], |row| {
-        let Json(spec) = row.get(0)?;
-        Ok(Claimed {
-            spec,
-            version: Version(row.get(1)?),
-            epoch: row.get(2)?,
-            attempts: row.get(3)?,
-            queued_at: row.get(4)?,
-            expires_at: row.get(5)?,
+            "UPDATE calls SET status = 'RUNNING', due = 0, epoch = ?2, worker = ?3, incarnation = ?4, lease_end = ?5,
+                 deliveries = ?2, started = 1, claimed_at = ?6
+             WHERE num = ?1",
+        )
+        .and_then(|mut statement| {
+            let lease_end = now + LEASE_MS;
+            statement.execute((num.0, epoch.0, &owner.worker, &owner.incarnation, lease_end, now))
         })
-    })?;
-    rows.collect()
-}
-
-fn millis(span: i64) -> u64 {
-    u64::try_from(span).unwrap_or(0)
-}
-
-impl Write for CallsClaim {
-    fn write(self, connection: &Connection, now: i64) -> Result<Vec<CallJob>, DbError> {
-        let claimed = claim(&self, connection, now).map_err(|error| internal("claiming calls", &error))?;
-        let mut jobs = Vec::with_capacity(claimed.len());
-        for call in claimed {
-            let spec = call.spec;
-            let Some(resolved) = functions::code(connection, &spec.namespace, &spec.function, call.version)? else {
-                continue;
-            };
-            let asked = spec.timeout_ms.unwrap_or(resolved.code.limits.timeout.0);
-            let left = millis(call.expires_at - now);
-            let timeout_ms = asked.min(left);
-            jobs.push(CallJob {
-                num: spec.num,
-                epoch: Epoch(call.epoch),
-                attempt: call.attempts + 1,
-                code: resolved.code,
-                params: spec.params,
-                body: spec.body,
-                direct: spec.direct,
-                timeout_ms,
-                expires: left < asked,
-                deadline_unix_ms: now.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
-                queue_ms: millis(now - call.queued_at),
-                traceparent: spec.traceparent,
-                has_row: true,
-            });
-        }
-        Ok(jobs)
-    }
-}
-
-/// What a write after a claim is judged by.
-struct Fence {
-    status: CallStatus,
-    epoch: i64,
-    worker: Option<String>,
-    incarnation: Option<String>,
-    failures: u32,
-    retries: u32,
-    expires_at: i64,
-    attempts: Vec<Attempt>,
-}
-
-impl Fence {
-    fn read(connection: &Connection, num: CallNum) -> Result<Self, DbError> {
-        connection
-            .prepare_cached(
-                "SELECT status, epoch, worker, incarnation, failures, retries, expires_at, attempts FROM calls WHERE num = ?1",
-            )
-            .and_then(|mut statement| {
-                statement
-                    .query_row([num.0], |row| {
-                        let (Text(status), Json(attempts)) = (row.get(0)?, row.get(7)?);
-                        Ok(Self {
-                            status,
-                            epoch: row.get(1)?,
-                            worker: row.get(2)?,
-                            incarnation: row.get(3)?,
-                            failures: row.get(4)?,
-                            retries: row.get(5)?,
-                            expires_at: row.get(6)?,
-                            attempts,
-                        })
-                    })
-                    .optional()
-            })
-            .map_err(|error| internal("reading a claim", &error))?
-            .ok_or_else(|| not_found("call", &num))
-    }
-}
-
-fn uniform(connection: &Connection) -> rusqlite::Result<f64> {
-    connection.query_row("SELECT abs(random() % 1000000) / 1000000.0", [], |row| row.get(0))
+        .map(drop)
+        .map_err(|error| internal("adopting a call", &error))
 }
 
 impl Write for CallFinish {
-    fn write(self, connection: &Connection, now: i64) -> Result<CallStatus, DbError> {
-        let fence = Fence::read(connection, self.num)?;
-        let owned = fence.epoch == self.epoch.0
-            && fence.worker.as_ref() == Some(&self.owner.worker)
-            && fence.incarnation.as_ref() == Some(&self.owner.incarnation);
-        if !owned {
-            return Err(DbError::Stale);
-        }
-        if fence.status != CallStatus::Running {
-            return Ok(fence.status);
-        }
-        let written = match self.outcome {
-            None => give_back(connection, self.num, now),
-            Some(outcome) => end(connection, self.num, &fence, outcome, now),
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallStatus, DbError> {
+        let (epoch, owner) = (self.epoch, self.owner);
+        let event = match &self.outcome {
+            Some(outcome) => Event::Finish { epoch, owner, end: end_of(outcome) },
+            None => Event::GiveBack { epoch, owner },
         };
-        written.map_err(|error| internal("ending an attempt", &error))
+        match take(connection, self.num, &event, moment, Because { outcome: self.outcome, ..Because::default() }) {
+            Ok(taken) => Ok(taken.after.status),
+            Err(NotTaken::Refused(Refused::Already(status))) => Ok(status),
+            Err(NotTaken::Refused(_)) => Err(DbError::Stale),
+            Err(NotTaken::Failed(error)) => Err(error),
+        }
     }
 }
 
-fn give_back(connection: &Connection, num: CallNum, now: i64) -> rusqlite::Result<CallStatus> {
-    connection.execute(
-        "UPDATE calls SET status = 'PENDING', not_before = ?2, queued_at = ?2, claim = NULL WHERE num = ?1",
-        (num.0, now),
-    )?;
-    Ok(CallStatus::Pending)
+impl Write for CallsStarted {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+        for (num, epoch) in self.calls {
+            let event = Event::Start { epoch, owner: self.owner.clone() };
+            match try_take(connection, num, &event, moment, Because::default()) {
+                // A waited call has no row.
+                Ok(_) | Err(DbError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
-fn end(
-    connection: &Connection,
-    num: CallNum,
-    fence: &Fence,
-    outcome: Outcome,
-    now: i64,
-) -> rusqlite::Result<CallStatus> {
-    let kind = outcome.error.as_ref().map(|error| error.kind);
-    let failures = fence.failures + u32::from(outcome.status != CallStatus::Done);
-    let not_before = now.saturating_add(i64::try_from(retry::pause_ms(failures, uniform(connection)?)).unwrap_or(0));
-    let again = retry::is_retried(outcome.status, kind, failures, fence.retries) && not_before < fence.expires_at;
-    let mut attempts = fence.attempts.clone();
-    attempts.push(Attempt { error: outcome.error.clone(), ..outcome.attempt });
-    if again {
-        connection.prepare_cached(
-            "UPDATE calls SET status = 'PENDING', failures = ?2, attempts = ?3, not_before = ?4, queued_at = ?5, claim = NULL
-             WHERE num = ?1",
-        )?
-        .execute((num.0, failures, Json(attempts), not_before, now))?;
-        return Ok(CallStatus::Pending);
+impl Write for CallPromised {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+        try_take(connection, self.num, &Event::Promised, moment, Because::default()).map(drop)
     }
-    connection.prepare_cached(
-        "UPDATE calls SET status = ?2, failures = ?3, attempts = ?4, result = ?5, error = ?6, logs = ?7, ended_at = ?8
-         WHERE num = ?1",
-    )?
-    .execute((num.0, outcome.status.as_str(), failures, Json(attempts), Json(&outcome.result),
-        outcome.error.as_ref().map(Json), Json(&outcome.logs), now))?;
-    Ok(outcome.status)
+}
+
+/// Why a cancelled call has no result.
+pub(super) fn cancelled(status: CallStatus, why: &str) -> Because {
+    let layer = if status == CallStatus::Running { Layer::Run } else { Layer::Queue };
+    Because { error: Some(CallError::new(ErrorKind::Cancelled, layer, why)), ..Because::default() }
+}
+
+impl Write for CallCancel {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Cancelled, DbError> {
+        // Whoever asks for another namespace's call hears that there is none.
+        let before = find(connection, &self.namespace, self.num)?;
+        let because = cancelled(before.status, "the call was cancelled");
+        match take(connection, self.num, &Event::Cancel, moment, because) {
+            Ok(taken) => {
+                let running = taken.before.owner.filter(|_| taken.before.status == CallStatus::Running);
+                let record = find(connection, &self.namespace, self.num)?;
+                Ok(Cancelled { record, running: running.map(|owner| (owner, taken.before.epoch)) })
+            }
+            Err(NotTaken::Refused(_)) => Err(DbError::Ended { status: load(connection, self.num)?.entry.status }),
+            Err(NotTaken::Failed(error)) => Err(error),
+        }
+    }
 }
 
 impl Read for CallGet {
-    fn read(self, connection: &Connection) -> Result<CallRecord, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<CallRecord, DbError> {
         find(connection, &self.namespace, self.num)
     }
 }
 
 impl Read for CallList {
-    fn read(self, connection: &Connection) -> Result<Vec<CallRecord>, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<CallRecord>, DbError> {
         let mut sql = format!("SELECT {COLUMNS} FROM calls WHERE namespace = ?1 AND num < ?2");
         let before = self.before.map_or(i64::MAX, |num| num.0);
         let function = self.function.map(|function| function.key());
@@ -425,6 +393,13 @@ impl Read for CallList {
         if let Some(status) = &status {
             params.push(status);
             sql.push_str(&format!(" AND status = ?{}", params.len()));
+        }
+        if self.dead {
+            // The few rows of dead letters are walked, not all calls.
+            let found = "SELECT num FROM dead_letters WHERE num < ?2 ORDER BY num DESC";
+            let letters =
+                if function.is_none() && status.is_none() { format!("{found} LIMIT ?3") } else { found.to_owned() };
+            sql.push_str(&format!(" AND num IN ({letters})"));
         }
         sql.push_str(" ORDER BY num DESC LIMIT ?3");
         let list = || -> rusqlite::Result<Vec<CallRecord>> {

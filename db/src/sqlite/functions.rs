@@ -1,17 +1,20 @@
 //! Functions, their versions, and which one a call runs.
 
+use faena_domain::queue::Event;
 use faena_domain::{
-    BlobKey, CallError, CallStatus, EngineKind, ErrorKind, FunctionName, Layer, Limits, Manifest, Namespace, Revision,
-    RuntimeSpec, Timestamp, Version,
+    BlobKey, CallStatus, EngineKind, FunctionName, Limits, Manifest, Namespace, Revision, RuntimeSpec, Timestamp,
+    Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve};
 use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::requests::{Read, Write};
+use super::calls::cancelled;
+use super::queue::{numbers, try_take};
+use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{internal, runtimes};
+use super::{blobs, internal, lanes, runtimes};
 
 /// The most versions whose builds may wait for one function.
 const MAX_UNBUILT: i64 = 32;
@@ -102,6 +105,14 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
             (namespace, &key, runtime.spec.name.key(), runtime.revision.0, Text(request.source), request.source_bytes,
                 Json(&request.manifest), Json(&request.limits), now, &request.request),
         )?;
+        let number: i64 = connection.query_row(
+            "SELECT max(version) FROM versions WHERE namespace = ?1 AND function = ?2",
+            (namespace, &key),
+            |row| row.get(0),
+        )?;
+        blobs::refer_to(connection, &format!("{}{number}", blobs::of_function(namespace, &key)), &request.source)?;
+        let concurrency = request.manifest.limits.concurrency.or(runtime.spec.limits.concurrency);
+        lanes::set_concurrency(connection, namespace, &key, concurrency)?;
         Ok(())
     };
     write().map_err(|error| internal("writing a version", &error))
@@ -116,7 +127,7 @@ fn unbuilt(request: &VersionPut, connection: &Connection) -> rusqlite::Result<i6
 }
 
 impl Write for VersionPut {
-    fn write(self, connection: &Connection, now: i64) -> Result<Self::Reply, DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
         let repeated = connection
             .query_row("SELECT 1 FROM versions WHERE request = ?1", [&self.request], |_| Ok(()))
             .optional()
@@ -133,9 +144,11 @@ impl Write for VersionPut {
         }
         if !repeated {
             if unbuilt(&self, connection).map_err(|error| internal("counting builds", &error))? >= MAX_UNBUILT {
-                return Err(DbError::Full);
+                let message = format!("{MAX_UNBUILT} versions of {} wait for their builds already", self.function);
+                return Err(DbError::QueueFull { message });
             }
-            insert(&self, connection, now)?;
+            moment.takes_new_work()?;
+            insert(&self, connection, moment.now)?;
         }
         let record = find(connection, &self.namespace, &self.function)?;
         let created = record.newest.version == Version(1);
@@ -144,13 +157,13 @@ impl Write for VersionPut {
 }
 
 impl Read for FunctionGet {
-    fn read(self, connection: &Connection) -> Result<FunctionRecord, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<FunctionRecord, DbError> {
         find(connection, &self.namespace, &self.name)
     }
 }
 
 impl Read for FunctionList {
-    fn read(self, connection: &Connection) -> Result<Vec<FunctionName>, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<FunctionName>, DbError> {
         let names = |connection: &Connection| -> rusqlite::Result<Vec<FunctionName>> {
             let mut statement =
                 connection.prepare_cached("SELECT name FROM functions WHERE namespace = ?1 ORDER BY key")?;
@@ -162,36 +175,36 @@ impl Read for FunctionList {
 }
 
 impl Read for VersionList {
-    fn read(self, connection: &Connection) -> Result<Vec<VersionRecord>, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<VersionRecord>, DbError> {
         let (name, ..) = head(connection, &self.namespace, &self.function)?;
         versions(connection, &self.namespace, &name.key(), false).map_err(|error| internal("listing versions", &error))
     }
 }
 
 impl Write for FunctionDelete {
-    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let key = (self.namespace.as_str(), self.name.key());
-        let delete = || -> rusqlite::Result<usize> {
-            let error = CallError::new(
-                ErrorKind::Cancelled,
-                Layer::Queue,
-                format!("the function {} was deleted before this call ran", self.name),
-            );
-            connection.execute(
-                "UPDATE calls SET status = ?3, error = ?4, ended_at = ?5
-                 WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'",
-                (key.0, &key.1, CallStatus::Cancelled.as_str(), Json(&error), now),
-            )?;
+        head(connection, &self.namespace, &self.name)?;
+        let waiting = "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'";
+        let why = format!("the function {} was deleted before this call ran", self.name);
+        for num in numbers(connection, waiting, (key.0, &key.1))? {
+            try_take(connection, num, &Event::Cancel, moment, cancelled(CallStatus::Pending, &why))?;
+        }
+        let delete = || -> rusqlite::Result<()> {
             // What runs may end, and is not tried again on whatever is registered under this name next.
             connection.execute(
                 "UPDATE calls SET retries = 0 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",
                 (key.0, &key.1),
             )?;
-            connection.execute("DELETE FROM versions WHERE namespace = ?1 AND function = ?2", (key.0, &key.1))?;
-            connection.execute("DELETE FROM functions WHERE namespace = ?1 AND key = ?2", (key.0, &key.1))
+            blobs::release_function(connection, key.0, &key.1)?;
+            for table in ["versions", "keys"] {
+                let sql = format!("DELETE FROM {table} WHERE namespace = ?1 AND function = ?2");
+                connection.execute(&sql, (key.0, &key.1))?;
+            }
+            connection.execute("DELETE FROM functions WHERE namespace = ?1 AND key = ?2", (key.0, &key.1))?;
+            Ok(())
         };
-        let gone = delete().map_err(|error| internal("deleting a function", &error))?;
-        if gone == 0 { Err(not_found("function", &self.name)) } else { Ok(()) }
+        delete().map_err(|error| internal("deleting a function", &error))
     }
 }
 
@@ -229,6 +242,7 @@ pub(super) fn code(
                 .query_row((namespace.as_str(), name.key(), version.0), |row| {
                     let (Json(spec), Json(manifest)): (Json<RuntimeSpec>, Json<Manifest>) = (row.get(1)?, row.get(2)?);
                     let (Text(status), Json(limits), Text(archive)) = (row.get(0)?, row.get(3)?, row.get(6)?);
+                    let concurrency = manifest.limits.concurrency.or(spec.limits.concurrency);
                     let mut env = spec.env;
                     env.extend(manifest.env);
                     let code = Code {
@@ -244,6 +258,7 @@ pub(super) fn code(
                         env,
                         limits,
                         network: manifest.network,
+                        concurrency,
                     };
                     Ok(ResolvedVersion { status, code, retries: manifest.retries })
                 })
@@ -269,7 +284,8 @@ pub(super) fn runtime_of(
 }
 
 impl Read for VersionResolve {
-    fn read(self, connection: &Connection) -> Result<ResolvedVersion, DbError> {
+    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<ResolvedVersion, DbError> {
+        moment.takes_new_work()?;
         resolve(connection, &self.namespace, &self.function, self.version)
     }
 }

@@ -1,29 +1,40 @@
 //! SQLite: one thread that writes with group commit, readers beside it.
 
+mod blobs;
 mod builds;
 mod calls;
 mod clock;
 mod functions;
+mod keys;
+mod lanes;
 mod migrate;
+mod queue;
 mod reader;
 mod requests;
+mod reserve;
+mod retention;
 mod rows;
 mod runtimes;
 mod workers;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use faena_protocol::{DbError, Envelope};
 use rusqlite::{Connection, OpenFlags};
 
+pub use clock::{KernelTime, TimeSource};
 pub use migrate::MigrateError;
 
 use crate::metrics::Metrics;
-use crate::{Responder, Store};
+use crate::{Responder, Store, StoreSettings};
 use clock::Clock;
-use requests::Job;
+use requests::{Job, Moment};
+use reserve::Reserve;
+use writer::Files;
 
 /// The oldest SQLite that does not corrupt a WAL when a write races a checkpoint (sqlite.org/wal.html, "The WAL-Reset Bug").
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -78,25 +89,62 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`OpenError`]; a database of a newer Faena is refused untouched.
-    pub fn open(path: &Path, metrics: &Metrics) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, settings: StoreSettings, metrics: &Metrics) -> Result<Self, OpenError> {
+        Self::open_with(path, settings, Arc::new(KernelTime), metrics)
+    }
+
+    /// Opens it under a clock of one's own.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn open_with(
+        path: &Path,
+        settings: StoreSettings,
+        time: Arc<dyn TimeSource>,
+        metrics: &Metrics,
+    ) -> Result<Self, OpenError> {
         if rusqlite::version_number() < OLDEST_SQLITE {
             return Err(OpenError::TooOld(rusqlite::version()));
         }
         let open = |source| OpenError::Open { path: path.to_owned(), source };
         let mut connection = connect(path, OpenFlags::default()).map_err(open)?;
         migrate::migrate(&mut connection).map_err(|source| OpenError::Migrate { path: path.to_owned(), source })?;
-        let clock = Clock::start(&connection).map_err(open)?;
+        let clock = Clock::start(&connection, time).map_err(open)?;
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
+        let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
+        let short = AtomicBool::new(reserve.look());
+        let shared = Arc::new(Shared { clock, settings, short });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
             .collect::<Result<Vec<_>, _>>()
             .map_err(open)?;
-        let wal = PathBuf::from(format!("{}-wal", path.display()));
+        let files = Files { wal: PathBuf::from(format!("{}-wal", path.display())), reserve };
         Ok(Self {
-            writer: writer::Writer::start(connection, clock, wal, metrics.clone()).map_err(OpenError::Thread)?,
-            readers: reader::Readers::start(readers).map_err(OpenError::Thread)?,
+            writer: writer::Writer::start(connection, Arc::clone(&shared), files, metrics.clone())
+                .map_err(OpenError::Thread)?,
+            readers: reader::Readers::start(readers, &shared).map_err(OpenError::Thread)?,
             metrics: metrics.clone(),
         })
+    }
+}
+
+/// What the writing thread and the reading ones know together.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    clock: Clock,
+    settings: StoreSettings,
+    short: AtomicBool,
+}
+
+impl Shared {
+    fn moment(&self) -> Moment<'_> {
+        Moment {
+            now: self.clock.now(),
+            wall: self.clock.wall(),
+            short: self.short.load(Ordering::Relaxed),
+            clock_step_ms: self.clock.wall_step_ms(),
+            settings: &self.settings,
+        }
     }
 }
 

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
 
-use super::requests::ReadJob;
+use super::Shared;
+use super::requests::Work;
 use crate::Responder;
 
 /// The most requests that wait.
 const QUEUE: usize = 4096;
 
 /// A request and who waits for it.
-pub(crate) type Task = (ReadJob, Responder);
+pub(crate) type Task = (Work, Responder);
 
 /// The queue before the reading threads; they end when it is dropped.
 #[derive(Debug)]
@@ -21,12 +22,14 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    pub(crate) fn start(connections: Vec<Connection>) -> std::io::Result<Self> {
+    pub(crate) fn start(connections: Vec<Connection>, shared: &Arc<Shared>) -> std::io::Result<Self> {
         let (queue, tasks) = sync_channel(QUEUE);
         let tasks = Arc::new(Mutex::new(tasks));
         for connection in connections {
-            let tasks = Arc::clone(&tasks);
-            std::thread::Builder::new().name("db-reader".to_owned()).spawn(move || run(&connection, &tasks))?;
+            let (tasks, shared) = (Arc::clone(&tasks), Arc::clone(shared));
+            std::thread::Builder::new()
+                .name("db-reader".to_owned())
+                .spawn(move || run(&connection, &tasks, &shared))?;
         }
         Ok(Self { queue })
     }
@@ -39,10 +42,10 @@ impl Readers {
     }
 }
 
-fn run(connection: &Connection, tasks: &Mutex<Receiver<Task>>) {
+fn run(connection: &Connection, tasks: &Mutex<Receiver<Task>>, shared: &Shared) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((job, respond)) = task else { return };
-        respond(job(connection));
+        respond(job(connection, &shared.moment()));
     }
 }

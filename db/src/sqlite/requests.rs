@@ -1,31 +1,60 @@
 //! Which request does what.
 
 use faena_protocol::db::{
-    BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAccept, CallAdopt, CallFinish, CallGet, CallList,
-    CallNumReserve, CallRecordEnded, CallsClaim, FunctionDelete, FunctionGet, FunctionList, LeaseRenew, Ping, Reap,
-    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
+    BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAccept, CallAdopt, CallCancel, CallFinish,
+    CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded, CallReplay, CallsClaim, CallsStarted,
+    FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList,
+    RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
 
+use crate::StoreSettings;
+
+/// What a request is judged by, beside the rows.
+pub(crate) struct Moment<'a> {
+    /// Db time.
+    pub(crate) now: i64,
+    /// Wall time.
+    pub(crate) wall: i64,
+    /// Whether the disk is nearly full.
+    pub(crate) short: bool,
+    /// How far wall time was set since the start, where that is worth telling.
+    pub(crate) clock_step_ms: Option<i64>,
+    pub(crate) settings: &'a StoreSettings,
+}
+
+impl Moment<'_> {
+    /// Drawn from \[0, 1).
+    pub(crate) fn uniform(&self) -> f64 {
+        fastrand::f64()
+    }
+
+    /// # Errors
+    /// [`DbError::DiskLow`].
+    pub(crate) fn takes_new_work(&self) -> Result<(), DbError> {
+        if self.short { Err(DbError::DiskLow) } else { Ok(()) }
+    }
+}
+
 /// A request that changes something. It runs in a savepoint; an error undoes it alone.
 pub(crate) trait Write: DbRequest {
-    fn write(self, connection: &Connection, now: i64) -> Result<Self::Reply, DbError>;
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError>;
 }
 
 /// A request that only looks.
 pub(crate) trait Read: DbRequest {
-    fn read(self, connection: &Connection) -> Result<Self::Reply, DbError>;
+    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError>;
 }
 
-pub(crate) type WriteJob = Box<dyn FnOnce(&Connection, i64) -> Result<Box<RawValue>, DbError> + Send>;
-pub(crate) type ReadJob = Box<dyn FnOnce(&Connection) -> Result<Box<RawValue>, DbError> + Send>;
-
 /// A request, ready to run.
+pub(crate) type Work = Box<dyn FnOnce(&Connection, &Moment<'_>) -> Result<Box<RawValue>, DbError> + Send>;
+
+/// Where a request runs.
 pub(crate) enum Job {
-    Write(WriteJob),
-    Read(ReadJob),
+    Write(Work),
+    Read(Work),
 }
 
 fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
@@ -34,12 +63,12 @@ fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
 
 fn write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
-    Ok(Job::Write(Box::new(move |connection, now| reply(&request.write(connection, now)?))))
+    Ok(Job::Write(Box::new(move |connection, moment| reply(&request.write(connection, moment)?))))
 }
 
 fn read<R: Read>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
-    Ok(Job::Read(Box::new(move |connection| reply(&request.read(connection)?))))
+    Ok(Job::Read(Box::new(move |connection, moment| reply(&request.read(connection, moment)?))))
 }
 
 /// Finds out what a message asks for.
@@ -66,6 +95,11 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         CallAdopt::TYPE => write::<CallAdopt>(envelope),
         CallsClaim::TYPE => write::<CallsClaim>(envelope),
         CallFinish::TYPE => write::<CallFinish>(envelope),
+        CallPromised::TYPE => write::<CallPromised>(envelope),
+        CallCancel::TYPE => write::<CallCancel>(envelope),
+        CallReplay::TYPE => write::<CallReplay>(envelope),
+        CallsStarted::TYPE => write::<CallsStarted>(envelope),
+        BlobsUnused::TYPE => read::<BlobsUnused>(envelope),
         CallGet::TYPE => read::<CallGet>(envelope),
         CallList::TYPE => read::<CallList>(envelope),
         WorkerJoin::TYPE => write::<WorkerJoin>(envelope),
@@ -76,7 +110,8 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
 }
 
 impl Read for Ping {
-    fn read(self, connection: &Connection) -> Result<(), DbError> {
-        connection.query_row("SELECT 1", [], |_| Ok(())).map_err(|error| super::internal("asking SQLite", &error))
+    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<Health, DbError> {
+        connection.query_row("SELECT 1", [], |_| Ok(())).map_err(|error| super::internal("asking SQLite", &error))?;
+        Ok(Health { clock_step_ms: moment.clock_step_ms, disk_low: moment.short })
     }
 }

@@ -7,7 +7,7 @@ use faena_protocol::records::RuntimeRecord;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::internal;
-use super::requests::{Read, Write};
+use super::requests::{Moment, Read, Write};
 use super::rows::{Json, not_found};
 
 fn record(row: &Row<'_>) -> rusqlite::Result<RuntimeRecord> {
@@ -52,7 +52,7 @@ fn insert(connection: &Connection, namespace: &Namespace, spec: &RuntimeSpec, no
 }
 
 impl Write for RuntimePut {
-    fn write(self, connection: &Connection, now: i64) -> Result<Self::Reply, DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
         let old = match find(connection, &self.namespace, &self.spec.name) {
             Ok(old) => Some(old),
             Err(DbError::NotFound { .. }) => None,
@@ -67,13 +67,14 @@ impl Write for RuntimePut {
                 return Ok(Put { record: old.clone(), created: false });
             }
         }
-        insert(connection, &self.namespace, &self.spec, now).map_err(|error| internal("writing a runtime", &error))?;
+        insert(connection, &self.namespace, &self.spec, moment.now)
+            .map_err(|error| internal("writing a runtime", &error))?;
         Ok(Put { record: find(connection, &self.namespace, &self.spec.name)?, created: old.is_none() })
     }
 }
 
 impl Write for RuntimeDelete {
-    fn write(self, connection: &Connection, _now: i64) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
         let key = self.name.key();
         let user: Option<String> = connection
             .query_row(
@@ -96,13 +97,13 @@ impl Write for RuntimeDelete {
 }
 
 impl Read for RuntimeGet {
-    fn read(self, connection: &Connection) -> Result<RuntimeRecord, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<RuntimeRecord, DbError> {
         find(connection, &self.namespace, &self.name)
     }
 }
 
 impl Read for RuntimeList {
-    fn read(self, connection: &Connection) -> Result<Vec<RuntimeName>, DbError> {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<RuntimeName>, DbError> {
         let names = |connection: &Connection| -> rusqlite::Result<Vec<RuntimeName>> {
             let mut statement =
                 connection.prepare_cached("SELECT name FROM runtimes WHERE namespace = ?1 ORDER BY key")?;

@@ -1,118 +1,82 @@
 //! Leases, and what happens to the claims of workers that are gone.
-//!
-//! Until calls are redelivered, a call whose worker died ends FAILED `infrastructure`; a build begins anew.
 
-use faena_domain::{CallError, CallStatus, ErrorKind, Layer};
+use faena_domain::CallNum;
+use faena_domain::queue::{Event, LEASE_MS};
 use faena_protocol::DbError;
-use faena_protocol::db::{LeaseRenew, Reap, Reaped, WorkerJoin};
+use faena_protocol::db::{LeaseRenew, Reap, Reaped, Renewed, WorkerJoin};
 use rusqlite::Connection;
 
 use super::clock::Clock;
-use super::requests::Write;
-use super::rows::Json;
-use super::{builds, internal};
+use super::queue::{Because, numbers, try_take};
+use super::requests::{Moment, Write};
+use super::{builds, internal, retention};
 
-/// How long a claim holds without being renewed.
-pub(super) const LEASE_MS: i64 = 30_000;
+/// The most calls that one reaping ends; the rest is a second later.
+const BATCH: u32 = 1000;
 
-/// After a start every lease gets its full length: nobody could renew while we were away.
+/// After a start, a stall or a resume every lease gets its full length: nobody could renew while we were away. This is
+/// `Event::Restarted` for all rows at once.
 pub(super) fn grant_grace(connection: &Connection, now: i64) -> rusqlite::Result<()> {
     connection.execute("UPDATE calls SET lease_end = ?1 WHERE status = 'RUNNING'", [now + LEASE_MS])?;
     connection.execute("UPDATE versions SET lease_end = ?1 WHERE status = 'BUILDING'", [now + LEASE_MS])?;
     Ok(())
 }
 
-fn fail_lost(
-    connection: &Connection,
-    condition: &str,
-    params: &[&dyn rusqlite::ToSql],
-    now: i64,
-) -> rusqlite::Result<u64> {
-    let error = CallError::new(
-        ErrorKind::Infrastructure,
-        Layer::Run,
-        "the worker that ran this call was lost before it could tell the end; call again",
-    );
-    let mut statement = connection.prepare_cached(&format!(
-        "UPDATE calls SET status = '{}', error = ?1, ended_at = ?2 WHERE status = 'RUNNING' AND {condition}",
-        CallStatus::Failed.as_str()
-    ))?;
-    let error = Json(error);
-    let all: Vec<&dyn rusqlite::ToSql> =
-        [&error as &dyn rusqlite::ToSql, &now].into_iter().chain(params.iter().copied()).collect();
-    Ok(statement.execute(all.as_slice())? as u64)
+/// Takes the same step with many calls; how many took it.
+fn step_all(connection: &Connection, calls: Vec<CallNum>, event: &Event, moment: &Moment<'_>) -> Result<u64, DbError> {
+    let mut count = 0;
+    for num in calls {
+        count += u64::from(try_take(connection, num, event, moment, Because::default())?.is_some());
+    }
+    Ok(count)
 }
 
 impl Write for WorkerJoin {
-    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let owner = &self.owner;
-        let ended = || -> rusqlite::Result<()> {
-            fail_lost(connection, "worker = ?3 AND incarnation <> ?4", &[&owner.worker, &owner.incarnation], now)?;
-            builds::redeliver(
-                connection,
-                "worker = ?1 AND incarnation <> ?2",
-                (&owner.worker, &owner.incarnation),
-                now,
-            )?;
-            Ok(())
-        };
-        ended().map_err(|error| internal("ending the claims of an earlier incarnation", &error))
+        let held = "SELECT num FROM calls WHERE status = 'RUNNING' AND worker = ?1 AND incarnation <> ?2";
+        let calls = numbers(connection, held, (&owner.worker, &owner.incarnation))?;
+        step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, moment)?;
+        let died = (&owner.worker, &owner.incarnation);
+        builds::redeliver(connection, "worker = ?1 AND incarnation <> ?2", died, moment)?;
+        Ok(())
     }
 }
 
 impl Write for LeaseRenew {
-    fn write(self, connection: &Connection, now: i64) -> Result<(), DbError> {
-        let renew = || -> rusqlite::Result<()> {
-            let mut calls = connection.prepare_cached(
-                "UPDATE calls SET lease_end = ?4 WHERE num = ?1 AND status = 'RUNNING' AND worker = ?2 AND incarnation = ?3",
-            )?;
-            for call in &self.calls {
-                calls.execute((call.0, &self.owner.worker, &self.owner.incarnation, now + LEASE_MS))?;
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Renewed, DbError> {
+        let mut renewed = Renewed::default();
+        for (num, epoch) in self.calls {
+            let event = Event::Renew { epoch, owner: self.owner.clone() };
+            match try_take(connection, num, &event, moment, Because::default()) {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(DbError::NotFound { .. }) => renewed.stale_calls.push((num, epoch)),
+                Err(error) => return Err(error),
             }
-            let mut builds = connection.prepare_cached(
-                "UPDATE versions SET lease_end = ?6 WHERE namespace = ?1 AND function = ?2 AND version = ?3
-                 AND status = 'BUILDING' AND worker = ?4 AND incarnation = ?5",
-            )?;
-            for build in &self.builds {
-                let key = (build.namespace.as_str(), build.function.key(), build.version.0);
-                builds.execute((key.0, key.1, key.2, &self.owner.worker, &self.owner.incarnation, now + LEASE_MS))?;
+        }
+        for (build, epoch) in self.builds {
+            let is_held = builds::renew(connection, &build, epoch, &self.owner, moment.now + LEASE_MS)
+                .map_err(|error| internal("renewing leases", &error))?;
+            if !is_held {
+                renewed.stale_builds.push((build, epoch));
             }
-            Ok(())
-        };
-        renew().map_err(|error| internal("renewing leases", &error))
+        }
+        Ok(renewed)
     }
 }
 
 impl Write for Reap {
-    fn write(self, connection: &Connection, now: i64) -> Result<Reaped, DbError> {
-        let reap = || -> rusqlite::Result<Reaped> {
-            Clock::keep(connection, now)?;
-            Ok(Reaped {
-                lost: fail_lost(connection, "lease_end < ?3", &[&now], now)?,
-                expired: expire(connection, now)?,
-                builds: builds::redeliver(connection, "lease_end < ?1", [now], now)?,
-            })
-        };
-        reap().map_err(|error| internal("judging leases and ages", &error))
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Reaped, DbError> {
+        let now = moment.now;
+        let broken = |error| internal("judging leases and ages", &error);
+        Clock::keep(connection, now).map_err(broken)?;
+        let lost = "SELECT num FROM calls WHERE status = 'RUNNING' AND lease_end < ?1 LIMIT ?2";
+        let old = "SELECT num FROM calls WHERE status = 'PENDING' AND expires_at <= ?1 LIMIT ?2";
+        Ok(Reaped {
+            lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, moment)?,
+            expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, moment)?,
+            builds: builds::redeliver(connection, "lease_end < ?1", [now], moment)?,
+            forgotten: retention::forget(connection, moment)?,
+        })
     }
-}
-
-/// Ends the calls whose age has run out, and says what they waited for.
-fn expire(connection: &Connection, now: i64) -> rusqlite::Result<u64> {
-    let expired = |layer, what: &str| {
-        Json(CallError::new(
-            ErrorKind::Expired,
-            layer,
-            format!("the call reached its maxAgeMs while it waited for {what}"),
-        ))
-    };
-    let count = connection
-        .prepare_cached(
-            "UPDATE calls SET status = 'EXPIRED', ended_at = ?1, error = CASE WHEN EXISTS
-                 (SELECT 1 FROM versions v WHERE v.namespace = calls.namespace AND v.function = calls.function
-                  AND v.version = calls.version AND v.status = 'READY') THEN ?2 ELSE ?3 END
-             WHERE status = 'PENDING' AND expires_at <= ?1",
-        )?
-        .execute((now, expired(Layer::Queue, "a slot"), expired(Layer::Build, "its version's build")))?;
-    Ok(count as u64)
 }

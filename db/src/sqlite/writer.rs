@@ -1,6 +1,8 @@
 //! The one thread that writes: many requests, one commit, then all the answers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -8,11 +10,12 @@ use std::time::Instant;
 use faena_protocol::DbError;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde_json::value::RawValue;
-use tracing::error;
+use tracing::{error, warn};
 
-use super::clock::Clock;
-use super::requests::WriteJob;
-use super::{WAL_LIMIT, internal};
+use super::requests::{Moment, Work};
+use super::reserve::Reserve;
+use super::workers::grant_grace;
+use super::{Shared, WAL_LIMIT, internal};
 use crate::Responder;
 use crate::metrics::Metrics;
 
@@ -20,11 +23,15 @@ use crate::metrics::Metrics;
 const QUEUE: usize = 4096;
 /// The most requests of one transaction.
 const GROUP: usize = 256;
+/// How often the disk is looked at, in milliseconds.
+const LOOK_MS: i64 = 1000;
+/// Requests come every second at least (the service asks itself to reap); without any for this long we were stopped.
+const STALL_MS: i64 = 5000;
 /// What the process ends with when it cannot know whether a commit is durable (sysexits.h, `EX_IOERR`).
 const EXIT_IO: i32 = 74;
 
 /// A request and who waits for it.
-pub(crate) type Task = (WriteJob, Responder);
+pub(crate) type Task = (Work, Responder);
 
 /// The queue before the writing thread.
 #[derive(Debug)]
@@ -34,9 +41,15 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection, clock: Clock, wal: PathBuf, metrics: Metrics) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        connection: Connection,
+        shared: Arc<Shared>,
+        files: Files,
+        metrics: Metrics,
+    ) -> std::io::Result<Self> {
         let (queue, tasks) = sync_channel(QUEUE);
-        let writing = Writing { connection, clock, wal, metrics };
+        let last = shared.clock.now();
+        let writing = Writing { connection, shared, files, metrics, last, stepped: false };
         let thread = std::thread::Builder::new().name("db-writer".to_owned()).spawn(move || writing.run(&tasks))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
@@ -62,9 +75,20 @@ impl Drop for Writer {
 
 struct Writing {
     connection: Connection,
-    clock: Clock,
-    wal: PathBuf,
+    shared: Arc<Shared>,
+    files: Files,
     metrics: Metrics,
+    /// When we last were at work, in db time.
+    last: i64,
+    /// Whether a step of wall time was told.
+    stepped: bool,
+}
+
+/// What lies beside the database.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub(crate) wal: PathBuf,
+    pub(crate) reserve: Reserve,
 }
 
 type Answer = (Responder, Result<Box<RawValue>, DbError>);
@@ -72,17 +96,35 @@ type Answer = (Responder, Result<Box<RawValue>, DbError>);
 impl Writing {
     fn run(mut self, tasks: &Receiver<Task>) {
         while let Ok(first) = tasks.recv() {
+            let stalled = self.look_around();
             let group: Vec<Task> = std::iter::once(first).chain(tasks.try_iter().take(GROUP - 1)).collect();
-            for (respond, answer) in self.group(group) {
+            for (respond, answer) in self.group(group, stalled) {
                 respond(answer);
             }
             self.truncate_wal();
         }
     }
 
+    /// Judges the disk once a second, and whether we were away for so long that leases could not be renewed.
+    fn look_around(&mut self) -> bool {
+        let now = self.shared.clock.now();
+        let away = now - self.last;
+        if away >= LOOK_MS {
+            self.shared.short.store(self.files.reserve.look(), Ordering::Relaxed);
+            self.last = now;
+            let step = self.shared.clock.wall_step_ms();
+            if step.is_some() != self.stepped {
+                self.stepped = step.is_some();
+                warn!(step_ms = step, "wall time was set; db time goes on as it was, and only runAt follows");
+            }
+        }
+        away >= STALL_MS
+    }
+
     /// Runs a group in one transaction; nobody is answered before it is durable.
-    fn group(&mut self, group: Vec<Task>) -> Vec<Answer> {
-        let now = self.clock.now();
+    fn group(&mut self, group: Vec<Task>, stalled: bool) -> Vec<Answer> {
+        let shared = Arc::clone(&self.shared);
+        let moment = shared.moment();
         let begun = Instant::now();
         let mut transaction = match self.connection.transaction_with_behavior(TransactionBehavior::Immediate) {
             Ok(transaction) => transaction,
@@ -91,9 +133,15 @@ impl Writing {
                 return group.into_iter().map(|(_, respond)| (respond, Err(error.clone()))).collect();
             }
         };
+        if stalled {
+            warn!("the database was away; every lease is granted anew");
+            if let Err(error) = grant_grace(&transaction, moment.now) {
+                error!(%error, "leases could not be granted anew");
+            }
+        }
         let mut answers = Vec::with_capacity(group.len());
         for (job, respond) in group {
-            answers.push((respond, in_savepoint(&mut transaction, job, now)));
+            answers.push((respond, in_savepoint(&mut transaction, job, &moment)));
         }
         match transaction.commit() {
             Ok(()) => {
@@ -114,7 +162,7 @@ impl Writing {
     }
 
     fn truncate_wal(&self) {
-        let length = std::fs::metadata(&self.wal).map_or(0, |metadata| metadata.len());
+        let length = std::fs::metadata(&self.files.wal).map_or(0, |metadata| metadata.len());
         if length > WAL_LIMIT {
             let truncated = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
             if let Err(error) = truncated {
@@ -126,11 +174,11 @@ impl Writing {
 
 fn in_savepoint(
     transaction: &mut rusqlite::Transaction<'_>,
-    job: WriteJob,
-    now: i64,
+    job: Work,
+    moment: &Moment<'_>,
 ) -> Result<Box<RawValue>, DbError> {
     let savepoint = transaction.savepoint().map_err(|error| internal("setting a savepoint", &error))?;
-    let reply = job(&savepoint, now)?;
+    let reply = job(&savepoint, moment)?;
     savepoint.commit().map_err(|error| internal("releasing a savepoint", &error))?;
     Ok(reply)
 }

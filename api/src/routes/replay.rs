@@ -1,0 +1,122 @@
+//! Calls, made again; and the dead letters among them.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use faena_domain::json::parse_object;
+use faena_domain::limits::MAX_PAGE;
+use faena_domain::{CallNum, FunctionName, Version};
+use faena_protocol::db::{CallList, CallReplay};
+use faena_protocol::records::CallRecord;
+use serde::Deserialize;
+
+use super::{calls, trace};
+use crate::app::{App, Caller};
+use crate::body;
+use crate::path::Path;
+use crate::problem::{Problem, Reply};
+use crate::view::CallView;
+
+/// The largest body: a page of numbers.
+const MAX_REPLAY: u64 = 16 * 1024;
+
+#[derive(Debug, Default, Deserialize)]
+struct Options {
+    version: Option<i64>,
+}
+
+async fn again(app: &App, headers: &HeaderMap, of: CallNum, version: Option<Version>) -> Reply<CallRecord> {
+    let request = CallReplay {
+        num: app.numbers().next().await?,
+        namespace: Caller::local().namespace,
+        of,
+        version,
+        traceparent: trace::parent(headers),
+    };
+    Ok(app.db().ask(&request).await?)
+}
+
+/// Makes a new call of an old one, with the same params, on the version that a new call runs or on the one named.
+#[utoipa::path(post, path = "/call/{callNum}/replay", tag = "calls", params(("callNum" = i64, Path,)), request_body(content = Object, content_type = "application/json", description = "nothing, or `version`"),
+    responses((status = 202, description = "The new call, with `replayOf`", body = CallView), (status = 404, description = "There is no such call, function or version", body = Problem)))]
+pub(crate) async fn one(
+    State(app): State<App>,
+    Path(num): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<Response> {
+    app.room().disk()?;
+    let num = calls::number(&num)?;
+    let bytes = body::read(app.room(), &headers, body, MAX_REPLAY).await?;
+    let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
+    // One that is not written yet is there in a moment.
+    let call = calls::written(&app, num).await?;
+    let call = again(&app, &headers, call.num, options.version.map(Version)).await?;
+    app.dispatcher().poke();
+    let (num, traceparent) = (call.num.0, call.traceparent.clone());
+    let view = CallView::whole(call, app.blobs()).await?;
+    let mut response = (StatusCode::ACCEPTED, Json(view)).into_response();
+    trace::tell(response.headers_mut(), num, &traceparent, None);
+    if let Ok(location) = HeaderValue::from_str(&format!("/call/{num}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Calls that were accepted with 202 and given up, newest first; shaped like `/calls`.
+#[utoipa::path(get, path = "/deadLetters", tag = "calls", params(("limit" = Option<u32>, Query, description = "1 to 200"), ("cursor" = Option<i64>, Query,), ("funcName" = Option<String>, Query,), ("status" = Option<String>, Query,)),
+    responses((status = 200, description = "`{\"c1\": {…}}`; `Link: rel=\"next\"` leads to the next page"), (status = 400, description = "What is wrong", body = Problem)))]
+pub(crate) async fn dead_letters(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Response> {
+    calls::page(&app, "/deadLetters", query, true).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Selection {
+    call_nums: Option<Vec<i64>>,
+    func_name: Option<String>,
+    version: Option<i64>,
+}
+
+/// The dead letters that are meant: those named, or a page of a function's.
+async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
+    match (&selection.call_nums, &selection.func_name) {
+        (Some(nums), None) if (1..=MAX_PAGE as usize).contains(&nums.len()) => {
+            Ok(nums.iter().map(|num| CallNum(*num)).collect())
+        }
+        (None, Some(name)) => {
+            let function: FunctionName = name.parse()?;
+            let list = CallList {
+                namespace: Caller::local().namespace,
+                function: Some(function),
+                status: None,
+                dead: true,
+                before: None,
+                limit: MAX_PAGE,
+            };
+            Ok(app.db().ask(&list).await?.into_iter().map(|call| call.num).collect())
+        }
+        _ => {
+            let detail = format!("name either `callNums`, 1 to {MAX_PAGE} of them, or `funcName`");
+            Err(Problem::invalid("invalid_selection", detail))
+        }
+    }
+}
+
+/// Replays many dead letters: those named, or the newest 200 of a function.
+#[utoipa::path(post, path = "/deadLetters/replay", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`callNums` or `funcName`; optionally `version`"),
+    responses((status = 202, description = "The new calls, shaped like `/calls`"), (status = 400, description = "What is wrong", body = Problem), (status = 404, description = "There is no such call, function or version", body = Problem)))]
+pub(crate) async fn many(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
+    app.room().disk()?;
+    let bytes = body::read_json(app.room(), &headers, body, MAX_REPLAY).await?;
+    let selection: Selection = parse_object(&bytes, &["callNums", "funcName", "version"])?;
+    let nums = selected(&app, &selection).await?;
+    let mut made = Vec::with_capacity(nums.len());
+    for num in nums {
+        made.push(again(&app, &headers, num, selection.version.map(Version)).await?);
+    }
+    app.dispatcher().poke();
+    Ok((StatusCode::ACCEPTED, Json(calls::Page(made))).into_response())
+}

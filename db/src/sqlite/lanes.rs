@@ -1,0 +1,234 @@
+//! One lane for each function: how much waits in it, whose turn it is, and what a worker gets.
+
+use faena_domain::CallNum;
+use faena_domain::queue::Event;
+use faena_domain::{Epoch, Version};
+use faena_protocol::DbError;
+use faena_protocol::db::CallsClaim;
+use faena_protocol::records::{CallJob, CallSpec};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::calls::cancelled;
+use super::queue::{Because, numbers, try_take};
+use super::requests::{Moment, Write};
+use super::rows::Json;
+use super::{functions, internal};
+use crate::QueueBounds;
+
+/// Whether one more call may wait.
+///
+/// # Errors
+/// [`DbError::QueueFull`] names the bound.
+pub(super) fn has_room(
+    connection: &Connection,
+    spec: &CallSpec,
+    weight: u64,
+    bounds: &QueueBounds,
+) -> Result<(), DbError> {
+    let read = || -> rusqlite::Result<[u64; 4]> {
+        let lane = connection
+            .prepare_cached("SELECT pending, bytes FROM lanes WHERE namespace = ?1 AND function = ?2")?
+            .query_row((spec.namespace.as_str(), spec.function.key()), |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let (pending, bytes) = lane.unwrap_or_default();
+        connection
+            .prepare_cached("SELECT pending, bytes FROM totals")?
+            .query_row([], |row| Ok([pending, bytes, row.get(0)?, row.get(1)?]))
+    };
+    let [calls, bytes, all_calls, all_bytes] = read().map_err(|error| internal("counting calls", &error))?;
+    let full = |message: String| Err(DbError::QueueFull { message });
+    match () {
+        () if calls >= bounds.function_calls => {
+            full(format!("{} calls of {} wait already, and no more may", calls, spec.function))
+        }
+        () if bytes + weight > bounds.function_bytes.0 => {
+            full(format!("the waiting calls of {} hold {}, and no more may", spec.function, bounds.function_bytes))
+        }
+        () if all_calls >= bounds.calls => full(format!("{all_calls} calls wait already, and no more may")),
+        () if all_bytes + weight > bounds.bytes.0 => {
+            full(format!("the waiting calls hold {}, and no more may", bounds.bytes))
+        }
+        () => Ok(()),
+    }
+}
+
+/// Sets how many calls of a function may run at once.
+pub(super) fn set_concurrency(
+    connection: &Connection,
+    namespace: &str,
+    function: &str,
+    concurrency: Option<u32>,
+) -> rusqlite::Result<()> {
+    connection
+        .execute(
+            "INSERT INTO lanes (namespace, function, concurrency) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET concurrency = excluded.concurrency",
+            (namespace, function, concurrency),
+        )
+        .map(drop)
+}
+
+/// Calls whose pause is over, or whose instant has come, can be claimed from now on.
+fn promote(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<()> {
+    let waiting = "SELECT 1 FROM calls WHERE status = 'PENDING' AND run_at <= ?1 LIMIT 1";
+    if connection.prepare_cached(waiting)?.exists([moment.wall])? {
+        connection
+            .prepare_cached(
+                "UPDATE calls SET run_at = NULL, not_before = ?2, queued_at = ?2, expires_at = ?2 + (spec ->> 'maxAgeMs')
+                 WHERE status = 'PENDING' AND run_at <= ?1",
+            )?
+            .execute((moment.wall, moment.now))?;
+    }
+    let waiting = "SELECT 1 FROM calls WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND not_before <= ?1 AND run_at IS NULL LIMIT 1";
+    if connection.prepare_cached(waiting)?.exists([moment.now])? {
+        connection
+            .prepare_cached(
+                "UPDATE calls SET due = 1
+                 WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND not_before <= ?1 AND run_at IS NULL",
+            )?
+            .execute([moment.now])?;
+    }
+    Ok(())
+}
+
+struct Lane {
+    namespace: String,
+    function: String,
+    /// How many more may run.
+    room: u32,
+}
+
+/// The lanes that have something for these engines, whoever waited longest for a turn first.
+fn lanes(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusqlite::Result<Vec<Lane>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT namespace, function, min(coalesce(concurrency - running, ?2), ?2) FROM lanes l
+         WHERE due > 0 AND (concurrency IS NULL OR running < concurrency)
+         AND EXISTS (SELECT 1 FROM calls c WHERE c.namespace = l.namespace AND c.function = l.function
+             AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
+         ORDER BY turn LIMIT ?2",
+    )?;
+    let lane = |row: &rusqlite::Row<'_>| Ok(Lane { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
+    statement.query_map((engines, limit, now), lane)?.collect()
+}
+
+fn next_turn(connection: &Connection, lane: &Lane) -> rusqlite::Result<()> {
+    connection.prepare_cached("UPDATE totals SET turn = turn + 1")?.execute([])?;
+    connection
+        .prepare_cached("UPDATE lanes SET turn = (SELECT turn FROM totals) WHERE namespace = ?1 AND function = ?2")?
+        .execute((&lane.namespace, &lane.function))
+        .map(drop)
+}
+
+const BEST: &str = "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
+     AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
+
+/// Claims round by round, a part of each lane's calls in each, so that a long queue delays no short one.
+fn claim(request: &CallsClaim, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    let broken = |error| internal("claiming calls", &error);
+    let engines = serde_json::to_string(&request.engines).unwrap_or_default();
+    let mut left = request.limit;
+    while left > 0 {
+        let round = lanes(connection, &engines, left, moment.now).map_err(broken)?;
+        let count = u32::try_from(round.len()).unwrap_or(u32::MAX);
+        if count == 0 {
+            return Ok(());
+        }
+        let before = left;
+        for lane in round {
+            let share = left.div_ceil(count).min(lane.room).min(left);
+            let params = (&lane.namespace, &lane.function, moment.now, &engines, share);
+            for num in numbers(connection, BEST, params)? {
+                let event = Event::Claim { owner: request.owner.clone() };
+                let because = Because { claim: Some(request.request.clone()), ..Because::default() };
+                left -= u32::from(try_take(connection, num, &event, moment, because)?.is_some());
+            }
+            next_turn(connection, &lane).map_err(broken)?;
+        }
+        if left == before {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// A claimed row, before it becomes a job.
+struct Claimed {
+    num: CallNum,
+    spec: CallSpec,
+    version: Version,
+    epoch: i64,
+    deliveries: u32,
+    queued_at: i64,
+    expires_at: i64,
+}
+
+fn taken(request: &CallsClaim, connection: &Connection) -> rusqlite::Result<Vec<Claimed>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT num, spec, version, epoch, deliveries, queued_at, expires_at FROM calls
+         WHERE claim = ?1 AND status = 'RUNNING' ORDER BY num",
+    )?;
+    let rows = statement.query_map([&request.request], |row| {
+        let Json(spec) = row.get(1)?;
+        Ok(Claimed {
+            num: CallNum(row.get(0)?),
+            spec,
+            version: Version(row.get(2)?),
+            epoch: row.get(3)?,
+            deliveries: row.get(4)?,
+            queued_at: row.get(5)?,
+            expires_at: row.get(6)?,
+        })
+    })?;
+    rows.collect()
+}
+
+fn millis(span: i64) -> u64 {
+    u64::try_from(span).unwrap_or(0)
+}
+
+fn job(call: Claimed, code: faena_protocol::records::Code, now: i64) -> CallJob {
+    let spec = call.spec;
+    let asked = spec.timeout_ms.unwrap_or(code.limits.timeout.0);
+    let left = millis(call.expires_at - now);
+    let timeout_ms = asked.min(left);
+    CallJob {
+        num: call.num,
+        epoch: Epoch(call.epoch),
+        attempt: call.deliveries,
+        code,
+        params: spec.params,
+        body: spec.body,
+        direct: spec.direct,
+        timeout_ms,
+        expires: left < asked,
+        deadline_unix_ms: now.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
+        queue_ms: millis(now - call.queued_at),
+        traceparent: spec.traceparent,
+        has_row: true,
+    }
+}
+
+impl Write for CallsClaim {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallJob>, DbError> {
+        let broken = |error| internal("claiming calls", &error);
+        let mut claimed = taken(&self, connection).map_err(broken)?;
+        if claimed.is_empty() {
+            promote(connection, moment).map_err(broken)?;
+            claim(&self, connection, moment)?;
+            claimed = taken(&self, connection).map_err(broken)?;
+        }
+        let mut jobs = Vec::with_capacity(claimed.len());
+        for call in claimed {
+            let spec = &call.spec;
+            match functions::code(connection, &spec.namespace, &spec.function, call.version)? {
+                Some(resolved) => jobs.push(job(call, resolved.code, moment.now)),
+                None => {
+                    let because =
+                        cancelled(faena_domain::CallStatus::Pending, "its function was deleted before it ran");
+                    try_take(connection, call.num, &Event::Cancel, moment, because)?;
+                }
+            }
+        }
+        Ok(jobs)
+    }
+}

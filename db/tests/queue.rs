@@ -1,0 +1,348 @@
+//! The queue as the database keeps it: order, time, retries, keys, dead letters, retention, under a clock of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod support;
+
+use faena_db::{Keep, QueueBounds, StoreSettings};
+use faena_domain::units::ByteSize;
+use faena_domain::{
+    BlobKey, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Manifest, Owner, Payload, Timestamp,
+    Version,
+};
+use faena_protocol::DbError;
+use faena_protocol::db::*;
+use faena_protocol::records::{CallJob, CallRecord, CallSpec, IdempotencyKey};
+use support::*;
+
+const DAY: i64 = 24 * 3600 * 1000;
+
+async fn reap(service: &Service) -> Reaped {
+    service.ask(Reap {}).await.unwrap()
+}
+
+async fn claim_as(service: &Service, owner: Owner, limit: u32) -> Vec<CallJob> {
+    let claim = CallsClaim { request: uuid(), owner, engines: vec![EngineKind::Sandbox], limit };
+    service.ask(claim).await.unwrap()
+}
+
+async fn names(service: &Service, limit: u32) -> Vec<String> {
+    let jobs = claim_as(service, owner("a"), limit).await;
+    jobs.into_iter().map(|job| job.code.function.to_string()).collect()
+}
+
+async fn dead_letters(service: &Service) -> Vec<i64> {
+    let list = CallList { namespace: space(), function: None, status: None, dead: true, before: None, limit: 10 };
+    service.ask(list).await.unwrap().into_iter().map(|call| call.num.0).collect()
+}
+
+fn exit() -> Option<CallError> {
+    Some(CallError::new(ErrorKind::Exit, Layer::Run, "exit 1"))
+}
+
+async fn status(service: &Service, num: i64) -> CallStatus {
+    get(service, num).await.status
+}
+
+#[tokio::test]
+async fn a_long_queue_delays_no_short_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "crowd").await;
+    with_built(&service, "single").await;
+    for num in 1..=50 {
+        accept(&service, spec(num, "crowd")).await;
+    }
+    accept(&service, spec(51, "single")).await;
+    assert!(names(&service, 4).await.contains(&"single".to_owned()));
+    accept(&service, spec(52, "single")).await;
+    assert!(names(&service, 2).await.contains(&"single".to_owned()));
+}
+
+#[tokio::test]
+async fn a_higher_priority_goes_first_within_one_function() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    for (num, priority) in [(1, 0), (2, 5), (3, -5), (4, 5)] {
+        accept(&service, CallSpec { priority, ..spec(num, "dice") }).await;
+    }
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.extend(claim_as(&service, owner("a"), 1).await.into_iter().map(|job| job.num.0));
+    }
+    assert_eq!(order, [2, 4, 1, 3]);
+}
+
+#[tokio::test]
+async fn no_more_of_a_function_run_than_it_permits() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    service.ask(RuntimePut { namespace: space(), spec: runtime("x") }).await.unwrap();
+    let manifest = Manifest::parse("[limits]\nconcurrency = 2").unwrap();
+    service.ask(VersionPut { manifest, ..upload("up", "narrow") }).await.unwrap();
+    build(&service, Ok(BlobKey::from_digest([9; 32]))).await;
+    for num in 1..=4 {
+        accept(&service, spec(num, "narrow")).await;
+    }
+    let jobs = claim_as(&service, owner("a"), 10).await;
+    assert_eq!(jobs.len(), 2);
+    assert_eq!(claim_as(&service, owner("a"), 10).await.len(), 0);
+    service.ask(finish(&jobs[0], None)).await.unwrap();
+    assert_eq!(claim_as(&service, owner("a"), 10).await.len(), 1);
+}
+
+#[tokio::test]
+async fn full_queues_say_what_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = QueueBounds { function_calls: 2, function_bytes: ByteSize(100), calls: 3, bytes: ByteSize(1000) };
+    let settings = StoreSettings { queue, ..StoreSettings::default() };
+    let service = Service::start_with(folder.path(), settings, Time::at(DAY));
+    with_built(&service, "a").await;
+    with_built(&service, "b").await;
+    let ask = |num, function: &str, params: &str| {
+        let spec = CallSpec { params: Payload::Text(params.into()), ..spec(num, function) };
+        service.ask(CallAccept { spec, version: None })
+    };
+    let message = |refused: Result<CallRecord, DbError>| match refused {
+        Err(DbError::QueueFull { message }) => message,
+        other => panic!("{other:?}"),
+    };
+    assert!(message(ask(1, "a", &"x".repeat(101)).await).contains("100 B"));
+    ask(1, "a", "1").await.unwrap();
+    ask(2, "a", "1").await.unwrap();
+    assert!(message(ask(3, "a", "1").await).contains("2 calls of a"));
+    ask(4, "b", "1").await.unwrap();
+    assert!(message(ask(5, "b", "1").await).contains("3 calls wait"));
+    claim_as(&service, owner("a"), 1).await;
+    ask(5, "b", "1").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_one_call_whatever_else_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    let ask = |num, hash: u8| {
+        let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([hash; 32]) });
+        service.ask(CallAccept { spec: CallSpec { key, ..spec(num, "dice") }, version: None })
+    };
+    assert_eq!(ask(1, 1).await.unwrap().num, CallNum(1));
+    assert_eq!(ask(2, 1).await.unwrap().num, CallNum(1));
+    assert_eq!(ask(3, 2).await, Err(DbError::KeyReused { key: "k".into() }));
+    let job = claim(&service, "c").await.pop().unwrap();
+    service.ask(finish(&job, None)).await.unwrap();
+    assert_eq!(ask(4, 1).await.unwrap().status, CallStatus::Done);
+    time.pass(DAY + 1);
+    reap(&service).await;
+    assert_eq!(ask(5, 2).await.unwrap().num, CallNum(5), "a day later the key is free");
+}
+
+#[tokio::test]
+async fn what_is_lost_is_delivered_again_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    let lost = claim(&service, "c").await.pop().unwrap();
+    service.ask(CallsStarted { owner: owner("a"), calls: vec![(lost.num, lost.epoch)] }).await.unwrap();
+    time.pass(4000);
+    assert_eq!(reap(&service).await.lost, 0);
+    // In steps shorter than a stall of the service itself.
+    for _ in 0..7 {
+        time.pass(4000);
+        reap(&service).await;
+    }
+    assert_eq!(status(&service, 1).await, CallStatus::Pending);
+    assert_eq!(service.ask(finish(&lost, None)).await, Err(DbError::Stale));
+    let again = claim(&service, "d").await.pop().unwrap();
+    assert_eq!((again.attempt, again.epoch), (2, lost.epoch.next()));
+    service.ask(finish(&again, None)).await.unwrap();
+    let call = get(&service, 1).await;
+    assert_eq!((call.status, call.attempts.len()), (CallStatus::Done, 2));
+    assert_eq!(dead_letters(&service).await, Vec::<i64>::new());
+}
+
+#[tokio::test]
+async fn a_renewal_names_what_is_anothers() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    let job = claim(&service, "c").await.pop().unwrap();
+    let renew = |epoch| LeaseRenew { owner: owner("a"), calls: vec![(job.num, epoch)], builds: Vec::new() };
+    for _ in 0..10 {
+        time.pass(4000);
+        assert_eq!(service.ask(renew(job.epoch)).await.unwrap(), Renewed::default());
+        assert_eq!(reap(&service).await.lost, 0);
+    }
+    let other = Epoch(7);
+    assert_eq!(service.ask(renew(other)).await.unwrap().stale_calls, [(job.num, other)]);
+    service.ask(CallCancel { namespace: space(), num: job.num }).await.unwrap();
+    assert_eq!(service.ask(renew(job.epoch)).await.unwrap().stale_calls, [(job.num, job.epoch)]);
+}
+
+#[tokio::test]
+async fn a_service_that_was_stopped_grants_every_lease_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    claim(&service, "c").await;
+    time.pass(10 * 60_000);
+    assert_eq!(reap(&service).await.lost, 0, "nobody could renew meanwhile");
+    for _ in 0..8 {
+        time.pass(4000);
+        reap(&service).await;
+    }
+    assert_eq!(status(&service, 1).await, CallStatus::Pending);
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_is_set_moves_no_lease_no_age_and_no_pause() {
+    for step in [365 * DAY, -365 * DAY] {
+        let folder = tempfile::tempdir().unwrap();
+        let time = Time::at(1000 * DAY);
+        let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+        with_built(&service, "dice").await;
+        accept(&service, CallSpec { retries: Some(1), ..spec(1, "dice") }).await;
+        accept(&service, spec(2, "dice")).await;
+        let jobs = claim(&service, "c").await;
+        service.ask(finish(&jobs[0], exit())).await.unwrap();
+        time.set_wall(step);
+        assert_eq!(reap(&service).await, Reaped::default());
+        assert_eq!(status(&service, 2).await, CallStatus::Running);
+        assert_eq!(service.ask(Ping {}).await.unwrap().clock_step_ms, Some(step));
+        service.stop().await;
+        // Across a restart a clock that was set forward takes a day at most, one that was set back takes nothing.
+        let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+        accept(&service, spec(3, "dice")).await;
+        let (before, after) = (get(&service, 2).await.created_at, get(&service, 3).await.created_at);
+        assert!((before..=before + DAY + 60_000).contains(&after), "{step}: {before} {after}");
+    }
+}
+
+#[tokio::test]
+async fn run_at_is_wall_time_and_age_begins_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    let run_at = Some(Timestamp(1000 * DAY + DAY));
+    accept(&service, CallSpec { run_at, max_age_ms: 60_000, ..spec(1, "dice") }).await;
+    time.pass(DAY - 1000);
+    reap(&service).await;
+    assert_eq!((claim(&service, "c").await.len(), get(&service, 1).await.run_at), (0, run_at));
+    time.pass(1000);
+    let job = claim(&service, "d").await.pop().unwrap();
+    assert!(job.queue_ms < 1000 && job.timeout_ms == 60_000, "{} {}", job.queue_ms, job.timeout_ms);
+}
+
+#[tokio::test]
+async fn what_was_promised_and_given_up_is_a_dead_letter_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    accept(&service, CallSpec { waited: true, ..spec(2, "dice") }).await;
+    accept(&service, CallSpec { waited: true, ..spec(3, "dice") }).await;
+    accept(&service, spec(4, "dice")).await;
+    service.ask(CallCancel { namespace: space(), num: CallNum(4) }).await.unwrap();
+    for job in claim(&service, "c").await {
+        let end = finish(&job, exit());
+        assert_eq!(service.ask(end.clone()).await, Ok(CallStatus::Failed));
+        assert_eq!(service.ask(end).await, Ok(CallStatus::Failed));
+    }
+    service.ask(CallPromised { num: CallNum(3) }).await.unwrap();
+    assert_eq!(dead_letters(&service).await, [3, 1]);
+}
+
+#[tokio::test]
+async fn a_replay_is_a_new_call_of_the_version_that_runs_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, CallSpec { params: Payload::Text("[1]".into()), ..spec(1, "dice") }).await;
+    let job = claim(&service, "c").await.pop().unwrap();
+    service.ask(finish(&job, exit())).await.unwrap();
+    let before = get(&service, 1).await;
+    service.ask(upload("second", "dice")).await.unwrap();
+    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    let replay = |num, version| CallReplay {
+        num: CallNum(num),
+        namespace: space(),
+        of: CallNum(1),
+        version,
+        traceparent: String::new(),
+    };
+    let made = service.ask(replay(2, None)).await.unwrap();
+    assert_eq!(service.ask(replay(2, None)).await.unwrap(), made, "sent again it is the same call");
+    assert_eq!((made.version, made.replay_of, &made.params), (Version(2), Some(CallNum(1)), &before.params));
+    assert_eq!(service.ask(replay(3, Some(Version(1)))).await.unwrap().version, Version(1));
+    assert_eq!(get(&service, 1).await, before);
+}
+
+#[tokio::test]
+async fn an_ended_call_cannot_be_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    let job = claim(&service, "c").await.pop().unwrap();
+    let cancel = || service.ask(CallCancel { namespace: space(), num: CallNum(1) });
+    let cancelled = cancel().await.unwrap();
+    assert_eq!((cancelled.record.status, cancelled.running), (CallStatus::Cancelled, Some((owner("a"), job.epoch))));
+    assert_eq!(cancel().await, Err(DbError::Ended { status: CallStatus::Cancelled }));
+    assert_eq!(service.ask(finish(&job, None)).await, Err(DbError::Stale));
+    assert_eq!(status(&service, 1).await, CallStatus::Cancelled);
+}
+
+#[tokio::test]
+async fn ended_calls_are_forgotten_by_age_and_by_number_and_their_blobs_released() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let keep = Keep { calls: 3, calls_for_ms: DAY, dead_letters_for_ms: 3 * DAY };
+    let service = Service::start_with(folder.path(), StoreSettings { keep, ..StoreSettings::default() }, time.clone());
+    with_built(&service, "dice").await;
+    let blob = BlobKey::from_digest([3; 32]);
+    accept(&service, CallSpec { params: Payload::Blob { key: blob, bytes: 70_000, utf8: true }, ..spec(1, "dice") })
+        .await;
+    for num in 2..=6 {
+        accept(&service, spec(num, "dice")).await;
+    }
+    for job in claim(&service, "c").await {
+        let failed = (job.num == CallNum(6)).then(exit).flatten();
+        service.ask(finish(&job, failed)).await.unwrap();
+    }
+    let unused = || service.ask(BlobsUnused { keys: vec![blob, BlobKey::from_digest([9; 32])] });
+    assert_eq!(unused().await.unwrap(), []);
+    assert_eq!(reap(&service).await.forgotten, 3, "only three are kept");
+    assert_eq!(unused().await.unwrap(), [blob], "the artifact stays");
+    time.pass(DAY + 1);
+    assert_eq!(reap(&service).await.forgotten, 2);
+    assert_eq!(dead_letters(&service).await, [6]);
+    time.pass(2 * DAY);
+    assert_eq!(reap(&service).await.forgotten, 1);
+    assert_eq!(dead_letters(&service).await, Vec::<i64>::new());
+}
+
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_takes_no_new_work_and_ends_what_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    service.stop().await;
+    let settings = StoreSettings { disk_reserve: ByteSize(u64::MAX / 4), ..StoreSettings::default() };
+    let service = Service::start_with(folder.path(), settings, time);
+    assert!(service.ask(Ping {}).await.unwrap().disk_low);
+    let refused = service.ask(CallAccept { spec: spec(2, "dice"), version: None }).await;
+    assert_eq!(refused, Err(DbError::DiskLow));
+    assert_eq!(service.ask(upload("second", "dice")).await.map(|_| ()), Err(DbError::DiskLow));
+    let job = claim(&service, "c").await.pop().unwrap();
+    assert_eq!(service.ask(finish(&job, None)).await, Ok(CallStatus::Done));
+}

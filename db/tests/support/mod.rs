@@ -1,0 +1,219 @@
+//! A service on a folder of its own, under a clock of its own, and the requests that tests need.
+#![allow(dead_code, reason = "each test file uses what it needs")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use faena_db::{KernelTime, SqliteStore, Store, StoreSettings, TimeSource};
+use faena_db_client::DbClient;
+use faena_domain::{
+    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Exit, FunctionName, Limits, Manifest,
+    Namespace, Owner, Payload, RuntimeSpec, call::StartKind,
+};
+use faena_protocol::db::*;
+use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, Outcome};
+use faena_protocol::{DbError, DbRequest};
+use faena_transport::Endpoint;
+use tokio_util::sync::CancellationToken;
+
+/// Time that moves when it is told to, and wall time that may be set.
+#[derive(Debug)]
+pub(crate) struct Time {
+    boot_ms: AtomicI64,
+    wall_ms: AtomicI64,
+}
+
+impl Time {
+    /// Wall time begins here.
+    pub(crate) fn at(wall_ms: i64) -> Arc<Self> {
+        Arc::new(Self { boot_ms: AtomicI64::new(1000), wall_ms: AtomicI64::new(wall_ms) })
+    }
+
+    /// Time goes on, by every clock.
+    pub(crate) fn pass(&self, millis: i64) {
+        self.boot_ms.fetch_add(millis, Ordering::SeqCst);
+        self.wall_ms.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// Somebody sets the wall clock.
+    pub(crate) fn set_wall(&self, by_ms: i64) {
+        self.wall_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+}
+
+impl TimeSource for Time {
+    fn wall_ms(&self) -> i64 {
+        self.wall_ms.load(Ordering::SeqCst)
+    }
+
+    fn boot_ms(&self) -> i64 {
+        self.boot_ms.load(Ordering::SeqCst)
+    }
+}
+
+/// One service on a folder of its own; dropping it is a crash.
+pub(crate) struct Service {
+    pub(crate) client: DbClient,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Service {
+    /// Under the kernel's clock.
+    pub(crate) fn start(folder: &Path) -> Self {
+        Self::start_with(folder, StoreSettings::default(), Arc::new(KernelTime))
+    }
+
+    /// Under a clock of the test's own.
+    pub(crate) fn start_with(folder: &Path, settings: StoreSettings, time: Arc<dyn TimeSource>) -> Self {
+        let metrics = faena_telemetry::Metrics::default().register(faena_db::metrics::Metrics::register);
+        let store = SqliteStore::open_with(&folder.join("db"), settings, time, &metrics).unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let endpoint = Endpoint::new(folder.join("s")).unwrap();
+        let stop = CancellationToken::new();
+        let client = DbClient::connect(endpoint.clone());
+        let task = tokio::spawn({
+            let stop = stop.clone();
+            async move { faena_db::serve(store, &endpoint, stop).await.unwrap() }
+        });
+        Self { client, stop, task }
+    }
+
+    pub(crate) async fn ask<R: DbRequest>(&self, request: R) -> Result<R::Reply, DbError> {
+        self.client.ask(&request).await
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+pub(crate) fn space() -> Namespace {
+    Namespace::default()
+}
+
+pub(crate) fn name(text: &str) -> FunctionName {
+    text.parse().unwrap()
+}
+
+pub(crate) fn owner(incarnation: &str) -> Owner {
+    Owner { worker: "w1".into(), incarnation: incarnation.into() }
+}
+
+pub(crate) fn runtime(run: &str) -> RuntimeSpec {
+    let body = serde_json::json!({"image": "pythonruntime", "path": "/ws", "dependencies": "true", "run": run});
+    RuntimeSpec::parse(body.to_string().as_bytes(), &Limits::MAXIMUM).unwrap()
+}
+
+pub(crate) fn upload(request: &str, function: &str) -> VersionPut {
+    VersionPut {
+        request: request.into(),
+        namespace: space(),
+        runtime: "pythonruntime".parse().unwrap(),
+        function: name(function),
+        source: BlobKey::from_digest([7; 32]),
+        source_bytes: 10,
+        manifest: Manifest::default(),
+        limits: Limits::DEFAULT,
+    }
+}
+
+pub(crate) async fn with_function(service: &Service, function: &str) {
+    service.ask(RuntimePut { namespace: space(), spec: runtime("python3 test.py") }).await.unwrap();
+    service.ask(upload(&format!("up-{function}"), function)).await.unwrap();
+}
+
+pub(crate) async fn build(service: &Service, result: Result<BlobKey, BuildFailure>) {
+    let claim = BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
+    let job = service.ask(claim).await.unwrap().pop().unwrap();
+    service
+        .ask(BuildFinish {
+            namespace: space(),
+            function: job.code.function,
+            version: job.code.version,
+            epoch: job.epoch,
+            owner: owner("a"),
+            outcome: Some(BuildOutcome {
+                engine: Some(EngineKind::Sandbox),
+                image_id: Some("host".into()),
+                result,
+                log: Payload::Text("built".into()),
+                log_tail: "built".into(),
+            }),
+        })
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn with_built(service: &Service, function: &str) {
+    with_function(service, function).await;
+    build(service, Ok(BlobKey::from_digest([9; 32]))).await;
+}
+
+pub(crate) fn uuid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
+    CallSpec {
+        num: CallNum(num),
+        namespace: space(),
+        function: name(function),
+        params: Payload::Text("{}".into()),
+        body: None,
+        direct: false,
+        timeout_ms: None,
+        max_age_ms: 3_600_000,
+        retries: Some(0),
+        run_at: None,
+        priority: 0,
+        key: None,
+        waited: false,
+        replay_of: None,
+        traceparent: String::new(),
+    }
+}
+
+pub(crate) async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
+    service.ask(CallAccept { spec, version: None }).await.unwrap()
+}
+
+pub(crate) async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
+    let engines = vec![EngineKind::Sandbox];
+    service.ask(CallsClaim { request: request.into(), owner: owner("a"), engines, limit: 10 }).await.unwrap()
+}
+
+pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
+    Outcome {
+        status: if error.is_some() { CallStatus::Failed } else { CallStatus::Done },
+        result: Payload::Text("out".into()),
+        error,
+        logs: Payload::empty(),
+        attempt: Attempt {
+            attempt: job.attempt,
+            worker: "w1".into(),
+            engine: EngineKind::Sandbox,
+            start: StartKind::Cold,
+            epoch: job.epoch,
+            queue_ms: job.queue_ms,
+            start_ms: 1,
+            run_ms: 1,
+            exit: Some(Exit::Code(0)),
+            peak_memory_bytes: None,
+            cpu_ms: None,
+            missing_layers: vec![],
+            egress_hosts: vec![],
+            error: None,
+        },
+    }
+}
+
+pub(crate) fn finish(job: &CallJob, error: Option<CallError>) -> CallFinish {
+    CallFinish { num: job.num, epoch: job.epoch, owner: owner("a"), outcome: Some(outcome(job, error)) }
+}
+
+pub(crate) async fn get(service: &Service, num: i64) -> CallRecord {
+    service.ask(CallGet { namespace: space(), num: CallNum(num) }).await.unwrap()
+}
