@@ -1,17 +1,45 @@
-//! Roles that are killed while they work: calls end and are never left hanging.
+//! Roles that are killed, stopped and started while they work: calls end once, with their own result.
 
 use std::time::Duration;
 
 use faena_test_support::{Engine, Platform, Role, eventually};
 use serde_json::json;
 
-fn sleeper(platform: &Platform, engine: Engine) -> i64 {
-    platform.shell_runtime(engine, &json!({}));
-    platform.script("sleeps", "sleep $(cat)");
+/// A call whose first delivery never ends by itself, and tells by the arguments of a process that it lives.
+fn sleeper(platform: &Platform, engine: Engine, mark: u32) -> i64 {
+    platform.shell_runtime(engine, &json!({"limits": {"timeout": "5m"}}));
+    platform.script("sleeps", "[ $FAENA_ATTEMPT = 1 ] && sleep $(cat); echo attempt $FAENA_ATTEMPT");
     platform.built("sleeps");
-    let num = platform.invoke(&json!({"funcName": "sleeps", "params": 600, "retries": 0}));
-    platform.running(num);
+    let num = platform.invoke(&json!({"funcName": "sleeps", "params": mark, "retries": 0}));
+    eventually(Duration::from_secs(30), "the process runs", || if lives(mark) { Ok(()) } else { Err(num) });
     num
+}
+
+/// Whether a process `sleep MARK` runs anywhere on this machine.
+fn lives(mark: u32) -> bool {
+    let wanted = format!("sleep\0{mark}\0");
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .map(|entry| entry.path().join("cmdline"))
+        .any(|path| std::fs::read(path).is_ok_and(|line| line == wanted.as_bytes()))
+}
+
+/// A number that no other test waits with.
+fn mark() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    1_000_000 + std::process::id() % 100_000 * 100 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(sent.expect("kill").success());
+}
+
+/// The call was lost once, delivered again, and its record says both.
+fn delivered_again(call: &serde_json::Value) {
+    assert_eq!((call["status"].as_str(), call["result"].as_str()), (Some("DONE"), Some("attempt 2")), "{call}");
+    assert_eq!(call["attempts"][0]["error"]["kind"], "infrastructure", "{call}");
+    assert_eq!(call["attempts"].as_array().map(Vec::len), Some(2), "{call}");
 }
 
 #[test]
@@ -26,19 +54,44 @@ fn roles_apart_serve_like_all_in_one() {
 }
 
 #[test]
-fn a_worker_that_dies_fails_its_calls_when_it_comes_back() {
+fn what_a_worker_held_when_it_died_is_delivered_again() {
     let mut platform = Platform::start_apart();
-    let num = sleeper(&platform, Engine::Sandbox);
+    let mark = mark();
+    let num = sleeper(&platform, Engine::Sandbox, mark);
     platform.kill(Role::Worker);
+    eventually(Duration::from_secs(10), "nothing of it is left", || if lives(mark) { Err(mark) } else { Ok(()) });
     platform.start_role(Role::Worker);
-    let call = platform.ended(num);
-    assert_eq!(
-        (call["status"].as_str(), call["error"]["kind"].as_str()),
-        (Some("FAILED"), Some("infrastructure")),
-        "{call}"
-    );
-    platform.ready();
-    assert_eq!(platform.call("sleeps", &json!(0))["status"], "DONE");
+    delivered_again(&platform.ended(num));
+}
+
+#[test]
+fn a_worker_that_is_stopped_beyond_its_lease_leaves_nothing_running() {
+    let platform = Platform::start_apart();
+    let mark = mark();
+    let num = sleeper(&platform, Engine::Sandbox, mark);
+    let worker = platform.pid(Role::Worker);
+    signal(worker, "-STOP");
+    // The agent ends it before db judges the lease: what is PENDING again runs nowhere.
+    eventually(Duration::from_secs(60), "the lease is over", || {
+        let call = platform.get(&format!("/call/{num}")).json();
+        if call["status"] == "PENDING" { Ok(()) } else { Err(call) }
+    });
+    assert!(!lives(mark), "it ran beside its redelivery");
+    signal(worker, "-CONT");
+    delivered_again(&platform.ended(num));
+}
+
+#[test]
+fn a_database_that_is_stopped_beyond_the_leases_loses_nothing() {
+    let platform = Platform::start_apart();
+    let mark = mark();
+    let num = sleeper(&platform, Engine::Sandbox, mark);
+    let db = platform.pid(Role::Db);
+    signal(db, "-STOP");
+    // Nobody can renew, so the agent ends what runs when its lease does.
+    eventually(Duration::from_secs(60), "nothing of it is left", || if lives(mark) { Err(mark) } else { Ok(()) });
+    signal(db, "-CONT");
+    delivered_again(&platform.ended(num));
 }
 
 #[test]
@@ -72,7 +125,7 @@ fn an_api_that_dies_and_comes_back_finds_its_worker_and_its_calls() {
 #[test]
 fn a_platform_killed_with_everything_goes_on_after_a_restart() {
     let mut platform = Platform::start();
-    let running = sleeper(&platform, Engine::Sandbox);
+    let running = sleeper(&platform, Engine::Sandbox, mark());
     platform.shell_runtime(Engine::Sandbox, &json!({"name": "slow", "dependencies": "sleep 600"}));
     platform.upload("slow", "slow", &faena_test_support::zip(&[("run.sh", b"echo ok")]));
     eventually(Duration::from_secs(20), "the build runs", || {
@@ -82,8 +135,7 @@ fn a_platform_killed_with_everything_goes_on_after_a_restart() {
     platform.kill(Role::Up);
     platform.start_role(Role::Up);
     platform.ready();
-    let call = platform.ended(running);
-    assert_eq!(call["error"]["kind"], "infrastructure", "{call}");
+    delivered_again(&platform.ended(running));
     eventually(Duration::from_secs(20), "the build begins anew", || {
         let function = platform.get("/function/slow").json();
         if function["status"] == "BUILDING" { Ok(()) } else { Err(function) }
@@ -108,9 +160,9 @@ fn a_drained_call_waits_for_the_next_start() {
 }
 
 #[test]
-fn a_container_that_is_removed_under_a_call_fails_it() {
+fn a_call_whose_container_is_removed_is_delivered_again() {
     let platform = Platform::start();
-    let num = sleeper(&platform, Engine::Docker);
+    let num = sleeper(&platform, Engine::Docker, mark());
     let id = std::fs::read_to_string(platform.data().join("platform-id")).expect("an id");
     let filter = format!("label=faena={}", id.trim());
     let docker = |arguments: &[&str]| std::process::Command::new("docker").args(arguments).output().expect("docker");
@@ -120,12 +172,7 @@ fn a_container_that_is_removed_under_a_call_fails_it() {
         if id.is_empty() { Err(id) } else { Ok(id) }
     });
     assert!(docker(&["rm", "-f", &container]).status.success());
-    let call = platform.ended(num);
-    assert_eq!(
-        (call["status"].as_str(), call["error"]["kind"].as_str()),
-        (Some("FAILED"), Some("infrastructure")),
-        "{call}"
-    );
+    delivered_again(&platform.ended(num));
 }
 
 #[test]
