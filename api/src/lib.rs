@@ -107,13 +107,15 @@ impl Api {
         Ok(Self { listener, app, dispatcher, workers, config })
     }
 
-    /// Serves until told to stop, then lets what runs finish within the grace.
-    pub async fn serve(self, stop: CancellationToken) {
+    /// Serves until told to stop, then lets what runs finish within the grace. Workers that stop with us are listened to
+    /// until they have: `drained` is cancelled then.
+    pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
         let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
         server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         // Workers give back what they cut off at the end of their own grace.
         self.app.recorder().flush(self.config.grace + GIVE_BACK).await;
+        drained.cancelled().await;
         dispatching.abort();
     }
 }

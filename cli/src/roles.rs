@@ -14,7 +14,7 @@ use faena_transport::Endpoint;
 use faena_worker::{Worker, WorkerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
 
 use crate::folders::{Folders, Lock};
@@ -100,6 +100,7 @@ async fn start_api(
     db: DbClient,
     blobs: BlobStore,
     metrics: Metrics,
+    drained: CancellationToken,
 ) -> anyhow::Result<Running> {
     let config = ApiConfig {
         listen: settings.listen,
@@ -113,7 +114,7 @@ async fn start_api(
     let api = Api::bind(config, db, blobs, metrics).await?;
     Ok(Running::start(|stop| {
         Box::pin(async move {
-            api.serve(stop).await;
+            api.serve(stop, drained).await;
             Ok(())
         })
     }))
@@ -125,6 +126,7 @@ async fn start_worker(
     db: DbClient,
     blobs: BlobStore,
     metrics: &Metrics,
+    drained: DropGuard,
 ) -> anyhow::Result<Running> {
     let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
     let owner = Owner { worker: settings.name.clone(), incarnation };
@@ -139,6 +141,7 @@ async fn start_worker(
     Ok(Running::start(|stop| {
         Box::pin(async move {
             worker.run(stop).await;
+            drop(drained);
             Ok(())
         })
     }))
@@ -156,8 +159,10 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let mut db = start_db(&settings, &folders, &metrics)?;
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::local(&settings.blob_folder())?;
-    let mut api = start_api(&settings, &folders, client.clone(), blobs.clone(), metrics.clone()).await?;
-    let mut worker = start_worker(&settings, &folders, client, blobs, &metrics).await?;
+    let drained = CancellationToken::new();
+    let mut api =
+        start_api(&settings, &folders, client.clone(), blobs.clone(), metrics.clone(), drained.clone()).await?;
+    let mut worker = start_worker(&settings, &folders, client, blobs, &metrics, drained.drop_guard()).await?;
     until_stopped(&mut [&mut db, &mut api, &mut worker]).await?;
     // What runs may finish, and be recorded, before the database goes.
     let (api, worker) = tokio::join!(api.stop(), worker.stop());
@@ -182,7 +187,10 @@ pub(crate) async fn api(settings: Settings) -> anyhow::Result<()> {
     let _lock = folders.lock("api")?;
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::local(&settings.blob_folder())?;
-    let mut api = start_api(&settings, &folders, client, blobs, Metrics::default()).await?;
+    // Workers elsewhere go on without us, and find whoever comes next.
+    let drained = CancellationToken::new();
+    drained.cancel();
+    let mut api = start_api(&settings, &folders, client, blobs, Metrics::default(), drained).await?;
     until_stopped(&mut [&mut api]).await?;
     api.stop().await
 }
@@ -193,7 +201,8 @@ pub(crate) async fn worker(settings: Settings) -> anyhow::Result<()> {
     let _lock = folders.lock("worker")?;
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::shared(&settings.blob_folder(), &folders.data.join("worker/spool"))?;
-    let mut worker = start_worker(&settings, &folders, client, blobs, &Metrics::default()).await?;
+    let drained = CancellationToken::new().drop_guard();
+    let mut worker = start_worker(&settings, &folders, client, blobs, &Metrics::default(), drained).await?;
     until_stopped(&mut [&mut worker]).await?;
     worker.stop().await
 }
