@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 FAENA = $(TARGET_DIR)/release/faena
 
-.PHONY: help demo test build lint doc deny unit e2e images docker bench clean
+.PHONY: help demo test build lint doc deny unit e2e images docker simulate chaos bench clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,7 +18,7 @@ demo: build ## installs what is missing, starts a platform, walks the curl lines
 	@scripts/install.sh shell python
 	@scripts/demo.sh $(FAENA)
 
-test: lint doc deny unit e2e ## installs what is missing, runs everything CI runs
+test: lint doc deny unit e2e chaos ## installs what is missing, runs everything CI runs
 	@echo "everything holds"
 
 lint: ## format and clippy, without a warning
@@ -51,6 +51,14 @@ unit: images ## tests of every crate, conformance of both engines among them
 e2e: images build ## the built binary over real HTTP, on real engines
 	@scripts/install.sh python node shell
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
+
+simulate: ## the queue core through SEEDS histories (100,000 unless you say otherwise)
+	@scripts/install.sh rust
+	SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --package faena-domain --test simulation -- --nocapture
+
+chaos: build ## kills processes under CALLS calls (8,000 unless you say otherwise) and holds the record against what clients saw
+	@scripts/install.sh python shell
+	FAENA_BIN=$(FAENA) CALLS=$(or $(CALLS),8000) python3 scripts/chaos.py
 
 bench: images build ## measures, and prints ratios to the raw limits
 	@scripts/install.sh python shell wrk

@@ -16,6 +16,7 @@ mod room;
 mod routes;
 mod server;
 mod stall;
+mod sweeper;
 mod view;
 
 use std::net::SocketAddr;
@@ -112,6 +113,7 @@ impl Api {
     pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
         let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
+        tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
         server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         // Workers give back what they cut off at the end of their own grace.
         self.app.recorder().flush(self.config.grace + GIVE_BACK).await;

@@ -44,7 +44,7 @@ enum Failure {
 fn start_failure(error: &EngineError) -> Failure {
     let kind = match error {
         EngineError::Image(_) => ErrorKind::Image,
-        EngineError::Unavailable { .. } => ErrorKind::Infrastructure,
+        EngineError::Unavailable { .. } | EngineError::Lost { .. } => ErrorKind::Infrastructure,
         EngineError::Create { .. } => ErrorKind::Start,
     };
     Failure::Call(CallError::new(kind, Layer::Start, error.to_string()))

@@ -81,16 +81,18 @@ impl Worker {
 
     /// Joins, works, and drains when told to stop: no new work, then a grace, then what is left goes back unspent.
     pub async fn run(self, stop: CancellationToken) {
-        let joined = stop.run_until_cancelled(self.join()).await;
-        if joined.is_none() {
+        // What an earlier run of this worker left has to be gone before its calls are anybody else's.
+        let first = async {
+            remove_orphans(&self.node).await;
+            self.join().await;
+        };
+        if stop.run_until_cancelled(first).await.is_none() {
             return;
         }
-        let orphans = tokio::spawn(remove_orphans(Arc::clone(&self.node)));
         let link = Link::connect(self.config.api.clone());
         let info = self.info();
         info!(worker = info.owner.worker, slots = info.slots, "the worker is ready");
         Session::new(self, info, link.handle()).run(link, stop).await;
-        orphans.abort();
     }
 
     /// Ends what an earlier incarnation of this worker held; it is dead, since we hold its lock.
@@ -103,7 +105,7 @@ impl Worker {
     }
 }
 
-async fn remove_orphans(node: Arc<Node>) {
+async fn remove_orphans(node: &Node) {
     for engine in node.engines.values() {
         engine.remove_orphans().await;
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use faena_domain::{BlobKey, Payload, payload::MAX_INLINE};
@@ -11,7 +12,7 @@ use futures_util::StreamExt;
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetResultPayload, ObjectStore, ObjectStoreExt};
+use object_store::{GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
@@ -58,6 +59,14 @@ impl BlobError {
 pub struct BlobStore {
     store: Arc<dyn ObjectStore>,
     spool: PathBuf,
+}
+
+/// After this a blob that is put again is written anew: whoever removes what nobody refers to goes by its age.
+pub const REFRESHED_AFTER: Duration = Duration::from_secs(3600);
+
+fn is_older(meta: &ObjectMeta, age: Duration) -> bool {
+    let written = std::time::SystemTime::from(meta.last_modified);
+    written.elapsed().is_ok_and(|elapsed| elapsed > age)
 }
 
 fn location(key: &BlobKey) -> ObjectPath {
@@ -110,17 +119,54 @@ impl BlobStore {
         Ok(Spool { file: tempfile::tempfile_in(&self.spool)?, hash: Sha256::new(), bytes: 0 })
     }
 
+    /// The blobs that were written longer ago than this.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn older_than(&self, age: Duration) -> Result<Vec<BlobKey>, BlobError> {
+        let mut listed = self.store.list(Some(&ObjectPath::from("sha256")));
+        let mut old = Vec::new();
+        while let Some(meta) = listed.next().await {
+            let meta = meta?;
+            let name: String = meta.location.parts().skip(1).map(|part| part.as_ref().to_owned()).collect();
+            if is_older(&meta, age)
+                && let Ok(key) = name.parse()
+            {
+                old.push(key);
+            }
+        }
+        Ok(old)
+    }
+
+    /// Removes a blob; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
+        match self.store.delete(&location(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a blob is there, and so young that nobody is about to remove it.
+    async fn is_fresh(&self, key: &BlobKey) -> Result<bool, BlobError> {
+        match self.store.head(&location(key)).await {
+            Ok(meta) => Ok(!is_older(&meta, REFRESHED_AFTER)),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Writes a spooled file, unless its bytes are there already.
     ///
     /// # Errors
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put(&self, spooled: &Spooled) -> Result<(), BlobError> {
-        let location = location(&spooled.key);
-        match self.store.head(&location).await {
-            Ok(_) => return Ok(()),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        if self.is_fresh(&spooled.key).await? {
+            return Ok(());
         }
+        let location = location(&spooled.key);
         let mut file = tokio::fs::File::from_std(spooled.file.try_clone()?);
         tokio::io::AsyncSeekExt::rewind(&mut file).await?;
         let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), location, CHUNK);
@@ -136,7 +182,7 @@ impl BlobStore {
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put_bytes(&self, bytes: Bytes) -> Result<BlobKey, BlobError> {
         let key = BlobKey::from_digest(Sha256::digest(&bytes).into());
-        if self.store.head(&location(&key)).await.is_err() {
+        if !self.is_fresh(&key).await? {
             self.store.put(&location(&key), bytes.into()).await?;
         }
         Ok(key)
@@ -292,6 +338,27 @@ mod tests {
         let mut read = Vec::new();
         store.open(&spooled.key).await.unwrap().read_to_end(&mut read).unwrap();
         assert_eq!(read, vec![7; 3_000_000]);
+    }
+
+    #[tokio::test]
+    async fn old_blobs_are_listed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::local(folder.path()).unwrap();
+        let key = store.put_bytes(Bytes::from_static(b"hello")).await.unwrap();
+        assert_eq!(store.older_than(Duration::from_secs(60)).await.unwrap(), []);
+        let name = key.to_string();
+        let path = folder.path().join("objects/sha256").join(&name[..2]).join(&name[2..]);
+        let set_back = |hours: u64| {
+            let then = std::time::SystemTime::now() - Duration::from_secs(hours * 3600);
+            File::options().write(true).open(&path).and_then(|file| file.set_modified(then)).unwrap();
+        };
+        set_back(3);
+        assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [key]);
+        store.put_bytes(Bytes::from_static(b"hello")).await.unwrap();
+        assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [], "what is put again is young again");
+        store.remove(&key).await.unwrap();
+        store.remove(&key).await.unwrap();
+        assert!(!path.exists());
     }
 
     #[tokio::test]

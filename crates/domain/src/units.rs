@@ -68,7 +68,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// A span of time in whole milliseconds; written with a unit (`ms`, `s`, `m`, `h`).
+/// A span of time in whole milliseconds; written with a unit (`ms`, `s`, `m`, `h`, `d`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(pub u64);
@@ -96,6 +96,7 @@ impl FromStr for Span {
             "s" => 1e3,
             "m" | "min" => 60e3,
             "h" => 3600e3,
+            "d" => 24.0 * 3600e3,
             _ => return Err(invalid()),
         };
         Ok(Self((number * unit) as u64))
@@ -105,6 +106,7 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
+            n if n >= 86_400_000 && n.is_multiple_of(86_400_000) => write!(f, "{}d", n / 86_400_000),
             n if n >= 3_600_000 && n.is_multiple_of(3_600_000) => write!(f, "{}h", n / 3_600_000),
             n if n >= 60_000 && n.is_multiple_of(60_000) => write!(f, "{}m", n / 60_000),
             n if n >= 1000 && n.is_multiple_of(1000) => write!(f, "{}s", n / 1000),
@@ -142,6 +144,7 @@ mod tests {
         assert_eq!("1.5 gb".parse(), Ok(ByteSize(GB + GB / 2)));
         assert_eq!("30s".parse(), Ok(Span(30_000)));
         assert_eq!("2 m".parse(), Ok(Span(120_000)));
+        assert_eq!("7d".parse::<Span>().unwrap().to_string(), "7d");
         for text in ["", "256", "MB", "-1 MB", "1 XB", "nan s"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }

@@ -90,6 +90,14 @@ pub enum EngineError {
         /// What it said.
         message: String,
     },
+    /// Something of it was killed, or failed, while it was made; the next one may well be made.
+    #[error("the instance was lost while it was made, {step}: {message}")]
+    Lost {
+        /// What was being done.
+        step: String,
+        /// What went wrong.
+        message: String,
+    },
     /// The instance could not be made.
     #[error("{step}: {message}")]
     Create {
@@ -101,6 +109,10 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    pub(crate) fn lost(step: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Lost { step: step.into(), message: error.to_string() }
+    }
+
     pub(crate) fn create(step: impl Into<String>, error: impl std::fmt::Display) -> Self {
         Self::Create { step: step.into(), message: error.to_string() }
     }

@@ -70,6 +70,14 @@ fn unavailable(error: impl std::fmt::Display) -> EngineError {
     EngineError::Unavailable { engine: EngineKind::Docker, message: error.to_string() }
 }
 
+/// What the daemon refuses cannot be made; where it does not answer, another delivery may find it again.
+fn refused(step: &'static str, error: &DockerError) -> EngineError {
+    match error {
+        DockerError::DockerResponseServerError { .. } => EngineError::create(step, error),
+        _ => unavailable(format!("{step}: {error}")),
+    }
+}
+
 impl Docker {
     /// Connects, and agrees on a version with the daemon.
     ///
@@ -155,12 +163,12 @@ impl Docker {
             .docker
             .create_container(Some(options), body)
             .await
-            .map_err(|error| EngineError::create("creating a container", error))?;
+            .map_err(|error| refused("creating a container", &error))?;
         held.container = Some(created.id.clone());
         self.docker
             .start_container(&created.id, None)
             .await
-            .map_err(|error| EngineError::create("starting a container", error))?;
+            .map_err(|error| refused("starting a container", &error))?;
         let (agent, listener) = accept(listener, &nonce).await?;
         // Nobody else shall find it; the agent is connected.
         let _ = std::fs::remove_file(&socket);
@@ -184,7 +192,7 @@ async fn accept(
     listener: tokio::net::UnixListener,
     nonce: &str,
 ) -> Result<(AgentSocket, Option<std::net::TcpListener>), EngineError> {
-    let failed = |error: &dyn std::fmt::Display| EngineError::create("waiting for the agent", error);
+    let failed = |error: &dyn std::fmt::Display| EngineError::lost("waiting for the agent", error);
     let meet = async {
         let (stream, _) = listener.accept().await.map_err(|error| failed(&error))?;
         let mut agent = AgentSocket::from_stream(stream);

@@ -26,7 +26,7 @@ pub(super) async fn run(
     let opened = Pid::from_raw(pid)
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-        .map_err(|error| EngineError::create("taking hold of the instance", error));
+        .map_err(|error| EngineError::lost("taking hold of the instance", error));
     // It waited for this, so that the number could not become another's.
     let _ = child.kill().await;
     opened
@@ -54,12 +54,12 @@ pub(crate) async fn ask(
         let mut output = BufReader::new(output);
         let read = tokio::time::timeout(LAUNCH, output.read_line(&mut line)).await;
         if !matches!(read, Ok(Ok(_))) {
-            return Err(EngineError::create("launching", "the launcher did not report in time"));
+            return Err(EngineError::lost("launching", "the launcher did not report in time"));
         }
     }
     match serde_json::from_str(&line) {
         Ok(Report::Running(pid)) => Ok((pid, child)),
         Ok(Report::Failed { step, error }) => Err(EngineError::Create { step, message: error }),
-        Err(_) => Err(EngineError::create("launching", format!("the launcher reported {line:?}"))),
+        Err(_) => Err(EngineError::lost("launching", "the launcher ended without a report")),
     }
 }

@@ -223,7 +223,12 @@ impl Sandbox {
             return Ok(());
         };
         let why = error.to_string();
-        let layer = if why.starts_with("landlock") { Layer::Landlock } else { Layer::Namespaces };
+        let layer = match &error {
+            // All that an agent does before it is ready, and can fail at, is its filter.
+            EngineError::Lost { .. } => Layer::Seccomp,
+            _ if why.starts_with("landlock") => Layer::Landlock,
+            _ => Layer::Namespaces,
+        };
         self.accept(layer, why)?;
         // Without Landlock an instance can still be made; without namespaces there is none.
         match self.create(spec()).await {
@@ -290,7 +295,7 @@ impl Sandbox {
 async fn ready(
     socket: std::os::unix::net::UnixStream,
 ) -> Result<(AgentSocket, Option<std::net::TcpListener>), EngineError> {
-    let failed = |error: &dyn std::fmt::Display| EngineError::create("waiting for the agent", error);
+    let failed = |error: &dyn std::fmt::Display| EngineError::lost("waiting for the agent", error);
     let mut agent = AgentSocket::new(socket).map_err(|error| failed(&error))?;
     match tokio::time::timeout(READY, agent.receive()).await {
         Ok(Ok((ToMiniworker::Ready { .. }, fds))) => {
