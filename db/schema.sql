@@ -30,6 +30,7 @@ CREATE TABLE functions (
     key        TEXT NOT NULL, -- the name in lower case
     name       TEXT NOT NULL,
     current    INTEGER,
+    secret     TEXT NOT NULL, -- signs its callbacks
     created_at INTEGER NOT NULL,
     PRIMARY KEY (namespace, key)
 ) STRICT, WITHOUT ROWID;
@@ -82,6 +83,7 @@ CREATE TABLE calls (
     logs         TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     attempts     TEXT NOT NULL DEFAULT '[]', -- [Attempt]
     priority     INTEGER NOT NULL DEFAULT 0,
+    callback     TEXT, -- Callback
     replay_of    INTEGER,
     waited       INTEGER NOT NULL DEFAULT 0,
     retries      INTEGER NOT NULL,
@@ -175,6 +177,17 @@ CREATE TABLE dead_letters (
     namespace TEXT NOT NULL,
     function  TEXT NOT NULL
 ) STRICT;
+
+-- Calls whose ends are told to somebody.
+CREATE TABLE callbacks (
+    num    INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
+    status TEXT NOT NULL DEFAULT 'WAITING' CHECK (status IN ('WAITING', 'DELIVERED', 'UNDELIVERED')),
+    tries  INTEGER NOT NULL DEFAULT 0,
+    due_at INTEGER NOT NULL,
+    error  TEXT -- what went wrong at the last try
+) STRICT;
+
+CREATE INDEX callbacks_due ON callbacks (due_at) WHERE status = 'WAITING';
 
 -- What makes the same request the same call.
 CREATE TABLE keys (

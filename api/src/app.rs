@@ -5,6 +5,7 @@ use std::sync::Arc;
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::{Limits, Namespace};
+use faena_egress::EgressPolicy;
 use faena_telemetry::Metrics as Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,7 @@ struct Inner {
     uploads: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     room: Room,
+    egress: EgressPolicy,
     draining: CancellationToken,
 }
 
@@ -65,6 +67,7 @@ impl App {
         Self(Arc::new(Inner {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
+            egress: config.egress.clone(),
             room: Room::new(blobs.clone(), config.disk_reserve),
             db,
             blobs,
@@ -123,6 +126,11 @@ impl App {
 
     pub(crate) fn followers(&self) -> &Arc<Semaphore> {
         &self.0.followers
+    }
+
+    /// Whom callbacks may reach.
+    pub(crate) fn egress(&self) -> &EgressPolicy {
+        &self.0.egress
     }
 
     /// What requests may hold between them.

@@ -5,6 +5,7 @@
 
 mod app;
 mod body;
+mod callbacks;
 mod dispatcher;
 mod guard;
 pub mod metrics;
@@ -20,12 +21,14 @@ mod sweeper;
 mod view;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::Limits;
 use faena_domain::units::ByteSize;
+use faena_egress::EgressPolicy;
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use tokio::net::TcpListener;
@@ -57,6 +60,10 @@ pub struct ApiConfig {
     pub grace: Duration,
     /// What must stay free on the disk of the blobs; below it no new work is taken.
     pub disk_reserve: ByteSize,
+    /// Whom callbacks may reach; an upstream proxy is not asked.
+    pub egress: EgressPolicy,
+    /// Certificate authorities for callbacks to https.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 /// Why an api could not begin.
@@ -113,6 +120,7 @@ impl Api {
     pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
         let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
+        tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
         server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         // Workers give back what they cut off at the end of their own grace.

@@ -3,7 +3,7 @@
 use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
-use faena_protocol::records::CallRecord;
+use faena_protocol::records::{CallRecord, CallbackState};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -52,6 +52,10 @@ pub(crate) struct CallView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     run_at: Option<Timestamp>,
+    /// How its callback stands, once it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    callback: Option<CallbackState>,
     /// When it was accepted.
     #[schema(value_type = String)]
     created_at: Timestamp,
@@ -96,6 +100,7 @@ impl CallView {
             error: call.error,
             replay_of: call.replay_of.map(|num| num.0),
             run_at: call.run_at,
+            callback: call.callback,
             created_at: Timestamp(call.created_at),
             ended_at: call.ended_at.map(Timestamp),
         }

@@ -83,7 +83,8 @@ fn ca_bundle(bundle: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(copy)
 }
 
-fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
+/// Whom instances may reach, as the settings say.
+pub(crate) fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
     let upstream = match settings.egress_proxy.as_deref() {
         None | Some("") => None,
         Some(url) => Some(Upstream::parse(url, settings.egress_hosts.clone()).context("the setting egress_proxy")?),

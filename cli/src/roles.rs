@@ -11,6 +11,7 @@ use faena_db_client::DbClient;
 use faena_domain::Owner;
 use faena_telemetry::Metrics;
 use faena_transport::Endpoint;
+use faena_worker::node::EgressPolicy;
 use faena_worker::{Worker, WorkerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -110,6 +111,8 @@ async fn start_api(
         connections: settings.connections,
         grace: settings.grace.duration(),
         disk_reserve: settings.disk_reserve,
+        egress: EgressPolicy { upstream: None, ..node::egress_policy(settings)? },
+        ca_bundle: settings.ca_bundle.clone(),
     };
     let api = Api::bind(config, db, blobs, metrics).await?;
     Ok(Running::start(|stop| {

@@ -118,7 +118,7 @@ fn what_is_asked_for_wrongly_is_told() {
         (json!({"maxAgeMs": 0}), "limit_exceeded"),
         (json!({"priority": 101}), "limit_exceeded"),
         (json!({"priority": "high"}), "malformed_json"),
-        (json!({"callback": "http://a.example"}), "not_supported"),
+        (json!({"callback": "http://10.0.0.1/"}), "invalid_callback"),
     ] {
         let mut body = json!({"funcName": "plain", "params": 1});
         body.as_object_mut().expect("an object").extend(field.as_object().cloned().unwrap_or_default());

@@ -25,7 +25,7 @@ use faena_engine::{Engine, Pull};
 pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
 pub use code::{CodeError, CodeLease, CodeStore};
-pub use egress::{EgressPolicy, InvalidUpstream, Upstream};
+pub use faena_egress::{EgressPolicy, Upstream};
 pub use image::{ImageError, import_image};
 pub use process::LeaseEnd;
 

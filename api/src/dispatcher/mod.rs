@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use crate::recorder::{Place, Recorder};
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
-pub(crate) use waited::{Answer, Waited};
+pub(crate) use waited::{Answer, Waited, unix_ms};
 
 /// Calls without a row that wait for a slot, and commands that wait for this task.
 const QUEUE: usize = 10_000;

@@ -169,6 +169,7 @@ impl Waited {
             traceparent: self.spec.traceparent.clone(),
             replay_of: None,
             run_at: None,
+            callback: None,
         }
     }
 

@@ -115,6 +115,7 @@ pub(crate) async fn call(
         key,
         waited: false,
         replay_of: None,
+        callback: None,
         retries: Some(0),
         traceparent: trace::parent(&headers),
     };

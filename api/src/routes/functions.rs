@@ -19,13 +19,23 @@ pub(crate) struct FunctionView {
     name: FunctionName,
     /// The version that calls run.
     current: Option<Version>,
+    /// What signs its callbacks; shown once, when the function is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_secret: Option<String>,
     #[serde(flatten)]
     newest: VersionRecord,
 }
 
+impl FunctionView {
+    /// A function as its upload is answered.
+    pub(crate) fn registered(function: FunctionRecord, callback_secret: Option<String>) -> Self {
+        Self { callback_secret, ..function.into() }
+    }
+}
+
 impl From<FunctionRecord> for FunctionView {
     fn from(function: FunctionRecord) -> Self {
-        Self { name: function.name, current: function.current, newest: function.newest }
+        Self { name: function.name, current: function.current, callback_secret: None, newest: function.newest }
     }
 }
 

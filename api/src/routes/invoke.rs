@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use super::{calls, trace};
 use crate::app::{App, Caller};
 use crate::body;
+use crate::callbacks;
 use crate::dispatcher::{Answer, Waited};
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
@@ -30,10 +31,8 @@ const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
 /// The highest priority, and with a minus the lowest.
 const MAX_PRIORITY: i32 = 100;
 
-/// A member that this version does not have yet; taking it silently would promise something.
-const NOT_YET: &str = "callback";
 const FIELDS: [&str; 9] =
-    ["funcName", "params", "version", "timeoutMs", "retries", "maxAgeMs", "runAt", "priority", NOT_YET];
+    ["funcName", "params", "version", "timeoutMs", "retries", "maxAgeMs", "runAt", "priority", "callback"];
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,16 +45,12 @@ struct Invocation {
     max_age_ms: Option<u64>,
     run_at: Option<String>,
     priority: Option<i32>,
-    callback: Option<Box<RawValue>>,
+    callback: Option<String>,
 }
 
 impl Invocation {
     fn parse(bytes: &[u8], maximum: &Limits) -> Reply<Self> {
         let invocation: Self = parse_object(bytes, &FIELDS)?;
-        if invocation.callback.is_some() {
-            let detail = format!("the field `{NOT_YET}` is not supported by this version of Faena; leave it out");
-            return Err(Problem::invalid("not_supported", detail));
-        }
         check_timeout(invocation.timeout_ms, maximum)?;
         within("retries", invocation.retries.map(i64::from), 0, i64::from(MAX_RETRIES))?;
         within("maxAgeMs", invocation.max_age_ms.map(clamped), 1, clamped(MAX_AGE_MS))?;
@@ -225,7 +220,7 @@ pub(crate) async fn accept_and_wait(
 }
 
 /// Invokes a function: 202 when the call is stored, or with `Prefer: wait=N` 200 when it ended in time.
-#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`, `maxAgeMs`, `runAt`, `priority`"),
+#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`, `maxAgeMs`, `runAt`, `priority`, `callback`"),
     params(("Prefer" = Option<String>, Header, description = "wait=SECONDS"), ("Idempotency-Key" = Option<String>, Header, description = "the same key and body is the same call")),
     responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
 pub(crate) async fn invoke(
@@ -249,7 +244,9 @@ pub(crate) async fn invoke(
         || run_at.is_some()
         || invocation.priority.is_some()
         || invocation.retries.unwrap_or(0) > 0
+        || invocation.callback.is_some()
         || resolved.code.concurrency.is_some();
+    let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
     let waits_here = wait.is_some() && resolved.status == FunctionStatus::Ready && !needs_row;
     let spec = CallSpec {
         num: app.numbers().next().await?,
@@ -265,6 +262,7 @@ pub(crate) async fn invoke(
         key,
         waited: false,
         replay_of: None,
+        callback,
         retries: invocation.retries.or(wait.map(|_| 0)),
         traceparent: trace::parent(&headers),
     };
@@ -322,7 +320,6 @@ mod tests {
             (r#"{"funcName":"f","params":1,"retries":101}"#, "limit_exceeded"),
             (r#"{"funcName":"f","params":1,"priority":101}"#, "limit_exceeded"),
             (r#"{"funcName":"f","params":1,"maxAgeMs":0}"#, "limit_exceeded"),
-            (r#"{"funcName":"f","params":1,"callback":"x"}"#, "not_supported"),
         ] {
             assert_eq!(parse(text).unwrap_err(), code, "{text}");
         }

@@ -19,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::functions::FunctionView;
 use crate::app::{App, Caller};
 use crate::body::{PATIENCE, too_slow};
+use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
@@ -88,11 +89,13 @@ pub(crate) async fn register(
         source_bytes: spooled.bytes,
         manifest,
         limits,
+        secret: callbacks::new_secret(),
     };
+    let secret = put.secret.clone();
     let put = app.db().ask(&put).await?;
     app.dispatcher().poke();
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(put.record.into())))
+    Ok((status, Json(FunctionView::registered(put.record, put.created.then_some(secret)))))
 }
 
 /// Streams the field `module`, and nothing else, to a passing file.

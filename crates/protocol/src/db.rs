@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::records::{
-    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, FunctionRecord, Outcome, ResolvedVersion,
-    RuntimeRecord, VersionRecord,
+    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, FunctionRecord, Outcome,
+    ResolvedVersion, RuntimeRecord, VersionRecord,
 };
 
 /// The message type of a reply that holds what was asked for.
@@ -152,6 +152,8 @@ requests! {
         manifest: Manifest,
         /// What it was granted.
         limits: Limits,
+        /// What signs the callbacks of the function, where this upload makes it.
+        secret: String,
     }
     /// One function; read.
     FunctionGet = "function.get" -> FunctionRecord {
@@ -312,6 +314,22 @@ requests! {
         owner: Owner,
         /// How it ended; none gives it back unspent.
         outcome: Option<Outcome>,
+    }
+    /// Whether any callback is due; read.
+    CallbacksDue = "callback.due" -> bool {}
+    /// Takes callbacks that are due for a minute; write.
+    CallbacksTake = "callback.take" -> Vec<CallbackJob> {
+        /// How many at most.
+        limit: u32,
+    }
+    /// Tells how a callback went; write.
+    CallbackFinish = "callback.finish" -> () {
+        /// The call.
+        num: CallNum,
+        /// Which try it was.
+        tries: u32,
+        /// What went wrong; none where it was delivered.
+        error: Option<String>,
     }
     /// Tells of calls whose processes run; write, fenced, and no harm where it is lost.
     CallsStarted = "call.started" -> () {

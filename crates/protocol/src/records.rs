@@ -174,10 +174,50 @@ pub struct CallSpec {
     /// The call that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<CallNum>,
+    /// Who is told of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
     /// How often a failure of the function is tried again; none takes the version's own number, or two.
     pub retries: Option<u32>,
     /// The W3C trace context that the call carries.
     pub traceparent: String,
+}
+
+/// Who is told of a call's end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Callback {
+    /// An http or https URL.
+    pub url: String,
+    /// How many callbacks led to this call, one after the other.
+    pub depth: u32,
+}
+
+/// How the callback of a call that has ended stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackState {
+    /// WAITING, DELIVERED or UNDELIVERED.
+    pub status: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// What went wrong at the last try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A callback to be delivered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallbackJob {
+    /// The call that has ended.
+    pub call: CallRecord,
+    /// Who is told.
+    pub callback: Callback,
+    /// The secret of its function.
+    pub secret: String,
+    /// Which try this is, from 1.
+    pub tries: u32,
 }
 
 /// A client's key, and the hash of all that it stands for.
@@ -226,6 +266,9 @@ pub struct CallRecord {
     /// It does not run before this instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<Timestamp>,
+    /// How its callback stands, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<CallbackState>,
 }
 
 /// How one attempt ended.

@@ -35,10 +35,10 @@ impl Write for CallNumReserve {
     }
 }
 
-const COLUMNS: &str =
-    "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at";
+pub(super) const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at,
+     (SELECT json_object('status', status, 'tries', tries, 'error', error) FROM callbacks WHERE callbacks.num = calls.num)";
 
-fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
     let Json(spec): Json<CallSpec> = row.get(1)?;
     let (Text(status), Json(result), Json(logs), Json(attempts)) = (row.get(3)?, row.get(4)?, row.get(6)?, row.get(8)?);
     Ok(CallRecord {
@@ -57,6 +57,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         traceparent: spec.traceparent,
         replay_of: row.get::<_, Option<i64>>(11)?.map(CallNum),
         run_at: row.get::<_, Option<i64>>(12)?.map(Timestamp),
+        callback: row.get::<_, Option<Json<_>>>(13)?.map(|json| json.0),
     })
 }
 
@@ -105,8 +106,8 @@ impl NewCall<'_> {
             connection
                 .prepare_cached(
                     "INSERT INTO calls (num, namespace, function, version, status, spec, bytes, ready, due, engine, priority,
-                         replay_of, waited, retries, created_at, queued_at, run_at, not_before, expires_at)
-                     VALUES (?1, ?2, ?3, ?4, 'PENDING', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15, ?16, ?17)",
+                         replay_of, waited, retries, created_at, queued_at, run_at, not_before, expires_at, callback)
+                     VALUES (?1, ?2, ?3, ?4, 'PENDING', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15, ?16, ?17, ?18)",
                 )?
                 .execute(rusqlite::params![
                     spec.num.0,
@@ -125,7 +126,8 @@ impl NewCall<'_> {
                     self.created_at,
                     spec.run_at.map(|at| at.0),
                     entry.not_before,
-                    entry.expires_at
+                    entry.expires_at,
+                    spec.callback.as_ref().map(Json)
                 ])?;
             blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
         };
@@ -210,6 +212,7 @@ impl Write for CallReplay {
             run_at: None,
             key: None,
             waited: false,
+            callback: None,
             traceparent: self.traceparent,
             // A waited call was recorded without its age, and may have had another than an asynchronous one gets.
             max_age_ms: if old.waited || old.max_age_ms == 0 { DEFAULT_AGE_MS } else { old.max_age_ms },
@@ -237,6 +240,7 @@ impl Write for CallRecordEnded {
             key: None,
             waited: true,
             replay_of: None,
+            callback: None,
             retries: None,
             traceparent: call.traceparent,
         };

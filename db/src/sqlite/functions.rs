@@ -94,8 +94,8 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
     let (namespace, key) = (request.namespace.as_str(), request.function.key());
     let write = || -> rusqlite::Result<()> {
         connection.execute(
-            "INSERT INTO functions (namespace, key, name, created_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-            (namespace, &key, request.function.as_str(), now),
+            "INSERT INTO functions (namespace, key, name, secret, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+            (namespace, &key, request.function.as_str(), &request.secret, now),
         )?;
         connection.execute(
             "INSERT INTO versions (namespace, function, version, runtime, revision, source, source_bytes, manifest, limits,

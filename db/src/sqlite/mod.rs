@@ -2,6 +2,7 @@
 
 mod blobs;
 mod builds;
+mod callbacks;
 mod calls;
 mod clock;
 mod functions;

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::requests::Moment;
 use super::rows::{Json, Text, not_found};
-use super::{blobs, internal};
+use super::{blobs, callbacks, internal};
 
 /// A call's entry, and what the audit of its attempts needs.
 pub(super) struct Kept {
@@ -236,6 +236,7 @@ fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, beca
     connection
         .prepare_cached("UPDATE calls SET error = ?2, ended_at = ?3, run_at = NULL WHERE num = ?1")?
         .execute((kept.num.0, error.map(Json), now))?;
+    callbacks::announce(connection, kept.num, now)?;
     if let Some(outcome) = &because.outcome {
         connection.prepare_cached("UPDATE calls SET result = ?2, logs = ?3 WHERE num = ?1")?.execute((
             kept.num.0,

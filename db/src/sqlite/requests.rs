@@ -2,9 +2,9 @@
 
 use faena_protocol::db::{
     BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAccept, CallAdopt, CallCancel, CallFinish,
-    CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded, CallReplay, CallsClaim, CallsStarted,
-    FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList,
-    RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
+    CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded, CallReplay, CallbackFinish, CallbacksDue,
+    CallbacksTake, CallsClaim, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
+    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
@@ -99,6 +99,9 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         CallCancel::TYPE => write::<CallCancel>(envelope),
         CallReplay::TYPE => write::<CallReplay>(envelope),
         CallsStarted::TYPE => write::<CallsStarted>(envelope),
+        CallbacksDue::TYPE => read::<CallbacksDue>(envelope),
+        CallbacksTake::TYPE => write::<CallbacksTake>(envelope),
+        CallbackFinish::TYPE => write::<CallbackFinish>(envelope),
         BlobsUnused::TYPE => read::<BlobsUnused>(envelope),
         CallGet::TYPE => read::<CallGet>(envelope),
         CallList::TYPE => read::<CallList>(envelope),

@@ -117,6 +117,7 @@ pub(crate) fn upload(request: &str, function: &str) -> VersionPut {
         source_bytes: 10,
         manifest: Manifest::default(),
         limits: Limits::DEFAULT,
+        secret: "whsec_c2VjcmV0".into(),
     }
 }
 
@@ -172,6 +173,7 @@ pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
         key: None,
         waited: false,
         replay_of: None,
+        callback: None,
         traceparent: String::new(),
     }
 }

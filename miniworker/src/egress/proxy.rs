@@ -4,26 +4,20 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
+use faena_egress::{EgressPolicy, PATIENCE, Refusal, Way, connect, read_head};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::EgressPolicy;
-use super::reach::{self, Way};
-use super::request::{Refusal, Request};
+use super::request::Request;
 
 /// Streams of one instance at once.
 const STREAMS: usize = 64;
 /// Hosts that a call's record names.
 const MAX_HOSTS: usize = 100;
-/// The largest head of a request.
-const MAX_HEAD: usize = 16 * 1024;
-/// How long a head, a name or a connection may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// What one direction of a stream may hold on its way; the rest waits in the sender's socket.
 const CREDIT: usize = 32 * 1024;
 
@@ -103,7 +97,8 @@ impl Proxy {
         if self.left.load(Ordering::Relaxed) == 0 {
             return Err((403, format!("the {} that may pass in one call or build are used up", self.policy.bytes)));
         }
-        let (mut outside, way) = reach::connect(&self.policy, request).await?;
+        let tunnel = request.plain.is_none();
+        let (mut outside, way) = connect(&self.policy, &request.host, request.port, tunnel).await?;
         self.tell(&request.host);
         let failed = |error: io::Error| (502, format!("{}: {error}", request.host));
         match &request.plain {
@@ -145,19 +140,6 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         to.write_all(&buffer[..read]).await?;
-    }
-}
-
-/// Reads up to the empty line, and whatever came with it.
-pub(super) async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    loop {
-        if head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-            return Ok(head);
-        }
-        if head.len() > MAX_HEAD || stream.read_buf(&mut head).await? == 0 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
     }
 }
 

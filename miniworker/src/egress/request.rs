@@ -1,7 +1,6 @@
 //! Requests to the proxy: what they ask for, and how they go on from here (RFC 9110, 9.3.6; RFC 9112, 3.2).
 
-/// Why a request was refused: a status, and a sentence for who reads the log of a build.
-pub(super) type Refusal = (u16, String);
+use faena_egress::{Refusal, authority};
 
 /// One request to the proxy.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,19 +78,6 @@ fn passed_on(headers: &[httparse::Header<'_>]) -> Vec<u8> {
         }
     }
     lines
-}
-
-/// Host and port; an IPv6 address stands in brackets.
-pub(super) fn authority(text: &str, default: Option<u16>) -> Option<(String, u16)> {
-    if text.contains('@') {
-        return None;
-    }
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, Some(port.parse().ok()?)),
-        _ => (text, default),
-    };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!host.is_empty()).then(|| Some((host.to_owned(), port?)))?
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use faena_domain::units::{ByteSize, GB};
 use tokio::sync::Semaphore;
 
-use super::request::authority;
+use crate::authority;
 
 /// Names that are looked up at once, on a whole node.
 const LOOKUPS: usize = 32;
@@ -94,7 +94,7 @@ impl Upstream {
     }
 
     /// The header that it wants, or nothing (RFC 7617).
-    pub(super) fn credentials(&self) -> String {
+    pub(crate) fn credentials(&self) -> String {
         use base64::Engine;
         let encode = |user: &String| base64::engine::general_purpose::STANDARD.encode(user);
         self.user.as_ref().map(|user| format!("Proxy-Authorization: Basic {}\r\n", encode(user))).unwrap_or_default()
@@ -102,7 +102,7 @@ impl Upstream {
 }
 
 /// The addresses of this host, as the kernel lists them now (proc_pid_net(5)).
-pub(super) fn own_addresses() -> HashSet<IpAddr> {
+pub(crate) fn own_addresses() -> HashSet<IpAddr> {
     let mut own = HashSet::new();
     let tree = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let mut last = None;

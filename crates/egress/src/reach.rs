@@ -4,37 +4,51 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::EgressPolicy;
-use super::judge::{Upstream, own_addresses};
-use super::proxy::{PATIENCE, read_head};
-use super::request::{Refusal, Request};
+use crate::EgressPolicy;
+use crate::judge::{Upstream, own_addresses};
+
+/// How long a head, a name or a connection may take.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The largest head of a request or a reply.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Why nothing was connected: a status of HTTP, and a sentence for who reads the log.
+pub type Refusal = (u16, String);
 
 /// How a connection came about.
 #[derive(Debug)]
-pub(super) enum Way {
+pub enum Way {
     /// It ends at the server.
     Direct,
     /// It ends at the operator's proxy, which wants this header (or nothing) in each request.
-    Through { credentials: String },
+    Through {
+        /// A whole header with its line's end, or nothing.
+        credentials: String,
+    },
 }
 
-/// Connects to what a request names, if that may be reached.
-pub(super) async fn connect(policy: &EgressPolicy, request: &Request) -> Result<(TcpStream, Way), Refusal> {
-    let (host, port) = (request.host.as_str(), request.port);
+/// Connects to a host, if that may be reached; `tunnel` asks an upstream proxy for a connection to the server itself.
+///
+/// # Errors
+/// A [`Refusal`] that names the host.
+pub async fn connect(policy: &EgressPolicy, host: &str, port: u16, tunnel: bool) -> Result<(TcpStream, Way), Refusal> {
     if !policy.ports.contains(&port) {
         return Err((403, format!("port {port} of {host} may not be reached; only {:?}", policy.ports)));
     }
     match &policy.upstream {
-        Some(upstream) => through(upstream, request).await,
+        Some(upstream) => through(upstream, host, port, tunnel).await,
         None => Ok((direct(policy, host, port).await?, Way::Direct)),
     }
 }
 
 /// Resolves once, judges every answer, and connects to an address that was judged.
-async fn direct(policy: &EgressPolicy, host: &str, port: u16) -> Result<TcpStream, Refusal> {
+///
+/// # Errors
+/// A [`Refusal`] that names the host.
+pub async fn direct(policy: &EgressPolicy, host: &str, port: u16) -> Result<TcpStream, Refusal> {
     let addresses = resolve(policy, host, port).await?;
     let own = own_addresses();
     if let Some(refused) = addresses.iter().find(|address| !policy.permits(address.ip(), &own)) {
@@ -70,8 +84,7 @@ async fn open(addresses: &[SocketAddr], host: &str) -> Result<TcpStream, Refusal
 }
 
 /// Asks the operator's proxy; which address a name has is then its affair, so the name is judged.
-async fn through(upstream: &Upstream, request: &Request) -> Result<(TcpStream, Way), Refusal> {
-    let (host, port) = (request.host.as_str(), request.port);
+async fn through(upstream: &Upstream, host: &str, port: u16, needs_tunnel: bool) -> Result<(TcpStream, Way), Refusal> {
     if !upstream.permits(host) {
         let why = "is not among the names that may be reached through the upstream proxy (setting egress_hosts)";
         return Err((403, format!("{host} {why}")));
@@ -84,7 +97,7 @@ async fn through(upstream: &Upstream, request: &Request) -> Result<(TcpStream, W
         Ok(Err(error)) => return Err(failed(error.to_string())),
         Err(_) => return Err(failed("it does not answer".to_owned())),
     };
-    if request.plain.is_none() {
+    if needs_tunnel {
         tunnel(&mut stream, host, port, &credentials).await.map_err(failed)?;
     }
     Ok((stream, Way::Through { credentials }))
@@ -111,6 +124,22 @@ async fn tunnel(stream: &mut TcpStream, host: &str, port: u16, credentials: &str
     }
 }
 
+/// Reads up to the empty line, and whatever came with it.
+///
+/// # Errors
+/// A stream that ends, or a head that is too long.
+pub async fn read_head(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    loop {
+        if head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+            return Ok(head);
+        }
+        if head.len() > MAX_HEAD || stream.read_buf(&mut head).await? == 0 {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,14 +163,10 @@ mod tests {
         EgressPolicy { upstream: Some(upstream), ..EgressPolicy::web() }
     }
 
-    fn request(host: &str) -> Request {
-        Request::parse(format!("CONNECT {host}:443 HTTP/1.1\r\n\r\n").as_bytes()).unwrap()
-    }
-
     #[tokio::test]
     async fn the_upstream_proxy_is_asked_with_its_credentials() {
         let (port, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n").await;
-        connect(&policy(port), &request("a.example")).await.unwrap();
+        connect(&policy(port), "a.example", 443, true).await.unwrap();
         let asked = asked.await.unwrap();
         assert!(asked.starts_with("CONNECT a.example:443 HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{asked}");
@@ -150,13 +175,13 @@ mod tests {
     #[tokio::test]
     async fn what_the_upstream_proxy_refuses_is_told() {
         let (port, _asked) = proxy("HTTP/1.1 407 No\r\n\r\n").await;
-        let (status, why) = connect(&policy(port), &request("a.example")).await.unwrap_err();
+        let (status, why) = connect(&policy(port), "a.example", 443, true).await.unwrap_err();
         assert_eq!((status, why.as_str()), (502, "the upstream proxy: it answers 407"));
     }
 
     #[tokio::test]
     async fn a_name_that_nobody_listed_is_not_asked_for() {
-        let (status, _) = connect(&policy(1), &request("b.example")).await.unwrap_err();
+        let (status, _) = connect(&policy(1), "b.example", 443, true).await.unwrap_err();
         assert_eq!(status, 403);
     }
 }

@@ -1,0 +1,307 @@
+//! Tells whoever a call named that it has ended: a webhook, signed as Standard Webhooks 1.0 says.
+//!
+//! The row of a callback is written with the end of its call. It is taken for a minute, tried, and what went wrong is
+//! written with the time of the next try; after eight it stays undelivered, on record with its call.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::http::uri::{Authority, Scheme};
+use axum::http::{HeaderMap, Method, Request, Uri, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use faena_domain::Timestamp;
+use faena_egress::EgressPolicy;
+use faena_protocol::db::{CallbackFinish, CallbacksDue, CallbacksTake};
+use faena_protocol::records::{Callback, CallbackJob};
+use hmac::{Hmac, KeyInit, Mac};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use sha2::Sha256;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::app::App;
+use crate::dispatcher::unix_ms;
+use crate::problem::{Problem, Reply};
+use crate::view::CallView;
+
+/// The header that counts callbacks which led to one another.
+const DEPTH: &str = "faena-depth";
+/// More than these are a circle.
+const MAX_DEPTH: u32 = 8;
+/// The longest URL.
+const MAX_URL: usize = 2048;
+/// How long one try may take, from the look-up to the end of the reply.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What is read of a reply, and dropped.
+const MAX_REPLY: usize = 64 * 1024;
+/// Tries at once to one host.
+const PER_HOST: usize = 4;
+/// Callbacks taken at once.
+const BATCH: u32 = 32;
+/// How often db is asked although no end was heard of: for tries that are due again.
+const TICK: Duration = Duration::from_secs(2);
+/// How long ends are gathered before db is asked.
+const GATHER: Duration = Duration::from_millis(20);
+/// Before a secret, as Standard Webhooks has it.
+const SECRET: &str = "whsec_";
+
+/// A secret that nobody has.
+pub(crate) fn new_secret() -> String {
+    let bytes = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()].concat();
+    format!("{SECRET}{}", STANDARD.encode(bytes))
+}
+
+fn invalid(why: &str) -> Problem {
+    Problem::not_permitted("invalid_callback", format!("the callback {why}"))
+}
+
+/// Where a URL leads.
+struct Target {
+    uri: Uri,
+    host: String,
+    port: u16,
+    is_tls: bool,
+}
+
+impl Target {
+    fn parse(url: &str) -> Result<Self, &'static str> {
+        let uri: Uri = url.parse().map_err(|_| "is no URL")?;
+        let is_tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            _ => return Err("is no http or https URL"),
+        };
+        let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
+        let default = if is_tls { 443 } else { 80 };
+        let (host, port) = faena_egress::authority(authority, Some(default)).ok_or("names a user, or no host")?;
+        Ok(Self { uri, host, port, is_tls })
+    }
+}
+
+/// The callback that an invocation asks for. Which address a name has is judged when it is told.
+pub(crate) fn accept(policy: &EgressPolicy, headers: &HeaderMap, url: Option<&str>) -> Reply<Option<Callback>> {
+    let depth = headers.get(DEPTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+    if depth > MAX_DEPTH {
+        let detail = format!("{depth} callbacks led to this call, one after the other; {MAX_DEPTH} may");
+        return Err(Problem::not_permitted("callback_loop", detail));
+    }
+    let Some(url) = url else { return Ok(None) };
+    if url.len() > MAX_URL {
+        return Err(invalid(&format!("is longer than {MAX_URL} bytes")));
+    }
+    let target = Target::parse(url).map_err(invalid)?;
+    if !policy.ports.contains(&target.port) {
+        return Err(invalid(&format!("leads to port {}; only {:?} may be reached", target.port, policy.ports)));
+    }
+    if let Ok(address) = target.host.parse::<IpAddr>()
+        && !policy.permits(address, &std::collections::HashSet::new())
+    {
+        return Err(invalid(&format!("leads to {address}, which is no address of the public internet")));
+    }
+    Ok(Some(Callback { url: url.to_owned(), depth }))
+}
+
+/// `v1,` and the signature of id, time and body (Standard Webhooks 1.0, "Signature scheme").
+fn sign(secret: &str, id: &str, timestamp: i64, body: &[u8]) -> String {
+    let key = STANDARD.decode(secret.strip_prefix(SECRET).unwrap_or(secret)).unwrap_or_default();
+    // A key of any length will do (RFC 2104, 2).
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&key) else { return String::new() };
+    mac.update(format!("{id}.{timestamp}.").as_bytes());
+    mac.update(body);
+    format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: Timestamp,
+    data: &'a CallView,
+}
+
+/// What every try needs.
+#[derive(Clone)]
+struct Sender {
+    app: App,
+    ca_bundle: Option<PathBuf>,
+    /// Made when the first callback to https is.
+    tls: Arc<OnceLock<Option<TlsConnector>>>,
+    hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+}
+
+/// Delivers until told to stop. What is under way then is tried again by whoever comes next.
+pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: CancellationToken) {
+    let sender = Sender { app: app.clone(), ca_bundle, tls: Arc::default(), hosts: Arc::default() };
+    let mut ends = app.dispatcher().ends();
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+            _ = ends.recv() => {
+                // Many ends are one question.
+                tokio::time::sleep(GATHER).await;
+                ends = ends.resubscribe();
+            }
+        }
+        while let Ok(true) = app.db().ask(&CallbacksDue {}).await {
+            let Ok(jobs) = app.db().ask(&CallbacksTake { limit: BATCH }).await else { break };
+            for job in jobs {
+                let (sender, stop) = (sender.clone(), stop.clone());
+                tokio::spawn(async move { stop.run_until_cancelled(sender.deliver(job)).await });
+            }
+        }
+    }
+}
+
+fn connector(bundle: &Path) -> Option<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    match CertificateDer::pem_file_iter(bundle) {
+        Ok(certificates) => roots.add_parsable_certificates(certificates.flatten()),
+        Err(error) => {
+            warn!(%error, bundle = %bundle.display(), "callbacks to https cannot be made");
+            return None;
+        }
+    };
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    Some(TlsConnector::from(Arc::new(config)))
+}
+
+impl Sender {
+    fn place(&self, host: &str) -> Arc<Semaphore> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|_, places| Arc::strong_count(places) > 1);
+        Arc::clone(hosts.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PER_HOST))))
+    }
+
+    async fn deliver(self, job: CallbackJob) {
+        let (num, tries) = (job.call.num, job.tries);
+        let error = match tokio::time::timeout(PATIENCE, self.tell(job)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(format!("no reply within {PATIENCE:?}")),
+        };
+        match &error {
+            None => debug!(call = %num, tries, "a callback was delivered"),
+            Some(error) => info!(call = %num, tries, error, "a callback could not be delivered"),
+        }
+        if let Err(error) = self.app.db().ask_until_known(&CallbackFinish { num, tries, error }).await {
+            warn!(%error, call = %num, "how a callback went could not be written");
+        }
+    }
+
+    async fn tell(&self, job: CallbackJob) -> Result<(), String> {
+        let target = Target::parse(&job.callback.url)?;
+        let places = self.place(&target.host);
+        let _place = places.acquire().await.map_err(|error| error.to_string())?;
+        let request = self.request(&target, job).await?;
+        let stream = faena_egress::direct(self.app.egress(), &target.host, target.port).await;
+        let stream = stream.map_err(|(_, why)| why)?;
+        if !target.is_tls {
+            return exchange(stream, request).await;
+        }
+        let tls = self.tls.get_or_init(|| self.ca_bundle.as_deref().and_then(connector));
+        let tls = tls.as_ref().ok_or("no certificate authorities are known here (setting ca_bundle)")?;
+        let name = ServerName::try_from(target.host.clone()).map_err(|error| error.to_string())?;
+        exchange(tls.connect(name, stream).await.map_err(|error| error.to_string())?, request).await
+    }
+
+    async fn request(&self, target: &Target, job: CallbackJob) -> Result<Request<Full<Bytes>>, String> {
+        // The same for every try, so that whoever hears of it twice can tell.
+        let id = format!("call_{}_{}", job.call.num, job.call.created_at);
+        let now = unix_ms();
+        let depth = job.callback.depth + 1;
+        let view = CallView::whole(job.call, self.app.blobs()).await.map_err(|error| error.to_string())?;
+        let told = Told { kind: "call.ended", timestamp: Timestamp(now), data: &view };
+        let body = serde_json::to_vec(&told).map_err(|error| error.to_string())?;
+        let seconds = now / 1000;
+        let path = target.uri.path_and_query().map_or("/", |path| path.as_str());
+        let authority = target.uri.authority().map(Authority::as_str).unwrap_or_default();
+        Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(header::HOST, authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("Faena/", env!("CARGO_PKG_VERSION")))
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", seconds.to_string())
+            .header("webhook-signature", sign(&job.secret, &id, seconds, &body))
+            .header(DEPTH, depth.to_string())
+            .body(Full::new(body.into()))
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// One request and its reply; only 2xx is delivered, and no redirect is followed.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<(), String> {
+    let text = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let driving = tokio::spawn(connection);
+    let reply = sender.send_request(request).await.map_err(text);
+    let outcome = match reply {
+        Ok(reply) => {
+            let status = reply.status();
+            // Whatever it says is not ours to keep; that it says too much is its own affair.
+            let _ = Limited::new(reply.into_body(), MAX_REPLY).collect().await;
+            if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+        }
+        Err(error) => Err(error),
+    };
+    driving.abort();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_the_specifications() {
+        let (secret, id) = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek");
+        let signature = sign(secret, id, 1_614_265_330, br#"{"test": 2432232314}"#);
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn only_what_may_be_reached_is_taken() {
+        let policy = EgressPolicy::web();
+        let code = |url: &str, depth: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                header::HeaderName::from_static(DEPTH),
+                header::HeaderValue::from_static(depth),
+            )]);
+            let refused =
+                accept(&policy, &headers, Some(url)).map_err(|problem| serde_json::to_value(problem).unwrap());
+            refused.map(|_| ()).map_err(|problem| problem["code"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(code("https://hooks.example/x?y=1", "8"), Ok(()));
+        assert_eq!(code("https://hooks.example/", "9"), Err("callback_loop".to_owned()));
+        for url in [
+            "ftp://hooks.example/",
+            "https://me:secret@hooks.example/",
+            "http://hooks.example:22/",
+            "http://127.0.0.1/",
+            "http://[::1]/",
+            "http://169.254.169.254/latest",
+            "nonsense",
+        ] {
+            assert_eq!(code(url, "0"), Err("invalid_callback".to_owned()), "{url}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Callbacks: written with the end that they tell of, taken for a minute at a time, given up after eight tries.
+
+use faena_domain::CallNum;
+use faena_domain::retry::pause_ms;
+use faena_protocol::DbError;
+use faena_protocol::db::{CallbackFinish, CallbacksDue, CallbacksTake};
+use faena_protocol::records::{CallRecord, Callback, CallbackJob};
+use rusqlite::{Connection, Row};
+
+use super::internal;
+use super::requests::{Moment, Read, Write};
+use super::rows::Json;
+
+/// How often a callback is tried.
+const TRIES: u32 = 8;
+/// How long whoever took a callback may take to tell how it went.
+const TAKEN_MS: i64 = 60_000;
+
+/// Notes that somebody is to be told of a call's end, where somebody is.
+pub(super) fn announce(connection: &Connection, num: CallNum, now: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO callbacks (num, due_at) SELECT num, ?2 FROM calls WHERE num = ?1 AND callback IS NOT NULL",
+        )?
+        .execute((num.0, now))
+        .map(drop)
+}
+
+impl Read for CallbacksDue {
+    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<bool, DbError> {
+        connection
+            .prepare_cached("SELECT 1 FROM callbacks WHERE status = 'WAITING' AND due_at <= ?1 LIMIT 1")
+            .and_then(|mut statement| statement.exists([moment.now]))
+            .map_err(|error| internal("looking for callbacks", &error))
+    }
+}
+
+struct Due {
+    num: i64,
+    tries: u32,
+    callback: Callback,
+    secret: Option<String>,
+}
+
+fn due(row: &Row<'_>) -> rusqlite::Result<Due> {
+    let Json(callback) = row.get(2)?;
+    Ok(Due { num: row.get(0)?, tries: row.get(1)?, callback, secret: row.get(3)? })
+}
+
+fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<Due>> {
+    let found: Vec<Due> = connection
+        .prepare_cached(
+            "SELECT b.num, b.tries + 1, c.callback, f.secret FROM callbacks b JOIN calls c ON c.num = b.num
+             LEFT JOIN functions f ON f.namespace = c.namespace AND f.key = c.function
+             WHERE b.status = 'WAITING' AND b.due_at <= ?1 ORDER BY b.due_at LIMIT ?2",
+        )?
+        .query_map((now, limit), due)?
+        .collect::<Result<_, _>>()?;
+    let mut statement = connection.prepare_cached("UPDATE callbacks SET tries = ?2, due_at = ?3 WHERE num = ?1")?;
+    for callback in &found {
+        statement.execute((callback.num, callback.tries, now + TAKEN_MS))?;
+    }
+    Ok(found)
+}
+
+fn call(connection: &Connection, num: i64) -> rusqlite::Result<CallRecord> {
+    let sql = format!("SELECT {} FROM calls WHERE num = ?1", super::calls::COLUMNS);
+    connection.prepare_cached(&sql)?.query_row([num], super::calls::record)
+}
+
+impl Write for CallbacksTake {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallbackJob>, DbError> {
+        let broken = |error| internal("taking callbacks", &error);
+        let mut jobs = Vec::new();
+        for Due { num, tries, callback, secret } in take(connection, self.limit, moment.now).map_err(broken)? {
+            // Without its function nobody could tell who signs it.
+            let Some(secret) = secret else { continue };
+            let call = call(connection, num).map_err(broken)?;
+            jobs.push(CallbackJob { call, callback, secret, tries });
+        }
+        Ok(jobs)
+    }
+}
+
+impl Write for CallbackFinish {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+        let pause = i64::try_from(pause_ms(self.tries, moment.uniform())).unwrap_or(0);
+        let status = match &self.error {
+            None => "DELIVERED",
+            Some(_) if self.tries >= TRIES => "UNDELIVERED",
+            Some(_) => "WAITING",
+        };
+        connection
+            .prepare_cached(
+                "UPDATE callbacks SET status = ?3, due_at = ?4, error = ?5 WHERE num = ?1 AND tries = ?2 AND status = 'WAITING'",
+            )
+            .and_then(|mut statement| {
+                statement.execute((self.num.0, self.tries, status, moment.now + pause, &self.error))
+            })
+            .map(drop)
+            .map_err(|error| internal("ending a callback", &error))
+    }
+}
