@@ -112,7 +112,8 @@ CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING';
 CREATE INDEX calls_leased ON calls (worker, lease_end) WHERE status = 'RUNNING';
 CREATE INDEX calls_claimed ON calls (claim) WHERE status = 'RUNNING';
 CREATE INDEX calls_of_version ON calls (namespace, function, version) WHERE status = 'PENDING';
-CREATE INDEX calls_of_function ON calls (namespace, function, num);
+-- The status is there so that a list of one function's failures looks at no row that is none.
+CREATE INDEX calls_of_function ON calls (namespace, function, num, status);
 CREATE INDEX calls_of_status ON calls (namespace, status, num);
 CREATE INDEX calls_ended ON calls (ended_at) WHERE ended_at IS NOT NULL;
 
@@ -177,6 +178,8 @@ CREATE TABLE dead_letters (
     namespace TEXT NOT NULL,
     function  TEXT NOT NULL
 ) STRICT;
+
+CREATE INDEX dead_letters_of_function ON dead_letters (namespace, function, num);
 
 -- Calls whose ends are told to somebody.
 CREATE TABLE callbacks (

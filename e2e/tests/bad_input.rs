@@ -154,7 +154,7 @@ fn invocations_that_are_none_start_no_call() {
         (json!({"funcName": "plain", "params": {}, "timeoutMs": 0}), 400, "invalid_timeout"),
         (json!({"funcName": "plain", "params": {}, "timeoutMs": 90_000_000}), 422, "limit_exceeded"),
         (json!({"funcName": "plain", "params": {}, "retries": 1000}), 422, "limit_exceeded"),
-        (json!({"funcName": "plain", "params": {}, "runAt": "2030-01-01T00:00:00Z"}), 400, "not_supported"),
+        (json!({"funcName": "plain", "params": {}, "runAt": "soon"}), 400, "invalid_instant"),
     ];
     for (body, status, code) in cases {
         assert_eq!(platform.post("/invokeFunction", &body).problem(status), code, "{body}");
@@ -166,10 +166,10 @@ fn invocations_that_are_none_start_no_call() {
     let keyed = platform.send(
         "POST",
         "/invokeFunction",
-        &[JSON, ("Idempotency-Key", "k")],
+        &[JSON, ("Idempotency-Key", "two words")],
         br#"{"funcName":"plain","params":{}}"#,
     );
-    assert_eq!(keyed.problem(400), "not_supported");
+    assert_eq!(keyed.problem(400), "invalid_key");
     let large = format!("{{\"funcName\":\"plain\",\"params\":\"{}\"}}", "x".repeat(7_000_000));
     assert_eq!(platform.send("POST", "/invokeFunction", &[JSON], large.as_bytes()).problem(413), "too_large");
     assert_eq!(platform.send("POST", "/f/plain", &[JSON], b"{").problem(400), "malformed_json");

@@ -95,7 +95,7 @@ impl Docker {
         std::fs::create_dir_all(&config.folder).map_err(|error| EngineError::create("making a folder", error))?;
         let (creations, code_by) = (Arc::new(Semaphore::new(CREATIONS)), config.code_by.unwrap_or(CodeBy::Overlay));
         let mut docker = Self { docker, config, uids, creations, version, code_by };
-        if docker.config.code_by.is_none() && probe::is_needed() {
+        if docker.config.code_by.is_none() && probe::is_needed(docker.config.socket.as_deref()).await {
             docker.code_by = docker.probe().await?;
         }
         Ok(docker)

@@ -23,10 +23,20 @@ const MARK: &str = "faena-was-here";
 /// How long the tree of a probe may take to be read.
 const READ: Duration = Duration::from_secs(10);
 
-/// Not root, or in a container: what we mount may be ours alone, and the daemon may know our folders by other names.
-pub(super) fn is_needed() -> bool {
-    let in_container = ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists());
-    in_container || !rustix::process::geteuid().is_root()
+/// Whether there is reason to doubt: we are not root, or the daemon is not known to live among our mounts.
+pub(super) async fn is_needed(socket: Option<&str>) -> bool {
+    !rustix::process::geteuid().is_root() || !shares_our_mounts(socket).await
+}
+
+/// Whoever listens on the daemon's socket tells its process, as far as we can see it (unix(7), `SO_PEERCRED`).
+async fn shares_our_mounts(socket: Option<&str>) -> bool {
+    let named = std::env::var("DOCKER_HOST").ok();
+    let path = socket.or(named.as_deref()).unwrap_or("/var/run/docker.sock");
+    let listener = tokio::net::UnixStream::connect(path.trim_start_matches("unix://")).await;
+    let mounts = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    // A process of another PID namespace has the number 0 here.
+    let theirs = listener.and_then(|stream| stream.peer_cred()).ok().and_then(|peer| mounts(&peer.pid()?.to_string()));
+    theirs.is_some() && theirs == mounts("self")
 }
 
 impl Docker {
