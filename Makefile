@@ -49,7 +49,7 @@ unit: images ## tests of every crate, conformance of both engines among them
 	$(CARGO) test --release --locked --workspace --exclude faena-e2e
 
 e2e: images build ## the built binary over real HTTP, on real engines
-	@scripts/install.sh python node shell
+	@scripts/install.sh python node shell network
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
 
 simulate: ## the queue core through SEEDS histories (100,000 unless you say otherwise)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks, and nothing that is there.
 #
-#   scripts/install.sh rust | python | node | docker | images | deny | shell | wrk …
+#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | wrk …
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -35,6 +35,7 @@ for tool in "$@"; do
     docker) command -v docker >/dev/null && { command -v dockerd >/dev/null || [ -x /usr/sbin/dockerd ]; } || packages docker.io ;;
     images) command -v mmdebstrap >/dev/null || packages mmdebstrap ;;
     deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
+    network) command -v ip >/dev/null || packages iproute2 ;;
     wrk) command -v wrk >/dev/null || packages wrk ;;
     shell) command -v curl >/dev/null && command -v zip >/dev/null || packages curl zip ;;
     *) say "unknown: $tool"; exit 2 ;;

@@ -194,3 +194,63 @@ fn a_long_data_path_works() {
     platform.script("plain", "echo ok");
     assert_eq!(platform.call("plain", &json!({}))["result"], "ok");
 }
+
+/// The daemon's socket behind a door that can be shut.
+struct Door(std::path::PathBuf);
+
+impl Door {
+    fn open(path: &std::path::Path) -> Self {
+        let listener = std::os::unix::net::UnixListener::bind(path).expect("a socket");
+        std::thread::spawn(move || {
+            for inside in listener.incoming().flatten() {
+                let Ok(outside) = std::os::unix::net::UnixStream::connect("/var/run/docker.sock") else { return };
+                for (mut from, mut to) in
+                    [(inside.try_clone().expect("a socket"), outside.try_clone().expect("a socket")), (outside, inside)]
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self(path.to_owned())
+    }
+
+    /// Nobody new gets in.
+    fn shut(self) -> std::path::PathBuf {
+        std::fs::remove_file(&self.0).expect("the socket");
+        self.0
+    }
+}
+
+#[test]
+fn calls_wait_while_docker_is_away() {
+    let mut platform = Platform::stopped();
+    let folder = tempfile::tempdir().expect("a folder");
+    let door = Door::open(&folder.path().join("docker.sock"));
+    let setting = format!("docker = {:?}\n", door.0.display().to_string());
+    std::fs::write(platform.settings_file(), setting).expect("settings");
+    platform.start_role(Role::Up);
+    platform.ready();
+    platform.shell_runtime(Engine::Docker, &json!({}));
+    platform.script("plain", "cat");
+    assert_eq!(platform.call("plain", &json!(1))["status"], "DONE");
+    let path = door.shut();
+    let offers = |count: usize| {
+        eventually(Duration::from_secs(30), "the worker says what it offers", || {
+            let workers = platform.get("/workers").json();
+            if workers[0]["engines"].as_array().map(Vec::len) == Some(count) { Ok(()) } else { Err(workers) }
+        });
+    };
+    offers(1);
+    let headers = [("Content-Type", "application/json"), ("Prefer", "wait=5")];
+    let body = json!({"funcName": "plain", "params": 2});
+    let waited = platform.send("POST", "/invokeFunction", &headers, body.to_string().as_bytes()).json();
+    assert_eq!(waited["error"]["kind"], "unavailable", "{waited}");
+    let num = platform.invoke(&json!({"funcName": "plain", "params": 3}));
+    assert_eq!(platform.get(&format!("/call/{num}")).json()["status"], "PENDING");
+    let _door = Door::open(&path);
+    offers(2);
+    assert_eq!(platform.ended(num)["result"], "3");
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::Owner;
+use faena_engine::Engine;
 use faena_miniworker::Node;
 use faena_protocol::db::WorkerJoin;
 use faena_protocol::node::{EngineInfo, NodeInfo};
@@ -65,14 +66,9 @@ impl Worker {
     }
 
     fn info(&self) -> NodeInfo {
-        let engine = |engine: &Arc<dyn faena_engine::Engine>| EngineInfo {
-            engine: engine.kind(),
-            version: engine.version(),
-            missing_layers: engine.missing_layers(),
-        };
         NodeInfo {
             owner: self.config.owner.clone(),
-            engines: self.node.engines.values().map(engine).collect(),
+            engines: self.node.engines.values().map(|engine| engine_info(engine.as_ref())).collect(),
             slots: self.config.slots,
             build_slots: BUILD_SLOTS,
             memory_bytes: memory_bytes(),
@@ -103,6 +99,11 @@ impl Worker {
             tokio::time::sleep(RETRY).await;
         }
     }
+}
+
+/// An engine as the api hears of it.
+pub(crate) fn engine_info(engine: &dyn Engine) -> EngineInfo {
+    EngineInfo { engine: engine.kind(), version: engine.version(), missing_layers: engine.missing_layers() }
 }
 
 async fn remove_orphans(node: &Node) {

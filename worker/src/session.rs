@@ -9,10 +9,11 @@ use faena_domain::{CallNum, Epoch, Owner};
 use faena_miniworker::{Ended, Node, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed};
-use faena_protocol::node::{Lease, NodeInfo, TYPE, ToApi, ToWorker};
+use faena_protocol::node::{EngineInfo, Lease, NodeInfo, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob};
 use faena_transport::{Link, LinkEvent, LinkHandle};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -24,6 +25,8 @@ use crate::{Worker, lease, outbox};
 const RENEW: Duration = Duration::from_secs(10);
 /// How long starts are gathered before db hears of them; what ends sooner needs no such word.
 const GATHER: Duration = Duration::from_millis(100);
+/// How often engines are asked whether they live.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long what was cut off at a stop may take to be given back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
 /// Ends of calls that wait to be told; more than any node has slots.
@@ -37,6 +40,7 @@ enum Event {
     CallGone,
     BuildGone(BuildRef),
     Started(Claim),
+    Engines(Vec<EngineInfo>),
     Renewed(Box<Renewal>),
 }
 
@@ -127,6 +131,8 @@ impl Session {
     /// Serves until told to stop, then drains.
     pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
         let mut renew = tokio::time::interval(RENEW);
+        let watching = tokio::spawn(self.shared.clone().watch_engines());
+        let _watching = AbortOnDrop(watching.abort_handle());
         let mut end = None;
         let mut tell_begun = None;
         loop {
@@ -276,6 +282,10 @@ impl Session {
                 }
                 self.tell(&ToApi::Started { num: claim.0, epoch: claim.1 }).await;
             }
+            Event::Engines(engines) => {
+                self.info.engines.clone_from(&engines);
+                self.tell(&ToApi::Engines { engines }).await;
+            }
             Event::Renewed(renewal) => self.renewed(&renewal),
         }
     }
@@ -343,6 +353,15 @@ impl Session {
     }
 }
 
+/// Ends a task that nobody needs any longer.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 async fn until(end: Option<Instant>) {
     match end {
         Some(end) => tokio::time::sleep_until(end).await,
@@ -373,6 +392,25 @@ impl Shared {
                 // The session answers in one of these ways.
                 _ = reins.lease.changed() => {}
                 () = reins.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// An engine that cannot make instances is offered to nobody until it can again.
+    async fn watch_engines(self) {
+        let mut offered = self.node.engines.len();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let mut available = Vec::new();
+            for engine in self.node.engines.values() {
+                if engine.is_available().await {
+                    available.push(crate::engine_info(engine.as_ref()));
+                }
+            }
+            if available.len() != offered {
+                offered = available.len();
+                warn!(engines = ?available.iter().map(|info| info.engine).collect::<Vec<_>>(), "the engines that answer have changed");
+                self.say(Event::Engines(available)).await;
             }
         }
     }

@@ -129,6 +129,13 @@ impl Fleet {
         self.by_peer(peer).map(|worker| worker.info.owner.clone())
     }
 
+    /// Takes over what a worker makes instances with from now on.
+    pub(super) fn engines(&mut self, peer: &Peer, engines: Vec<EngineInfo>) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.info.engines = engines;
+        }
+    }
+
     pub(super) fn draining(&mut self, peer: &Peer) {
         if let Some(worker) = self.by_peer(peer) {
             worker.draining = true;

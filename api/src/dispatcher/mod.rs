@@ -263,6 +263,11 @@ impl Dispatcher {
                 self.fleet.build_ended(&peer, &build);
                 self.dirty = true;
             }
+            ToApi::Engines { engines } => {
+                info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");
+                self.fleet.engines(&peer, engines);
+                self.dirty = true;
+            }
             ToApi::Draining => self.fleet.draining(&peer),
             ToApi::Hello { .. } => {}
         }

@@ -151,6 +151,11 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// [`EngineError`]; nothing is left of an instance that could not be made.
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError>;
 
+    /// Whether it can make instances at the moment.
+    async fn is_available(&self) -> bool {
+        true
+    }
+
     /// Removes what dead incarnations of this very worker left, and nothing else.
     async fn remove_orphans(&self);
 }

@@ -89,6 +89,11 @@ pub enum ToApi {
         /// The build.
         build: BuildRef,
     },
+    /// From now on I make instances with these.
+    Engines {
+        /// Those that can.
+        engines: Vec<EngineInfo>,
+    },
     /// Send me nothing more; I am about to stop.
     Draining,
 }

@@ -35,6 +35,8 @@ const READY: Duration = Duration::from_secs(30);
 const PULL: Duration = Duration::from_secs(600);
 /// How often an image is asked for while the network does not answer.
 const PULL_SILENCE: Duration = Duration::from_secs(30);
+/// How long the daemon may take to say that it lives.
+const PING: Duration = Duration::from_secs(2);
 /// The most containers that are made at once: the daemon slows down beyond it.
 const CREATIONS: usize = 8;
 
@@ -255,6 +257,10 @@ impl Engine for Docker {
                 Err(error)
             }
         }
+    }
+
+    async fn is_available(&self) -> bool {
+        matches!(tokio::time::timeout(PING, self.docker.ping()).await, Ok(Ok(_)))
     }
 
     async fn remove_orphans(&self) {
