@@ -101,13 +101,14 @@ class Platform:
         return {os.path.basename(path): path for path in glob.glob(pattern, recursive=True) if os.path.isdir(path)}
 
     def agents(self):
+        """The first process of each instance: a function's own that is killed is the function's failure."""
         pids = set()
         for path in self.instances().values():
-            for procs in glob.glob(f"{path}/**/cgroup.procs", recursive=True):
-                try:
-                    pids.update(int(line) for line in open(procs))
-                except OSError:
-                    pass
+            try:
+                group = [int(line) for line in open(f"{path}/agent/cgroup.procs")]
+            except OSError:
+                continue
+            pids.update(group and [min(group)])
         return sorted(pids)
 
     def containers(self):

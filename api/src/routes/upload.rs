@@ -13,6 +13,7 @@ use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
 use faena_domain::{FunctionName, Manifest, RuntimeName};
 use faena_protocol::db::{RuntimeGet, VersionPut};
+use futures_util::StreamExt;
 use http_body_util::Limited;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -106,9 +107,10 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_multipart", detail)
             .hint("curl -F module=@code.zip does that"));
     }
-    // Whatever stands before the first boundary is held in memory until that comes.
+    let boundary = kind.split(';').find_map(|part| part.trim().strip_prefix("boundary="));
+    let boundary = format!("--{}", boundary.unwrap_or_default().trim_matches('"')).into_bytes();
     let most = usize::try_from(MAX_ARCHIVE + MULTIPART_FRAME).unwrap_or(usize::MAX);
-    let request = request.map(|body| Body::new(Limited::new(body, most)));
+    let request = request.map(|body| beginning_soon(Body::new(Limited::new(body, most)), boundary));
     let refused = |_| Problem::invalid("broken_upload", "the Content-Type names no boundary");
     let mut multipart = Multipart::from_request(request, &()).await.map_err(refused)?;
     let mut spooled = None;
@@ -129,6 +131,28 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
         spooled.ok_or_else(|| Problem::invalid("missing_field", "the field `module` with the archive is missing"))?;
     app.metrics().upload_bytes.inc_by(spooled.bytes);
     Ok(spooled)
+}
+
+/// What may stand before the first boundary: it is held in memory until that comes.
+const PREAMBLE: usize = 64 * 1024;
+
+/// The same body, which fails where its first boundary does not come soon.
+fn beginning_soon(body: Body, boundary: Vec<u8>) -> Body {
+    let (mut found, mut held) = (false, Vec::new());
+    let guarded = body.into_data_stream().map(move |chunk| {
+        let chunk = chunk?;
+        if !found {
+            held.extend_from_slice(&chunk);
+            found = held.windows(boundary.len()).any(|bytes| bytes == boundary);
+            if found {
+                held = Vec::new();
+            } else if held.len() > PREAMBLE {
+                return Err(axum::Error::new(std::io::Error::other("its first boundary does not come")));
+            }
+        }
+        Ok(chunk)
+    });
+    Body::from_stream(guarded)
 }
 
 /// The next piece of an upload, unless the client stalls.
@@ -158,4 +182,24 @@ async fn check(spooled: Spooled, held: Held) -> Reply<(Spooled, Checked, Held)> 
         archive::check(&mut spooled.file, &Bounds::SOURCE).map(|checked| (spooled, checked, held))
     });
     Ok(checked.await.map_err(|error| Problem::internal("checking an archive", &error))??)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_whose_boundary_does_not_come_is_cut_off() {
+        let whole = |bytes: Vec<u8>| async move {
+            let chunks: Vec<_> = bytes.chunks(1000).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect();
+            let body = Body::from_stream(futures_util::stream::iter(chunks));
+            beginning_soon(body, b"--edge".to_vec()).collect().await.map(|body| body.to_bytes().len())
+        };
+        assert!(whole(vec![b'x'; 100_000]).await.is_err());
+        let begins = [&b"before\r\n--edge\r\n"[..], &[b'x'; 100_000]].concat();
+        let length = begins.len();
+        assert_eq!(whole(begins).await.expect("it begins soon"), length);
+    }
 }
