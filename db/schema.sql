@@ -186,6 +186,7 @@ CREATE TABLE callbacks (
     num    INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
     status TEXT NOT NULL DEFAULT 'WAITING' CHECK (status IN ('WAITING', 'DELIVERED', 'UNDELIVERED')),
     tries  INTEGER NOT NULL DEFAULT 0,
+    secret TEXT NOT NULL, -- the function's, as it was when the call ended
     due_at INTEGER NOT NULL,
     error  TEXT -- what went wrong at the last try
 ) STRICT;

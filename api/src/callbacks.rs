@@ -49,8 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REPLY: usize = 64 * 1024;
 /// Tries at once to one host.
 const PER_HOST: usize = 4;
-/// Callbacks taken at once.
-const BATCH: u32 = 32;
+/// Tries at once to all of them.
+const AT_ONCE: usize = 32;
 /// How often db is asked although no end was heard of: for tries that are due again.
 const TICK: Duration = Duration::from_secs(2);
 /// How long ends are gathered before db is asked.
@@ -140,11 +140,18 @@ struct Sender {
     /// Made when the first callback to https is.
     tls: Arc<OnceLock<Option<TlsConnector>>>,
     hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    room: Arc<Semaphore>,
 }
 
 /// Delivers until told to stop. What is under way then is tried again by whoever comes next.
 pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: CancellationToken) {
-    let sender = Sender { app: app.clone(), ca_bundle, tls: Arc::default(), hosts: Arc::default() };
+    let sender = Sender {
+        app: app.clone(),
+        ca_bundle,
+        tls: Arc::default(),
+        hosts: Arc::default(),
+        room: Arc::new(Semaphore::new(AT_ONCE)),
+    };
     let mut ends = app.dispatcher().ends();
     let mut tick = tokio::time::interval(TICK);
     loop {
@@ -158,10 +165,20 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
             }
         }
         while let Ok(true) = app.db().ask(&CallbacksDue {}).await {
-            let Ok(jobs) = app.db().ask(&CallbacksTake { limit: BATCH }).await else { break };
-            for job in jobs {
+            // What is taken begins at once, so no try is spent on waiting for others.
+            let Some(Ok(first)) = stop.run_until_cancelled(Arc::clone(&sender.room).acquire_owned()).await else {
+                return;
+            };
+            let limit = u32::try_from(sender.room.available_permits()).unwrap_or(0).saturating_add(1);
+            let Ok(jobs) = app.db().ask(&CallbacksTake { limit }).await else { break };
+            let mut places =
+                std::iter::once(first).chain(std::iter::from_fn(|| Arc::clone(&sender.room).try_acquire_owned().ok()));
+            for (job, place) in jobs.into_iter().zip(&mut places) {
                 let (sender, stop) = (sender.clone(), stop.clone());
-                tokio::spawn(async move { stop.run_until_cancelled(sender.deliver(job)).await });
+                tokio::spawn(async move {
+                    stop.run_until_cancelled(sender.deliver(job)).await;
+                    drop(place);
+                });
             }
         }
     }
@@ -189,6 +206,9 @@ impl Sender {
 
     async fn deliver(self, job: CallbackJob) {
         let (num, tries) = (job.call.num, job.tries);
+        let host = Target::parse(&job.callback.url).map(|target| target.host).unwrap_or_default();
+        let places = self.place(&host);
+        let _place = places.acquire().await;
         let error = match tokio::time::timeout(PATIENCE, self.tell(job)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),
@@ -205,8 +225,6 @@ impl Sender {
 
     async fn tell(&self, job: CallbackJob) -> Result<(), String> {
         let target = Target::parse(&job.callback.url)?;
-        let places = self.place(&target.host);
-        let _place = places.acquire().await.map_err(|error| error.to_string())?;
         let request = self.request(&target, job).await?;
         let stream = faena_egress::direct(self.app.egress(), &target.host, target.port).await;
         let stream = stream.map_err(|(_, why)| why)?;

@@ -35,7 +35,8 @@ async fn sweep(db: &DbClient, blobs: &BlobStore, age: Duration) -> Result<usize,
     for keys in old.chunks(BATCH) {
         let unused = db.ask(&BlobsUnused { keys: keys.to_vec() }).await.map_err(|error| error.to_string())?;
         for key in &unused {
-            blobs.remove(key).await.map_err(|error| error.to_string())?;
+            // It may have been put again since it was asked for.
+            blobs.remove_older(key, age).await.map_err(|error| error.to_string())?;
         }
         count += unused.len();
     }

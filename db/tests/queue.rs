@@ -11,7 +11,7 @@ use faena_domain::{
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
-use faena_protocol::records::{CallJob, CallRecord, CallSpec, IdempotencyKey};
+use faena_protocol::records::{CallJob, CallRecord, CallSpec, Callback, IdempotencyKey};
 use support::*;
 
 const DAY: i64 = 24 * 3600 * 1000;
@@ -345,4 +345,92 @@ async fn a_disk_that_is_nearly_full_takes_no_new_work_and_ends_what_runs() {
     assert_eq!(service.ask(upload("second", "dice")).await.map(|_| ()), Err(DbError::DiskLow));
     let job = claim(&service, "c").await.pop().unwrap();
     assert_eq!(service.ask(finish(&job, None)).await, Ok(CallStatus::Done));
+}
+
+#[tokio::test]
+async fn a_claim_of_large_calls_fits_into_its_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    // Six bytes each, once they are escaped.
+    let body = || Some(Payload::Text("\u{1}".repeat(60_000)));
+    for num in 1..=16 {
+        accept(&service, CallSpec { body: body(), ..spec(num, "dice") }).await;
+    }
+    let mut claimed = 0;
+    while claimed < 16 {
+        let jobs = claim_as(&service, owner("a"), 16).await;
+        assert!(!jobs.is_empty() && jobs.len() < 16, "{}", jobs.len());
+        claimed += jobs.len();
+    }
+}
+
+#[tokio::test]
+async fn a_key_outlives_its_day_while_its_call_has_not_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    let key = || Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([1; 32]) });
+    let run_at = Some(Timestamp(1003 * DAY));
+    accept(&service, CallSpec { key: key(), run_at, ..spec(1, "dice") }).await;
+    time.pass(2 * DAY);
+    reap(&service).await;
+    assert_eq!(accept(&service, CallSpec { key: key(), run_at, ..spec(2, "dice") }).await.num, CallNum(1));
+}
+
+#[tokio::test]
+async fn a_call_for_later_expires_although_no_worker_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
+    with_built(&service, "dice").await;
+    let run_at = Some(Timestamp(1001 * DAY));
+    accept(&service, CallSpec { run_at, max_age_ms: 60_000, ..spec(1, "dice") }).await;
+    time.pass(DAY + 61_000);
+    reap(&service).await;
+    assert_eq!(status(&service, 1).await, CallStatus::Expired);
+}
+
+#[tokio::test]
+async fn what_runs_of_a_deleted_function_never_runs_its_successor() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    accept(&service, spec(1, "dice")).await;
+    claim(&service, "c").await;
+    service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
+    service.ask(upload("again", "dice")).await.unwrap();
+    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
+    assert_eq!(claim_as(&service, owner("b"), 10).await.len(), 0);
+    reap(&service).await;
+    assert_eq!(status(&service, 1).await, CallStatus::Expired);
+}
+
+#[tokio::test]
+async fn a_callback_is_taken_once_at_a_time_and_given_up_after_eight_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let keep = Keep { calls: 0, ..Keep::default() };
+    let service = Service::start_with(folder.path(), StoreSettings { keep, ..StoreSettings::default() }, time.clone());
+    with_built(&service, "dice").await;
+    let callback = Some(Callback { url: "http://a.example/".into(), depth: 0 });
+    accept(&service, CallSpec { callback, ..spec(1, "dice") }).await;
+    assert!(!service.ask(CallbacksDue {}).await.unwrap());
+    let job = claim(&service, "c").await.pop().unwrap();
+    service.ask(finish(&job, None)).await.unwrap();
+    service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
+    for tries in 1..=8 {
+        let taken = service.ask(CallbacksTake { limit: 10 }).await.unwrap();
+        assert_eq!((taken.len(), taken[0].tries, taken[0].secret.as_str()), (1, tries, "whsec_c2VjcmV0"));
+        assert!(service.ask(CallbacksTake { limit: 10 }).await.unwrap().is_empty(), "it is taken");
+        assert_eq!(reap(&service).await.forgotten, 0, "somebody is still to be told");
+        let error = Some("it answers 500".to_owned());
+        service.ask(CallbackFinish { num: CallNum(1), tries, error }).await.unwrap();
+        time.pass(10 * 60_000);
+    }
+    assert_eq!(get(&service, 1).await.callback.unwrap().status, "UNDELIVERED");
+    assert!(service.ask(CallbacksTake { limit: 10 }).await.unwrap().is_empty());
+    assert_eq!(reap(&service).await.forgotten, 1);
 }

@@ -79,6 +79,7 @@ impl CodeStore {
     /// # Errors
     /// A folder that cannot be made.
     pub fn open(folder: PathBuf, blobs: BlobStore, most: ByteSize) -> std::io::Result<Self> {
+        forget_other_boots(&folder)?;
         std::fs::create_dir_all(&folder)?;
         let mut known = HashMap::new();
         for entry in std::fs::read_dir(&folder)?.flatten() {
@@ -167,6 +168,20 @@ impl CodeStore {
         .await
         .map_err(std::io::Error::other)?
     }
+}
+
+/// Unpacking is not synced: after a power cut a tree may lack what was written last, so none outlives its boot.
+fn forget_other_boots(folder: &Path) -> std::io::Result<()> {
+    let (boot, marker) = (std::fs::read("/proc/sys/kernel/random/boot_id")?, folder.with_extension("boot"));
+    if std::fs::read(&marker).is_ok_and(|kept| kept == boot) {
+        return Ok(());
+    }
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(marker, boot)
 }
 
 impl Tree {

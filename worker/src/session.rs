@@ -99,6 +99,8 @@ pub(crate) struct Session {
     /// Sent again after each reconnect until the api has acknowledged them.
     unheard: HashMap<Claim, ToApi>,
     draining: bool,
+    /// Whether the api hears us.
+    is_up: bool,
 }
 
 impl Session {
@@ -125,6 +127,7 @@ impl Session {
             leaving: 0,
             unheard: HashMap::new(),
             draining: false,
+            is_up: false,
         }
     }
 
@@ -195,8 +198,14 @@ impl Session {
 
     async fn heard(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up => self.hello().await,
-            LinkEvent::Down => debug!("the api is gone; connecting anew"),
+            LinkEvent::Up => {
+                self.is_up = true;
+                self.hello().await;
+            }
+            LinkEvent::Down => {
+                self.is_up = false;
+                debug!("the api is gone; connecting anew");
+            }
             LinkEvent::Message(bytes) => {
                 match Envelope::decode(&bytes).and_then(|envelope| envelope.parse::<ToWorker>()) {
                     Ok(message) => self.message(message).await,
@@ -213,6 +222,11 @@ impl Session {
             ToWorker::EndedAck { num, epoch } => drop(self.unheard.remove(&(num, epoch))),
             ToWorker::Call { job, lease } => self.call(*job, &lease).await,
             ToWorker::Build { job, lease } => self.build(*job, &lease),
+            ToWorker::Adopted { num, epoch } => {
+                if let Some(held) = self.calls.get_mut(&(num, epoch)) {
+                    held.has_row = true;
+                }
+            }
             ToWorker::Cancel { num, epoch } => {
                 if let Some(held) = self.calls.get(&(num, epoch)) {
                     held.stop.cancel();
@@ -237,7 +251,8 @@ impl Session {
         if self.calls.contains_key(&claim) || self.unheard.contains_key(&claim) {
             return;
         }
-        let (now, known) = (lease::boot_ms(), lease::first_end(lease, &self.boot));
+        let now = lease::boot_ms();
+        let known = lease::first_end(lease, &self.boot).filter(|end| *end > now);
         // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
         let until_ms = if job.has_row { known.unwrap_or(0) } else { lease::end_of(now) };
         let (held, reins) = self.take_up(job.epoch, job.has_row, until_ms);
@@ -252,7 +267,8 @@ impl Session {
         if self.builds.contains_key(&build) {
             return;
         }
-        let until_ms = lease::first_end(lease, &self.boot).unwrap_or(0);
+        // One that is over already is asked for again before anything begins.
+        let until_ms = lease::first_end(lease, &self.boot).filter(|end| *end > lease::boot_ms()).unwrap_or(0);
         let (held, reins) = self.take_up(job.epoch, true, until_ms);
         self.builds.insert(build, held);
         tokio::spawn(self.shared.clone().build(job, reins));
@@ -334,8 +350,8 @@ impl Session {
             return;
         }
         let asked_ms = lease::boot_ms();
-        // A call without a row is not db's to judge.
-        for held in self.calls.values().filter(|held| !held.has_row) {
+        // A call without a row is its api's to judge, which gives it up a lease after it lost us.
+        for held in self.calls.values().filter(|held| !held.has_row && self.is_up) {
             held.lease.send_replace(lease::end_of(asked_ms));
         }
         let request = LeaseRenew {

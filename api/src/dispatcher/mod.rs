@@ -202,7 +202,7 @@ impl Dispatcher {
             Command::Cancel(num, reply) => drop(reply.send(self.cancel(num).await)),
             Command::Stop(owner, num, epoch) => self.stop(&owner, num, epoch).await,
             Command::Claimed(claimed) => self.claimed(*claimed),
-            Command::Adopted(num, result) => self.adopted(num, *result),
+            Command::Adopted(num, result) => self.adopted(num, *result).await,
         }
     }
 
@@ -240,6 +240,10 @@ impl Dispatcher {
             Err(error) => return warn!(%error, "a message of a worker was dropped"),
         };
         if let ToApi::Hello { node, calls, builds } = message {
+            if self.fleet.owner(&peer).as_ref() == Some(&node.owner) {
+                // Said again on the same connection: what was sent on it meanwhile is still on its way.
+                return self.say(&peer, &ToWorker::Welcome).await;
+            }
             info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
             self.never_arrived(&node.owner, &calls);
             if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
@@ -276,12 +280,15 @@ impl Dispatcher {
     /// A worker that is back does not have what was sent to it: that lay in the connection that was lost.
     fn never_arrived(&mut self, owner: &Owner, held: &[(CallNum, Epoch)]) {
         let is_missing = |call: &Waited| {
-            call.owner.as_ref() == Some(owner) && !call.is_adopted() && !held.contains(&(call.spec.num, call.epoch))
+            call.owner.as_ref() == Some(owner)
+                && !call.is_being_adopted()
+                && !held.contains(&(call.spec.num, call.epoch))
         };
         let missing: Vec<CallNum> =
             self.waited.values().filter(|call| is_missing(call)).map(|call| call.spec.num).collect();
         for num in missing {
-            if let Some(call) = self.waited.remove(&num) {
+            // The lease of one that has its row brings it back.
+            if let Some(call) = self.waited.remove(&num).filter(|call| !call.is_adopted()) {
                 self.gone_with_its_worker(call);
             }
         }
@@ -398,13 +405,19 @@ impl Dispatcher {
     /// The wait of a client has run out: the call gets its row, and the client hears 202 when it has.
     fn abandon(&mut self, num: CallNum) {
         let Some(call) = self.waited.get_mut(&num) else { return };
-        let running = call.owner.clone().map(|owner| (owner, call.epoch));
+        let running = call.owner.clone();
         if running.is_none() {
             self.queue.retain(|queued| *queued != num);
         }
         call.being_adopted();
-        let adopt =
-            CallAdopt { spec: call.spec.clone(), version: call.code.version, created_at: call.created_at, running };
+        let adopt = CallAdopt {
+            spec: call.spec.clone(),
+            version: call.code.version,
+            created_at: call.created_at,
+            elapsed_ms: call.elapsed_ms(),
+            epoch: call.epoch,
+            running,
+        };
         let (db, sender) = (self.db.clone(), self.sender.clone());
         tokio::spawn(async move {
             // Whether it was done must be known: a row that nobody knows of would contradict the answer.
@@ -413,7 +426,7 @@ impl Dispatcher {
         });
     }
 
-    fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
+    async fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
         if result.is_ok() {
             self.recorder.forget(num);
         }
@@ -424,8 +437,14 @@ impl Dispatcher {
                 call.adopted();
                 if let Some(outcome) = call.outcome.take() {
                     self.end_adopted(call, outcome);
-                } else if call.owner.is_some() {
+                } else if let Some(owner) = call.owner.clone() {
+                    // From now on its lease is db's to judge.
+                    let epoch = call.epoch;
+                    drop(call.place.take());
                     self.waited.insert(num, call);
+                    if let Some(peer) = self.fleet.peer(&owner) {
+                        self.say(&peer, &ToWorker::Adopted { num, epoch }).await;
+                    }
                 } else {
                     self.dirty = true;
                 }

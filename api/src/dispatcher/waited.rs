@@ -114,6 +114,11 @@ impl Waited {
         self.row == Row::Coming
     }
 
+    /// How long ago it was accepted, in milliseconds.
+    pub(super) fn elapsed_ms(&self) -> u64 {
+        millis(self.begun.elapsed())
+    }
+
     /// Whether its age has run out.
     pub(super) fn is_late(&self) -> bool {
         millis(self.begun.elapsed()) >= self.spec.max_age_ms

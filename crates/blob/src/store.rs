@@ -149,6 +149,18 @@ impl BlobStore {
         }
     }
 
+    /// Removes a blob unless it was written, or put again, within this.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn remove_older(&self, key: &BlobKey, age: Duration) -> Result<(), BlobError> {
+        match self.store.head(&location(key)).await {
+            Ok(meta) if is_older(&meta, age) => self.remove(key).await,
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether a blob is there, and so young that nobody is about to remove it.
     async fn is_fresh(&self, key: &BlobKey) -> Result<bool, BlobError> {
         match self.store.head(&location(key)).await {

@@ -265,8 +265,12 @@ requests! {
         version: Version,
         /// When it was accepted, in Unix milliseconds.
         created_at: i64,
-        /// Who runs it, and under which claim.
-        running: Option<(Owner, Epoch)>,
+        /// How long ago that was, in milliseconds.
+        elapsed_ms: u64,
+        /// The last claim that its api gave out; the next one is higher.
+        epoch: Epoch,
+        /// Who runs it under that claim.
+        running: Option<Owner>,
     }
     /// Tells that whoever waited for a call was told that it goes on; write.
     CallPromised = "call.promised" -> () {

@@ -130,6 +130,13 @@ pub enum ToWorker {
         /// Until when it is the worker's.
         lease: Lease,
     },
+    /// This call has its row now, and its lease is db's to judge.
+    Adopted {
+        /// The call.
+        num: CallNum,
+        /// Its claim.
+        epoch: Epoch,
+    },
     /// Stop this call: nobody wants it any longer.
     Cancel {
         /// The call.

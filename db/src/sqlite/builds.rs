@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::queue::{Because, numbers, try_take};
 use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, functions, internal};
+use super::{blobs, functions, internal, lanes};
 
 fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionName) -> Result<BuildRecord, DbError> {
     connection
@@ -164,6 +164,11 @@ fn end(
         Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
         Err(failure) => (FunctionStatus::Error, None, Some(failure)),
     };
+    if error.is_some_and(|failure| failure.kind == ErrorKind::Infrastructure)
+        && may_be_redelivered(request, connection)?
+    {
+        return Ok(());
+    }
     let tail = if error.is_some() { outcome.log_tail.as_str() } else { "" };
     let write = || -> rusqlite::Result<()> {
         connection.execute(
@@ -196,6 +201,18 @@ fn end(
     }
 }
 
+/// The platform's own failure is no verdict on the version: it is built again, a few times.
+fn may_be_redelivered(request: &BuildFinish, connection: &Connection) -> Result<bool, DbError> {
+    connection
+        .execute(
+            "UPDATE versions SET status = 'PENDING', worker = NULL, incarnation = NULL, redeliveries = redeliveries + 1
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND redeliveries < ?4",
+            (request.namespace.as_str(), request.function.key(), request.version.0, MAX_REDELIVERIES),
+        )
+        .map(|count| count == 1)
+        .map_err(|error| internal("redelivering a build", &error))
+}
+
 /// The version is what calls run from now on, and those that waited for it can be claimed.
 fn release_calls(
     connection: &Connection,
@@ -208,6 +225,10 @@ fn release_calls(
         "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
         (key.0, &key.1, request.version.0),
     )?;
+    let current = functions::code(connection, &request.namespace, &request.function, request.version);
+    if let Ok(Some(resolved)) = current {
+        lanes::set_concurrency(connection, key.0, &key.1, resolved.code.concurrency)?;
+    }
     connection.execute(
         // `Event::Built` for all of them at once.
         "UPDATE calls SET ready = 1, due = not_before <= ?5 AND run_at IS NULL, engine = ?4

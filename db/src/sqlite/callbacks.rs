@@ -1,7 +1,7 @@
-//! Callbacks: written with the end that they tell of, taken for a minute at a time, given up after eight tries.
+//! Callbacks: written with the end that they tell of, taken for a few minutes at a time, given up after eight tries.
 
-use faena_domain::CallNum;
 use faena_domain::retry::pause_ms;
+use faena_domain::{CallNum, Payload};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallbackFinish, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{CallRecord, Callback, CallbackJob};
@@ -14,13 +14,18 @@ use super::rows::Json;
 /// How often a callback is tried.
 const TRIES: u32 = 8;
 /// How long whoever took a callback may take to tell how it went.
-const TAKEN_MS: i64 = 60_000;
+const TAKEN_MS: i64 = 180_000;
+/// What the calls of one answer may hold together: they travel in one message.
+const TAKEN_BYTES: usize = 1024 * 1024;
 
-/// Notes that somebody is to be told of a call's end, where somebody is.
+/// Notes that somebody is to be told of a call's end, where somebody is. Without its function nobody could tell who signs.
 pub(super) fn announce(connection: &Connection, num: CallNum, now: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT OR IGNORE INTO callbacks (num, due_at) SELECT num, ?2 FROM calls WHERE num = ?1 AND callback IS NOT NULL",
+            "INSERT OR IGNORE INTO callbacks (num, due_at, secret, status)
+             SELECT c.num, ?2, coalesce(f.secret, ''), iif(f.secret IS NULL, 'UNDELIVERED', 'WAITING')
+             FROM calls c LEFT JOIN functions f ON f.namespace = c.namespace AND f.key = c.function
+             WHERE c.num = ?1 AND c.callback IS NOT NULL",
         )?
         .execute((num.0, now))
         .map(drop)
@@ -39,23 +44,31 @@ struct Due {
     num: i64,
     tries: u32,
     callback: Callback,
-    secret: Option<String>,
+    secret: String,
+    bytes: usize,
 }
 
 fn due(row: &Row<'_>) -> rusqlite::Result<Due> {
     let Json(callback) = row.get(2)?;
-    Ok(Due { num: row.get(0)?, tries: row.get(1)?, callback, secret: row.get(3)? })
+    Ok(Due { num: row.get(0)?, tries: row.get(1)?, callback, secret: row.get(3)?, bytes: row.get(4)? })
 }
 
 fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<Due>> {
-    let found: Vec<Due> = connection
+    let mut found: Vec<Due> = connection
         .prepare_cached(
-            "SELECT b.num, b.tries + 1, c.callback, f.secret FROM callbacks b JOIN calls c ON c.num = b.num
-             LEFT JOIN functions f ON f.namespace = c.namespace AND f.key = c.function
+            "SELECT b.num, b.tries + 1, c.callback, b.secret, length(c.spec) + length(c.result) + length(c.attempts)
+             FROM callbacks b JOIN calls c ON c.num = b.num
              WHERE b.status = 'WAITING' AND b.due_at <= ?1 ORDER BY b.due_at LIMIT ?2",
         )?
         .query_map((now, limit), due)?
         .collect::<Result<_, _>>()?;
+    let mut bytes = 0;
+    // The first always fits.
+    found.retain(|due| {
+        let fits = bytes == 0 || bytes + due.bytes <= TAKEN_BYTES;
+        bytes += due.bytes;
+        fits
+    });
     let mut statement = connection.prepare_cached("UPDATE callbacks SET tries = ?2, due_at = ?3 WHERE num = ?1")?;
     for callback in &found {
         statement.execute((callback.num, callback.tries, now + TAKEN_MS))?;
@@ -72,10 +85,9 @@ impl Write for CallbacksTake {
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallbackJob>, DbError> {
         let broken = |error| internal("taking callbacks", &error);
         let mut jobs = Vec::new();
-        for Due { num, tries, callback, secret } in take(connection, self.limit, moment.now).map_err(broken)? {
-            // Without its function nobody could tell who signs it.
-            let Some(secret) = secret else { continue };
-            let call = call(connection, num).map_err(broken)?;
+        for Due { num, tries, callback, secret, .. } in take(connection, self.limit, moment.now).map_err(broken)? {
+            let mut call = call(connection, num).map_err(broken)?;
+            call.logs = Payload::empty();
             jobs.push(CallbackJob { call, callback, secret, tries });
         }
         Ok(jobs)

@@ -106,8 +106,8 @@ impl NewCall<'_> {
             connection
                 .prepare_cached(
                     "INSERT INTO calls (num, namespace, function, version, status, spec, bytes, ready, due, engine, priority,
-                         replay_of, waited, retries, created_at, queued_at, run_at, not_before, expires_at, callback)
-                     VALUES (?1, ?2, ?3, ?4, 'PENDING', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15, ?16, ?17, ?18)",
+                         replay_of, waited, retries, created_at, queued_at, run_at, not_before, expires_at, callback, epoch)
+                     VALUES (?1, ?2, ?3, ?4, 'PENDING', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14, ?15, ?16, ?17, ?18, ?19)",
                 )?
                 .execute(rusqlite::params![
                     spec.num.0,
@@ -127,7 +127,8 @@ impl NewCall<'_> {
                     spec.run_at.map(|at| at.0),
                     entry.not_before,
                     entry.expires_at,
-                    spec.callback.as_ref().map(Json)
+                    spec.callback.as_ref().map(Json),
+                    entry.epoch.0
                 ])?;
             blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
         };
@@ -153,6 +154,10 @@ fn accept(
         return find(connection, &spec.namespace, spec.num);
     }
     if let Some(earlier) = keys::earlier(connection, spec)? {
+        if !spec.waited {
+            // Whoever asks now hears 202, even if somebody else waits.
+            try_take(connection, earlier, &Event::Promised, moment, Because::default())?;
+        }
         return find(connection, &spec.namespace, earlier);
     }
     moment.takes_new_work()?;
@@ -282,19 +287,24 @@ impl Write for CallAdopt {
         let spec = &self.spec;
         if !exists(connection, spec.num)? {
             let resolved = functions::resolve(connection, &spec.namespace, &spec.function, Some(self.version))?;
-            let expires_at = self.created_at.saturating_add(millis(spec.max_age_ms));
+            // The api's clock is not ours: what has passed is told, not when it began.
+            let left = spec.max_age_ms.saturating_sub(self.elapsed_ms);
+            let expires_at = moment.now.saturating_add(millis(left));
             let ready = resolved.status == FunctionStatus::Ready;
             let call = NewCall {
                 spec,
                 version: self.version,
                 engine: resolved.code.engine,
                 // Its client hears 202 with this row: from now on it is a promise.
-                entry: Entry::accepted(spec.retries.unwrap_or(0), moment.now, expires_at, ready, false),
+                entry: Entry {
+                    epoch: self.epoch,
+                    ..Entry::accepted(spec.retries.unwrap_or(0), moment.now, expires_at, ready, false)
+                },
                 created_at: self.created_at,
             };
             call.insert(connection, moment.now)?;
-            if let Some((owner, epoch)) = &self.running {
-                run_adopted(connection, spec.num, owner, *epoch, moment.now)?;
+            if let Some(owner) = &self.running {
+                run_adopted(connection, spec.num, owner, self.epoch, moment.now)?;
             }
         }
         find(connection, &spec.namespace, spec.num)
@@ -425,9 +435,19 @@ impl Read for CallList {
     }
 }
 
-/// What a list shows of a call: enough of long texts to tell that there is more, and no log.
+/// Attempts that a list shows of a call: the last ones.
+const LISTED_ATTEMPTS: usize = 3;
+
+/// What a list shows of a call: enough of long texts to tell that there is more, and no log. A page of them is one message.
 fn shorten(call: &mut CallRecord) {
     call.logs = Payload::empty();
+    call.attempts.drain(..call.attempts.len().saturating_sub(LISTED_ATTEMPTS));
+    for attempt in &mut call.attempts {
+        attempt.egress_hosts.clear();
+        if let Some(error) = &mut attempt.error {
+            error.stderr_tail.clear();
+        }
+    }
     for payload in [&mut call.params, &mut call.result] {
         if let Payload::Text(text) = payload {
             // One character beyond the cut shows that it was one.

@@ -14,7 +14,7 @@ use super::calls::cancelled;
 use super::queue::{numbers, try_take};
 use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, internal, lanes, runtimes};
+use super::{blobs, internal, runtimes};
 
 /// The most versions whose builds may wait for one function.
 const MAX_UNBUILT: i64 = 32;
@@ -111,8 +111,6 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
             |row| row.get(0),
         )?;
         blobs::refer_to(connection, &format!("{}{number}", blobs::of_function(namespace, &key)), &request.source)?;
-        let concurrency = request.manifest.limits.concurrency.or(runtime.spec.limits.concurrency);
-        lanes::set_concurrency(connection, namespace, &key, concurrency)?;
         Ok(())
     };
     write().map_err(|error| internal("writing a version", &error))
@@ -191,10 +189,10 @@ impl Write for FunctionDelete {
             try_take(connection, num, &Event::Cancel, moment, cancelled(CallStatus::Pending, &why))?;
         }
         let delete = || -> rusqlite::Result<()> {
-            // What runs may end, and is not tried again on whatever is registered under this name next.
+            // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.
             connection.execute(
-                "UPDATE calls SET retries = 0 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",
-                (key.0, &key.1),
+                "UPDATE calls SET retries = 0, expires_at = ?3 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",
+                (key.0, &key.1, moment.now),
             )?;
             blobs::release_function(connection, key.0, &key.1)?;
             for table in ["versions", "keys"] {

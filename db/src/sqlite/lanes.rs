@@ -9,7 +9,7 @@ use faena_protocol::records::{CallJob, CallSpec};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::calls::cancelled;
-use super::queue::{Because, numbers, try_take};
+use super::queue::{Because, try_take};
 use super::requests::{Moment, Write};
 use super::rows::Json;
 use super::{functions, internal};
@@ -69,12 +69,12 @@ pub(super) fn set_concurrency(
 }
 
 /// Calls whose pause is over, or whose instant has come, can be claimed from now on.
-fn promote(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<()> {
+pub(super) fn promote(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<()> {
     let waiting = "SELECT 1 FROM calls WHERE status = 'PENDING' AND run_at <= ?1 LIMIT 1";
     if connection.prepare_cached(waiting)?.exists([moment.wall])? {
         connection
             .prepare_cached(
-                "UPDATE calls SET run_at = NULL, not_before = ?2, queued_at = ?2, expires_at = ?2 + (spec ->> 'maxAgeMs')
+                "UPDATE calls SET run_at = NULL, not_before = ?2, queued_at = ?2, expires_at = max(?2 + (spec ->> 'maxAgeMs') - (?1 - run_at), ?2)
                  WHERE status = 'PENDING' AND run_at <= ?1",
             )?
             .execute((moment.wall, moment.now))?;
@@ -119,15 +119,23 @@ fn next_turn(connection: &Connection, lane: &Lane) -> rusqlite::Result<()> {
         .map(drop)
 }
 
-const BEST: &str = "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
+/// What the specs of one claim may hold together: they travel in one message, beside the code of each.
+const CLAIM_BYTES: usize = 2 * 1024 * 1024;
+
+const BEST: &str =
+    "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
      AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
+
+fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Result<Vec<(CallNum, usize)>> {
+    connection.prepare_cached(BEST)?.query_map(params, |row| Ok((CallNum(row.get(0)?), row.get(1)?)))?.collect()
+}
 
 /// Claims round by round, a part of each lane's calls in each, so that a long queue delays no short one.
 fn claim(request: &CallsClaim, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
     let engines = serde_json::to_string(&request.engines).unwrap_or_default();
-    let mut left = request.limit;
-    while left > 0 {
+    let (mut left, mut bytes) = (request.limit, 0);
+    while left > 0 && bytes < CLAIM_BYTES {
         let round = lanes(connection, &engines, left, moment.now).map_err(broken)?;
         let count = u32::try_from(round.len()).unwrap_or(u32::MAX);
         if count == 0 {
@@ -137,7 +145,12 @@ fn claim(request: &CallsClaim, connection: &Connection, moment: &Moment<'_>) -> 
         for lane in round {
             let share = left.div_ceil(count).min(lane.room).min(left);
             let params = (&lane.namespace, &lane.function, moment.now, &engines, share);
-            for num in numbers(connection, BEST, params)? {
+            for (num, length) in best(connection, params).map_err(broken)? {
+                // The first always fits.
+                if bytes > 0 && bytes + length > CLAIM_BYTES {
+                    return Ok(());
+                }
+                bytes += length;
                 let event = Event::Claim { owner: request.owner.clone() };
                 let because = Because { claim: Some(request.request.clone()), ..Because::default() };
                 left -= u32::from(try_take(connection, num, &event, moment, because)?.is_some());

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::clock::Clock;
 use super::queue::{Because, numbers, try_take};
 use super::requests::{Moment, Write};
-use super::{builds, internal, retention};
+use super::{builds, internal, lanes, retention};
 
 /// The most calls that one reaping ends; the rest is a second later.
 const BATCH: u32 = 1000;
@@ -70,6 +70,7 @@ impl Write for Reap {
         let now = moment.now;
         let broken = |error| internal("judging leases and ages", &error);
         Clock::keep(connection, now).map_err(broken)?;
+        lanes::promote(connection, moment).map_err(broken)?;
         let lost = "SELECT num FROM calls WHERE status = 'RUNNING' AND lease_end < ?1 LIMIT ?2";
         let old = "SELECT num FROM calls WHERE status = 'PENDING' AND expires_at <= ?1 LIMIT ?2";
         Ok(Reaped {
