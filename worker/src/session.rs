@@ -11,7 +11,7 @@ use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed};
 use faena_protocol::node::{EngineInfo, Lease, NodeInfo, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob};
-use faena_transport::{Link, LinkEvent, LinkHandle};
+use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -92,8 +92,6 @@ pub(crate) struct Session {
     builds: HashMap<BuildRef, Held>,
     /// Calls whose processes run and of which db has not heard so.
     begun: Vec<Claim>,
-    /// This boot of this machine.
-    boot: String,
     /// Calls that have ended and whose instances are being destroyed.
     leaving: usize,
     /// Sent again after each reconnect until the api has acknowledged them.
@@ -123,7 +121,6 @@ impl Session {
             calls: HashMap::new(),
             builds: HashMap::new(),
             begun: Vec::new(),
-            boot: lease::boot_id(),
             leaving: 0,
             unheard: HashMap::new(),
             draining: false,
@@ -251,8 +248,8 @@ impl Session {
         if self.calls.contains_key(&claim) || self.unheard.contains_key(&claim) {
             return;
         }
-        let now = lease::boot_ms();
-        let known = lease::first_end(lease, &self.boot).filter(|end| *end > now);
+        let now = boot_ms();
+        let known = lease::first_end(lease, boot_id()).filter(|end| *end > now);
         // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
         let until_ms = if job.has_row { known.unwrap_or(0) } else { lease::end_of(now) };
         let (held, reins) = self.take_up(job.epoch, job.has_row, until_ms);
@@ -268,7 +265,7 @@ impl Session {
             return;
         }
         // One that is over already is asked for again before anything begins.
-        let until_ms = lease::first_end(lease, &self.boot).filter(|end| *end > lease::boot_ms()).unwrap_or(0);
+        let until_ms = lease::first_end(lease, boot_id()).filter(|end| *end > boot_ms()).unwrap_or(0);
         let (held, reins) = self.take_up(job.epoch, true, until_ms);
         self.builds.insert(build, held);
         tokio::spawn(self.shared.clone().build(job, reins));
@@ -349,7 +346,7 @@ impl Session {
         if self.calls.is_empty() && self.builds.is_empty() {
             return;
         }
-        let asked_ms = lease::boot_ms();
+        let asked_ms = boot_ms();
         // A call without a row is its api's to judge, which gives it up a lease after it lost us.
         for held in self.calls.values().filter(|held| !held.has_row && self.is_up) {
             held.lease.send_replace(lease::end_of(asked_ms));
@@ -400,7 +397,7 @@ impl Shared {
         if *reins.lease.borrow() > 0 {
             return;
         }
-        let asked_ms = lease::boot_ms();
+        let asked_ms = boot_ms();
         let request = LeaseRenew { owner: self.owner.clone(), calls, builds };
         if let Ok(renewed) = self.db.ask_until_known(&request).await {
             self.say(Event::Renewed(Box::new(Renewal { asked_ms, request, renewed }))).await;

@@ -9,7 +9,7 @@ mod fleet;
 mod waited;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use faena_db_client::DbClient;
@@ -19,8 +19,7 @@ use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsC
 use faena_protocol::node::{Lease, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
-use faena_transport::{Peer, Server, ServerEvent, ServerHandle};
-use rustix::time::{ClockId, clock_gettime};
+use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_id, boot_ms};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -590,20 +589,9 @@ impl Dispatcher {
     }
 }
 
-/// `CLOCK_BOOTTIME` in milliseconds.
-fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// A lease that was granted at this instant or later, for workers that share our clock.
 fn lease(granted_ms: u64) -> Lease {
-    /// What tells this boot of this machine from every other (random(4)).
-    static BOOT: LazyLock<String> = LazyLock::new(|| {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-    });
-    Lease { boot: BOOT.clone(), until_ms: granted_ms + LEASE_MS.unsigned_abs() }
+    Lease { boot: boot_id().to_owned(), until_ms: granted_ms + LEASE_MS.unsigned_abs() }
 }
 
 /// Writes, and does not give up while the answer is not known.

@@ -10,6 +10,7 @@
 //!
 //! An empty message is a heartbeat; it never reaches a user of this crate.
 
+mod boot;
 mod link;
 mod rpc;
 mod server;
@@ -17,6 +18,7 @@ mod server;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use boot::{boot_id, boot_ms};
 pub use link::{Link, LinkEvent, LinkHandle};
 pub use rpc::{RpcClient, RpcError};
 pub use server::{Peer, Server, ServerEvent, ServerHandle};
