@@ -18,6 +18,7 @@ demo: build ## installs what is missing, starts a platform, walks the curl lines
 	@scripts/install.sh shell python
 	@scripts/demo.sh $(FAENA)
 
+test: CALLS = 8000
 test: lint doc deny unit e2e chaos ## installs what is missing, runs everything CI runs
 	@echo "everything holds"
 
@@ -56,9 +57,9 @@ simulate: ## the queue core through SEEDS histories (100,000 unless you say othe
 	@scripts/install.sh rust
 	SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --package faena-domain --test simulation -- --nocapture
 
-chaos: build ## kills processes under CALLS calls (8,000 unless you say otherwise) and holds the record against what clients saw
+chaos: build ## kills processes under CALLS calls (20,000 unless you say otherwise), holds the record against what clients saw
 	@scripts/install.sh python shell
-	FAENA_BIN=$(FAENA) CALLS=$(or $(CALLS),8000) python3 scripts/chaos.py
+	FAENA_BIN=$(FAENA) CALLS=$(or $(CALLS),20000) python3 scripts/chaos.py
 
 bench: images build ## measures, and prints ratios to the raw limits
 	@scripts/install.sh python shell wrk
