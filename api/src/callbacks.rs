@@ -1,6 +1,6 @@
 //! Tells whoever a call named that it has ended: a webhook, signed as Standard Webhooks 1.0 says.
 //!
-//! The row of a callback is written with the end of its call. It is taken for a minute, tried, and what went wrong is
+//! The row of a callback is written with the end of its call. It is taken for a few minutes, tried, and what went wrong is
 //! written with the time of the next try; after eight it stays undelivered, on record with its call.
 
 use std::collections::HashMap;

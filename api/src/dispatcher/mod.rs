@@ -387,7 +387,9 @@ impl Dispatcher {
         }
         let Some(owner) = call.owner.clone() else { return };
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
-        self.finish(finish, call.place.take());
+        // A stop waits for it, as for every other write behind an answer.
+        let place = call.place.take().or_else(|| self.recorder.place());
+        self.finish(finish, place);
     }
 
     /// Ends a row on behalf of a worker; a stop waits until that is done.

@@ -321,7 +321,7 @@ requests! {
     }
     /// Whether any callback is due; read.
     CallbacksDue = "callback.due" -> bool {}
-    /// Takes callbacks that are due for a minute; write.
+    /// Takes callbacks that are due, for as long as a try may take; write.
     CallbacksTake = "callback.take" -> Vec<CallbackJob> {
         /// How many at most.
         limit: u32,

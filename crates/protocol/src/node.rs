@@ -9,6 +9,8 @@
 //!   │ ── started ────────────────▶ │   an instance acknowledged its start
 //!   │ ── ended ──────────────────▶ │   resent until endedAck
 //!   │ ◀───────────── endedAck ──── │
+//!   │ ◀─── adopted, cancel ─────── │   whenever
+//!   │ ── engines, draining ──────▶ │   whenever
 //! ```
 
 use faena_domain::{CallNum, EngineKind, Epoch, Owner};

@@ -164,9 +164,7 @@ fn end(
         Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
         Err(failure) => (FunctionStatus::Error, None, Some(failure)),
     };
-    if error.is_some_and(|failure| failure.kind == ErrorKind::Infrastructure)
-        && may_be_redelivered(request, connection)?
-    {
+    if error.is_some_and(|failure| failure.kind == ErrorKind::Infrastructure) && build_again(request, connection)? {
         return Ok(());
     }
     let tail = if error.is_some() { outcome.log_tail.as_str() } else { "" };
@@ -201,8 +199,8 @@ fn end(
     }
 }
 
-/// The platform's own failure is no verdict on the version: it is built again, a few times.
-fn may_be_redelivered(request: &BuildFinish, connection: &Connection) -> Result<bool, DbError> {
+/// The platform's own failure is no verdict on the version: it is built again, a few times; false where it was often enough.
+fn build_again(request: &BuildFinish, connection: &Connection) -> Result<bool, DbError> {
     connection
         .execute(
             "UPDATE versions SET status = 'PENDING', worker = NULL, incarnation = NULL, redeliveries = redeliveries + 1
@@ -221,12 +219,13 @@ fn release_calls(
     now: i64,
 ) -> rusqlite::Result<()> {
     let key = (request.namespace.as_str(), request.function.key());
-    connection.execute(
+    let is_current = connection.execute(
         "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
         (key.0, &key.1, request.version.0),
-    )?;
-    let current = functions::code(connection, &request.namespace, &request.function, request.version);
-    if let Ok(Some(resolved)) = current {
+    )? == 1;
+    if is_current
+        && let Ok(Some(resolved)) = functions::code(connection, &request.namespace, &request.function, request.version)
+    {
         lanes::set_concurrency(connection, key.0, &key.1, resolved.code.concurrency)?;
     }
     connection.execute(

@@ -18,14 +18,14 @@ const TAKEN_MS: i64 = 180_000;
 /// What the calls of one answer may hold together: they travel in one message.
 const TAKEN_BYTES: usize = 1024 * 1024;
 
-/// Notes that somebody is to be told of a call's end, where somebody is. Without its function nobody could tell who signs.
+/// Notes that somebody is to be told of a call's end. Without its function nobody could tell who signs.
 pub(super) fn announce(connection: &Connection, num: CallNum, now: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT OR IGNORE INTO callbacks (num, due_at, secret, status)
              SELECT c.num, ?2, coalesce(f.secret, ''), iif(f.secret IS NULL, 'UNDELIVERED', 'WAITING')
              FROM calls c LEFT JOIN functions f ON f.namespace = c.namespace AND f.key = c.function
-             WHERE c.num = ?1 AND c.callback IS NOT NULL",
+             WHERE c.num = ?1",
         )?
         .execute((num.0, now))
         .map(drop)

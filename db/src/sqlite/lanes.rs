@@ -1,8 +1,7 @@
 //! One lane for each function: how much waits in it, whose turn it is, and what a worker gets.
 
-use faena_domain::CallNum;
 use faena_domain::queue::Event;
-use faena_domain::{Epoch, Version};
+use faena_domain::{CallNum, CallStatus, Epoch, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
@@ -14,6 +13,14 @@ use super::requests::{Moment, Write};
 use super::rows::Json;
 use super::{functions, internal};
 use crate::QueueBounds;
+
+/// What the specs of one claim may hold together: they travel in one message, beside the code of each.
+const CLAIM_BYTES: usize = 2 * 1024 * 1024;
+
+/// The calls of a lane in their order, and what each adds to the message.
+const BEST: &str =
+    "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
+     AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
 /// Whether one more call may wait.
 ///
@@ -118,13 +125,6 @@ fn next_turn(connection: &Connection, lane: &Lane) -> rusqlite::Result<()> {
         .execute((&lane.namespace, &lane.function))
         .map(drop)
 }
-
-/// What the specs of one claim may hold together: they travel in one message, beside the code of each.
-const CLAIM_BYTES: usize = 2 * 1024 * 1024;
-
-const BEST: &str =
-    "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
-     AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
 fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Result<Vec<(CallNum, usize)>> {
     connection.prepare_cached(BEST)?.query_map(params, |row| Ok((CallNum(row.get(0)?), row.get(1)?)))?.collect()
@@ -236,8 +236,7 @@ impl Write for CallsClaim {
             match functions::code(connection, &spec.namespace, &spec.function, call.version)? {
                 Some(resolved) => jobs.push(job(call, resolved.code, moment.now)),
                 None => {
-                    let because =
-                        cancelled(faena_domain::CallStatus::Pending, "its function was deleted before it ran");
+                    let because = cancelled(CallStatus::Pending, "its function was deleted before it ran");
                     try_take(connection, call.num, &Event::Cancel, moment, because)?;
                 }
             }

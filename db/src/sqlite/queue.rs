@@ -20,6 +20,8 @@ pub(super) struct Kept {
     engine: Option<EngineKind>,
     queued_at: i64,
     claimed_at: Option<i64>,
+    /// Whether somebody is to be told of its end.
+    has_callback: bool,
 }
 
 fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
@@ -48,11 +50,12 @@ fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
         engine: row.get::<_, Option<Text<EngineKind>>>(17)?.map(|text| text.0),
         queued_at: row.get(18)?,
         claimed_at: row.get(19)?,
+        has_callback: row.get(20)?,
     })
 }
 
 const COLUMNS: &str = "num, status, epoch, worker, incarnation, lease_end, started, deliveries, failures, redeliveries, retries, \
-     not_before, expires_at, ready, waited, namespace, function, engine, queued_at, claimed_at";
+     not_before, expires_at, ready, waited, namespace, function, engine, queued_at, claimed_at, callback IS NOT NULL";
 
 /// One call's entry.
 pub(super) fn load(connection: &Connection, num: CallNum) -> Result<Kept, DbError> {
@@ -236,7 +239,9 @@ fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, beca
     connection
         .prepare_cached("UPDATE calls SET error = ?2, ended_at = ?3, run_at = NULL WHERE num = ?1")?
         .execute((kept.num.0, error.map(Json), now))?;
-    callbacks::announce(connection, kept.num, now)?;
+    if kept.has_callback {
+        callbacks::announce(connection, kept.num, now)?;
+    }
     if let Some(outcome) = &because.outcome {
         connection.prepare_cached("UPDATE calls SET result = ?2, logs = ?3 WHERE num = ?1")?.execute((
             kept.num.0,
