@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 FAENA = $(TARGET_DIR)/release/faena
 
-.PHONY: help demo test build lint doc deny unit e2e images docker simulate chaos bench clean
+.PHONY: help demo test build lint doc deny unit e2e images docker simulate chaos keepalive bench clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -61,9 +61,16 @@ chaos: build ## kills processes under CALLS calls (20,000 unless you say otherwi
 	@scripts/install.sh python shell
 	FAENA_BIN=$(FAENA) CALLS=$(or $(CALLS),20000) python3 scripts/chaos.py
 
+keepalive: ## policies that decide which instance goes first, over a synthetic day (ARGS: seed, functions, gigabytes …)
+	@scripts/install.sh rust
+	$(CARGO) run --release --locked --quiet --package faena-bench --bin keep_alive -- $(ARGS)
+
+bench: export BENCH_VENV = $(TARGET_DIR)/bench-venv
 bench: images build ## measures, and prints ratios to the raw limits
-	@scripts/install.sh python shell wrk
-	FAENA_BIN=$(FAENA) BENCH_JSON=$(TARGET_DIR)/bench.json python3 scripts/bench.py
+	@scripts/install.sh python shell bench
+	$(CARGO) build --release --locked --quiet --package faena-bench --bins
+	$(CARGO) build --release --locked --quiet --package faena-handler --examples
+	FAENA_BIN=$(FAENA) BENCH_JSON=$(TARGET_DIR)/bench.json $(BENCH_VENV)/bin/python scripts/bench.py
 
 clean: ## removes what was built
 	$(CARGO) clean

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks, and nothing that is there.
 #
-#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | wrk …
+#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | bench …
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -36,7 +36,13 @@ for tool in "$@"; do
     images) command -v mmdebstrap >/dev/null || packages mmdebstrap ;;
     deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
     network) command -v ip >/dev/null || packages iproute2 ;;
-    wrk) command -v wrk >/dev/null || packages wrk ;;
+    bench) # what calls are measured against, beside cargo's output: $BENCH_VENV
+        command -v wrk >/dev/null && command -v taskset >/dev/null || packages wrk util-linux
+        [ -x "$BENCH_VENV/bin/uvicorn" ] || {
+            python3 -m venv --help >/dev/null 2>&1 && python3 -c 'import ensurepip' 2>/dev/null || packages python3-venv
+            say "installing uvicorn"
+            python3 -m venv "$BENCH_VENV" && "$BENCH_VENV/bin/pip" install --quiet uvicorn uvloop httptools
+        } ;;
     shell) command -v curl >/dev/null && command -v zip >/dev/null || packages curl zip ;;
     *) say "unknown: $tool"; exit 2 ;;
     esac

@@ -6,6 +6,7 @@ use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::{Limits, Namespace};
 use faena_egress::EgressPolicy;
+use faena_protocol::direct::DirectRoad;
 use faena_telemetry::Metrics as Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::numbers::Numbers;
 use crate::recorder::Recorder;
 use crate::room::Room;
+use crate::versions::Versions;
 
 /// Uploads at once.
 const UPLOADS: usize = 8;
@@ -53,6 +55,8 @@ struct Inner {
     room: Room,
     egress: EgressPolicy,
     draining: CancellationToken,
+    versions: Versions,
+    road: Option<Arc<dyn DirectRoad>>,
 }
 
 impl App {
@@ -67,6 +71,8 @@ impl App {
         Self(Arc::new(Inner {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
+            versions: Versions::new(db.clone()),
+            road: config.road.clone(),
             egress: config.egress.clone(),
             room: Room::new(blobs.clone(), config.disk_reserve),
             db,
@@ -136,6 +142,16 @@ impl App {
     /// What requests may hold between them.
     pub(crate) fn room(&self) -> &Room {
         &self.0.room
+    }
+
+    /// The versions that calls run.
+    pub(crate) fn versions(&self) -> &Versions {
+        &self.0.versions
+    }
+
+    /// The way to a worker that shares our process, where there is one.
+    pub(crate) fn road(&self) -> Option<&Arc<dyn DirectRoad>> {
+        self.0.road.as_ref()
     }
 
     /// Cancelled when the api begins to stop: whoever only waits is answered.

@@ -27,6 +27,13 @@ pub(crate) struct Whole {
     _room: OwnedSemaphorePermit,
 }
 
+impl Whole {
+    /// The bytes, for whoever keeps them longer than their part of the memory.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
 impl std::ops::Deref for Whole {
     type Target = [u8];
 

@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY};
 
 use crate::app::App;
-use crate::metrics;
 use crate::problem::{Problem, Reply};
 
 /// What a multipart body may add to the archive in it.
@@ -18,16 +17,21 @@ pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
 /// Judges a request, and counts its answer.
 pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    if let Err(problem) = declared_size(request.headers()).and_then(|()| not_a_page(&app, request.headers())) {
+    if let Err(problem) = judge(&app, request.headers()) {
         return problem.into_response();
     }
     let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
     let begun = std::time::Instant::now();
     let response = next.run(request).await;
     let metrics = app.metrics();
-    metrics.requests.get_or_create(&metrics::Request { route, status: response.status().as_u16() }).inc();
+    metrics.request(&route, response.status().as_u16()).inc();
     metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
     response
+}
+
+/// What is judged of every request, on whichever road.
+pub(crate) fn judge(app: &App, headers: &HeaderMap) -> Reply<()> {
+    declared_size(headers).and_then(|()| not_a_page(app, headers))
 }
 
 /// A body that says it is larger than any route takes is refused before anything else is looked at.

@@ -6,6 +6,7 @@
 mod app;
 mod body;
 mod callbacks;
+mod direct;
 mod dispatcher;
 mod guard;
 pub mod metrics;
@@ -18,10 +19,12 @@ mod routes;
 mod server;
 mod stall;
 mod sweeper;
+mod versions;
 mod view;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use faena_blob::BlobStore;
@@ -29,9 +32,11 @@ use faena_db_client::DbClient;
 use faena_domain::Limits;
 use faena_domain::units::ByteSize;
 use faena_egress::EgressPolicy;
+use faena_protocol::direct::DirectRoad;
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -64,6 +69,10 @@ pub struct ApiConfig {
     pub egress: EgressPolicy,
     /// Certificate authorities for callbacks to https.
     pub ca_bundle: Option<PathBuf>,
+    /// The way to a worker that shares our process.
+    pub road: Option<Arc<dyn DirectRoad>>,
+    /// Runtimes of one thread each, which own connections; none leaves them where we are called.
+    pub shards: Vec<Handle>,
 }
 
 /// Why an api could not begin.
@@ -122,7 +131,11 @@ impl Api {
         let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
-        server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
+        let served =
+            server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "connections could not be served");
+        }
         // Workers give back what they cut off at the end of their own grace.
         self.app.recorder().flush(self.config.grace + GIVE_BACK).await;
         drained.cancelled().await;

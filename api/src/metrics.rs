@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::direct::ROUTE;
+
 /// A request by what was asked for and how it was answered; routes, never paths, so that the number is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Request {
@@ -21,13 +23,18 @@ pub struct Metrics {
     pub(crate) request_seconds: Histogram,
     pub(crate) connections: Gauge,
     pub(crate) upload_bytes: Counter,
+    /// Calls of the direct road that went well: found once, since they are the most.
+    pub(crate) direct_ok: Counter,
 }
 
 impl Metrics {
     /// Registers the metrics under `faena_api_`.
     pub fn register(registry: &mut Registry) -> Self {
+        let requests = Family::<Request, Counter>::default();
+        let direct_ok = requests.get_or_create(&Request { route: ROUTE.to_owned(), status: 200 }).clone();
         let metrics = Self {
-            requests: Family::default(),
+            requests,
+            direct_ok,
             request_seconds: Histogram::new(faena_telemetry::seconds_buckets()),
             connections: Gauge::default(),
             upload_bytes: Counter::default(),
@@ -42,5 +49,10 @@ impl Metrics {
         registry.register("connections", "Open connections", metrics.connections.clone());
         registry.register("upload_bytes", "Bytes of archives that were taken in", metrics.upload_bytes.clone());
         metrics
+    }
+
+    /// The counter of a route's answers of one status.
+    pub(crate) fn request(&self, route: &str, status: u16) -> impl std::ops::Deref<Target = Counter> {
+        self.requests.get_or_create(&Request { route: route.to_owned(), status })
     }
 }

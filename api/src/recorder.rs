@@ -1,51 +1,106 @@
-//! Waited calls are written behind their answer. Until they are, they can be read here.
+//! Waited calls are written behind their answer, many at once. Until they are, they can be read here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::units::{KB, MB};
-use faena_domain::{CallNum, Namespace, Payload};
-use faena_protocol::db::CallRecordEnded;
-use faena_protocol::records::{CallRecord, CallSpec};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use faena_domain::{CallNum, CallStatus, Namespace, Payload};
+use faena_protocol::db::CallsRecord;
+use faena_protocol::records::{CallRecord, EndedCall, SEGMENT_SPAN, Segment};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::error;
 
 /// Calls that may be on their way: running without a row, or ended and not yet written.
 const BACKLOG: u32 = 10_000;
 /// What they may hold in memory before no further one is taken.
 const BACKLOG_BYTES: u64 = 64 * MB;
+/// The most calls of one message, and what it may hold.
+const BATCH: usize = 256;
+const BATCH_BYTES: u64 = MB;
+/// How long ends are gathered before they are written: a message and a commit cost much more than one call's part.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Keeps waited calls until db has them.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
-    db: DbClient,
     calls: Arc<Mutex<Shown>>,
     room: Arc<Semaphore>,
+    queue: mpsc::UnboundedSender<Ended>,
+}
+
+/// A call that is to be written. There are never more than places.
+type Ended = (Arc<EndedCall>, Place);
+
+/// What is known of a call that runs without a row; its record is made when somebody asks.
+pub(crate) trait Running: Send + Sync {
+    /// The call as it stands.
+    fn record(&self) -> CallRecord;
+}
+
+/// A call that has no row.
+enum Entry {
+    /// It waits or runs, as it was when it was shown.
+    Standing(Namespace, Box<CallRecord>),
+    /// It runs in an instance of this process.
+    Running(Namespace, Arc<dyn Running>),
+    /// It has ended and is being written.
+    Ended(Arc<EndedCall>),
+}
+
+impl Entry {
+    fn namespace(&self) -> &Namespace {
+        match self {
+            Self::Standing(namespace, _) | Self::Running(namespace, _) => namespace,
+            Self::Ended(ended) => &ended.namespace,
+        }
+    }
+
+    fn record(&self) -> CallRecord {
+        match self {
+            Self::Standing(_, call) => (**call).clone(),
+            Self::Running(_, running) => running.record(),
+            Self::Ended(ended) => ended.call.clone(),
+        }
+    }
+
+    /// The bytes of a call that lie in memory; what is large lies in the blob store.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Standing(_, call) => held_by(call),
+            Self::Running(..) => KB,
+            Self::Ended(ended) => held_by(&ended.call),
+        }
+    }
 }
 
 /// The calls that have no row, and how much of them lies in memory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shown {
-    calls: HashMap<CallNum, (Namespace, CallRecord)>,
+    calls: HashMap<CallNum, Entry>,
     bytes: u64,
 }
 
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shown").field("calls", &self.calls.len()).field("bytes", &self.bytes).finish()
+    }
+}
+
 impl Shown {
-    fn put(&mut self, namespace: &Namespace, call: CallRecord) {
-        self.bytes += held_by(&call);
-        let before = self.calls.insert(call.num, (namespace.clone(), call));
-        self.bytes -= before.map_or(0, |(_, call)| held_by(&call));
+    fn put(&mut self, num: CallNum, entry: Entry) {
+        self.bytes += entry.bytes();
+        let before = self.calls.insert(num, entry);
+        self.bytes -= before.map_or(0, |entry| entry.bytes());
     }
 
     fn remove(&mut self, num: CallNum) {
         let before = self.calls.remove(&num);
-        self.bytes -= before.map_or(0, |(_, call)| held_by(&call));
+        self.bytes -= before.map_or(0, |entry| entry.bytes());
     }
 }
 
-/// The bytes of a call that lie in memory; what is large lies in the blob store.
 fn held_by(call: &CallRecord) -> u64 {
     let inline = |payload: &Payload| match payload {
         Payload::Text(text) => text.len() as u64,
@@ -58,12 +113,16 @@ fn held_by(call: &CallRecord) -> u64 {
 pub(crate) type Place = OwnedSemaphorePermit;
 
 impl Recorder {
+    /// A recorder, and the task that writes, which ends when nobody can hand it a call any more.
     pub(crate) fn new(db: DbClient) -> Self {
-        Self { db, calls: Arc::default(), room: Arc::new(Semaphore::new(BACKLOG as usize)) }
+        let (queue, ended) = mpsc::unbounded_channel();
+        let calls = Arc::<Mutex<Shown>>::default();
+        tokio::spawn(write_all(db, Arc::clone(&calls), ended));
+        Self { calls, room: Arc::new(Semaphore::new(BACKLOG as usize)), queue }
     }
 
     fn calls(&self) -> MutexGuard<'_, Shown> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.calls)
     }
 
     /// A place for one more call, if there is one.
@@ -74,12 +133,17 @@ impl Recorder {
 
     /// Shows a call that has no row, as it stands.
     pub(crate) fn show(&self, namespace: &Namespace, call: CallRecord) {
-        self.calls().put(namespace, call);
+        self.calls().put(call.num, Entry::Standing(namespace.clone(), Box::new(call)));
+    }
+
+    /// Shows a call that runs in this process.
+    pub(crate) fn show_running(&self, namespace: Namespace, num: CallNum, running: Arc<dyn Running>) {
+        self.calls().put(num, Entry::Running(namespace, running));
     }
 
     /// A call that has no row yet.
     pub(crate) fn get(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
-        self.calls().calls.get(&num).filter(|(space, _)| space == namespace).map(|(_, call)| call.clone())
+        self.calls().calls.get(&num).filter(|entry| entry.namespace() == namespace).map(Entry::record)
     }
 
     /// Forgets a call that has a row now.
@@ -88,19 +152,11 @@ impl Recorder {
     }
 
     /// Writes a call that has ended, however often db has to be asked.
-    pub(crate) fn write(&self, spec: &CallSpec, call: CallRecord, place: Place) {
-        self.show(&spec.namespace, call.clone());
-        let recorder = self.clone();
-        let (body, direct, timeout_ms) = (spec.body.clone(), spec.direct, spec.timeout_ms);
-        let request = CallRecordEnded { namespace: spec.namespace.clone(), call, body, direct, timeout_ms };
-        tokio::spawn(async move {
-            let num = request.call.num;
-            if let Err(error) = recorder.db.ask_until_known(&request).await {
-                error!(%error, call = %num, "a call could not be recorded");
-            }
-            recorder.forget(num);
-            drop(place);
-        });
+    pub(crate) fn write(&self, ended: EndedCall, place: Place) {
+        let ended = Arc::new(ended);
+        self.calls().put(ended.call.num, Entry::Ended(Arc::clone(&ended)));
+        // The task ends only after the last of us.
+        let _ = self.queue.send((ended, place));
     }
 
     /// Waits until everything is written, within reason.
@@ -110,4 +166,76 @@ impl Recorder {
             error!(calls = self.calls().calls.len(), "calls that were answered could not be recorded before the stop");
         }
     }
+}
+
+fn lock(calls: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
+    calls.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes what has ended while the last was being written: one message, one commit.
+async fn write_all(db: DbClient, shown: Arc<Mutex<Shown>>, mut queue: mpsc::UnboundedReceiver<Ended>) {
+    while let Some(first) = queue.recv().await {
+        if queue.len() < BATCH {
+            tokio::time::sleep(GATHER).await;
+        }
+        let mut bytes = held_by(&first.0.call);
+        let mut batch = vec![first];
+        while batch.len() < BATCH && bytes < BATCH_BYTES {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += held_by(&next.0.call);
+            batch.push(next);
+        }
+        let request = sorted(batch.iter().map(|(ended, _)| Arc::clone(ended)));
+        if let Err(error) = db.ask_until_known(&request).await {
+            error!(%error, calls = batch.len(), "calls could not be recorded");
+        }
+        let mut shown = lock(&shown);
+        batch.iter().for_each(|(ended, _)| shown.remove(ended.call.num));
+    }
+}
+
+/// Calls of one function in one span from which on they are worth a segment.
+const WORTH: usize = 8;
+
+/// What is kept of a call in a segment is all there is to keep: it went well, and nothing of it lies elsewhere.
+fn is_plain(ended: &EndedCall) -> bool {
+    let call = &ended.call;
+    let is_inline = |payload: &Payload| matches!(payload, Payload::Text(_));
+    call.status == CallStatus::Done
+        && call.replay_of.is_none()
+        && call.callback.is_none()
+        && [&call.params, &call.result, &call.logs].into_iter().chain(&ended.body).all(is_inline)
+}
+
+/// Puts many calls of one function together, and gives the others a row each.
+fn sorted(ended: impl Iterator<Item = Arc<EndedCall>>) -> CallsRecord {
+    let mut groups: BTreeMap<(Namespace, String, i64), Vec<Arc<EndedCall>>> = BTreeMap::new();
+    let mut request = CallsRecord { calls: Vec::new(), segments: Vec::new() };
+    for ended in ended {
+        if is_plain(&ended) {
+            let key = (ended.namespace.clone(), ended.call.function.key(), ended.call.num.0 / SEGMENT_SPAN);
+            groups.entry(key).or_default().push(ended);
+        } else {
+            request.calls.push(ended);
+        }
+    }
+    for group in groups.into_values() {
+        match segment(&group) {
+            Some(segment) if group.len() >= WORTH => request.segments.push(segment),
+            _ => request.calls.extend(group),
+        }
+    }
+    request
+}
+
+fn segment(group: &[Arc<EndedCall>]) -> Option<Segment> {
+    let any = group.first()?;
+    Some(Segment {
+        first: group.iter().map(|ended| ended.call.num).min()?,
+        namespace: any.namespace.clone(),
+        function: any.call.function.clone(),
+        ended_at: group.iter().filter_map(|ended| ended.call.ended_at).max()?,
+        count: u32::try_from(group.len()).ok()?,
+        records: serde_json::value::to_raw_value(group).ok()?,
+    })
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::http::{HeaderMap, StatusCode, header};
 use faena_blob::BlobStore;
@@ -23,7 +24,13 @@ pub(crate) struct Room {
     reserve: ByteSize,
     /// What uploads under way may still write.
     uploading: Arc<AtomicU64>,
+    /// When the disk was last seen to have room for new work, in milliseconds since we began; 0 is never.
+    roomy_at: AtomicU64,
+    born: Instant,
 }
+
+/// How long a disk that had room is taken to have it: calls come far more often than disks fill.
+const LOOK_MS: u64 = 250;
 
 /// Disk that an upload may fill; free again when it is over.
 #[derive(Debug)]
@@ -47,7 +54,14 @@ fn declared(headers: &HeaderMap, most: u64) -> u64 {
 impl Room {
     pub(crate) fn new(blobs: BlobStore, reserve: ByteSize) -> Self {
         let permits = usize::try_from(BODIES / KB).unwrap_or(Semaphore::MAX_PERMITS);
-        Self { bodies: Arc::new(Semaphore::new(permits)), blobs, reserve, uploading: Arc::default() }
+        Self {
+            bodies: Arc::new(Semaphore::new(permits)),
+            blobs,
+            reserve,
+            uploading: Arc::default(),
+            roomy_at: AtomicU64::new(0),
+            born: Instant::now(),
+        }
     }
 
     /// Memory for a body of at most `most` bytes.
@@ -60,7 +74,14 @@ impl Room {
 
     /// Whether the disk has room for new work.
     pub(crate) fn disk(&self) -> Reply<()> {
-        self.fits(0)
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let seen = self.roomy_at.load(Ordering::Relaxed);
+        if seen > 0 && now.saturating_sub(seen) < LOOK_MS {
+            return Ok(());
+        }
+        let fits = self.fits(0);
+        self.roomy_at.store(if fits.is_ok() { now } else { 0 }, Ordering::Relaxed);
+        fits
     }
 
     /// Disk for an upload of at most `most` bytes.

@@ -1,20 +1,32 @@
 //! The accept loop. axum's own has no bound for headers and none for connections.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use crate::ApiConfig;
 use crate::app::App;
+use crate::direct::{self, Taken};
+use crate::problem::Problem;
 use crate::stall::Impatient;
 
 /// How long a client may take to send the head of a request.
@@ -32,40 +44,112 @@ pub(crate) async fn serve(
     config: &ApiConfig,
     stop: &CancellationToken,
     app: &App,
-) {
-    let connections = Arc::new(Semaphore::new(config.connections));
-    let graceful = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &connections) => accepted,
-            () = stop.cancelled() => break,
-        };
-        let Some((stream, permit)) = accepted else { continue };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(BUFFER)
-            .half_close(false)
-            .serve_connection(TokioIo::new(Impatient::new(stream)), service);
-        let connection = graceful.watch(connection);
-        let open = app.metrics().connections.clone();
-        open.inc();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "a connection ended");
-            }
-            open.dec();
-            drop(permit);
-        });
+) -> std::io::Result<()> {
+    let here = Handle::current();
+    let shards = if config.shards.is_empty() { vec![here.clone()] } else { config.shards.clone() };
+    let listener = listener.into_std()?;
+    let edge = Edge {
+        app: app.clone(),
+        router,
+        shared: here,
+        connections: Arc::new(Semaphore::new(config.connections)),
+        most: config.grace + Duration::from_secs(2),
+    };
+    let mut serving = Vec::new();
+    for shard in shards {
+        let (listener, edge, stop) = (listener.try_clone()?, edge.clone(), stop.clone());
+        serving.push(shard.spawn(async move { edge.serve(TcpListener::from_std(listener)?, &stop).await }));
     }
     drop(listener);
+    stop.cancelled().await;
     // Whoever only waits is answered now.
     app.draining().cancel();
     info!("no longer listening; finishing what runs");
-    if tokio::time::timeout(config.grace + Duration::from_secs(2), graceful.shutdown()).await.is_err() {
-        warn!("some requests did not finish in time");
+    for shard in serving {
+        shard.await.map_err(std::io::Error::other)??;
+    }
+    Ok(())
+}
+
+/// What every thread that serves connections needs.
+#[derive(Clone)]
+struct Edge {
+    app: App,
+    router: Router,
+    /// Where everything runs that is not the direct road.
+    shared: Handle,
+    connections: Arc<Semaphore>,
+    /// How long running requests may take at a stop.
+    most: Duration,
+}
+
+impl Edge {
+    async fn serve(self, listener: TcpListener, stop: &CancellationToken) -> std::io::Result<()> {
+        let graceful = GracefulShutdown::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&listener, &self.connections) => accepted,
+                () = stop.cancelled() => break,
+            };
+            let Some((stream, permit)) = accepted else { continue };
+            let edge = self.clone();
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_READ)
+                .max_headers(MAX_HEADERS)
+                .max_buf_size(BUFFER)
+                .half_close(false)
+                .serve_connection(
+                    TokioIo::new(Impatient::new(stream)),
+                    service_fn(move |request| edge.clone().answer(request)),
+                );
+            let connection = graceful.watch(connection);
+            let open = self.app.metrics().connections.clone();
+            open.inc();
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    debug!(%error, "a connection ended");
+                }
+                open.dec();
+                drop(permit);
+            });
+        }
+        drop(listener);
+        if tokio::time::timeout(self.most, graceful.shutdown()).await.is_err() {
+            warn!("some requests did not finish in time");
+        }
+        Ok(())
+    }
+
+    /// Answers on this thread what an instance can be asked at once; everything else runs where it may take its time.
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let request = match direct::take(&self.app, request).await {
+            Taken::Answered(response) => return Ok(response),
+            Taken::Not(request) => request,
+        };
+        let asked = AbortOnDrop(self.shared.spawn(self.router.oneshot(request)));
+        match asked.await {
+            Ok(response) => response,
+            // A panic that the router's own layer did not catch.
+            Err(error) => Ok(Problem::internal("answering", &error).into_response()),
+        }
+    }
+}
+
+/// A request whose client goes away is not gone on with, as if it ran here.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
     }
 }
 

@@ -6,6 +6,7 @@ mod images;
 mod node;
 mod roles;
 mod settings;
+mod shards;
 
 use std::process::ExitCode;
 

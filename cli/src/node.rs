@@ -8,8 +8,10 @@ use anyhow::{Context, bail};
 use faena_blob::BlobStore;
 use faena_domain::units::ByteSize;
 use faena_domain::{EngineKind, Owner};
-use faena_engine::{Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent};
-use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node, Upstream};
+use faena_engine::{
+    Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
+};
+use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node, PoolConfig, Upstream};
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -25,6 +27,7 @@ struct Place<'a> {
     run: PathBuf,
     launcher: PathBuf,
     agent: PathBuf,
+    shims: PathBuf,
     uids: Uids,
 }
 
@@ -47,6 +50,7 @@ pub(crate) async fn node(
         run: folders.run.clone(),
         launcher: std::env::current_exe().context("cannot find this program")?,
         agent: install_agent(&folder).with_context(|| format!("cannot write the agent below {}", folder.display()))?,
+        shims: install_shims(&folder).with_context(|| format!("cannot write the shims below {}", folder.display()))?,
         uids: Uids::default(),
         folder,
     };
@@ -70,6 +74,20 @@ pub(crate) async fn node(
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
     })
+}
+
+/// How the worker's instances wait and work, as the settings say.
+pub(crate) fn pool(settings: &Settings) -> PoolConfig {
+    PoolConfig {
+        slots: settings.slots,
+        creations: settings.creations.max(1),
+        instances: settings.instances.max(1),
+        memory: settings.pool_memory.unwrap_or_else(|| ByteSize(faena_worker::memory_bytes() / 2)),
+        idle: settings.idle.duration(),
+        freeze_after: settings.freeze_after.duration(),
+        preload: settings.preload,
+        home: tokio::runtime::Handle::current(),
+    }
 }
 
 /// A copy in our own folder: where the worker is a container, the daemon does not know the original by its name.
@@ -116,6 +134,7 @@ async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
         socket: named.clone(),
         launcher: place.launcher.clone(),
         agent: place.agent.clone(),
+        shims: place.shims.clone(),
         folder: place.run.join("containers"),
         code_by: None,
     };
@@ -137,6 +156,7 @@ async fn sandbox(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
         belonging: place.belonging.clone(),
         launcher: place.launcher.clone(),
         agent: place.agent.clone(),
+        shims: place.shims.clone(),
         folder: place.folder.clone(),
         accept_missing: place.settings.layers()?,
         host_images: place.settings.host_images.iter().map(|host| (host.image.clone(), host.program.clone())).collect(),

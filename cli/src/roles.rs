@@ -9,10 +9,12 @@ use faena_blob::BlobStore;
 use faena_db::SqliteStore;
 use faena_db_client::DbClient;
 use faena_domain::Owner;
+use faena_protocol::direct::DirectRoad;
 use faena_telemetry::Metrics;
 use faena_transport::Endpoint;
-use faena_worker::node::EgressPolicy;
+use faena_worker::node::{EgressPolicy, Node, Pool, PoolMetrics};
 use faena_worker::{Worker, WorkerConfig};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -21,6 +23,7 @@ use tracing::{error, info};
 use crate::folders::{Folders, Lock};
 use crate::node;
 use crate::settings::Settings;
+use crate::shards::Shards;
 
 /// What a second signal ends the process with (sysexits.h has none for it; shells use 128 and the signal).
 const EXIT_FORCED: i32 = 130;
@@ -95,14 +98,19 @@ fn start_db(settings: &Settings, folders: &Folders, metrics: &Metrics) -> anyhow
     Ok(Running::start(|stop| Box::pin(async move { Ok(faena_db::serve(store, &endpoint, stop).await?) })))
 }
 
-async fn start_api(
-    settings: &Settings,
-    folders: &Folders,
+/// What an api is given beside its settings.
+struct ApiParts {
     db: DbClient,
     blobs: BlobStore,
     metrics: Metrics,
+    /// Cancelled when the workers that stop with us have stopped.
     drained: CancellationToken,
-) -> anyhow::Result<Running> {
+    road: Option<Arc<dyn DirectRoad>>,
+    shards: Vec<Handle>,
+}
+
+async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> anyhow::Result<Running> {
+    let ApiParts { db, blobs, metrics, drained, road, shards } = parts;
     let config = ApiConfig {
         listen: settings.listen,
         workers: endpoint(folders, "api.sock")?,
@@ -113,6 +121,8 @@ async fn start_api(
         disk_reserve: settings.disk_reserve,
         egress: EgressPolicy { upstream: None, ..node::egress_policy(settings)? },
         ca_bundle: settings.ca_bundle.clone(),
+        road,
+        shards,
     };
     let api = Api::bind(config, db, blobs, metrics).await?;
     Ok(Running::start(|stop| {
@@ -123,31 +133,43 @@ async fn start_api(
     }))
 }
 
-async fn start_worker(
+/// A worker that is put together and not yet run.
+struct WorkerParts {
+    config: WorkerConfig,
+    node: Arc<Node>,
+    pool: Pool,
+    metrics: faena_worker::metrics::Metrics,
+}
+
+async fn make_worker(
     settings: &Settings,
     folders: &Folders,
-    db: DbClient,
     blobs: BlobStore,
     metrics: &Metrics,
-    drained: DropGuard,
-) -> anyhow::Result<Running> {
+) -> anyhow::Result<WorkerParts> {
     let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
     let owner = Owner { worker: settings.name.clone(), incarnation };
     let node = Arc::new(node::node(settings, folders, &owner, blobs).await?);
+    let pool = Pool::new(Arc::clone(&node), node::pool(settings), metrics.register(PoolMetrics::register));
     let config = WorkerConfig {
         owner,
         slots: settings.slots,
         grace: settings.grace.duration(),
         api: endpoint(folders, "api.sock")?,
     };
-    let worker = Worker::new(config, node, db, metrics.register(faena_worker::metrics::Metrics::register));
-    Ok(Running::start(|stop| {
+    let metrics = metrics.register(faena_worker::metrics::Metrics::register);
+    Ok(WorkerParts { config, node, pool, metrics })
+}
+
+fn start_worker(parts: WorkerParts, db: DbClient, drained: DropGuard) -> Running {
+    let worker = Worker::new(parts.config, (parts.node, parts.pool), db, parts.metrics);
+    Running::start(|stop| {
         Box::pin(async move {
             worker.run(stop).await;
             drop(drained);
             Ok(())
         })
-    }))
+    })
 }
 
 fn lock_all(folders: &Folders) -> anyhow::Result<[Lock; 3]> {
@@ -163,9 +185,19 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::local(&settings.blob_folder())?;
     let drained = CancellationToken::new();
-    let mut api =
-        start_api(&settings, &folders, client.clone(), blobs.clone(), metrics.clone(), drained.clone()).await?;
-    let mut worker = start_worker(&settings, &folders, client, blobs, &metrics, drained.drop_guard()).await?;
+    let shards = Shards::start()?;
+    let parts = make_worker(&settings, &folders, blobs.clone(), &metrics).await?;
+    let road: Arc<dyn DirectRoad> = Arc::new(parts.pool.clone());
+    let parts_of_api = ApiParts {
+        db: client.clone(),
+        blobs,
+        metrics,
+        drained: drained.clone(),
+        road: Some(road),
+        shards: shards.handles(),
+    };
+    let mut api = start_api(&settings, &folders, parts_of_api).await?;
+    let mut worker = start_worker(parts, client, drained.drop_guard());
     until_stopped(&mut [&mut db, &mut api, &mut worker]).await?;
     // What runs may finish, and be recorded, before the database goes.
     let (api, worker) = tokio::join!(api.stop(), worker.stop());
@@ -193,7 +225,10 @@ pub(crate) async fn api(settings: Settings) -> anyhow::Result<()> {
     // Workers elsewhere go on without us, and find whoever comes next.
     let drained = CancellationToken::new();
     drained.cancel();
-    let mut api = start_api(&settings, &folders, client, blobs, Metrics::default(), drained).await?;
+    let shards = Shards::start()?;
+    let metrics = Metrics::default();
+    let parts = ApiParts { db: client, blobs, metrics, drained, road: None, shards: shards.handles() };
+    let mut api = start_api(&settings, &folders, parts).await?;
     until_stopped(&mut [&mut api]).await?;
     api.stop().await
 }
@@ -205,7 +240,8 @@ pub(crate) async fn worker(settings: Settings) -> anyhow::Result<()> {
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::shared(&settings.blob_folder(), &folders.data.join("worker/spool"))?;
     let drained = CancellationToken::new().drop_guard();
-    let mut worker = start_worker(&settings, &folders, client, blobs, &Metrics::default(), drained).await?;
+    let parts = make_worker(&settings, &folders, blobs, &Metrics::default()).await?;
+    let mut worker = start_worker(parts, client, drained);
     until_stopped(&mut [&mut worker]).await?;
     worker.stop().await
 }

@@ -9,7 +9,7 @@ use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
 use faena_domain::units::{ByteSize, GB, Span};
-use faena_domain::{AskedLimits, Limits};
+use faena_domain::{AskedLimits, Limits, Preload};
 use faena_engine::Layer;
 use faena_telemetry::LogFormat;
 use figment::Figment;
@@ -39,6 +39,19 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     /// Calls at once.
     pub(crate) slots: u32,
+    /// Instances that are made at once.
+    pub(crate) creations: u32,
+    /// The most instances of the worker, waiting ones included.
+    pub(crate) instances: usize,
+    /// What instances may hold of memory between them before the cheapest to lose goes; none is half of the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pool_memory: Option<ByteSize>,
+    /// How long an instance waits without a call before it goes.
+    pub(crate) idle: Span,
+    /// How long it waits before it is frozen.
+    pub(crate) freeze_after: Span,
+    /// What waits before calls come: `none`, `runtime` or `function`.
+    pub(crate) preload: Preload,
     /// How long running work may take to finish at a stop.
     pub(crate) grace: Span,
     /// What to log.
@@ -146,6 +159,12 @@ impl Default for Settings {
             blobs: None,
             name: host_name(),
             slots: u32::try_from(default_slots(cores)).unwrap_or(4),
+            creations: u32::try_from(default_slots(cores)).unwrap_or(4),
+            instances: 256,
+            pool_memory: None,
+            idle: Span(10 * 60_000),
+            freeze_after: Span(10_000),
+            preload: Preload::Runtime,
             grace: Span(10_000),
             log: "info".to_owned(),
             log_format: Lines::Text,

@@ -170,6 +170,29 @@ CREATE TRIGGER calls_leave AFTER DELETE ON calls BEGIN
     UPDATE totals SET ended = ended - 1;
 END;
 
+-- Waited calls that went well, many in one row; nothing about them ever changes (docs/adr/0006-the-journal-of-calls.md).
+CREATE TABLE journal (
+    first     INTEGER PRIMARY KEY, -- the lowest number in it
+    namespace TEXT NOT NULL,
+    function  TEXT NOT NULL, -- the name in lower case
+    span      INTEGER NOT NULL, -- the numbers of its calls, divided by the span of a segment
+    ended_at  INTEGER NOT NULL, -- of the last of them
+    calls     INTEGER NOT NULL,
+    records   TEXT NOT NULL -- [EndedCall]
+) STRICT;
+
+CREATE INDEX journal_by_span ON journal (namespace, span);
+CREATE INDEX journal_of_function ON journal (namespace, function, span);
+CREATE INDEX journal_ended ON journal (ended_at, calls);
+
+CREATE TRIGGER journal_enter AFTER INSERT ON journal BEGIN
+    UPDATE totals SET ended = ended + NEW.calls;
+END;
+
+CREATE TRIGGER journal_leave AFTER DELETE ON journal BEGIN
+    UPDATE totals SET ended = ended - OLD.calls;
+END;
+
 -- Calls that were promised and given up.
 CREATE TABLE dead_letters (
     num       INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use faena_protocol::db::{REPLY_ERROR, REPLY_OK, Reap, Reaped};
+use faena_protocol::db::{Answered, FunctionsSeen, REPLY_ERROR, REPLY_OK, Reap, Reaped};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Endpoint, Peer, Server, ServerEvent};
 use serde_json::value::RawValue;
@@ -52,7 +52,7 @@ pub async fn serve(store: Arc<dyn Store>, endpoint: &Endpoint, stop: Cancellatio
             () = stop.cancelled() => return Ok(()),
             _ = reap.tick() => ask_to_reap(store.as_ref()),
             event = server.next() => match event {
-                Some(ServerEvent::Message(peer, bytes)) => answer(store.as_ref(), peer, &bytes, &replies),
+                Some(ServerEvent::Message(peer, bytes)) => answer(&store, peer, &bytes, &replies),
                 Some(ServerEvent::Lost(_)) => {}
                 None => return Ok(()),
             },
@@ -60,16 +60,17 @@ pub async fn serve(store: Arc<dyn Store>, endpoint: &Endpoint, stop: Cancellatio
     }
 }
 
-fn answer(store: &dyn Store, peer: Peer, bytes: &[u8], replies: &mpsc::Sender<(Peer, Vec<u8>)>) {
+fn answer(store: &Arc<dyn Store>, peer: Peer, bytes: &[u8], replies: &mpsc::Sender<(Peer, Vec<u8>)>) {
     let request = match Envelope::decode(bytes) {
         Ok(request) => request,
         // Without an id there is nobody to tell.
         Err(error) => return warn!(%error, "a request was dropped"),
     };
-    let (replies, id) = (replies.clone(), request.id.clone());
+    let (replies, id, source) = (replies.clone(), request.id.clone(), Arc::clone(store));
+    let before = store.functions_seen();
     store.submit(
         &request,
-        Box::new(move |result| match encode(id, result) {
+        Box::new(move |result| match encode(id, result, seen(before, source.functions_seen())) {
             // A full queue of replies means that the peer does not read; it will ask again.
             Ok(reply) => drop(replies.try_send((peer, reply))),
             Err(error) => warn!(%error, "a reply was dropped"),
@@ -77,10 +78,19 @@ fn answer(store: &dyn Store, peer: Peer, bytes: &[u8], replies: &mpsc::Sender<(P
     );
 }
 
-fn encode(id: String, result: Result<Box<RawValue>, DbError>) -> Result<Vec<u8>, faena_protocol::EnvelopeError> {
-    let whole = match &result {
-        Ok(content) => Envelope::new(id.as_str(), REPLY_OK, content)?.encode(),
-        Err(error) => Envelope::new(id.as_str(), REPLY_ERROR, error)?.encode(),
+/// What an answer shows of the functions: where they changed meanwhile, nothing that may be remembered.
+fn seen(before: FunctionsSeen, after: FunctionsSeen) -> FunctionsSeen {
+    if before == after { after } else { FunctionsSeen(after.0 - u64::from(after.is_settled())) }
+}
+
+fn encode(
+    id: String,
+    result: Result<Box<RawValue>, DbError>,
+    functions: FunctionsSeen,
+) -> Result<Vec<u8>, faena_protocol::EnvelopeError> {
+    let whole = match result {
+        Ok(answer) => Envelope::new(id.as_str(), REPLY_OK, &Answered { functions, answer })?.encode(),
+        Err(error) => Envelope::new(id.as_str(), REPLY_ERROR, &error)?.encode(),
     };
     // Whoever asked must hear that there is no answer rather than wait for it.
     whole.or_else(|error| {

@@ -1,5 +1,6 @@
 //! What a database must do to be Faena's.
 
+use faena_protocol::db::FunctionsSeen;
 use faena_protocol::{DbError, Envelope};
 use serde_json::value::RawValue;
 
@@ -13,4 +14,7 @@ pub type Responder = Box<dyn FnOnce(Result<Box<RawValue>, DbError>) + Send>;
 pub trait Store: Send + Sync + 'static {
     /// Takes a request; it is answered through `respond`, with [`DbError::Full`] where the queues are full.
     fn submit(&self, request: &Envelope, respond: Responder);
+
+    /// How often what calls run has changed.
+    fn functions_seen(&self) -> FunctionsSeen;
 }

@@ -70,6 +70,8 @@ macro_rules! examples {
 examples! {
     dice_in_the_sandbox: "dice" on Sandbox;
     dice_in_docker: "dice" on Docker;
+    greeter_in_the_sandbox: "greeter" on Sandbox;
+    greeter_in_docker: "greeter" on Docker;
     hello_in_the_sandbox: "hello" on Sandbox;
     hello_in_docker: "hello" on Docker;
     wordcount_in_the_sandbox: "wordcount" on Sandbox;

@@ -1,5 +1,6 @@
 //! One attempt at a call.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,17 +9,21 @@ use faena_blob::BlobError;
 use faena_domain::call::StartKind;
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
 use faena_domain::limits::{MAX_BODY, MAX_CALL_LOG, MAX_RESULT};
-use faena_domain::{Attempt, CallError, CallStatus, Command, EngineKind, ErrorKind, Layer, Network, Payload};
-use faena_engine::{CA_BUNDLE, Engine, EngineError, Guard, Instance, InstanceSpec};
+use faena_domain::{Attempt, CallError, CallStatus, Command, Contract, EngineKind, ErrorKind, Layer, Network, Payload};
+use faena_engine::{CA_BUNDLE, EngineError};
 use faena_instance_protocol::{EGRESS_PORT, Run};
-use faena_protocol::records::{CallJob, Outcome};
+use faena_protocol::direct::HttpRequest;
+use faena_protocol::records::{CallJob, Code, Outcome};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::Node;
 use crate::code::CodeError;
 use crate::egress::Egress;
+use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken};
 use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
-use crate::{Node, instance, result};
+use crate::result;
 
 /// Params of the direct road hold a body in base64, and the request's headers.
 const MAX_PARAMS: u64 = 2 * MAX_BODY;
@@ -28,26 +33,36 @@ const MAX_PARAMS: u64 = 2 * MAX_BODY;
 pub struct Ended {
     /// How it ended; none where the node stopped before it could end.
     pub outcome: Option<Outcome>,
-    /// What it ran in; it has to be destroyed before its slot is free.
-    pub instance: Option<Box<dyn Guard>>,
+    leave: Option<Leave>,
+}
+
+impl Ended {
+    /// Waits until what it ran in is as new, or gone.
+    pub async fn left(self) {
+        if let Some(leave) = self.leave {
+            leave.over().await;
+        }
+    }
 }
 
 /// Why an attempt has no process to judge.
 #[derive(Debug)]
-enum Failure {
+pub(crate) enum Failure {
     /// The call has failed.
     Call(CallError),
     /// The node stops.
     Stopped,
 }
 
-fn start_failure(error: &EngineError) -> Failure {
-    let kind = match error {
-        EngineError::Image(_) => ErrorKind::Image,
-        EngineError::Unavailable { .. } | EngineError::Lost { .. } => ErrorKind::Infrastructure,
-        EngineError::Create { .. } => ErrorKind::Start,
-    };
-    Failure::Call(CallError::new(kind, Layer::Start, error.to_string()))
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let kind = match error {
+            EngineError::Image(_) => ErrorKind::Image,
+            EngineError::Unavailable { .. } | EngineError::Lost { .. } => ErrorKind::Infrastructure,
+            EngineError::Create { .. } => ErrorKind::Start,
+        };
+        Self::Call(CallError::new(kind, Layer::Start, error.to_string()))
+    }
 }
 
 fn platform_failure(layer: Layer, error: impl std::fmt::Display) -> Failure {
@@ -88,49 +103,22 @@ impl From<RunError> for Failure {
     }
 }
 
-/// An instance with all that its process needs.
-struct Ready {
-    instance: Instance,
-    egress: Option<Egress>,
-    params: Bytes,
-    body: Option<Bytes>,
-}
-
-async fn prepare(node: &Node, engine: &Arc<dyn Engine>, job: &CallJob, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
-    let params = node.blobs.bytes(&job.params, MAX_PARAMS).await?;
-    let body = match &job.body {
-        Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
-        None => None,
-    };
-    let code = node.code.get(&job.code.archive).await?;
-    let has_egress = job.code.network == Network::Egress;
-    let image = job.code.image_id.clone().unwrap_or_else(|| job.code.image.clone());
-    let spec = InstanceSpec {
-        name: instance::name('c'),
-        image: faena_engine::ImageId(image),
-        code: code.path().to_owned(),
-        path: job.code.path.clone(),
-        limits: job.code.limits,
-        egress: has_egress,
-        ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
-    };
-    let mut instance = instance::create(Arc::clone(engine), spec, code).await.map_err(|error| start_failure(&error))?;
-    let leased = process::tell_lease(&instance.agent, lease).await;
-    leased.map_err(|error| Failure::from(RunError::from(error)))?;
-    let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
-    Ok(Ready { instance, egress, params, body })
-}
-
-/// The environment of a call's process.
-fn environment(node: &Node, job: &CallJob) -> Vec<(String, String)> {
-    let mut env = package_variables(&job.code.path);
-    if job.code.network == Network::Egress {
+/// The environment of every process of a version.
+pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, String> {
+    let mut env = package_variables(&code.path);
+    if code.network == Network::Egress {
         env.extend(proxy_variables(EGRESS_PORT));
         if node.ca_bundle.is_some() {
             env.extend(ca_variables(CA_BUNDLE));
         }
     }
-    env.extend(job.code.env.clone());
+    env.extend(code.env.clone());
+    env.into_iter().collect()
+}
+
+/// The environment of a call's process.
+fn environment(node: &Node, job: &CallJob) -> Vec<(String, String)> {
+    let mut env = base_environment(node, &job.code);
     let ours = [
         ("FAENA_CALL", job.num.to_string()),
         ("FAENA_FUNCTION", job.code.function.to_string()),
@@ -165,20 +153,28 @@ struct Telling<'a> {
     missing_layers: Vec<String>,
     begun: Instant,
     started: Option<Instant>,
+    start: StartKind,
 }
 
 fn millis(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Telling<'_> {
+impl<'a> Telling<'a> {
+    fn new(pool: &'a Pool, job: &'a CallJob) -> Self {
+        let node = pool.node();
+        let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
+        let missing_layers = node.engines.get(&engine).map(|engine| engine.missing_layers()).unwrap_or_default();
+        Self { node, job, engine, missing_layers, begun: Instant::now(), started: None, start: StartKind::Cold }
+    }
+
     fn attempt(&self, finished: Option<&Finished>, hosts: Vec<String>) -> Attempt {
         let now = Instant::now();
         Attempt {
             attempt: self.job.attempt,
             worker: self.node.worker.clone(),
             engine: self.engine,
-            start: StartKind::Cold,
+            start: self.start,
             epoch: self.job.epoch,
             queue_ms: self.job.queue_ms,
             start_ms: millis(self.begun, self.started.unwrap_or(now)),
@@ -200,7 +196,7 @@ impl Telling<'_> {
             _ => CallStatus::Failed,
         };
         let attempt = self.attempt(None, Vec::new());
-        Outcome { status, result: Payload::empty(), error: Some(error), logs: Payload::empty(), attempt }
+        Outcome { status, result: Payload::empty(), error: Some(error), logs: Payload::empty(), attempt, head: None }
     }
 
     /// Whose end the deadline was: the call's, or only this attempt's.
@@ -217,50 +213,172 @@ impl Telling<'_> {
     }
 }
 
-/// Runs one attempt to its end. `started` is called when the process runs.
+/// Runs one attempt to its end. `started` is called when it begins in its instance.
 pub async fn run_attempt(
-    node: &Node,
+    pool: &Pool,
+    job: &CallJob,
+    lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce() + Send + 'static,
+) -> Ended {
+    if job.code.serving.contract == Contract::Command {
+        return run_command(pool, job, lease, stop, started).await;
+    }
+    let outcome = match call_served(pool, job, lease, stop, started).await {
+        Ok(outcome) => Some(outcome),
+        Err(Failure::Call(error)) => Some(Telling::new(pool, job).failed(error)),
+        Err(Failure::Stopped) => None,
+    };
+    Ended { outcome, leave: None }
+}
+
+/// One call of an instance that answers many.
+async fn call_served(
+    pool: &Pool,
+    job: &CallJob,
+    lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce() + Send + 'static,
+) -> Result<Outcome, Failure> {
+    let node = pool.node();
+    let since = std::time::Instant::now();
+    let (params, request) = match &job.body {
+        None => (node.blobs.bytes(&job.params, MAX_PARAMS).await?, None),
+        Some(body) => {
+            let (params, body) =
+                (node.blobs.bytes(&job.params, MAX_PARAMS).await?, node.blobs.bytes(body, MAX_BODY).await?);
+            let request = http_request(&params, body);
+            (params, request)
+        }
+    };
+    let (tell, told) = oneshot::channel();
+    let call = Box::new(PoolCall {
+        num: job.num,
+        attempt: job.attempt,
+        params,
+        request,
+        timeout_ms: job.timeout_ms,
+        deadline: since + Duration::from_millis(job.timeout_ms),
+        expires: job.expires,
+        begins_late: false,
+        deadline_unix_ms: job.deadline_unix_ms,
+        traceparent: job.traceparent.as_str().into(),
+        lease: Some(lease),
+        started: Some(Box::new(started)),
+        done: Box::new(move |end| drop(tell.send(end))),
+        since,
+        cold: false,
+    });
+    if stop.is_cancelled() {
+        return Err(Failure::Stopped);
+    }
+    let full = |_| Failure::Call(StartError::Full.into_call_error());
+    pool.call(&Arc::new(job.code.clone()), call).map_err(full)?;
+    let mut end = tokio::select! {
+        end = told => end.map_err(|_| Failure::Stopped)?,
+        () = stop.cancelled() => {
+            pool.cancel(job.num);
+            return Err(Failure::Stopped);
+        }
+    };
+    let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
+    let attempt = Attempt { queue_ms: job.queue_ms, ..end.attempt(node, engine, job.attempt, job.epoch) };
+    if end.error.is_none() && !job.direct && std::str::from_utf8(&end.result).is_err() {
+        let message = "the output is no UTF-8; call it on /f/ where bytes are meant";
+        end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));
+        (end.status, end.result) = (CallStatus::Failed, Bytes::new());
+    }
+    Ok(Outcome {
+        status: end.status,
+        result: node.blobs.payload(end.result.into()).await?,
+        error: end.error,
+        logs: node.blobs.payload(end.log).await?,
+        attempt,
+        head: end.head,
+    })
+}
+
+/// The request that params of the direct road tell of, with the body that came beside them.
+fn http_request(params: &[u8], body: Bytes) -> Option<HttpRequest> {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        method: String,
+        path: String,
+        query: String,
+        headers: BTreeMap<String, String>,
+    }
+    let Told { method, path, query, headers } = serde_json::from_slice(params).ok()?;
+    let target = if query.is_empty() { path } else { format!("{path}?{query}") };
+    let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
+    Some(HttpRequest { method, target, headers, body })
+}
+
+/// A process of its own, in an instance that nobody else has meanwhile.
+async fn run_command(
+    pool: &Pool,
     job: &CallJob,
     mut lease: LeaseEnd,
     stop: &CancellationToken,
     started: impl FnOnce(),
 ) -> Ended {
-    let begun = Instant::now();
-    let deadline = begun + Duration::from_millis(job.timeout_ms);
-    let chosen = job.code.engine.and_then(|kind| node.engines.get(&kind));
-    let mut telling = Telling {
-        node,
-        job,
-        engine: job.code.engine.unwrap_or(EngineKind::Sandbox),
-        missing_layers: chosen.map(|engine| engine.missing_layers()).unwrap_or_default(),
-        begun,
-        started: None,
-    };
-    let Some(engine) = chosen else {
-        let message = format!("this worker has no engine {}", telling.engine);
-        let error = CallError::new(ErrorKind::Unavailable, Layer::Start, message);
-        return Ended { outcome: Some(telling.failed(error)), instance: None };
-    };
+    let mut telling = Telling::new(pool, job);
+    let deadline = telling.begun + Duration::from_millis(job.timeout_ms);
+    let ended = |outcome| Ended { outcome, leave: None };
     let prepared = tokio::select! {
-        prepared = tokio::time::timeout_at(deadline, prepare(node, engine, job, &mut lease)) => prepared,
-        () = stop.cancelled() => return Ended { outcome: None, instance: None },
+        prepared = tokio::time::timeout_at(deadline, prepare(pool, job, deadline, &mut lease)) => prepared,
+        () = stop.cancelled() => return ended(None),
     };
     let mut ready = match prepared {
         Ok(Ok(ready)) => ready,
-        Ok(Err(Failure::Call(error))) => return Ended { outcome: Some(telling.failed(error)), instance: None },
-        Ok(Err(Failure::Stopped)) => return Ended { outcome: None, instance: None },
-        Err(_) => {
+        Ok(Err(Failure::Call(error))) if error.kind != ErrorKind::Timeout => {
+            return ended(Some(telling.failed(error)));
+        }
+        Ok(Err(Failure::Stopped)) => return ended(None),
+        Ok(Err(Failure::Call(_))) | Err(_) => {
             let error = telling.late(Layer::Start, "its instance was made");
-            return Ended { outcome: Some(telling.failed(error)), instance: None };
+            return ended(Some(telling.failed(error)));
         }
     };
-    let outcome = run_in(&mut telling, &mut ready, (deadline, lease), stop, started).await;
-    let outcome = match outcome {
-        Ok(outcome) => Some(outcome),
-        Err(Failure::Call(error)) => Some(telling.failed(error)),
-        Err(Failure::Stopped) => None,
+    telling.start = if ready.parked.is_cold { StartKind::Cold } else { StartKind::Warm };
+    let ran = run_in(&mut telling, &mut ready, (deadline, lease), stop, started).await;
+    let (outcome, state) = match ran {
+        Ok((outcome, state)) => (Some(outcome), state),
+        Err(Failure::Call(error)) => (Some(telling.failed(error)), State::Spent),
+        Err(Failure::Stopped) => (None, State::Spent),
     };
-    Ended { outcome, instance: Some(ready.instance.guard) }
+    Ended { outcome, leave: Some(ready.parked.done(state)) }
+}
+
+/// An instance with all that its process needs.
+struct Ready {
+    parked: Taken,
+    params: Bytes,
+    body: Option<Bytes>,
+}
+
+async fn prepare(pool: &Pool, job: &CallJob, deadline: Instant, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
+    let blobs = &pool.node().blobs;
+    let params = blobs.bytes(&job.params, MAX_PARAMS).await?;
+    let body = match &job.body {
+        Some(body) => Some(blobs.bytes(body, MAX_BODY).await?),
+        None => None,
+    };
+    let taken = pool.take(&Arc::new(job.code.clone()), deadline.into_std()).await;
+    let mut parked = taken.map_err(|error| Failure::Call(error.into_call_error()))?;
+    let woken = parked.thaw().map_err(|error| platform_failure(Layer::Start, error));
+    let leased = match woken {
+        Ok(()) => {
+            process::tell_lease(&parked.instance.agent, lease).await.map_err(|error| RunError::from(error).into())
+        }
+        Err(failure) => Err(failure),
+    };
+    match leased {
+        Ok(()) => Ok(Ready { parked, params, body }),
+        Err(failure) => {
+            parked.done(State::Spent);
+            Err(failure)
+        }
+    }
 }
 
 async fn run_in(
@@ -269,7 +387,7 @@ async fn run_in(
     (deadline, lease): (Instant, LeaseEnd),
     stop: &CancellationToken,
     started: impl FnOnce(),
-) -> Result<Outcome, Failure> {
+) -> Result<(Outcome, State), Failure> {
     let (node, job) = (telling.node, telling.job);
     let order = Order {
         run: run_frame(node, job)?,
@@ -281,7 +399,7 @@ async fn run_in(
         bounds: Bounds { stdout: MAX_RESULT, stderr: MAX_CALL_LOG, output: MAX_RESULT, joined: false },
     };
     let at = &mut telling.started;
-    let finished = process::run(&mut ready.instance.agent, order, || {
+    let finished = process::run(&mut ready.parked.instance.agent, order, || {
         *at = Some(Instant::now());
         started();
     })
@@ -289,7 +407,8 @@ async fn run_in(
     if finished.cut == Some(Cut::Stop) {
         return Err(Failure::Stopped);
     }
-    let hosts = ready.egress.take().map(Egress::end).unwrap_or_default();
+    let is_whole = finished.cut.is_none() && finished.ended.oom_kills == 0;
+    let hosts = ready.parked.egress.as_ref().map(Egress::end_call).unwrap_or_default();
     let attempt = telling.attempt(Some(&finished), hosts);
     let late = (finished.cut == Some(Cut::Deadline)).then(|| telling.late(Layer::Run, "its process ran"));
     let answer = result::answer(finished, job.direct, job.timeout_ms, &job.code.limits.memory.to_string());
@@ -299,6 +418,7 @@ async fn run_in(
         error: answer.error,
         logs: node.blobs.payload(answer.log.into_bytes()).await?,
         attempt,
+        head: None,
     };
     if let (Some(late), Some(error)) = (late, &mut outcome.error)
         && job.expires
@@ -306,5 +426,5 @@ async fn run_in(
         *error = CallError { stderr_tail: std::mem::take(&mut error.stderr_tail), ..late };
         outcome.status = CallStatus::Expired;
     }
-    Ok(outcome)
+    Ok((outcome, if is_whole { State::Used } else { State::Spent }))
 }

@@ -139,7 +139,7 @@ async fn build(
     let spec = InstanceSpec {
         name: instance::name('b'),
         image: image.clone(),
-        code: code.path().to_owned(),
+        code: Some(code.path().to_owned()),
         path: job.code.path.clone(),
         limits: node.build.limits,
         egress: true,

@@ -1,5 +1,7 @@
 //! Instances whose making nobody can abandon half-way.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +32,17 @@ pub(crate) async fn create(
     given.await.map_err(gone)?
 }
 
+/// Lays code in an instance that has none yet; one in which it cannot be laid is destroyed.
+pub(crate) async fn lay(mut blank: Instance, code: CodeLease) -> Result<Instance, EngineError> {
+    match blank.guard.lay(code.path()).await {
+        Ok(()) => Ok(Instance { guard: Box::new(Holding { guard: blank.guard, code }), ..blank }),
+        Err(error) => {
+            blank.guard.destroy().await;
+            Err(error)
+        }
+    }
+}
+
 /// Keeps the code of an instance until that is destroyed.
 #[derive(Debug)]
 struct Holding {
@@ -43,6 +56,22 @@ impl Guard for Holding {
         let Self { guard, code } = *self;
         guard.destroy().await;
         drop(code);
+    }
+
+    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
+        self.guard.lay(code).await
+    }
+
+    fn freeze(&self) -> io::Result<()> {
+        self.guard.freeze()
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.guard.thaw()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.guard.memory()
     }
 }
 

@@ -10,6 +10,7 @@ mod code;
 mod egress;
 mod image;
 mod instance;
+mod pool;
 mod process;
 mod result;
 
@@ -27,6 +28,8 @@ pub use build::run_build;
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use faena_egress::{EgressPolicy, Upstream};
 pub use image::{ImageError, import_image};
+pub use pool::metrics::Metrics as PoolMetrics;
+pub use pool::{Pool, PoolConfig};
 pub use process::LeaseEnd;
 
 /// What every miniworker of a node shares.

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use faena_blob::BlobStore;
+use faena_domain::call::StartKind;
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, RuntimeSpec, Version,
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, Reuse, RuntimeSpec,
+    Version,
 };
 use faena_engine::{Engine, Pull};
-use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Ended, LeaseEnd, Node, run_attempt, run_build};
+use faena_miniworker::{
+    BuildLimits, CodeStore, EgressPolicy, LeaseEnd, Node, Pool, PoolConfig, PoolMetrics, run_attempt, run_build,
+};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +25,8 @@ fn lease() -> LeaseEnd {
 
 /// A node on a folder of its own, with one uploaded archive.
 struct Bench {
-    node: Node,
+    node: Arc<Node>,
+    pool: Pool,
     engine: FakeEngine,
     archive: BlobKey,
     _folder: tempfile::TempDir,
@@ -45,7 +50,19 @@ impl Bench {
             pull: Pull::Never,
             build: BuildLimits::default(),
         };
-        Self { node, engine, archive, _folder: folder }
+        let node = Arc::new(node);
+        let config = PoolConfig {
+            slots: 4,
+            creations: 4,
+            instances: 8,
+            memory: faena_domain::units::ByteSize(1 << 30),
+            idle: std::time::Duration::from_secs(60),
+            freeze_after: std::time::Duration::from_secs(60),
+            preload: faena_domain::Preload::None,
+            home: tokio::runtime::Handle::current(),
+        };
+        let pool = Pool::new(Arc::clone(&node), config, PoolMetrics::default());
+        Self { node, pool, engine, archive, _folder: folder }
     }
 
     fn code(&self, run: &str) -> Code {
@@ -63,6 +80,8 @@ impl Bench {
             limits: Limits::DEFAULT,
             network: Network::None,
             concurrency: None,
+            serving: faena_domain::Serving::default(),
+            since: 1,
         }
     }
 
@@ -84,14 +103,17 @@ impl Bench {
         }
     }
 
-    /// Runs an attempt, destroys what it leaves, and checks that nothing lives on.
+    /// Runs an attempt, waits for what it leaves, and checks that nothing lives but what the pool knows of.
     async fn attempt(&self, job: &CallJob, stop: &CancellationToken) -> Option<Outcome> {
-        let Ended { outcome, instance } = run_attempt(&self.node, job, lease(), stop, || {}).await;
-        if let Some(instance) = instance {
-            instance.destroy().await;
-        }
-        assert_eq!(self.engine.live(), 0, "an instance was left behind");
+        let mut ended = run_attempt(&self.pool, job, lease(), stop, || {}).await;
+        let outcome = ended.outcome.take();
+        ended.left().await;
+        assert_eq!(self.engine.live() as u64, self.pool.view().instances, "an instance was left behind");
         outcome
+    }
+
+    async fn attempt_only(&self, job: &CallJob, stop: &CancellationToken) -> Option<Outcome> {
+        run_attempt(&self.pool, job, lease(), stop, || {}).await.outcome
     }
 
     async fn outcome(&self, run: &str) -> Outcome {
@@ -159,10 +181,78 @@ async fn a_node_that_stops_gives_the_attempt_back() {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     let job = bench.job("hang");
-    let ended = run_attempt(&bench.node, &job, lease(), &stop, move || cancel.cancel()).await;
+    let ended = run_attempt(&bench.pool, &job, lease(), &stop, move || cancel.cancel()).await;
     assert!(ended.outcome.is_none());
-    ended.instance.unwrap().destroy().await;
+    ended.left().await;
     assert_eq!(bench.engine.live(), 0);
+}
+
+fn start(outcome: &Outcome) -> StartKind {
+    outcome.attempt.start
+}
+
+#[tokio::test]
+async fn an_instance_serves_the_same_version_again_and_no_other() {
+    let bench = Bench::new(Trouble::None).await;
+    let none = CancellationToken::new();
+    let mut job = bench.job("echo");
+    let starts = [bench.attempt(&job, &none).await.unwrap(), bench.attempt(&job, &none).await.unwrap()];
+    assert_eq!(starts.each_ref().map(start), [StartKind::Cold, StartKind::Warm]);
+    // The same name and number, of a function that was deleted and came again.
+    job.code.since += 1;
+    assert_eq!(start(&bench.attempt(&job, &none).await.unwrap()), StartKind::Cold);
+    assert_eq!(bench.engine.live(), 2);
+    bench.pool.drain(std::time::Duration::ZERO).await;
+    assert_eq!(bench.engine.live(), 0);
+}
+
+#[tokio::test]
+async fn what_is_never_used_again_is_destroyed() {
+    let bench = Bench::new(Trouble::None).await;
+    let mut job = bench.job("echo");
+    job.code.serving.reuse = Reuse::Never;
+    for _ in 0..2 {
+        let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+        assert_eq!((start(&outcome), bench.engine.live()), (StartKind::Cold, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_was_killed_does_not_serve_again() {
+    let bench = Bench::new(Trouble::None).await;
+    for run in ["hang", "oom", "flood"] {
+        let mut job = bench.job(run);
+        job.timeout_ms = 500;
+        bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+        assert_eq!(bench.engine.live(), 0, "{run}");
+    }
+}
+
+#[tokio::test]
+async fn the_cheapest_to_lose_makes_room() {
+    let bench = Bench::new(Trouble::None).await;
+    for since in 0..12 {
+        let mut job = bench.job("echo");
+        job.code.since = since;
+        let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
+        assert_eq!(outcome.status, CallStatus::Done);
+    }
+    // An eviction is done by a task of its own.
+    while bench.engine.live() > 8 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.pool.view().instances, 8);
+}
+
+#[tokio::test]
+async fn more_calls_than_slots_wait_their_turn() {
+    let bench = Bench::new(Trouble::None).await;
+    let job = bench.job("echo");
+    let none = CancellationToken::new();
+    let calls = (0..20).map(|_| bench.attempt_only(&job, &none));
+    let outcomes = futures_util::future::join_all(calls).await;
+    assert!(outcomes.iter().all(|outcome| outcome.as_ref().is_some_and(|o| o.status == CallStatus::Done)));
+    assert!(bench.engine.live() <= 4);
 }
 
 #[tokio::test]

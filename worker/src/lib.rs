@@ -14,7 +14,7 @@ use std::time::Duration;
 use faena_db_client::DbClient;
 use faena_domain::Owner;
 use faena_engine::Engine;
-use faena_miniworker::Node;
+use faena_miniworker::{Node, Pool};
 use faena_protocol::db::WorkerJoin;
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_transport::{Endpoint, Link};
@@ -47,12 +47,13 @@ pub struct WorkerConfig {
 pub struct Worker {
     config: WorkerConfig,
     node: Arc<Node>,
+    pool: Pool,
     db: DbClient,
     metrics: Metrics,
 }
 
 /// Memory of this machine, in bytes (proc_meminfo(5)).
-fn memory_bytes() -> u64 {
+pub fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kilobytes: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
@@ -61,8 +62,8 @@ fn memory_bytes() -> u64 {
 
 impl Worker {
     /// Puts a worker together; nothing runs yet.
-    pub fn new(config: WorkerConfig, node: Arc<Node>, db: DbClient, metrics: Metrics) -> Self {
-        Self { config, node, db, metrics }
+    pub fn new(config: WorkerConfig, (node, pool): (Arc<Node>, Pool), db: DbClient, metrics: Metrics) -> Self {
+        Self { config, node, pool, db, metrics }
     }
 
     fn info(&self) -> NodeInfo {
@@ -114,5 +115,7 @@ async fn remove_orphans(node: &Node) {
 
 /// What a node is made of.
 pub mod node {
-    pub use faena_miniworker::{BuildLimits, CodeStore, EgressPolicy, Node, Upstream, import_image};
+    pub use faena_miniworker::{
+        BuildLimits, CodeStore, EgressPolicy, Node, Pool, PoolConfig, PoolMetrics, Upstream, import_image,
+    };
 }

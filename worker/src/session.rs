@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::{CallNum, Epoch, Owner};
-use faena_miniworker::{Ended, Node, run_attempt, run_build};
+use faena_miniworker::{Node, Pool, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed};
-use faena_protocol::node::{EngineInfo, Lease, NodeInfo, TYPE, ToApi, ToWorker};
-use faena_protocol::records::{BuildJob, CallJob};
+use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, TYPE, ToApi, ToWorker};
+use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -41,6 +41,7 @@ enum Event {
     BuildGone(BuildRef),
     Started(Claim),
     Engines(Vec<EngineInfo>),
+    Pool(PoolView),
     Renewed(Box<Renewal>),
 }
 
@@ -73,6 +74,7 @@ struct Reins {
 #[derive(Clone)]
 struct Shared {
     node: Arc<Node>,
+    pool: Pool,
     db: DbClient,
     owner: Owner,
     metrics: Metrics,
@@ -106,6 +108,7 @@ impl Session {
         let (sender, events) = mpsc::channel(QUEUE);
         let shared = Shared {
             node: worker.node,
+            pool: worker.pool,
             db: worker.db,
             owner: worker.config.owner,
             metrics: worker.metrics,
@@ -131,13 +134,16 @@ impl Session {
     /// Serves until told to stop, then drains.
     pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
         let mut renew = tokio::time::interval(RENEW);
-        let watching = tokio::spawn(self.shared.clone().watch_engines());
+        let watching = tokio::spawn(self.shared.clone().watch());
         let _watching = AbortOnDrop(watching.abort_handle());
         let mut end = None;
         let mut tell_begun = None;
         loop {
             let is_idle = self.calls.is_empty() && self.leaving == 0 && self.builds.is_empty();
             if self.draining && is_idle && self.unheard.is_empty() {
+                // Whoever waits in this process is answered within the grace.
+                let left = end.map_or(Duration::ZERO, |end: Instant| end.saturating_duration_since(Instant::now()));
+                self.shared.pool.drain(left).await;
                 return info!("everything is finished");
             }
             tokio::select! {
@@ -224,6 +230,7 @@ impl Session {
                     held.has_row = true;
                 }
             }
+            ToWorker::Forget { namespace, function } => self.shared.pool.forget(&namespace, &function),
             ToWorker::Cancel { num, epoch } => {
                 if let Some(held) = self.calls.get(&(num, epoch)) {
                     held.stop.cancel();
@@ -295,6 +302,7 @@ impl Session {
                 }
                 self.tell(&ToApi::Started { num: claim.0, epoch: claim.1 }).await;
             }
+            Event::Pool(pool) => self.tell(&ToApi::Pool { pool }).await,
             Event::Engines(engines) => {
                 self.info.engines.clone_from(&engines);
                 self.tell(&ToApi::Engines { engines }).await;
@@ -409,11 +417,17 @@ impl Shared {
         }
     }
 
-    /// An engine that cannot make instances is offered to nobody until it can again.
-    async fn watch_engines(self) {
+    /// An engine that cannot make instances is offered to nobody until it can again; and what waits is told.
+    async fn watch(self) {
         let mut offered = self.node.engines.len();
+        let mut told = PoolView::default();
         loop {
             tokio::time::sleep(LOOK).await;
+            let view = self.pool.view();
+            if view != told {
+                told = view;
+                self.say(Event::Pool(view)).await;
+            }
             let mut available = Vec::new();
             for engine in self.node.engines.values() {
                 if engine.is_available().await {
@@ -432,19 +446,18 @@ impl Shared {
         let (num, epoch) = (job.num, job.epoch);
         self.confirm(&mut reins, vec![(num, epoch)], Vec::new()).await;
         let events = self.events.clone();
-        let ended = run_attempt(&self.node, &job, reins.lease, &reins.stop, || {
+        let mut ended = run_attempt(&self.pool, &job, reins.lease, &reins.stop, move || {
             // A hint; where the queue is full everybody learns from the end.
             let _ = events.try_send(Event::Started((num, epoch)));
         })
         .await;
-        let Ended { outcome, instance } = ended;
+        let outcome = ended.outcome.take();
         if let Some(outcome) = &outcome {
             let end = End { engine: outcome.attempt.engine.as_str(), status: outcome.status.as_str() };
             self.metrics.attempts.get_or_create(&end).inc();
             self.metrics.start_seconds.observe(seconds(outcome.attempt.start_ms));
             self.metrics.run_seconds.observe(seconds(outcome.attempt.run_ms));
         }
-        let destroyed = instance.map(|instance| tokio::spawn(instance.destroy()));
         let to_api = if job.has_row {
             outbox::deliver(&self.db, &CallFinish { num, epoch, owner: self.owner.clone(), outcome }).await;
             None
@@ -452,10 +465,7 @@ impl Shared {
             outcome.map(Box::new)
         };
         self.say(Event::Tell(ToApi::Ended { num, epoch, outcome: to_api })).await;
-        if let Some(destroyed) = destroyed {
-            // A panic there is logged by the runtime; the slot is free all the same.
-            let _ = destroyed.await;
-        }
+        ended.left().await;
         self.say(Event::CallGone).await;
     }
 
@@ -463,6 +473,10 @@ impl Shared {
         self.confirm(&mut reins, Vec::new(), vec![(reference(&job), job.epoch)]).await;
         let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
         if let Some(outcome) = &outcome {
+            if let Ok(archive) = outcome.result {
+                let code = job.code.clone();
+                self.pool.expect(&Code { engine: outcome.engine, image_id: outcome.image_id.clone(), archive, ..code });
+            }
             let status = if outcome.result.is_ok() { "READY" } else { "ERROR" };
             self.metrics.builds.get_or_create(&Built { status }).inc();
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallNum, EngineKind, Epoch, Owner};
 use faena_protocol::db::BuildRef;
-use faena_protocol::node::{EngineInfo, NodeInfo};
+use faena_protocol::node::{EngineInfo, NodeInfo, PoolView};
 use faena_protocol::records::{BuildJob, CallJob};
 use faena_transport::Peer;
 use serde::Serialize;
@@ -23,6 +23,7 @@ struct Worker {
     reserved: u32,
     claiming: bool,
     draining: bool,
+    pool: PoolView,
 }
 
 /// A worker as people see it.
@@ -48,6 +49,9 @@ pub(crate) struct WorkerView {
     builds: usize,
     /// Memory of its machine.
     memory_bytes: u64,
+    /// Its instances: how many there are, work and are frozen, and how many calls found one.
+    #[schema(value_type = Object)]
+    pool: PoolView,
 }
 
 /// What a worker can take from db.
@@ -98,7 +102,16 @@ impl Fleet {
         let same = old.as_ref().is_some_and(|old| old.info.owner == info.owner);
         // What was sent and lay in a connection that was lost never came: its lease, or its age, ends it.
         let (calls, builds) = (calls.into_iter().collect(), builds.into_iter().collect());
-        let worker = Worker { peer: Ok(peer), calls, builds, reserved: 0, claiming: false, draining: false, info };
+        let worker = Worker {
+            peer: Ok(peer),
+            calls,
+            builds,
+            reserved: 0,
+            claiming: false,
+            draining: false,
+            info,
+            pool: PoolView::default(),
+        };
         self.0.insert(worker.info.owner.worker.clone(), worker);
         old.filter(|_| !same).map(|old| old.info.owner)
     }
@@ -124,6 +137,11 @@ impl Fleet {
         worker.peer.clone().ok()
     }
 
+    /// Every connection there is.
+    pub(super) fn peers(&self) -> Vec<Peer> {
+        self.0.values().filter_map(|worker| worker.peer.clone().ok()).collect()
+    }
+
     /// Whose connection it is.
     pub(super) fn owner(&mut self, peer: &Peer) -> Option<Owner> {
         self.by_peer(peer).map(|worker| worker.info.owner.clone())
@@ -133,6 +151,13 @@ impl Fleet {
     pub(super) fn engines(&mut self, peer: &Peer, engines: Vec<EngineInfo>) {
         if let Some(worker) = self.by_peer(peer) {
             worker.info.engines = engines;
+        }
+    }
+
+    /// Takes over what a worker's pool holds.
+    pub(super) fn pool(&mut self, peer: &Peer, pool: PoolView) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.pool = pool;
         }
     }
 
@@ -214,6 +239,7 @@ impl Fleet {
             build_slots: worker.info.build_slots,
             builds: worker.builds.len(),
             memory_bytes: worker.info.memory_bytes,
+            pool: worker.pool,
         };
         let mut views: Vec<WorkerView> = self.0.values().map(view).collect();
         views.sort_by(|a, b| a.id.cmp(&b.id));

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::queue::LEASE_MS;
-use faena_domain::{CallNum, EngineKind, Epoch, Owner};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
+use faena_protocol::direct::HttpHead;
 use faena_protocol::node::{Lease, TYPE, ToApi, ToWorker};
-use faena_protocol::records::{BuildJob, CallJob, CallRecord, Outcome};
+use faena_protocol::records::{BuildJob, CallJob, CallRecord, CallSpec, EndedCall, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_id, boot_ms};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
@@ -46,6 +47,7 @@ enum Command {
     Workers(oneshot::Sender<Vec<WorkerView>>),
     Cancel(CallNum, oneshot::Sender<Option<CallRecord>>),
     Stop(Owner, CallNum, Epoch),
+    Forget(Namespace, FunctionName),
     Claimed(Box<Claimed>),
     Adopted(CallNum, Box<Result<CallRecord, DbError>>),
 }
@@ -96,6 +98,12 @@ impl DispatcherHandle {
     pub(crate) async fn stop(&self, owner: Owner, num: CallNum, epoch: Epoch) {
         // Where the dispatcher has gone the worker hears of it at its next renewal.
         let _ = self.commands.send(Command::Stop(owner, num, epoch)).await;
+    }
+
+    /// Has every worker let go of what waits for calls of a function that is deleted.
+    pub(crate) async fn forget(&self, namespace: Namespace, function: FunctionName) {
+        // Where the dispatcher has gone, so have the workers' connections.
+        let _ = self.commands.send(Command::Forget(namespace, function)).await;
     }
 
     /// Tells whoever follows a call that it stands otherwise.
@@ -200,6 +208,12 @@ impl Dispatcher {
             Command::Workers(reply) => drop(reply.send(self.fleet.views())),
             Command::Cancel(num, reply) => drop(reply.send(self.cancel(num).await)),
             Command::Stop(owner, num, epoch) => self.stop(&owner, num, epoch).await,
+            Command::Forget(namespace, function) => {
+                for peer in self.fleet.peers() {
+                    let (namespace, function) = (namespace.clone(), function.clone());
+                    self.say(&peer, &ToWorker::Forget { namespace, function }).await;
+                }
+            }
             Command::Claimed(claimed) => self.claimed(*claimed),
             Command::Adopted(num, result) => self.adopted(num, *result).await,
         }
@@ -271,6 +285,7 @@ impl Dispatcher {
                 self.fleet.engines(&peer, engines);
                 self.dirty = true;
             }
+            ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
             ToApi::Draining => self.fleet.draining(&peer),
             ToApi::Hello { .. } => {}
         }
@@ -320,13 +335,21 @@ impl Dispatcher {
     }
 
     /// Answers a waited call and writes it behind the answer.
-    fn end_waited(&self, mut call: Waited, record: CallRecord) {
+    fn end_waited(&self, call: Waited, record: CallRecord) {
+        self.end_waited_with(call, record, None);
+    }
+
+    /// The same, with the head of what a function that speaks HTTP answered, which nobody keeps.
+    fn end_waited_with(&self, mut call: Waited, record: CallRecord, head: Option<HttpHead>) {
         let num = call.spec.num;
         match call.place.take() {
-            Some(place) => self.recorder.write(&call.spec, record.clone(), place),
+            Some(place) => {
+                let CallSpec { namespace, body, direct, timeout_ms, .. } = call.spec.clone();
+                self.recorder.write(EndedCall { namespace, call: record.clone(), body, direct, timeout_ms }, place);
+            }
             None => self.recorder.forget(num),
         }
-        call.answer(Answer::Ended(Box::new(record)));
+        call.answer(Answer::Ended(Box::new(record), head));
         // Nobody may follow it.
         let _ = self.ends.send(num);
     }
@@ -361,7 +384,7 @@ impl Dispatcher {
         match outcome {
             Some(outcome) => {
                 let record = call.ended(&outcome);
-                self.end_waited(call, record);
+                self.end_waited_with(call, record, outcome.head);
             }
             // A worker that stops gives back what it had not finished.
             None => self.again(call),

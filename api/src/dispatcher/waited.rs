@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner, Payload};
 use faena_protocol::DbError;
+use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
 use tokio::sync::oneshot;
 
@@ -13,7 +14,7 @@ use crate::recorder::Place;
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// The call has ended.
-    Ended(Box<CallRecord>),
+    Ended(Box<CallRecord>, Option<HttpHead>),
     /// The wait ran out, and the call has its row.
     Adopted(Box<CallRecord>),
     /// The wait ran out, and the call could not be given its row.

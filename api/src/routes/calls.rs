@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_PAGE};
 use faena_domain::near::nearest;
-use faena_domain::{CallNum, CallStatus, FunctionName};
+use faena_domain::{CallNum, CallStatus, FunctionName, Namespace};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallCancel, CallGet, CallList};
 use faena_protocol::records::CallRecord;
@@ -222,10 +222,24 @@ pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers
     Ok(response)
 }
 
+/// A call that was ended in this process a moment ago.
+async fn ended_here(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
+    loop {
+        match app.recorder().get(namespace, num) {
+            Some(call) if !call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
+            Some(call) => return Ok(call),
+            None => return find(app, num).await,
+        }
+    }
+}
+
 /// Cancels a call: one that waits at once, one that runs by ending its instance.
 #[utoipa::path(delete, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The call, CANCELLED", body = CallView), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It has ended", body = Problem)))]
 pub(crate) async fn cancel(State(app): State<App>, Path(num): Path<String>) -> Reply<Json<CallView>> {
     let (num, namespace) = (number(&num)?, Caller::local().namespace);
+    if app.road().is_some_and(|road| road.cancel(num)) {
+        return Ok(Json(CallView::whole(ended_here(&app, &namespace, num).await?, app.blobs()).await?));
+    }
     if app.recorder().get(&namespace, num).is_some()
         && let Some(call) = app.dispatcher().cancel(num).await
     {

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use faena_domain::limits::{MAX_BODY, MAX_RESULT};
-use faena_domain::{CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
+use faena_domain::{CallError, CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
+use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallRecord, CallSpec};
 use serde_json::json;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
@@ -21,7 +23,11 @@ use crate::problem::{Problem, Reply};
 use crate::view::base64;
 
 /// What a direct call may wait for a slot, over its own time.
-const QUEUE_MS: u64 = 10_000;
+pub(crate) const QUEUE_MS: u64 = 10_000;
+
+/// The most headers of a function's answer, and what they may hold.
+const MAX_HEADERS: usize = 100;
+const MAX_HEADER_BYTES: usize = 32 * 1024;
 
 /// How much later than its age a call is judged at most.
 const JUDGED: Duration = Duration::from_secs(2);
@@ -53,8 +59,49 @@ fn headers_of(headers: &HeaderMap) -> serde_json::Map<String, serde_json::Value>
     shown
 }
 
+/// The headers that a function which speaks HTTP is sent.
+pub(crate) fn passed_headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let passed = headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
+    passed.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
+}
+
+/// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
+/// the one answer (docs/reference/safety.md).
+fn is_not_its_own(name: &str) -> bool {
+    const REFUSED: [&str; 12] = [
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "content-length",
+        "server-timing",
+        "set-cookie",
+        "clear-site-data",
+        "service-worker-allowed",
+        "strict-transport-security",
+    ];
+    const BEGINNINGS: [&str; 3] = ["proxy-", "faena-", "access-control-"];
+    REFUSED.contains(&name) || name == "alt-svc" || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// Takes over the headers that a function may set, as many as are kept.
+pub(crate) fn keep_headers(told: Vec<(String, Vec<u8>)>, headers: &mut HeaderMap) {
+    let mut bytes = 0;
+    for (name, value) in told.into_iter().filter(|(name, _)| !is_not_its_own(name)).take(MAX_HEADERS) {
+        bytes += name.len() + value.len();
+        if bytes > MAX_HEADER_BYTES {
+            return;
+        }
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(&value)) {
+            headers.append(name, value);
+        }
+    }
+}
+
 /// Params of a body that is no JSON: the request itself.
-fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap, bytes: &[u8]) -> String {
+pub(crate) fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap, bytes: &[u8]) -> String {
     json!({
         "method": method.as_str(),
         "path": path,
@@ -120,42 +167,61 @@ pub(crate) async fn call(
         traceparent: trace::parent(&headers),
     };
     let needs_row = spec.key.is_some() || resolved.code.concurrency.is_some();
-    let call = if resolved.status == FunctionStatus::Ready && !needs_row {
+    let (call, head) = if resolved.status == FunctionStatus::Ready && !needs_row {
         invoke::run_waited(&app, spec, resolved, None).await?
     } else {
         let age = Duration::from_millis(spec.max_age_ms);
-        invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?
+        (invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?, None)
     };
-    answer(&app, call).await
+    answer(&app, call, head).await
 }
 
-async fn answer(app: &App, call: CallRecord) -> Reply<Response> {
-    let mut response = if call.status == CallStatus::Done {
-        let text = matches!(&call.result, Payload::Text(_) | Payload::Blob { utf8: true, .. });
-        let bytes = app.blobs().bytes(&call.result, MAX_RESULT).await?;
-        let kind = match () {
-            () if !text => "application/octet-stream",
-            () if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok() => "application/json",
-            () => "text/plain; charset=utf-8",
-        };
-        ([(header::CONTENT_TYPE, kind)], bytes).into_response()
-    } else {
-        failure(&call)
+async fn answer(app: &App, call: CallRecord, head: Option<HttpHead>) -> Reply<Response> {
+    let mut response = match (&call.error, head) {
+        (error, Some(head)) => passed_on(head, app.blobs().bytes(&call.result, MAX_RESULT).await?, error.is_some()),
+        (None, None) if call.status == CallStatus::Done => bytes(app.blobs().bytes(&call.result, MAX_RESULT).await?),
+        (Some(error), None) => failed(error),
+        (None, None) => {
+            let detail = format!("call {} has not ended yet; GET /call/{}", call.num, call.num);
+            Problem::new(StatusCode::ACCEPTED, "running", detail).into_response()
+        }
     };
-    let headers = response.headers_mut();
-    trace::tell(headers, call.num.0, &call.traceparent, call.attempts.last());
-    // Whatever a function puts out is no page of ours.
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    seal(response.headers_mut());
+    trace::tell(response.headers_mut(), call.num.0, &call.traceparent, call.attempts.last());
     Ok(response)
 }
 
-/// The status and the problem of a call that did not end in DONE.
-fn failure(call: &CallRecord) -> Response {
-    let Some(error) = &call.error else {
-        let detail = format!("call {} has not ended yet; GET /call/{}", call.num, call.num);
-        return Problem::new(StatusCode::ACCEPTED, "running", detail).into_response();
+/// What a function put out, as what it looks like.
+pub(crate) fn bytes(result: Bytes) -> Response {
+    let kind = match std::str::from_utf8(&result) {
+        Err(_) => "application/octet-stream",
+        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => "application/json",
+        Ok(_) => "text/plain; charset=utf-8",
     };
+    let mut response = Response::new(Body::from(result));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// What a function that speaks HTTP answered, without what it may not say.
+pub(crate) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    keep_headers(head.headers, response.headers_mut());
+    if has_failed {
+        response.headers_mut().insert("faena-error", HeaderValue::from_static("function"));
+    }
+    response
+}
+
+/// Whatever a function puts out is no page of ours.
+pub(crate) fn seal(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// The status and the problem of a call that did not end in DONE.
+pub(crate) fn failed(error: &CallError) -> Response {
     let (status, code) = match error.kind {
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         ErrorKind::Expired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
@@ -204,6 +270,17 @@ pub(crate) fn describe(document: &mut OpenApi) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_function_sets_no_header_that_reaches_beyond_its_answer() {
+        let told =
+            ["content-type", "x-mine", "set-cookie", "faena-call", "access-control-allow-origin", "content-length"];
+        let told = told.iter().map(|name| ((*name).to_owned(), b"v".to_vec())).collect();
+        let mut headers = HeaderMap::new();
+        keep_headers(told, &mut headers);
+        let kept: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(kept, ["content-type", "x-mine"]);
+    }
 
     #[test]
     fn a_function_sees_no_credentials() {

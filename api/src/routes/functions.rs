@@ -56,8 +56,9 @@ pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Rep
 /// Forgets a function; its ended calls stay on record, its waiting ones are cancelled.
 #[utoipa::path(delete, path = "/function/{name}", tag = "functions", params(("name" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
-    let name = name.parse()?;
-    app.db().ask(&FunctionDelete { namespace: Caller::local().namespace, name }).await?;
+    let (namespace, name): (_, FunctionName) = (Caller::local().namespace, name.parse()?);
+    app.db().ask(&FunctionDelete { namespace: namespace.clone(), name: name.clone() }).await?;
+    app.dispatcher().forget(namespace, name).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

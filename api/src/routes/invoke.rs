@@ -13,6 +13,7 @@ use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
 use faena_domain::{BlobKey, FunctionName, FunctionStatus, Namespace, Payload, Timestamp, Version};
 use faena_protocol::db::{CallAccept, CallPromised, VersionResolve};
+use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallRecord, CallSpec, IdempotencyKey, ResolvedVersion};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -147,7 +148,7 @@ pub(crate) async fn run_waited(
     spec: CallSpec,
     resolved: ResolvedVersion,
     wait: Option<Duration>,
-) -> Reply<CallRecord> {
+) -> Reply<(CallRecord, Option<HttpHead>)> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
     let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
@@ -170,7 +171,8 @@ pub(crate) async fn run_waited(
         }
     };
     match answered {
-        Ok(Answer::Ended(call) | Answer::Adopted(call)) => Ok(*call),
+        Ok(Answer::Ended(call, head)) => Ok((*call, head)),
+        Ok(Answer::Adopted(call)) => Ok((*call, None)),
         Ok(Answer::Refused(error)) => Err(error.into()),
         Err(_) => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1))
@@ -267,20 +269,25 @@ pub(crate) async fn invoke(
         traceparent: trace::parent(&headers),
     };
     let call = match wait {
-        Some(seconds) if waits_here => run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?,
+        Some(seconds) if waits_here => run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?.0,
         Some(seconds) => accept_and_wait(&app, spec, version, Duration::from_secs(seconds)).await?,
         None => accept(&app, spec, version).await?,
     };
     reply(&app, call, wait).await
 }
 
-/// The params of a call whose body was JSON.
-pub(crate) async fn json_params(app: &App, bytes: &[u8]) -> Reply<Payload> {
-    let malformed = |error: serde_json::Error| Problem::invalid("malformed_json", error);
+/// Whether a body that says it is JSON is.
+pub(crate) fn check_json(bytes: &[u8]) -> Reply<()> {
     if !faena_domain::json::is_shallow(bytes) {
         return Err(faena_domain::json::InvalidJson::TooDeep.into());
     }
-    let _: &RawValue = serde_json::from_slice(bytes).map_err(malformed)?;
+    let checked = serde_json::from_slice::<&RawValue>(bytes);
+    checked.map(drop).map_err(|error| Problem::invalid("malformed_json", error))
+}
+
+/// The params of a call whose body was JSON.
+pub(crate) async fn json_params(app: &App, bytes: &[u8]) -> Reply<Payload> {
+    check_json(bytes)?;
     Ok(app.blobs().payload(bytes.to_vec()).await?)
 }
 

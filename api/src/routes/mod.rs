@@ -2,14 +2,14 @@
 
 mod builds;
 mod calls;
-mod direct;
+pub(crate) mod direct;
 mod events;
 mod functions;
 mod health;
-mod invoke;
+pub(crate) mod invoke;
 mod replay;
 mod runtimes;
-mod trace;
+pub(crate) mod trace;
 mod upload;
 mod workers;
 

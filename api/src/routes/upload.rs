@@ -11,6 +11,7 @@ use faena_blob::archive::{self, ArchiveError, Bounds, Checked};
 use faena_blob::{BlobStore, Spooled};
 use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
+use faena_domain::serving::InvalidServing;
 use faena_domain::{FunctionName, Manifest, RuntimeName};
 use faena_protocol::db::{RuntimeGet, VersionPut};
 use futures_util::StreamExt;
@@ -48,7 +49,9 @@ impl From<InvalidManifest> for Problem {
         match &error {
             InvalidManifest::Malformed(_) => Self::invalid("malformed_manifest", error),
             InvalidManifest::UnknownKey { .. } => Self::invalid("unknown_key", error),
-            InvalidManifest::NotYet(_) => Self::invalid("not_supported", error),
+            InvalidManifest::Serving(InvalidServing::Range { .. }) => Self::not_permitted("limit_exceeded", error),
+            InvalidManifest::Serving(_) => Self::invalid("malformed_manifest", error),
+            InvalidManifest::Waiting { .. } => Self::not_permitted("waiting_not_allowed", error),
             InvalidManifest::Env(_) => Self::invalid("invalid_env", error),
             InvalidManifest::Retries(_) | InvalidManifest::Limit(_) => Self::not_permitted("limit_exceeded", error),
             InvalidManifest::Egress(_) => Self::not_permitted("egress_not_allowed", error),

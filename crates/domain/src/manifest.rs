@@ -8,6 +8,7 @@ use crate::environment::{InvalidEnv, check_env};
 use crate::limits::{LimitExceeded, Limits};
 use crate::near::nearest;
 use crate::retry::MAX_RETRIES;
+use crate::serving::{InvalidServing, Preload, Serving};
 use crate::{AskedLimits, Network, RuntimeSpec};
 
 /// Its name in the archive.
@@ -17,7 +18,7 @@ pub const MAX_BYTES: usize = 64 * 1024;
 
 /// What a function asks for; everything is optional.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// Limits above or below the runtime's.
     #[serde(default)]
@@ -31,6 +32,9 @@ pub struct Manifest {
     /// What it reaches of the world.
     #[serde(default)]
     pub network: Network,
+    /// What its process speaks, and which of its instances wait.
+    #[serde(flatten)]
+    pub serving: Serving,
 }
 
 /// Why a `faena.toml` was refused.
@@ -47,9 +51,9 @@ pub enum InvalidManifest {
         /// The known key that is like it.
         near: Option<&'static str>,
     },
-    /// A key whose meaning this version does not have yet.
-    #[error("faena.toml: `{0}` is not supported by this version of Faena; leave it out")]
-    NotYet(String),
+    /// How it wants to be served.
+    #[error("faena.toml: {0}")]
+    Serving(#[from] InvalidServing),
     /// More retries than anyone gets.
     #[error("faena.toml: retries = {0} is more than {MAX_RETRIES}")]
     Retries(u32),
@@ -62,23 +66,24 @@ pub enum InvalidManifest {
     /// Egress that the runtime does not allow.
     #[error("faena.toml: network = \"egress\" is not allowed by the runtime {0:?}")]
     Egress(String),
+    /// Instances that wait, which the runtime does not allow.
+    #[error("faena.toml: {what} is not allowed by the runtime {runtime:?}")]
+    Waiting {
+        /// What was asked for.
+        what: &'static str,
+        /// The runtime's name.
+        runtime: String,
+    },
 }
 
-const KEYS: [&str; 4] = ["limits", "env", "retries", "network"];
+const KEYS: [&str; 11] =
+    ["limits", "env", "retries", "network", "contract", "handler", "reuse", "preload", "minimum", "idle", "parallel"];
 const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
-/// Keys of the format that have no effect yet; taking them silently would promise something.
-const NOT_YET: [&str; 5] = ["contract", "handler", "reuse", "preload", "minimum"];
-
-fn check_keys(
-    table: &toml::Table,
-    known: &'static [&'static str],
-    not_yet: &'static [&'static str],
-) -> Result<(), InvalidManifest> {
+fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(), InvalidManifest> {
     match table.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) if not_yet.contains(&key.as_str()) => Err(InvalidManifest::NotYet(key.clone())),
         Some(key) => {
-            let near = nearest(key, known.iter().chain(not_yet).copied());
+            let near = nearest(key, known.iter().copied());
             Err(InvalidManifest::UnknownKey { key: key.chars().take(80).collect(), near })
         }
     }
@@ -92,12 +97,13 @@ impl Manifest {
     pub fn parse(text: &str) -> Result<Self, InvalidManifest> {
         let malformed = |error: toml::de::Error| InvalidManifest::Malformed(error.message().to_owned());
         let table: toml::Table = text.parse().map_err(malformed)?;
-        check_keys(&table, &KEYS, &NOT_YET)?;
+        check_keys(&table, &KEYS)?;
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
-            check_keys(limits, &LIMIT_KEYS, &[])?;
+            check_keys(limits, &LIMIT_KEYS)?;
         }
         let manifest: Self = table.try_into().map_err(malformed)?;
         check_env(&manifest.env)?;
+        manifest.serving.check()?;
         match manifest.retries {
             Some(retries) if retries > MAX_RETRIES => Err(InvalidManifest::Retries(retries)),
             _ => Ok(manifest),
@@ -112,6 +118,13 @@ impl Manifest {
         if self.network == Network::Egress && !runtime.allow.egress {
             return Err(InvalidManifest::Egress(runtime.name.to_string()));
         }
+        let waiting = [
+            ("minimum", self.serving.minimum > 0 && !runtime.allow.minimum),
+            ("preload = \"function\"", self.serving.preload == Some(Preload::Function) && !runtime.allow.preload),
+        ];
+        if let Some((what, _)) = waiting.into_iter().find(|(_, is_refused)| *is_refused) {
+            return Err(InvalidManifest::Waiting { what, runtime: runtime.name.to_string() });
+        }
         let default = runtime.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
         let most = runtime.limits.lowered(maximum);
         Ok(self.limits.grant(&default, &most, "the runtime or the platform")?)
@@ -123,6 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::serving::{Contract, Reuse};
 
     #[test]
     fn what_it_asks_for_is_read() {
@@ -143,10 +157,28 @@ mod tests {
     }
 
     #[test]
-    fn keys_without_effect_are_refused_rather_than_ignored() {
-        for text in ["contract = \"http\"", "reuse = \"never\"", "preload = \"function\""] {
-            assert!(matches!(Manifest::parse(text), Err(InvalidManifest::NotYet(_))), "{text}");
+    fn how_it_is_served_is_read() {
+        let manifest = Manifest::parse(
+            "contract = \"handler\"\nhandler = \"a.py:b\"\nreuse = \"never\"\npreload = \"function\"\nminimum = 2\nidle = \"5m\"\n",
+        )
+        .unwrap();
+        assert_eq!(manifest.serving.contract, Contract::Handler);
+        assert_eq!((manifest.serving.reuse, manifest.serving.minimum), (Reuse::Never, 2));
+        assert_eq!(manifest.serving.idle, Some(crate::units::Span(300_000)));
+        assert!(Manifest::parse("contract = \"soap\"").is_err());
+        assert!(matches!(Manifest::parse("minimum = 1000"), Err(InvalidManifest::Serving(_))));
+    }
+
+    #[test]
+    fn a_runtime_may_forbid_what_waits() {
+        let text =
+            r#"{"image":"i","path":"/ws","dependencies":"","run":"r","allow":{"minimum":false,"preload":false}}"#;
+        let runtime = RuntimeSpec::parse(text.as_bytes(), &Limits::MAXIMUM).unwrap();
+        for text in ["minimum = 1", "preload = \"function\""] {
+            let asked = Manifest::parse(text).unwrap().grant(&runtime, &Limits::MAXIMUM);
+            assert!(matches!(asked, Err(InvalidManifest::Waiting { .. })), "{text}");
         }
+        assert!(Manifest::parse("preload = \"runtime\"").unwrap().grant(&runtime, &Limits::MAXIMUM).is_ok());
     }
 
     proptest! {

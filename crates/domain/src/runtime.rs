@@ -54,6 +54,12 @@ pub struct Allow {
     /// `network = "egress"`.
     #[serde(default = "granted")]
     pub egress: bool,
+    /// Instances that wait whether or not calls come.
+    #[serde(default = "granted")]
+    pub minimum: bool,
+    /// `preload = "function"`.
+    #[serde(default = "granted")]
+    pub preload: bool,
 }
 
 fn granted() -> bool {
@@ -62,7 +68,7 @@ fn granted() -> bool {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self { egress: true }
+        Self { egress: true, minimum: true, preload: true }
     }
 }
 

@@ -4,8 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use faena_instance_protocol::{Decoder, FrameError, Outgoing, ToAgent, ToMiniworker};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -27,12 +30,56 @@ pub enum AgentError {
     Frame(#[from] FrameError),
 }
 
-/// A stream of frames to and from one agent.
+/// A stream of frames, with the descriptors that come with them.
 #[derive(Debug)]
-pub struct AgentSocket {
-    stream: UnixStream,
+pub(crate) struct FrameSocket {
+    stream: Arc<UnixStream>,
     decoder: Decoder,
 }
+
+/// Sends through a [`FrameSocket`].
+#[derive(Clone, Debug)]
+pub(crate) struct FrameSender(Arc<UnixStream>);
+
+impl FrameSender {
+    /// Sends a frame whole. Whoever cancels it has to close the socket.
+    pub(crate) async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
+        let mut outgoing = Outgoing::new(message, fds)?;
+        while !self.0.async_io(Interest::WRITABLE, || outgoing.write(self.0.as_fd())).await? {}
+        Ok(())
+    }
+}
+
+impl FrameSocket {
+    /// Takes over our end of a socket.
+    pub(crate) fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream: Arc::new(UnixStream::from_std(stream)?), decoder: Decoder::default() })
+    }
+
+    /// What sends, beside whoever receives.
+    pub(crate) fn sender(&self) -> FrameSender {
+        FrameSender(Arc::clone(&self.stream))
+    }
+
+    /// The next frame; cancel-safe.
+    pub(crate) async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), AgentError> {
+        loop {
+            if let Some(frame) = self.decoder.decode()? {
+                return Ok(frame);
+            }
+            let Self { stream, decoder } = self;
+            let read = stream.async_io(Interest::READABLE, || decoder.read(&**stream)).await?;
+            if read == 0 {
+                return Err(AgentError::Gone);
+            }
+        }
+    }
+}
+
+/// A stream of frames to and from one agent.
+#[derive(Debug)]
+pub struct AgentSocket(FrameSocket);
 
 impl AgentSocket {
     /// Takes over our end of a socket.
@@ -40,12 +87,11 @@ impl AgentSocket {
     /// # Errors
     /// A socket that cannot be registered with the runtime.
     pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        Ok(Self { stream: UnixStream::from_std(stream)?, decoder: Decoder::default() })
+        FrameSocket::new(stream).map(Self)
     }
 
     pub(crate) fn from_stream(stream: UnixStream) -> Self {
-        Self { stream, decoder: Decoder::default() }
+        Self(FrameSocket { stream: Arc::new(stream), decoder: Decoder::default() })
     }
 
     /// The next frame; cancel-safe.
@@ -53,16 +99,7 @@ impl AgentSocket {
     /// # Errors
     /// [`AgentError`]; the instance has to be destroyed.
     pub async fn receive(&mut self) -> Result<(ToMiniworker, Vec<OwnedFd>), AgentError> {
-        loop {
-            if let Some(frame) = self.decoder.decode()? {
-                return Ok(frame);
-            }
-            let Self { stream, decoder } = self;
-            let read = stream.async_io(Interest::READABLE, || decoder.read(&*stream)).await?;
-            if read == 0 {
-                return Err(AgentError::Gone);
-            }
-        }
+        self.0.receive().await
     }
 
     /// Sends a frame whole.
@@ -70,10 +107,40 @@ impl AgentSocket {
     /// # Errors
     /// [`AgentError`]; the instance has to be destroyed.
     pub async fn send(&self, message: &ToAgent, fds: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
-        let mut outgoing = Outgoing::new(message, fds)?;
-        while !self.stream.async_io(Interest::WRITABLE, || outgoing.write(self.stream.as_fd())).await? {}
-        Ok(())
+        self.0.sender().send(message, fds).await
     }
+}
+
+/// Programs of ours that keep a user's handler alive, by the names that they have in an instance.
+const SHIMS: [(&str, &[u8]); 2] = [
+    ("python.py", include_bytes!("../../../runtimes/python/shim.py")),
+    ("node.mjs", include_bytes!("../../../runtimes/node/shim.mjs")),
+];
+
+/// Writes the shims below a folder; returns the folder that they lie in, named by their hash.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn install_shims(folder: &Path) -> io::Result<PathBuf> {
+    let mut hash = Sha256::new();
+    SHIMS.iter().for_each(|(_, bytes)| hash.update(bytes));
+    let place = folder.join(format!("shims-{}", hex(&hash.finalize())));
+    if place.is_dir() {
+        return Ok(place);
+    }
+    let passing = folder.join(format!("shims.{}", uuid::Uuid::new_v4().simple()));
+    std::fs::create_dir(&passing)?;
+    for (name, bytes) in SHIMS {
+        std::fs::write(passing.join(name), bytes)?;
+        std::fs::set_permissions(passing.join(name), std::fs::Permissions::from_mode(0o444))?;
+    }
+    std::fs::set_permissions(&passing, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::rename(&passing, &place)?;
+    Ok(place)
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes the agent's program below a folder, named by its hash; returns where it lies.
@@ -81,8 +148,7 @@ impl AgentSocket {
 /// # Errors
 /// A folder that cannot be written to.
 pub fn install_agent(folder: &Path) -> io::Result<PathBuf> {
-    let digest = Sha256::digest(AGENT);
-    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(&Sha256::digest(AGENT));
     let path = folder.join(format!("agent-{name}"));
     if std::fs::read(&path).is_ok_and(|bytes| bytes == AGENT) {
         return Ok(path);

@@ -231,10 +231,16 @@ impl Group {
                     fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.name()))?;
                 }
             }
-            fs::create_dir(folder.join("agent"))?;
-            fs::create_dir(folder.join("user"))?;
+            for part in self.parts(folder) {
+                fs::create_dir(folder.join(part))?;
+            }
         }
         Ok(())
+    }
+
+    /// Agent and user are told apart where something is bounded: moving a process costs the more the newer the tree is.
+    fn parts(&self, folder: &Path) -> &'static [&'static str] {
+        if self.is_v2(folder) && self.trees.v2_controllers.is_empty() { &[] } else { &["agent", "user"] }
     }
 
     fn is_v2(&self, folder: &Path) -> bool {
@@ -277,10 +283,34 @@ impl Group {
         Ok(())
     }
 
-    /// Files that take a `0` from whoever enters: the agent's groups, and the user's.
-    pub(crate) fn entrances(&self, part: &str) -> Vec<PathBuf> {
-        let file = |folder: &PathBuf| folder.join(part).join(if self.is_v2(folder) { "cgroup.procs" } else { "tasks" });
-        self.folders.iter().map(file).collect()
+    /// Files that take a `0` from whoever enters the agent's groups. It is born in that of the v2 tree.
+    pub(crate) fn agent_entrances(&self) -> Vec<PathBuf> {
+        self.folders.iter().filter(|folder| !self.is_v2(folder)).map(|folder| folder.join("agent/tasks")).collect()
+    }
+
+    /// Files that take a `0` from whoever enters the user's groups.
+    pub(crate) fn user_entrances(&self) -> Vec<PathBuf> {
+        let file = |folder: &PathBuf| if self.is_v2(folder) { "user/cgroup.procs" } else { "user/tasks" };
+        let bounded = self.folders.iter().filter(|folder| !self.parts(folder).is_empty());
+        bounded.map(|folder| folder.join(file(folder))).collect()
+    }
+
+    /// The group of the v2 tree that an agent is born in.
+    pub(crate) fn birth(&self) -> Option<PathBuf> {
+        let folder = self.folders.iter().find(|folder| self.is_v2(folder))?;
+        Some(if self.parts(folder).is_empty() { folder.clone() } else { folder.join("agent") })
+    }
+
+    /// What stops the instance where it stands, and lets it go on.
+    pub(crate) fn freezer(&self) -> Option<Freezer> {
+        let folder = self.folders.iter().find(|folder| self.is_v2(folder))?;
+        Some(Freezer { file: folder.join("cgroup.freeze"), words: ["1", "0"] })
+    }
+
+    /// What the user's processes hold.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        let (folder, is_v2) = self.of(Controller::Memory)?;
+        read_number(&folder.join(if is_v2 { "memory.current" } else { "memory.usage_in_bytes" }))
     }
 
     /// What tells how often memory ran out, and the most that was held.
@@ -308,7 +338,7 @@ impl Group {
             Ok(()) => true,
         };
         let all = |folder: &PathBuf| {
-            let parts = gone(&folder.join("agent")) & gone(&folder.join("user"));
+            let parts = self.parts(folder).iter().fold(true, |so_far, part| gone(&folder.join(part)) & so_far);
             parts && gone(folder)
         };
         self.folders.iter().map(all).fold(true, |so_far, gone| so_far & gone)
@@ -325,6 +355,61 @@ impl Group {
         }
         warn!(instance = self.instance, "a control group could not be removed; it stays until the next start");
     }
+}
+
+/// A file that freezes whatever is in its group.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    file: PathBuf,
+    /// What freezes, and what thaws.
+    words: [&'static str; 2],
+}
+
+/// A file of the group that a process of another's making is in: of the controller's v1 hierarchy, or of the v2 tree.
+fn file_of_process(pid: i32, controller: &str, [v1, v2]: [&str; 2]) -> Option<(PathBuf, bool)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let group = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            names.split(',').any(|name| name == wanted).then(|| PathBuf::from(path))
+        })
+    };
+    let file = |kind: &str, wanted: &str, name: &str| {
+        let is_it = |options: &str| wanted.is_empty() || options.split(',').any(|option| option == wanted);
+        let mounted = mounts().into_iter().find(|(found, _, _, options)| found == kind && is_it(options));
+        let (_, root, point, _) = mounted?;
+        // The group at the top of the v2 tree is the host's own, and has no such file.
+        Some(locate(&point, &root, &group(wanted)?).join(name)).filter(|file| file.exists())
+    };
+    file("cgroup", controller, v1)
+        .map(|file| (file, false))
+        .or_else(|| file("cgroup2", "", v2).map(|file| (file, true)))
+}
+
+impl Freezer {
+    /// The freezer of a container's first process.
+    pub(crate) fn of_process(pid: i32) -> Option<Self> {
+        let (file, is_v2) = file_of_process(pid, "freezer", ["freezer.state", "cgroup.freeze"])?;
+        Some(Self { file, words: if is_v2 { ["1", "0"] } else { ["FROZEN", "THAWED"] } })
+    }
+
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        fs::write(&self.file, self.words[0])
+    }
+
+    pub(crate) fn thaw(&self) -> io::Result<()> {
+        fs::write(&self.file, self.words[1])
+    }
+}
+
+/// The file that tells what a container holds of memory.
+pub(crate) fn memory_of_process(pid: i32) -> Option<PathBuf> {
+    file_of_process(pid, "memory", ["memory.usage_in_bytes", "memory.current"]).map(|(file, _)| file)
+}
+
+/// The number that is all of a file.
+pub(crate) fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn write_if_there(path: &Path, value: &str) -> io::Result<()> {

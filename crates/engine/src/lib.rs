@@ -10,12 +10,13 @@ mod docker;
 mod sandbox;
 mod uids;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use faena_domain::{EngineKind, Limits};
 
-pub use agent::{AgentError, AgentSocket, install_agent};
+pub use agent::{AgentError, AgentSocket, install_agent, install_shims};
 pub use docker::{CodeBy, Docker, DockerConfig};
 pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
@@ -39,8 +40,8 @@ pub struct InstanceSpec {
     pub name: String,
     /// The image, as [`Engine::resolve`] answered it.
     pub image: ImageId,
-    /// The unpacked code; it is never written to.
-    pub code: PathBuf,
+    /// The unpacked code, which is never written to; none where it is laid later.
+    pub code: Option<PathBuf>,
     /// Where the code appears.
     pub path: String,
     /// What it may use.
@@ -71,9 +72,30 @@ pub struct Instance {
 /// Holds an instance. Dropping it without [`Guard::destroy`] closes the agent's socket, which ends the instance too,
 /// but leaves what lies on the host to the next start.
 #[async_trait]
-pub trait Guard: Send + std::fmt::Debug {
+pub trait Guard: Send + Sync + std::fmt::Debug {
     /// Kills everything in the instance and removes what it left on the host.
     async fn destroy(self: Box<Self>);
+
+    /// Lays code at `path`, as if nothing had ever been written there. No process of the user's may run.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the instance has to be destroyed.
+    async fn lay(&mut self, code: &Path) -> Result<(), EngineError>;
+
+    /// Stops every process of the instance where it stands, until [`Guard::thaw`]. Takes no CPU meanwhile.
+    ///
+    /// # Errors
+    /// A control group that cannot be written to, or none that freezes.
+    fn freeze(&self) -> io::Result<()>;
+
+    /// Lets a frozen instance go on.
+    ///
+    /// # Errors
+    /// A control group that cannot be written to.
+    fn thaw(&self) -> io::Result<()>;
+
+    /// What the user's processes hold of memory, in bytes.
+    fn memory(&self) -> Option<u64>;
 }
 
 /// Why an engine could not do it.
@@ -150,6 +172,11 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`EngineError`]; nothing is left of an instance that could not be made.
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError>;
+
+    /// Whether making an instance takes so long that one is worth having before its code is known.
+    fn is_slow_to_make(&self) -> bool {
+        false
+    }
 
     /// Whether it can make instances at the moment.
     async fn is_available(&self) -> bool {

@@ -16,7 +16,7 @@ use faena_domain::Limits;
 use faena_domain::units::{ByteSize, MB};
 use faena_engine::{
     Belonging, CodeBy, Docker, DockerConfig, Engine, ImageId, Instance, InstanceSpec, Layer, Pull, Sandbox,
-    SandboxConfig, Uids, install_agent,
+    SandboxConfig, Uids, install_agent, install_shims,
 };
 use faena_instance_protocol::{Ended, Exit, Output, Run, ToAgent, ToMiniworker};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -27,6 +27,8 @@ struct Bench {
     image: ImageId,
     folder: PathBuf,
     names: AtomicU32,
+    /// Whether code is copied into its instances, once.
+    copies: bool,
 }
 
 /// What a process left.
@@ -52,12 +54,13 @@ impl Bench {
             belonging: belonging(),
             launcher: launcher(),
             agent: install_agent(&folder).unwrap(),
+            shims: install_shims(&folder).unwrap(),
             folder: folder.clone(),
             accept_missing: Layer::ALL.to_vec(),
             host_images: vec![("bashruntime".into(), "bash".into())],
         };
         let engine = Sandbox::start(config, Uids::default()).await.unwrap();
-        Self::new(Box::new(engine), folder).await
+        Self::new(Box::new(engine), folder, false).await
     }
 
     async fn docker(folder: PathBuf, code_by: CodeBy) -> Self {
@@ -66,14 +69,15 @@ impl Bench {
             socket: None,
             launcher: launcher(),
             agent: install_agent(&folder).unwrap(),
+            shims: install_shims(&folder).unwrap(),
             folder: folder.join("containers"),
             code_by: Some(code_by),
         };
         let engine = Docker::connect(config, Uids::default()).await.unwrap();
-        Self::new(Box::new(engine), folder).await
+        Self::new(Box::new(engine), folder, code_by == CodeBy::Copy).await
     }
 
-    async fn new(engine: Box<dyn Engine>, folder: PathBuf) -> Self {
+    async fn new(engine: Box<dyn Engine>, folder: PathBuf, copies: bool) -> Self {
         let code = folder.join("code");
         std::fs::create_dir_all(code.join("sub")).unwrap();
         std::fs::write(code.join("greeting"), "hola").unwrap();
@@ -83,14 +87,14 @@ impl Bench {
             let _ = std::os::unix::fs::chown(path, Some(1000), Some(1000));
         }
         let image = engine.resolve("bashruntime", Pull::Never).await.unwrap();
-        Self { engine, image, folder, names: AtomicU32::new(0) }
+        Self { engine, image, folder, names: AtomicU32::new(0), copies }
     }
 
     fn spec(&self, limits: Limits, egress: bool) -> InstanceSpec {
         InstanceSpec {
             name: format!("i{}", self.names.fetch_add(1, Ordering::Relaxed)),
             image: self.image.clone(),
-            code: self.folder.join("code"),
+            code: Some(self.folder.join("code")),
             path: "/ws".into(),
             limits,
             egress,
@@ -378,6 +382,107 @@ async fn hands_over_the_listener_for_egress(bench: &Bench) -> Outcome {
     Ok(())
 }
 
+/// Between two calls: nothing of the first is found by the second, wherever it was left.
+async fn is_as_new_after_a_call(bench: &Bench) -> Outcome {
+    let mut instance = bench.instance().await;
+    let leave =
+        "echo x > new; rm greeting; mkdir -p /tmp/a/b; touch /tmp/a/b/c /tmp/.d; chmod 0 /tmp/a; echo y > /dev/shm/z";
+    run(&mut instance, &["bash", "-c", leave], "{}").await.map_err(Failed::from)?;
+    instance.agent.send(&ToAgent::Clean, &[]).await.unwrap();
+    let cleaned = instance.agent.receive().await.unwrap().0;
+    let laid = instance.guard.lay(&bench.folder.join("code")).await;
+    if laid.is_err() && bench.copies {
+        // Code that was copied can only be had anew with a new instance.
+        instance.guard.destroy().await;
+        return Ok(());
+    }
+    laid.unwrap();
+    let look = "ls -A . /tmp /dev/shm; cat greeting; echo w > new && cat new";
+    let done = run(&mut instance, &["bash", "-c", look], "{}").await.map_err(Failed::from)?;
+    instance.guard.destroy().await;
+    expect!(cleaned == (ToMiniworker::Cleaned { error: None }), done);
+    let wanted = ".:\ngreeting\ninput.json\noutput.json\nsub\n\n/dev/shm:\n\n/tmp:\nholaw\n";
+    expect!(done.stdout.replace("output.json\n", "") == wanted.replace("output.json\n", ""), done);
+    Ok(())
+}
+
+async fn takes_its_code_later(bench: &Bench) -> Outcome {
+    if bench.copies {
+        return Ok(());
+    }
+    let spec = InstanceSpec { code: None, ..bench.spec(Limits::DEFAULT, false) };
+    let mut instance = bench.engine.create(spec).await.unwrap();
+    instance.guard.lay(&bench.folder.join("code")).await.unwrap();
+    let line = "cat greeting; cat input.json; echo more > greeting && cat greeting";
+    let done = run(&mut instance, &["bash", "-c", line], "{\"n\":1}").await.map_err(Failed::from)?;
+    instance.guard.destroy().await;
+    expect!(done.stdout == "hola{\"n\":1}more\n", done);
+    Ok(())
+}
+
+async fn hands_over_connections_to_its_loopback(bench: &Bench) -> Outcome {
+    let mut instance = bench.instance().await;
+    instance.agent.send(&ToAgent::Connect { port: 3128 }, &[]).await.unwrap();
+    let (refused, none) = instance.agent.receive().await.unwrap();
+    let is_refused = matches!(refused, ToMiniworker::Connected { error: Some(_) }) && none.is_empty();
+    instance.guard.destroy().await;
+    let mut instance = bench.engine.create(bench.spec(Limits::DEFAULT, true)).await.unwrap();
+    let listener = instance.listener.take().ok_or("no listener came")?;
+    instance.agent.send(&ToAgent::Connect { port: 3128 }, &[]).await.unwrap();
+    let (connected, mut fds) = instance.agent.receive().await.unwrap();
+    let mut ours = std::net::TcpStream::from(fds.pop().ok_or("no connection came")?);
+    ours.set_nonblocking(false).unwrap();
+    let (mut theirs, _) = listener.accept().unwrap();
+    theirs.write_all(b"hola").unwrap();
+    drop(theirs);
+    let mut said = String::new();
+    ours.read_to_string(&mut said).unwrap();
+    instance.guard.destroy().await;
+    if is_refused && connected == (ToMiniworker::Connected { error: None }) && said == "hola" {
+        Ok(())
+    } else {
+        Err(format!("{refused:?} {connected:?} {said}").into())
+    }
+}
+
+/// A frozen instance does nothing, and goes on where it was.
+async fn stands_still_while_it_is_frozen(bench: &Bench) -> Outcome {
+    let mut instance = bench.instance().await;
+    let line = "while read -r word; do echo \"$word\"; done";
+    let (input, feed) = rustix::pipe::pipe().unwrap();
+    let (said, output) = rustix::pipe::pipe().unwrap();
+    let run = Run {
+        id: 7,
+        words: ["bash", "-c", line].map(String::from).to_vec(),
+        env: Vec::new(),
+        path_prefix: String::new(),
+        path: "/ws".into(),
+        wants_output: false,
+        has_params: false,
+    };
+    instance.agent.send(&ToAgent::Run(run), &[input.as_fd(), output.as_fd(), output.as_fd()]).await.unwrap();
+    instance.agent.receive().await.unwrap();
+    instance.guard.freeze().unwrap();
+    let mut feed = std::fs::File::from(feed);
+    feed.write_all(b"hola\n").unwrap();
+    let mut watched = [rustix::event::PollFd::new(&said, rustix::event::PollFlags::IN)];
+    // What does not come is waited for in vain; a slow machine only makes this easier to hold.
+    let early =
+        rustix::event::poll(&mut watched, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 200_000_000 })).unwrap();
+    instance.guard.thaw().unwrap();
+    let mut word = [0; 5];
+    std::fs::File::from(said).read_exact(&mut word).unwrap();
+    let holds_memory = instance.guard.memory().is_some_and(|bytes| bytes > 0);
+    instance.guard.freeze().unwrap();
+    // One that is frozen can be destroyed.
+    instance.guard.destroy().await;
+    if early == 0 && &word == b"hola\n" && holds_memory {
+        Ok(())
+    } else {
+        Err(format!("{early} {word:?} {holds_memory}").into())
+    }
+}
+
 async fn names_an_image_it_does_not_have(bench: &Bench) -> Outcome {
     match bench.engine.resolve("no-such-image-anywhere", Pull::Never).await {
         Err(error) if error.to_string().contains("no-such-image-anywhere") => Ok(()),
@@ -412,6 +517,10 @@ suite! {
     is_killed_when_told
     packs_its_tree
     hands_over_the_listener_for_egress
+    is_as_new_after_a_call
+    takes_its_code_later
+    hands_over_connections_to_its_loopback
+    stands_still_while_it_is_frozen
     names_an_image_it_does_not_have
 }
 

@@ -13,11 +13,16 @@
 //!   │ ◀───────────── ended ──────── │  every process is dead
 //!   │ ── pack ────────────────────▶ │  [where the archive goes]
 //!   │ ◀───────────── packed ─────── │
+//!   │ ── connect ─────────────────▶ │  whenever
+//!   │ ◀───────────── connected ──── │  [a connection to a port of the instance's loopback]
+//!   │ ── clean ───────────────────▶ │  between two processes
+//!   │ ◀───────────── cleaned ────── │
 //! ```
 //!
 //! The agent ends, and everything with it, when the socket does or the lease has passed.
 
 mod frame;
+pub mod handler;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +38,8 @@ pub const SOCKET: &str = "/.faena/socket";
 pub const CODE: &str = "/.faena/code";
 /// The variable that holds the nonce which an agent in a container shows.
 pub const NONCE: &str = "FAENA_NONCE";
+/// The folder of our programs that keep a user's handler alive, as it is mounted in an instance.
+pub const SHIMS: &str = "/.faena/shims";
 /// The port of an instance's loopback where the egress proxy is reached.
 pub const EGRESS_PORT: u16 = 3128;
 /// Where a process finds its params, below `path`.
@@ -45,7 +52,7 @@ pub const OUTPUT: &str = "output.json";
 pub enum ToAgent {
     /// The lease ends at this instant of `CLOCK_BOOTTIME`, in milliseconds; everything dies then.
     Lease {
-        /// The instant.
+        /// The instant; the largest number stands for no end, while nobody's call runs.
         until_ms: u64,
     },
     /// Start a process. One at a time.
@@ -57,6 +64,13 @@ pub enum ToAgent {
         /// The tree.
         path: String,
     },
+    /// Connect to a port of the instance's loopback, and hand the connection over.
+    Connect {
+        /// The port.
+        port: u16,
+    },
+    /// Remove what processes that have ended left outside `path`: temporary files, shared memory and its like.
+    Clean,
 }
 
 /// A process to start; its standard streams come as descriptors.
@@ -105,6 +119,16 @@ pub enum ToMiniworker {
     /// The archive is written.
     Packed {
         /// Why it is not whole.
+        error: Option<String>,
+    },
+    /// The answer to [`ToAgent::Connect`].
+    Connected {
+        /// Why there is no connection; where there is one it comes with this.
+        error: Option<String>,
+    },
+    /// The answer to [`ToAgent::Clean`].
+    Cleaned {
+        /// Why something is left.
         error: Option<String>,
     },
 }

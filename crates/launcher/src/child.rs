@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Gid, Uid};
 
-use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, restrict, root};
+use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
 pub(crate) fn send_go(child: &UnixStream, code: Option<&OwnedFd>) -> io::Result<()> {
@@ -43,13 +43,23 @@ fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 /// Becomes the agent, or says which step failed.
 pub(crate) fn run(spec: &Spec, inherited: &Inherited, parent: UnixStream) -> ! {
-    let Err(Failure { step, error }) = become_agent(spec, inherited, &parent);
-    let _ = (&parent).write_all(format!("{step}\n{error}").as_bytes());
-    drop(parent);
-    std::process::exit(127)
+    let Err(failure) = become_agent(spec, inherited, &parent);
+    give_up(&failure, &parent)
+}
+
+/// Says which step failed, and ends.
+pub(crate) fn give_up(Failure { step, error }: &Failure, mut parent: &UnixStream) -> ! {
+    let _ = parent.write_all(format!("{step}\n{error}").as_bytes());
+    // Nothing of the parent's is flushed, and nothing of it ends here.
+    // SAFETY: _exit takes no pointers.
+    unsafe { libc::_exit(127) }
 }
 
 fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<std::convert::Infallible, Failure> {
+    // The spawner's children are collected by the kernel; the agent collects its own.
+    // SAFETY: the default action is installed, no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    inherited.enter_groups().step("entering the control groups")?;
     let code = wait_for_go(parent).step("waiting for the parent")?;
     let words = inherited.arguments(spec)?;
     mounts::make_private().step("making mounts private")?;
@@ -58,7 +68,9 @@ fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Resu
     silence().step("closing the streams")?;
     trees.build(spec)?;
     drop(trees);
-    raise_loopback().step("raising the loopback")?;
+    if !spec.privileged {
+        network::raise_loopback().step("raising the loopback")?;
+    }
     rustix::system::sethostname(b"faena").step("naming the host")?;
     rustix::process::setsid().step("beginning a session")?;
     restrict::limits(spec.files).step("setting limits")?;
@@ -68,7 +80,7 @@ fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Resu
 }
 
 /// Files made from here on belong to the instance's user; capabilities in its namespace stay until they are dropped.
-fn become_inside_user(privileged: bool) -> io::Result<()> {
+pub(crate) fn become_inside_user(privileged: bool) -> io::Result<()> {
     let (user, group) = (Uid::from_raw(INSIDE_ID), Gid::from_raw(INSIDE_ID));
     if privileged {
         rustix::thread::set_thread_groups(&[])?;
@@ -85,19 +97,6 @@ fn silence() -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
-}
-
-fn raise_loopback() -> io::Result<()> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    // SAFETY: zeroed is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
-        *place = byte.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
-    // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives through the call.
-    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS, &raw const request) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn exec(words: &[String]) -> io::Error {

@@ -1,41 +1,45 @@
-//! The sandbox's spawner: one instance of Linux namespaces around an agent, without a daemon.
+//! The sandbox's spawner: instances of Linux namespaces around an agent, without a daemon.
 //!
-//! `faena` runs itself again as this program, because a process of many threads must not fork and go on. It takes
-//! a [`Spec`] as its argument and the agent's socket as standard input, makes one clone into new user, pid, mount, net, ipc, uts and cgroup namespaces, and says how it
-//! went in one [`Report`]. The child builds its own root, throws away what it could do, and becomes the agent.
+//! `faena` runs itself again as this program, once, because a process of many threads must not fork and go on. It has
+//! one thread and takes [`Order`]s over one socket ([`spawner`]). An instance is one clone into new user, pid, mount,
+//! ipc, uts and cgroup namespaces, into a network namespace that was made beforehand. The child builds its own root,
+//! throws away what it could do, and becomes the agent; meanwhile other orders are served.
 //!
 //! ```text
-//! worker ── spec ──▶ launcher ── clone3 ──▶ child: waits
+//! worker ── order ───▶ spawner ── clone3 ──▶ child: joins its control groups, waits
 //!                       │  uid map, idmapped code  │
 //!                       └──────── go ─────────────▶│ mounts, pivot_root, limits, capabilities, landlock, exec
-//! worker ◀── report ─── launcher ◀─ end of pipe ───┘ (or the step that failed)
+//! worker ◀── reply ──── spawner ◀─ end of pipe ────┘ (or the step that failed)
 //! ```
 
 mod child;
 mod clone;
 mod idmap;
 mod mounts;
+mod network;
 mod overlay;
+mod relay;
 mod restrict;
 mod root;
+pub mod spawner;
 
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-/// The word after the program's name that makes `faena` a launcher.
-pub const INSTANCE: &str = "launch-instance";
+/// The word after the program's name that makes `faena` a spawner of instances.
+pub const SPAWNER: &str = "spawn-instances";
 /// The word after the program's name that makes `faena` mount the code of a container.
 pub const OVERLAY: &str = "mount-overlay";
 
 /// Who user code is inside: on every node, in every engine.
 pub const INSIDE_ID: u32 = 1000;
 
-pub use overlay::OverlaySpec;
+pub use overlay::{Before, OverlaySpec};
 
 /// One instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,9 +51,11 @@ pub struct Spec {
     pub root: Option<PathBuf>,
     /// The `/etc` of ours, where the host's `/usr` is taken.
     pub etc: PathBuf,
-    /// The unpacked code, owned by [`INSIDE_ID`] on disk where we are root.
-    pub code: PathBuf,
-    /// Where it appears.
+    /// The unpacked code, owned by [`INSIDE_ID`] on disk where we are root; none yet, where it is laid later.
+    pub code: Option<PathBuf>,
+    /// Programs of ours that keep a user's handler alive.
+    pub shims: PathBuf,
+    /// Where the code appears.
     pub path: String,
     /// What may be written in `path`, in bytes.
     pub disk: u64,
@@ -65,6 +71,8 @@ pub struct Spec {
     pub host_id: u32,
     /// Whether we are root, and can map any user and any mount.
     pub privileged: bool,
+    /// The group of the v2 tree that the agent is born in.
+    pub birth_group: Option<PathBuf>,
     /// Files of control groups that the agent enters.
     pub agent_groups: Vec<PathBuf>,
     /// Files of control groups that the user's processes enter.
@@ -82,18 +90,54 @@ pub struct Spec {
 /// Where a bundle of certificate authorities is found inside.
 pub const CA_BUNDLE: &str = "/.faena/ca.pem";
 
-/// How it went.
+/// Code that is laid in an instance which stands already, over what lay there before.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// The unpacked code.
+    pub code: PathBuf,
+    /// Where it appears.
+    pub path: String,
+    /// What may be written there, in bytes.
+    pub disk: u64,
+    /// See [`Spec::privileged`].
+    pub privileged: bool,
+}
+
+/// What a spawner is told to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Make an instance; its agent's end of a socket comes with this.
+    Launch(Box<Spec>),
+    /// Lay code anew; the instance's descriptor comes with this.
+    Relay(Relay),
+}
+
+/// An order with a number of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Numbered {
+    /// Returned in the reply.
+    pub id: u64,
+    /// What to do.
+    pub order: Order,
+}
+
+/// How an order went. The descriptor of a new instance's first process comes with its reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Report {
-    /// The agent runs, as this process of the host.
-    Running(i32),
-    /// It does not.
-    Failed {
-        /// What was being done.
-        step: String,
-        /// What the kernel said.
-        error: String,
-    },
+pub struct Reply {
+    /// Which order.
+    pub id: u64,
+    /// Done, or the step that failed.
+    pub result: Result<(), Refusal>,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was being done.
+    pub step: String,
+    /// What the kernel said.
+    pub error: String,
 }
 
 /// A step that failed.
@@ -101,6 +145,12 @@ pub enum Report {
 pub(crate) struct Failure {
     step: String,
     error: io::Error,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self { step: failure.step, error: failure.error.to_string() }
+    }
 }
 
 pub(crate) trait Step<T> {
@@ -114,59 +164,56 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Becomes a launcher where the command line says so. Called first in `main`, before any thread is made.
+/// Becomes a spawner, or mounts code, where the command line says so. Called first in `main`, before any thread is made.
 pub fn run_if_asked() -> Option<ExitCode> {
     match std::env::args().nth(1)?.as_str() {
-        INSTANCE => Some(main_of(launch)),
-        OVERLAY => Some(main_of(|spec: &OverlaySpec| overlay::mount(spec).map(|()| 0))),
+        SPAWNER => Some(spawner::main()),
+        OVERLAY => Some(mount_overlay()),
         _ => None,
     }
 }
 
-/// How long a launcher waits to be dismissed.
-const DISMISSAL: std::time::Duration = std::time::Duration::from_secs(5);
-
-fn main_of<S: serde::de::DeserializeOwned>(run: impl FnOnce(&S) -> Result<i32, Failure>) -> ExitCode {
+fn mount_overlay() -> ExitCode {
     let text = std::env::args().nth(2).unwrap_or_default();
     let spec = serde_json::from_str(&text).map_err(io::Error::other).step("parsing the spec");
-    let report = match spec.and_then(|spec| run(&spec)) {
-        Ok(pid) => Report::Running(pid),
-        Err(Failure { step, error }) => Report::Failed { step, error: error.to_string() },
-    };
-    let Ok(mut line) = serde_json::to_vec(&report) else { return ExitCode::FAILURE };
-    line.push(b'\n');
-    if io::stdout().write_all(&line).is_err() {
-        return ExitCode::FAILURE;
+    let done: Result<(), Refusal> = spec.and_then(|spec| overlay::mount(&spec)).map_err(Refusal::from);
+    match serde_json::to_writer(io::stdout(), &done) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
-    if let Report::Running(1..) = report {
-        // The child's number stays its own as long as we, its parent, live: the worker opens it and then kills us.
-        std::thread::sleep(DISMISSAL);
-    }
-    ExitCode::SUCCESS
 }
 
 /// What the child inherits open, besides its streams.
 pub(crate) struct Inherited {
     pub(crate) socket: OwnedFd,
+    pub(crate) birth_group: Option<OwnedFd>,
+    pub(crate) agent_groups: Vec<OwnedFd>,
     pub(crate) oom: Option<OwnedFd>,
     pub(crate) peak: Option<OwnedFd>,
     pub(crate) user_groups: Vec<OwnedFd>,
 }
 
 impl Inherited {
-    fn open(spec: &Spec) -> Result<Self, Failure> {
+    fn open(spec: &Spec, socket: OwnedFd) -> Result<Self, Failure> {
         let read =
             |path: &PathBuf| std::fs::File::open(path).map(OwnedFd::from).step(format!("opening {}", path.display()));
         let write = |path: &PathBuf| {
             OpenOptions::new().write(true).open(path).map(OwnedFd::from).step(format!("opening {}", path.display()))
         };
         Ok(Self {
-            // Standard input is the agent's end of its socket; the number 0 is needed for something else.
-            socket: rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).step("keeping the socket")?,
+            socket,
+            birth_group: spec.birth_group.as_ref().map(read).transpose()?,
+            agent_groups: spec.agent_groups.iter().map(write).collect::<Result<_, _>>()?,
             oom: spec.oom.as_ref().map(read).transpose()?,
             peak: spec.peak.as_ref().map(read).transpose()?,
             user_groups: spec.user_groups.iter().map(write).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Enters the agent's groups. Writing 0 into the v1 `tasks` file moves the writer alone, which needs no grace
+    /// period of the kernel's: the first move of a whole process after an idle moment takes milliseconds.
+    pub(crate) fn enter_groups(&self) -> io::Result<()> {
+        self.agent_groups.iter().try_for_each(|group| rustix::io::write(group, b"0").map(drop).map_err(io::Error::from))
     }
 
     /// The agent's arguments; each descriptor named here survives exec.
@@ -185,46 +232,4 @@ impl Inherited {
         }
         Ok(words)
     }
-}
-
-/// Marks whatever we inherited: what the worker forgot to close is nobody's in an instance.
-fn close_on_exec() -> Result<(), Failure> {
-    // SAFETY: the call takes numbers only, and closes nothing now.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()).step("close_range") }
-}
-
-fn launch(spec: &Spec) -> Result<i32, Failure> {
-    close_on_exec()?;
-    for group in &spec.agent_groups {
-        // Writing 0 into the v1 `tasks` file moves the writer alone, which needs no grace period of the kernel's.
-        std::fs::write(group, "0").step(format!("entering the control group {}", group.display()))?;
-    }
-    let inherited = Inherited::open(spec)?;
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().step("making a socket pair")?;
-    let Some(pid) = clone::into_namespaces().step("clone3 into new namespaces")? else {
-        drop(ours);
-        child::run(spec, &inherited, theirs);
-    };
-    drop(theirs);
-    let prepared = prepare(spec, pid, &ours);
-    if prepared.is_err() {
-        clone::kill(pid);
-    }
-    prepared?;
-    // Exec closes the child's end; before that a text says which step failed.
-    let mut said = String::new();
-    (&ours).take(4096).read_to_string(&mut said).step("listening to the child")?;
-    match said.split_once('\n') {
-        None => Ok(pid),
-        Some((step, error)) => Err(Failure { step: step.to_owned(), error: io::Error::other(error.to_owned()) }),
-    }
-}
-
-/// What only the parent can do for the child.
-fn prepare(spec: &Spec, pid: i32, child: &std::os::unix::net::UnixStream) -> Result<(), Failure> {
-    idmap::map_ids(pid, spec.host_id, spec.privileged).step("mapping users")?;
-    let code =
-        if spec.privileged { Some(idmap::owned_tree(&spec.code, pid).step("mapping the code's owner")?) } else { None };
-    child::send_go(child, code.as_ref()).step("telling the child to go on")
 }

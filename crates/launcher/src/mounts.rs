@@ -81,6 +81,12 @@ pub(crate) fn make_private() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", flags)?)
 }
 
+/// A folder over itself, so that what is mounted on it later is seen by everybody who has bound it as a slave.
+pub(crate) fn share(path: &str) -> io::Result<()> {
+    rustix::mount::mount_bind(path, path)?;
+    Ok(rustix::mount::mount_change(path, rustix::mount::MountPropagationFlags::SHARED)?)
+}
+
 fn c_string(text: &str) -> std::ffi::CString {
     std::ffi::CString::new(text).unwrap_or_default()
 }

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
 
+use faena_instance_protocol::SHIMS;
+
 use crate::{CA_BUNDLE, Failure, Spec, Step, mounts};
 
 /// Devices that every program may expect; none of them reaches anything.
@@ -26,6 +28,9 @@ const EXPECTED: [&str; 3] = ["var", "root", "home"];
 const MASKED: [&str; 7] = ["kcore", "keys", "sysrq-trigger", "kallsyms", "timer_list", "kmsg", "sched_debug"];
 /// Folders of /proc that change the host, and are made read-only.
 const FROZEN: [&str; 6] = ["sys", "irq", "bus", "fs", "acpi", "scsi"];
+/// Where the parts of an overlay are mounted for a moment.
+const CODE: &str = ".faena/code";
+const LAYER: &str = ".faena/layer";
 /// What the root itself may hold: folders and links, no data.
 const ROOT_BYTES: u64 = 1024 * 1024;
 
@@ -34,8 +39,9 @@ pub(crate) struct Trees {
     system: Vec<(OsString, Part)>,
     agent: OwnedFd,
     ca_bundle: Option<OwnedFd>,
+    shims: OwnedFd,
     devices: Vec<OwnedFd>,
-    code: OwnedFd,
+    code: Option<OwnedFd>,
 }
 
 /// What stands at the top of the system.
@@ -95,7 +101,11 @@ impl Trees {
             agent: tree(&spec.agent)?,
             ca_bundle: spec.ca_bundle.as_deref().map(tree).transpose()?,
             devices: DEVICES.iter().map(|name| tree(&Path::new("/dev").join(name))).collect::<Result<_, _>>()?,
-            code: code.map_or_else(|| tree(&spec.code), Ok)?,
+            shims: tree(&spec.shims)?,
+            code: match (code, &spec.code) {
+                (Some(code), _) => Some(code),
+                (None, path) => path.as_deref().map(tree).transpose()?,
+            },
         })
     }
 
@@ -133,6 +143,9 @@ impl Trees {
         }
         fs::write(".faena/agent", "")?;
         mounts::attach_read_only(&self.agent, ".faena/agent".as_ref())?;
+        let shims = SHIMS.trim_start_matches('/');
+        folder_at(shims.as_ref())?;
+        mounts::attach_read_only(&self.shims, shims.as_ref())?;
         if let Some(bundle) = &self.ca_bundle {
             let point = CA_BUNDLE.trim_start_matches('/');
             fs::write(point, "")?;
@@ -164,19 +177,29 @@ impl Trees {
                 folder_at(so_far.as_ref())?;
             }
         }
-        for folder in [".faena/code", ".faena/layer"] {
+        for folder in [CODE, LAYER] {
             folder_at(folder.as_ref())?;
         }
-        mounts::attach_read_only(&self.code, ".faena/code".as_ref())?;
-        mounts::tmpfs(".faena/layer", spec.disk, 0o755, MountFlags::empty())?;
-        for folder in [".faena/layer/upper", ".faena/layer/work"] {
-            folder_at(folder.as_ref())?;
+        match &self.code {
+            Some(code) => lay(code, path, spec.disk),
+            None => Ok(()),
         }
-        mounts::overlay(".faena/code", ".faena/layer/upper", ".faena/layer/work", path, ",userxattr")?;
-        // The overlay keeps both; nobody else shall see them.
-        mounts::detach(".faena/layer")?;
-        mounts::detach(".faena/code")
     }
+}
+
+/// Lays code over a folder, both named from the root, which is the working directory: the code below, never written
+/// to, and a bounded layer above.
+pub(crate) fn lay(code: &OwnedFd, path: &str, disk: u64) -> io::Result<()> {
+    mounts::attach_read_only(code, CODE.as_ref())?;
+    mounts::tmpfs(LAYER, disk, 0o755, MountFlags::empty())?;
+    let (upper, work) = (format!("{LAYER}/upper"), format!("{LAYER}/work"));
+    for folder in [&upper, &work] {
+        folder_at(folder.as_ref())?;
+    }
+    mounts::overlay(CODE, &upper, &work, path, ",userxattr")?;
+    // The overlay keeps both; nobody else shall see them.
+    mounts::detach(LAYER)?;
+    mounts::detach(CODE)
 }
 
 fn folder_at(path: &Path) -> io::Result<()> {

@@ -1,21 +1,44 @@
 //! Requests to the database service. Each type names its reply; every write may be sent again.
 
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, Payload,
-    RuntimeName, RuntimeSpec, Version,
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, RuntimeName,
+    RuntimeSpec, Version,
 };
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::records::{
-    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, FunctionRecord, Outcome,
-    ResolvedVersion, RuntimeRecord, VersionRecord,
+    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, EndedCall, FunctionRecord,
+    Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
 };
 
 /// The message type of a reply that holds what was asked for.
 pub const REPLY_OK: &str = "ok";
 /// The message type of a reply that holds a [`DbError`].
 pub const REPLY_ERROR: &str = "error";
+
+/// The content of a reply that holds what was asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answered {
+    /// What the database had seen of its functions when it answered.
+    pub functions: FunctionsSeen,
+    /// What was asked for.
+    pub answer: Box<serde_json::value::RawValue>,
+}
+
+/// How often what calls run has changed, so that whoever remembers a version knows whether it still may: it rises with
+/// every change, and is odd while one is under way. Nothing that was read then may be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FunctionsSeen(pub u64);
+
+impl FunctionsSeen {
+    /// Whether nothing changes at the moment.
+    pub fn is_settled(self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+}
 
 /// A request with its name and the type of its reply.
 pub trait DbRequest: Serialize + DeserializeOwned + Send + 'static {
@@ -244,18 +267,12 @@ requests! {
         /// The version, where the call names one.
         version: Option<Version>,
     }
-    /// Writes a waited call whole, after its end; write.
-    CallRecordEnded = "call.recordEnded" -> () {
-        /// The namespace of its function.
-        namespace: Namespace,
-        /// The call.
-        call: CallRecord,
-        /// Standard input where it was not the params; a replay has it too.
-        body: Option<Payload>,
-        /// Whether any bytes were a result.
-        direct: bool,
-        /// How long one attempt was allowed to take.
-        timeout_ms: Option<u64>,
+    /// Writes waited calls whole, after their ends; write.
+    CallsRecord = "calls.record" -> () {
+        /// Calls that get a row each.
+        calls: Vec<Arc<EndedCall>>,
+        /// Calls that are kept many in one row.
+        segments: Vec<Segment>,
     }
     /// Gives a waited call, which an owner runs already or which waits for one, its row; write.
     CallAdopt = "call.adopt" -> CallRecord {

@@ -4,6 +4,7 @@
 //! database service answers, [`node`] what api and worker tell each other.
 
 pub mod db;
+pub mod direct;
 pub mod envelope;
 pub mod node;
 pub mod records;

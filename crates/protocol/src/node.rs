@@ -13,7 +13,7 @@
 //!   │ ── engines, draining ──────▶ │   whenever
 //! ```
 
-use faena_domain::{CallNum, EngineKind, Epoch, Owner};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
 use serde::{Deserialize, Serialize};
 
 use crate::db::BuildRef;
@@ -48,6 +48,33 @@ pub struct EngineInfo {
     pub version: String,
     /// Layers of safety that this node was told to do without.
     pub missing_layers: Vec<String>,
+}
+
+/// What a node's pool of instances holds, and has done since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolView {
+    /// Instances, waiting and working.
+    pub instances: u64,
+    /// Instances that wait without code.
+    #[serde(default)]
+    pub blank: u64,
+    /// Slots that are in use.
+    pub working: u64,
+    /// Calls that wait for an instance.
+    pub waiting_calls: u64,
+    /// Instances that are frozen.
+    pub frozen: u64,
+    /// What waiting instances hold of memory.
+    pub memory_bytes: u64,
+    /// Calls that found an instance.
+    pub hits: u64,
+    /// Instances made because a call waited.
+    pub misses: u64,
+    /// Instances made before a call asked.
+    pub refills: u64,
+    /// Instances that went, for room or for lack of calls.
+    pub evictions: u64,
 }
 
 /// From a worker to an api.
@@ -85,6 +112,11 @@ pub enum ToApi {
         epoch: Epoch,
         /// How, where db has no row of it; none gives a drained call back.
         outcome: Option<Box<Outcome>>,
+    },
+    /// What my pool holds has changed.
+    Pool {
+        /// What it holds now.
+        pool: PoolView,
     },
     /// This build has ended, its slot is free.
     BuildEnded {
@@ -145,6 +177,13 @@ pub enum ToWorker {
         num: CallNum,
         /// Its claim.
         epoch: Epoch,
+    },
+    /// This function is deleted: nothing of it waits for calls any longer.
+    Forget {
+        /// The namespace of the function.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
     },
     /// I have your `ended`.
     EndedAck {

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use faena_domain::{
     Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, FunctionStatus,
-    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Timestamp, Version,
+    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::direct::HttpHead;
 
 /// A runtime with the revision its next functions are bound to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,6 +125,13 @@ pub struct Code {
     /// Calls of the function at once; none is no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// What its process speaks, and which of its instances wait.
+    #[serde(default)]
+    pub serving: Serving,
+    /// When the version was uploaded, in milliseconds: a version of the same number of a function that was deleted
+    /// meanwhile is another.
+    #[serde(default)]
+    pub since: i64,
 }
 
 /// A version as calls need it.
@@ -271,6 +280,46 @@ pub struct CallRecord {
     pub callback: Option<CallbackState>,
 }
 
+/// A waited call that has ended, as it is written behind its answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedCall {
+    /// The namespace of its function.
+    pub namespace: Namespace,
+    /// The call.
+    pub call: CallRecord,
+    /// Standard input where it was not the params; a replay has it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Payload>,
+    /// Whether any bytes were a result.
+    pub direct: bool,
+    /// How long one attempt was allowed to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Numbers of calls that lie in one span of a [`Segment`].
+pub const SEGMENT_SPAN: i64 = 1024;
+
+/// Calls of one function that went well, and whose numbers lie in one span, written together: nothing about them ever
+/// changes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Segment {
+    /// The lowest number, which no other segment has.
+    pub first: CallNum,
+    /// The namespace of the function.
+    pub namespace: Namespace,
+    /// The function.
+    pub function: FunctionName,
+    /// When the last of them ended, in Unix milliseconds.
+    pub ended_at: i64,
+    /// How many they are.
+    pub count: u32,
+    /// The calls: `[EndedCall]` in JSON, which db keeps as it is.
+    pub records: Box<serde_json::value::RawValue>,
+}
+
 /// How one attempt ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -285,6 +334,9 @@ pub struct Outcome {
     pub logs: Payload,
     /// What it was, for the call's record.
     pub attempt: Attempt,
+    /// The head of what a function that speaks HTTP answered; nobody keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HttpHead>,
 }
 
 /// One attempt as a worker gets it.

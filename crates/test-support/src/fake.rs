@@ -3,9 +3,10 @@
 //! The first word of a command says what its "process" does, see [`FakeEngine`].
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -81,7 +82,7 @@ impl Engine for FakeEngine {
             }
             Trouble::Image | Trouble::None => {}
         }
-        assert!(spec.code.is_dir(), "the code is unpacked before an instance is made");
+        assert!(spec.code.is_none_or(|code| code.is_dir()), "the code is unpacked before an instance is made");
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let agent = AgentSocket::new(ours).expect("a runtime");
         std::thread::spawn(move || Agent { stream: theirs, decoder: Decoder::default() }.serve());
@@ -99,6 +100,22 @@ struct FakeGuard(Arc<AtomicUsize>);
 impl Guard for FakeGuard {
     async fn destroy(self: Box<Self>) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    async fn lay(&mut self, _code: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn freeze(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<u64> {
+        Some(1 << 20)
     }
 }
 
@@ -127,10 +144,10 @@ impl Agent {
 
     fn serve(mut self) {
         while let Some((frame, fds)) = self.next() {
-            if let ToAgent::Run(run) = frame
-                && !self.run(&run, fds)
-            {
-                return;
+            match frame {
+                ToAgent::Run(run) if !self.run(&run, fds) => return,
+                ToAgent::Clean => self.say(&ToMiniworker::Cleaned { error: None }),
+                _ => {}
             }
         }
     }

@@ -1,8 +1,10 @@
 //! Asks the database service, with types.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use faena_protocol::db::{REPLY_ERROR, REPLY_OK};
+use faena_protocol::db::{Answered, FunctionsSeen, REPLY_ERROR, REPLY_OK};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Endpoint, RpcClient, RpcError};
 
@@ -16,12 +18,14 @@ const PAUSE: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub struct DbClient {
     rpc: RpcClient,
+    /// The most that any answer has shown of the functions.
+    functions: Arc<AtomicU64>,
 }
 
 impl DbClient {
     /// Starts connecting; requests made before the service is there wait for it.
     pub fn connect(endpoint: Endpoint) -> Self {
-        Self { rpc: RpcClient::connect(endpoint) }
+        Self { rpc: RpcClient::connect(endpoint), functions: Arc::default() }
     }
 
     /// Asks, and waits at most [`DEADLINE`].
@@ -30,6 +34,12 @@ impl DbClient {
     /// What the service says, or [`DbError::Unavailable`] where it says nothing.
     pub async fn ask<R: DbRequest>(&self, request: &R) -> Result<R::Reply, DbError> {
         self.ask_within(request, DEADLINE).await
+    }
+
+    /// What any answer has shown of the functions; what was read at this and is settled may be remembered until it
+    /// rises. So whoever has seen a change here never meets what was before it.
+    pub fn functions_seen(&self) -> FunctionsSeen {
+        FunctionsSeen(self.functions.load(Ordering::SeqCst))
     }
 
     /// Asks until the answer is known, however long the service is away. For requests that may be sent again.
@@ -53,6 +63,18 @@ impl DbClient {
     /// # Errors
     /// What the service says, or [`DbError::Unavailable`] where it says nothing.
     pub async fn ask_within<R: DbRequest>(&self, request: &R, deadline: Duration) -> Result<R::Reply, DbError> {
+        self.ask_seeing(request, deadline).await.map(|(answer, _)| answer)
+    }
+
+    /// Asks, and tells what the answer has shown of the functions.
+    ///
+    /// # Errors
+    /// What the service says, or [`DbError::Unavailable`] where it says nothing.
+    pub async fn ask_seeing<R: DbRequest>(
+        &self,
+        request: &R,
+        deadline: Duration,
+    ) -> Result<(R::Reply, FunctionsSeen), DbError> {
         let invalid = |message: String| DbError::Invalid { message };
         let id = uuid::Uuid::new_v4().simple().to_string();
         let envelope = Envelope::new(id, R::TYPE, request).map_err(|error| invalid(error.to_string()))?;
@@ -62,7 +84,12 @@ impl DbClient {
             RpcError::Envelope(error) => invalid(error.to_string()),
         })?;
         match reply.msg_type.as_str() {
-            REPLY_OK => reply.parse().map_err(|error| invalid(error.to_string())),
+            REPLY_OK => {
+                let Answered { functions, answer } = reply.parse().map_err(|error| invalid(error.to_string()))?;
+                self.functions.fetch_max(functions.0, Ordering::SeqCst);
+                let answer = serde_json::from_str(answer.get()).map_err(|error| invalid(error.to_string()))?;
+                Ok((answer, functions))
+            }
             REPLY_ERROR => Err(reply.parse().unwrap_or_else(|error| invalid(error.to_string()))),
             other => Err(invalid(format!("a reply of the unknown type {other:?}"))),
         }

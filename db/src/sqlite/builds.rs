@@ -44,6 +44,8 @@ impl Read for BuildGet {
 }
 
 impl Write for BuildRetry {
+    const CHANGES_FUNCTIONS: bool = true;
+
     fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<BuildRecord, DbError> {
         let build = newest(connection, &self.namespace, &self.function)?;
         if build.status == FunctionStatus::Ready {
@@ -122,6 +124,8 @@ impl Write for BuildsClaim {
 type Claim = (Text<FunctionStatus>, i64, Option<String>, Option<String>);
 
 impl Write for BuildFinish {
+    const CHANGES_FUNCTIONS: bool = true;
+
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let row: Option<Claim> = connection
             .query_row(

@@ -9,16 +9,16 @@ use faena_domain::{
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    CallAccept, CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded,
-    CallReplay, CallsStarted, Cancelled,
+    CallAccept, CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay,
+    CallsRecord, CallsStarted, Cancelled,
 };
-use faena_protocol::records::{CallRecord, CallSpec, ResolvedVersion};
+use faena_protocol::records::{CallRecord, CallSpec, EndedCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::queue::{Because, NotTaken, end_of, load, take, try_take};
 use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, builds, functions, internal, keys, lanes};
+use super::{blobs, builds, functions, internal, journal, keys, lanes};
 
 const NEXT_NUM: &str = "next_call";
 
@@ -66,6 +66,10 @@ pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum)
         .prepare_cached(&format!("SELECT {COLUMNS} FROM calls WHERE num = ?1 AND namespace = ?2"))
         .and_then(|mut statement| statement.query_row((num.0, namespace.as_str()), record).optional())
         .map_err(|error| internal("reading a call", &error))?
+        .map_or_else(
+            || journal::find(connection, namespace, num).map(|found| found.map(|ended| ended.call)),
+            |row| Ok(Some(row)),
+        )?
         .ok_or_else(|| not_found("call", &num))
 }
 
@@ -210,6 +214,10 @@ impl Write for CallReplay {
             )
             .optional()
             .map_err(|error| internal("reading a call", &error))?;
+        let old = match old {
+            Some(old) => Some(old),
+            None => journal::find(connection, &self.namespace, self.of)?.map(journal::spec),
+        };
         let old = old.ok_or_else(|| not_found("call", &self.of))?;
         let spec = CallSpec {
             num: self.num,
@@ -228,58 +236,47 @@ impl Write for CallReplay {
     }
 }
 
-impl Write for CallRecordEnded {
+impl Write for CallsRecord {
     fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
-        let call = self.call;
-        let spec = CallSpec {
-            num: call.num,
-            namespace: self.namespace,
-            function: call.function,
-            params: call.params,
-            body: self.body,
-            direct: self.direct,
-            timeout_ms: self.timeout_ms,
-            max_age_ms: 0,
-            run_at: None,
-            priority: 0,
-            key: None,
-            waited: true,
-            replay_of: None,
-            callback: None,
-            retries: None,
-            traceparent: call.traceparent,
-        };
-        let write = || -> rusqlite::Result<()> {
-            connection
-                .prepare_cached(
-                    "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                         waited, retries, created_at, queued_at, not_before, expires_at, ended_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13)
-                     ON CONFLICT DO NOTHING",
-                )?
-                .execute((
-                    call.num.0,
-                    spec.namespace.as_str(),
-                    spec.function.key(),
-                    call.version.0,
-                    call.status.as_str(),
-                    Json(&spec),
-                    call.engine.map(Text),
-                    Json(&call.result),
-                    call.error.as_ref().map(Json),
-                    Json(&call.logs),
-                    Json(&call.attempts),
-                    call.created_at,
-                    call.ended_at.unwrap_or(call.created_at),
-                ))?;
-            blobs::refer(
-                connection,
-                &blobs::of_call(call.num),
-                [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
-            )
-        };
-        write().map_err(|error| internal("recording a call", &error))
+        self.segments.iter().try_for_each(|segment| journal::write(connection, segment))?;
+        self.calls.into_iter().try_for_each(|call| write_ended(connection, std::sync::Arc::unwrap_or_clone(call)))
     }
+}
+
+/// Writes one waited call whole; one that is there already stays as it is.
+fn write_ended(connection: &Connection, ended: EndedCall) -> Result<(), DbError> {
+    let call = ended.call.clone();
+    let spec = journal::spec(ended);
+    let write = || -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
+                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute((
+                call.num.0,
+                spec.namespace.as_str(),
+                spec.function.key(),
+                call.version.0,
+                call.status.as_str(),
+                Json(&spec),
+                call.engine.map(Text),
+                Json(&call.result),
+                call.error.as_ref().map(Json),
+                Json(&call.logs),
+                Json(&call.attempts),
+                call.created_at,
+                call.ended_at.unwrap_or(call.created_at),
+            ))?;
+        blobs::refer(
+            connection,
+            &blobs::of_call(call.num),
+            [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
+        )
+    };
+    write().map_err(|error| internal("recording a call", &error))
 }
 
 impl Write for CallAdopt {
@@ -373,6 +370,9 @@ impl Write for CallCancel {
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Cancelled, DbError> {
         // Whoever asks for another namespace's call hears that there is none.
         let before = find(connection, &self.namespace, self.num)?;
+        if before.status.is_terminal() {
+            return Err(DbError::Ended { status: before.status });
+        }
         let because = cancelled(before.status, "the call was cancelled");
         match take(connection, self.num, &Event::Cancel, moment, because) {
             Ok(taken) => {
@@ -430,6 +430,11 @@ impl Read for CallList {
             statement.query_map(params.as_slice(), record)?.collect()
         };
         let mut calls = list().map_err(|error| internal("listing calls", &error))?;
+        if !self.dead && self.status.is_none_or(|status| status == CallStatus::Done) {
+            let limit = self.limit as usize;
+            let kept = journal::list(connection, (&self.namespace, function.as_deref()), before, limit)?;
+            calls = journal::merge(calls, kept, limit);
+        }
         calls.iter_mut().for_each(shorten);
         Ok(calls)
     }

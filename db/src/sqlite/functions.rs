@@ -125,6 +125,8 @@ fn unbuilt(request: &VersionPut, connection: &Connection) -> rusqlite::Result<i6
 }
 
 impl Write for VersionPut {
+    const CHANGES_FUNCTIONS: bool = true;
+
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
         let repeated = connection
             .query_row("SELECT 1 FROM versions WHERE request = ?1", [&self.request], |_| Ok(()))
@@ -180,6 +182,8 @@ impl Read for VersionList {
 }
 
 impl Write for FunctionDelete {
+    const CHANGES_FUNCTIONS: bool = true;
+
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let key = (self.namespace.as_str(), self.name.key());
         head(connection, &self.namespace, &self.name)?;
@@ -230,7 +234,7 @@ pub(super) fn code(
 ) -> Result<Option<ResolvedVersion>, DbError> {
     connection
         .prepare_cached(
-            "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source)
+            "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at
              FROM versions v JOIN runtime_revisions r
              ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
              WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
@@ -257,6 +261,8 @@ pub(super) fn code(
                         limits,
                         network: manifest.network,
                         concurrency,
+                        serving: manifest.serving,
+                        since: row.get(7)?,
                     };
                     Ok(ResolvedVersion { status, code, retries: manifest.retries })
                 })

@@ -6,6 +6,7 @@ mod callbacks;
 mod calls;
 mod clock;
 mod functions;
+mod journal;
 mod keys;
 mod lanes;
 mod migrate;
@@ -21,9 +22,10 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use faena_protocol::db::FunctionsSeen;
 use faena_protocol::{DbError, Envelope};
 use rusqlite::{Connection, OpenFlags};
 
@@ -83,6 +85,7 @@ pub struct SqliteStore {
     writer: writer::Writer,
     readers: reader::Readers,
     metrics: Metrics,
+    shared: Arc<Shared>,
 }
 
 impl SqliteStore {
@@ -114,7 +117,8 @@ impl SqliteStore {
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
         let short = AtomicBool::new(reserve.look());
-        let shared = Arc::new(Shared { clock, settings, short });
+        let functions = AtomicU64::new(u64::try_from(clock.wall()).unwrap_or(0) * 2000);
+        let shared = Arc::new(Shared { clock, settings, short, functions });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
             .collect::<Result<Vec<_>, _>>()
@@ -125,6 +129,7 @@ impl SqliteStore {
                 .map_err(OpenError::Thread)?,
             readers: reader::Readers::start(readers, &shared).map_err(OpenError::Thread)?,
             metrics: metrics.clone(),
+            shared,
         })
     }
 }
@@ -135,6 +140,8 @@ pub(crate) struct Shared {
     clock: Clock,
     settings: StoreSettings,
     short: AtomicBool,
+    /// See [`FunctionsSeen`]. It begins with wall time, so that a database that was away has not seen less than before.
+    functions: AtomicU64,
 }
 
 impl Shared {
@@ -167,9 +174,9 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 impl Store for SqliteStore {
     fn submit(&self, request: &Envelope, respond: Responder) {
         let refused = match requests::route(request) {
-            Ok(Job::Write(write)) => {
+            Ok(Job::Write { work, changes_functions }) => {
                 self.metrics.writes.inc();
-                self.writer.submit((write, respond)).err().map(|(_, respond)| respond)
+                self.writer.submit(writer::Task { work, changes_functions, respond }).err().map(|task| task.respond)
             }
             Ok(Job::Read(read)) => {
                 self.metrics.reads.inc();
@@ -181,6 +188,10 @@ impl Store for SqliteStore {
             tracing::warn!(request = request.msg_type, "a queue of the database is full");
             respond(Err(DbError::Full));
         }
+    }
+
+    fn functions_seen(&self) -> FunctionsSeen {
+        FunctionsSeen(self.shared.functions.load(Ordering::SeqCst))
     }
 }
 

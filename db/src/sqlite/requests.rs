@@ -2,8 +2,8 @@
 
 use faena_protocol::db::{
     BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAccept, CallAdopt, CallCancel, CallFinish,
-    CallGet, CallList, CallNumReserve, CallPromised, CallRecordEnded, CallReplay, CallbackFinish, CallbacksDue,
-    CallbacksTake, CallsClaim, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
+    CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbacksDue, CallbacksTake,
+    CallsClaim, CallsRecord, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
     RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
@@ -40,6 +40,9 @@ impl Moment<'_> {
 
 /// A request that changes something. It runs in a savepoint; an error undoes it alone.
 pub(crate) trait Write: DbRequest {
+    /// Whether it may change what calls run.
+    const CHANGES_FUNCTIONS: bool = false;
+
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError>;
 }
 
@@ -53,7 +56,11 @@ pub(crate) type Work = Box<dyn FnOnce(&Connection, &Moment<'_>) -> Result<Box<Ra
 
 /// Where a request runs.
 pub(crate) enum Job {
-    Write(Work),
+    Write {
+        work: Work,
+        /// See [`Write::CHANGES_FUNCTIONS`].
+        changes_functions: bool,
+    },
     Read(Work),
 }
 
@@ -63,7 +70,10 @@ fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
 
 fn write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
-    Ok(Job::Write(Box::new(move |connection, moment| reply(&request.write(connection, moment)?))))
+    Ok(Job::Write {
+        work: Box::new(move |connection, moment| reply(&request.write(connection, moment)?)),
+        changes_functions: R::CHANGES_FUNCTIONS,
+    })
 }
 
 fn read<R: Read>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
@@ -91,7 +101,7 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         BuildFinish::TYPE => write::<BuildFinish>(envelope),
         CallNumReserve::TYPE => write::<CallNumReserve>(envelope),
         CallAccept::TYPE => write::<CallAccept>(envelope),
-        CallRecordEnded::TYPE => write::<CallRecordEnded>(envelope),
+        CallsRecord::TYPE => write::<CallsRecord>(envelope),
         CallAdopt::TYPE => write::<CallAdopt>(envelope),
         CallsClaim::TYPE => write::<CallsClaim>(envelope),
         CallFinish::TYPE => write::<CallFinish>(envelope),

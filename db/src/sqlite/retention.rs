@@ -5,7 +5,7 @@ use rusqlite::Connection;
 
 use super::queue::numbers;
 use super::requests::Moment;
-use super::{blobs, internal};
+use super::{blobs, internal, journal};
 
 /// The most calls that are forgotten at once: more than any steady load ends in a second.
 const BATCH: u32 = 2000;
@@ -34,6 +34,8 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
         .prepare_cached("SELECT ended FROM totals")
         .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
         .map_err(broken)?;
+    let journaled = journal::forget(connection, before, ended.saturating_sub(keep.calls))?;
+    let ended = ended.saturating_sub(journaled);
     let beyond = u32::try_from(ended.saturating_sub(keep.calls)).unwrap_or(u32::MAX).min(BATCH);
     if beyond > 0 && gone.is_empty() {
         let oldest = "SELECT num FROM calls c WHERE ended_at IS NOT NULL AND NOT EXISTS
@@ -49,5 +51,5 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
         };
         delete().map_err(broken)?;
     }
-    Ok(gone.len() as u64)
+    Ok(gone.len() as u64 + journaled)
 }

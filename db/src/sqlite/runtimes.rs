@@ -74,6 +74,8 @@ impl Write for RuntimePut {
 }
 
 impl Write for RuntimeDelete {
+    const CHANGES_FUNCTIONS: bool = true;
+
     fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
         let key = self.name.key();
         let user: Option<String> = connection

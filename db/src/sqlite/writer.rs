@@ -31,7 +31,12 @@ const STALL_MS: i64 = 5000;
 const EXIT_IO: i32 = 74;
 
 /// A request and who waits for it.
-pub(crate) type Task = (Work, Responder);
+pub(crate) struct Task {
+    pub(crate) work: Work,
+    /// See [`super::requests::Write::CHANGES_FUNCTIONS`].
+    pub(crate) changes_functions: bool,
+    pub(crate) respond: Responder,
+}
 
 /// The queue before the writing thread.
 #[derive(Debug)]
@@ -98,7 +103,16 @@ impl Writing {
         while let Ok(first) = tasks.recv() {
             let stalled = self.look_around();
             let group: Vec<Task> = std::iter::once(first).chain(tasks.try_iter().take(GROUP - 1)).collect();
-            for (respond, answer) in self.group(group, stalled) {
+            let changes = group.iter().any(|task| task.changes_functions);
+            if changes {
+                // Odd from before anybody can see the change until after everybody can.
+                self.shared.functions.fetch_add(1, Ordering::SeqCst);
+            }
+            let answers = self.group(group, stalled);
+            if changes {
+                self.shared.functions.fetch_add(1, Ordering::SeqCst);
+            }
+            for (respond, answer) in answers {
                 respond(answer);
             }
             self.truncate_wal();
@@ -130,7 +144,7 @@ impl Writing {
             Ok(transaction) => transaction,
             Err(error) => {
                 let error = internal("beginning a transaction", &error);
-                return group.into_iter().map(|(_, respond)| (respond, Err(error.clone()))).collect();
+                return group.into_iter().map(|task| (task.respond, Err(error.clone()))).collect();
             }
         };
         if stalled {
@@ -140,8 +154,8 @@ impl Writing {
             }
         }
         let mut answers = Vec::with_capacity(group.len());
-        for (job, respond) in group {
-            answers.push((respond, in_savepoint(&mut transaction, job, &moment)));
+        for Task { work, respond, .. } in group {
+            answers.push((respond, in_savepoint(&mut transaction, work, &moment)));
         }
         match transaction.commit() {
             Ok(()) => {

@@ -189,6 +189,7 @@ pub(crate) async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
 
 pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
     Outcome {
+        head: None,
         status: if error.is_some() { CallStatus::Failed } else { CallStatus::Done },
         result: Payload::Text("out".into()),
         error,

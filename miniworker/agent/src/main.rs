@@ -11,6 +11,8 @@
 //! of its memory; where they are not named, the group that is mounted in the instance is asked. `--copy-to` names the
 //! folder that the code is copied to, where it could not be mounted there.
 
+mod clean;
+mod connect;
 mod copy;
 mod files;
 mod memory;

@@ -145,6 +145,7 @@ fn become_process(prepared: &Prepared, streams: &Streams, join: &[OwnedFd]) -> (
         }
     }
     prefer_for_the_oom_killer();
+    let_others_finish();
     for (stream, number) in [(&streams.input, 0), (&streams.output, 1), (&streams.error, 2)] {
         // SAFETY: both are descriptors of this process; 0, 1 and 2 are owned by nobody here.
         if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
@@ -166,6 +167,16 @@ fn become_process(prepared: &Prepared, streams: &Streams, join: &[OwnedFd]) -> (
 fn prefer_for_the_oom_killer() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
     let _ = std::fs::write("/proc/self/oom_score_adj", KILL_ME_FIRST);
+}
+
+/// A process of the user's that wakes does not push aside whoever woke it (sched(7), `SCHED_BATCH`): a worker that hands
+/// out several calls goes on handing them out, instead of changing places with a process after each.
+fn let_others_finish() {
+    // All that the kernel's sched_param holds.
+    let priority: libc::c_int = 0;
+    // SAFETY: the priority lives through the call. A kernel that refuses leaves everything as it was. The function of
+    // that name does nothing in musl.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const priority) };
 }
 
 fn restore_signals() {

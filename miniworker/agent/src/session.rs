@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::memory::Memory;
-use crate::{files, pack, process};
+use crate::{clean, connect, files, pack, process};
 
 /// How long an agent waits for its first lease.
 const FIRST_LEASE_MS: u64 = 60_000;
@@ -20,7 +20,14 @@ struct Running {
     path: String,
     output: Option<OwnedFd>,
     process: process::Process,
+    before: Usage,
+}
+
+/// What the processes before this one had used; the kernel only adds.
+struct Usage {
     oom_kills: u64,
+    cpu_us: u64,
+    peak: Option<u64>,
 }
 
 /// One life of an agent.
@@ -32,6 +39,10 @@ pub(crate) struct Session {
     join: Vec<OwnedFd>,
     lease_ms: u64,
     running: Option<Running>,
+    /// Whether a process has run and ended.
+    has_run: bool,
+    /// Where the last one ran.
+    path: String,
 }
 
 fn now_ms() -> u64 {
@@ -43,7 +54,17 @@ impl Session {
     pub(crate) fn new(stream: UnixStream, memory: Memory, join: Vec<OwnedFd>) -> Result<Self, String> {
         let children = process::Children::watch().map_err(|error| format!("signalfd: {error}"))?;
         let lease_ms = now_ms() + FIRST_LEASE_MS;
-        Ok(Self { stream, decoder: Decoder::default(), children, memory, join, lease_ms, running: None })
+        Ok(Self {
+            stream,
+            decoder: Decoder::default(),
+            children,
+            memory,
+            join,
+            lease_ms,
+            running: None,
+            has_run: false,
+            path: String::new(),
+        })
     }
 
     /// Serves until the socket ends or the lease has passed. The caller ends the process, which ends the instance.
@@ -93,6 +114,19 @@ impl Session {
                     };
                     self.send(&ToMiniworker::Packed { error }, &[])?;
                 }
+                ToAgent::Connect { port } => match connect::loopback(port) {
+                    Ok(connection) => {
+                        self.send(&ToMiniworker::Connected { error: None }, &[connection.as_fd()])?;
+                    }
+                    Err(error) => self.send(&ToMiniworker::Connected { error: Some(error.to_string()) }, &[])?,
+                },
+                ToAgent::Clean => {
+                    let error = match self.running {
+                        Some(_) => Some("a process runs".to_owned()),
+                        None => clean::everything(&self.path).err().map(|error| error.to_string()),
+                    };
+                    self.send(&ToMiniworker::Cleaned { error }, &[])?;
+                }
             }
         }
         Ok(true)
@@ -105,6 +139,7 @@ impl Session {
         let started = self.spawn(run, fds);
         let frame = match started {
             Ok(running) => {
+                self.path.clone_from(&running.path);
                 self.running = Some(running);
                 ToMiniworker::Started { id: run.id }
             }
@@ -121,9 +156,10 @@ impl Session {
         if run.has_params {
             files::place_input(&run.path, &next()?).map_err(|error| format!("{}/input.json: {error}", run.path))?;
         }
-        let oom_kills = self.memory.oom_kills();
+        let peak = Some(self.memory.peak()).filter(|_| self.has_run).flatten();
+        let before = Usage { oom_kills: self.memory.oom_kills(), cpu_us: process::cpu_us(), peak };
         let process = process::spawn(run, streams, &self.join)?;
-        Ok(Running { id: run.id, path: run.path.clone(), output, process, oom_kills })
+        Ok(Running { id: run.id, path: run.path.clone(), output, process, before })
     }
 
     /// Collects the dead. When the first process of a call is among them, all the others follow it.
@@ -133,6 +169,7 @@ impl Session {
         let Some(exit) = process::collect(watched) else { return Ok(()) };
         let Some(running) = self.running.take() else { return Ok(()) };
         process::end_all();
+        self.has_run = true;
         let output = match running.output {
             None => Output::None,
             Some(fd) => files::take_output(&format!("{}/{OUTPUT}", running.path), fd),
@@ -140,9 +177,10 @@ impl Session {
         let ended = Ended {
             id: running.id,
             exit,
-            oom_kills: self.memory.oom_kills().saturating_sub(running.oom_kills),
-            peak_memory: self.memory.peak(),
-            cpu_us: process::cpu_us(),
+            oom_kills: self.memory.oom_kills().saturating_sub(running.before.oom_kills),
+            // A peak that did not rise was another's.
+            peak_memory: self.memory.peak().filter(|peak| running.before.peak.is_none_or(|before| *peak > before)),
+            cpu_us: process::cpu_us().saturating_sub(running.before.cpu_us),
             output,
         };
         self.send(&ToMiniworker::Ended(ended), &[])

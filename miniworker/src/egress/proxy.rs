@@ -24,7 +24,7 @@ const CREDIT: usize = 32 * 1024;
 /// The proxy of one instance; its streams end when it does.
 #[derive(Debug)]
 pub(crate) struct Egress {
-    hosts: Arc<Mutex<BTreeSet<String>>>,
+    proxy: Proxy,
     _stop: DropGuard,
 }
 
@@ -32,29 +32,42 @@ impl Egress {
     /// Serves an instance's listener until dropped.
     pub(crate) fn serve(listener: std::net::TcpListener, policy: Arc<EgressPolicy>) -> Self {
         let stop = CancellationToken::new();
-        let hosts = Arc::<Mutex<BTreeSet<String>>>::default();
         let left = Arc::new(AtomicU64::new(policy.bytes.0));
-        let proxy = Proxy { policy, hosts: Arc::clone(&hosts), left, stop: stop.clone() };
+        let proxy = Proxy { policy, hosts: Arc::default(), left, call: Arc::new(Mutex::new(stop.child_token())), stop };
+        let stop = proxy.stop.clone().drop_guard();
+        let accepting = proxy.clone();
         tokio::spawn(async move {
-            if let Err(error) = proxy.accept_all(listener).await {
+            if let Err(error) = accepting.accept_all(listener).await {
                 debug!(%error, "the listener of an instance failed");
             }
         });
-        Self { hosts, _stop: stop.drop_guard() }
+        Self { proxy, _stop: stop }
     }
 
-    /// Ends it, and tells the hosts that were reached.
-    pub(crate) fn end(self) -> Vec<String> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    /// The hosts that were reached so far, while other calls go on.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        self.proxy.hosts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Ends the streams of a call, and tells the hosts that it reached; the next call begins with all its bytes.
+    pub(crate) fn end_call(&self) -> Vec<String> {
+        let Proxy { policy, hosts, left, call, stop } = &self.proxy;
+        let ended = std::mem::replace(&mut *call.lock().unwrap_or_else(PoisonError::into_inner), stop.child_token());
+        ended.cancel();
+        left.store(policy.bytes.0, Ordering::Relaxed);
+        std::mem::take(&mut *hosts.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
     }
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Proxy {
     policy: Arc<EgressPolicy>,
     hosts: Arc<Mutex<BTreeSet<String>>>,
     /// Bytes that may still pass, both ways together.
     left: Arc<AtomicU64>,
+    /// Ends the streams of the call that runs.
+    call: Arc<Mutex<CancellationToken>>,
+    /// Ends all of it.
     stop: CancellationToken,
 }
 
@@ -71,7 +84,7 @@ impl Proxy {
             };
             let proxy = self.clone();
             tokio::spawn(async move {
-                let stop = proxy.stop.clone();
+                let stop = proxy.call.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let _ = stop.run_until_cancelled(proxy.stream(stream)).await;
                 drop(permit);
             });

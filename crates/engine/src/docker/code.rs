@@ -5,14 +5,14 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use faena_launcher::{OVERLAY, OverlaySpec};
+use faena_launcher::{Before, OverlaySpec};
 use rustix::mount::{UnmountFlags, unmount};
 use tracing::warn;
 
+use super::overlay;
 use crate::uids::Uid;
-use crate::{EngineError, InstanceSpec, sandbox};
+use crate::{EngineError, InstanceSpec};
 
 /// How code gets to its place in a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub enum CodeBy {
 /// The folder of a container on the host, and the mounts in it; both go when dropped.
 #[derive(Debug)]
 pub(super) struct Code {
+    /// How code is laid; none where the agent copies it.
+    overlay: Option<OverlaySpec>,
+    launcher: PathBuf,
     folder: PathBuf,
     _uid: Uid,
 }
@@ -40,16 +43,34 @@ impl Code {
         uid: Uid,
     ) -> Result<Self, EngineError> {
         std::fs::create_dir(folder).map_err(|error| EngineError::create("making a folder", error))?;
-        let host_id = uid.id();
-        let code = Self { folder: folder.to_owned(), _uid: uid };
-        if by == CodeBy::Copy {
-            return Ok(code);
+        let overlay = OverlaySpec {
+            // A container would bind the code itself rather than the place where it is laid, for good.
+            code: None,
+            folder: folder.to_owned(),
+            disk: spec.limits.disk.0,
+            host_id: uid.id(),
+            before: Before::Nothing,
+        };
+        let (folder, launcher) = (folder.to_owned(), launcher.to_owned());
+        let mut code = Self { overlay: None, launcher, folder, _uid: uid };
+        if by == CodeBy::Overlay {
+            code.mount(overlay).await?;
         }
-        let wanted =
-            OverlaySpec { code: spec.code.clone(), folder: folder.to_owned(), disk: spec.limits.disk.0, host_id };
-        let (_, mut child) = sandbox::launch::ask(launcher, OVERLAY, &wanted, Stdio::null()).await?;
-        let _ = child.wait().await;
         Ok(code)
+    }
+
+    async fn mount(&mut self, mut overlay: OverlaySpec) -> Result<(), EngineError> {
+        overlay::mount(&self.launcher, &overlay).await?;
+        overlay.before = if overlay.code.is_some() { Before::Code } else { Before::Place };
+        self.overlay = Some(overlay);
+        Ok(())
+    }
+
+    /// Lays code, over nothing or over what lay there before.
+    pub(super) async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
+        let cannot = || EngineError::create("laying the code", "code is copied into containers here, once");
+        let overlay = self.overlay.take().ok_or_else(cannot)?;
+        self.mount(OverlaySpec { code: Some(code.to_owned()), ..overlay }).await
     }
 }
 
@@ -77,7 +98,8 @@ pub(super) fn merged(folder: &Path) -> PathBuf {
 }
 
 fn remove(folder: &Path) {
-    for name in ["merged", "layer", "code"] {
+    // The code lies over the place that was made for it.
+    for name in ["merged", "merged", "layer", "code"] {
         // What is not mounted, or not there, needs nothing.
         let _ = unmount(folder.join(name), UnmountFlags::DETACH);
     }

@@ -9,7 +9,7 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use faena_domain::limits::DEV_SHM;
-use faena_instance_protocol::{AGENT, CODE, NONCE, SOCKET};
+use faena_instance_protocol::{AGENT, CODE, NONCE, SHIMS, SOCKET};
 use faena_launcher::CA_BUNDLE;
 
 use super::DockerConfig;
@@ -53,6 +53,13 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
+/// A bind in which mounts that are made on the host later are seen.
+fn bind_slave(source: &Path, target: &str) -> Mount {
+    let propagation = MountBindOptionsPropagationEnum::RSLAVE;
+    let options = MountBindOptions { propagation: Some(propagation), ..MountBindOptions::default() };
+    Mount { bind_options: Some(options), ..bind(source, target, false) }
+}
+
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|&text| text.to_owned()).collect()
 }
@@ -84,7 +91,7 @@ impl Container<'_> {
     fn copied_bytes(&self) -> u64 {
         match self.code_by {
             CodeBy::Overlay => 0,
-            CodeBy::Copy => code::tree_bytes(&self.spec.code),
+            CodeBy::Copy => self.spec.code.as_deref().map_or(0, code::tree_bytes),
         }
     }
 }
@@ -95,11 +102,13 @@ fn mounts(container: &Container<'_>) -> Vec<Mount> {
     let mut mounts = vec![
         bind(&config.agent, AGENT, true),
         bind(&folder.join("socket"), SOCKET, false),
-        match code_by {
-            CodeBy::Overlay => bind(&code::merged(folder), &spec.path, false),
-            CodeBy::Copy => bind(&spec.code, CODE, true),
-        },
+        bind(&config.shims, SHIMS, true),
     ];
+    match (code_by, &spec.code) {
+        (CodeBy::Overlay, _) => mounts.push(bind_slave(&code::merged(folder), &spec.path)),
+        (CodeBy::Copy, Some(code)) => mounts.push(bind(code, CODE, true)),
+        (CodeBy::Copy, None) => {}
+    }
     mounts.extend(spec.ca_bundle.as_ref().map(|bundle| bind(bundle, CA_BUNDLE, true)));
     mounts
 }
@@ -155,7 +164,7 @@ fn host_config(container: &Container<'_>) -> HostConfig {
 pub(super) fn body(container: &Container<'_>) -> ContainerCreateBody {
     let Container { spec, config, host_id, nonce, .. } = container;
     let mut entrypoint = strings(&[AGENT, "--connect", SOCKET]);
-    if container.code_by == CodeBy::Copy {
+    if container.code_by == CodeBy::Copy && spec.code.is_some() {
         entrypoint.extend(["--copy-to".to_owned(), spec.path.clone()]);
     }
     if spec.egress {

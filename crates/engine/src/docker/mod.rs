@@ -2,10 +2,12 @@
 
 mod code;
 mod container;
+mod overlay;
 mod probe;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use crate::cgroup::{Freezer, memory_of_process, read_number};
 use crate::uids::Uids;
 use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
 use code::Code;
@@ -51,6 +54,8 @@ pub struct DockerConfig {
     pub launcher: PathBuf,
     /// The agent, as `install_agent` placed it.
     pub agent: PathBuf,
+    /// The shims, as `install_shims` placed them.
+    pub shims: PathBuf,
     /// A folder of our own that the daemon sees under the same path.
     pub folder: PathBuf,
     /// How code gets into containers; none finds out.
@@ -171,7 +176,12 @@ impl Docker {
             .start_container(&created.id, None)
             .await
             .map_err(|error| refused("starting a container", &error))?;
-        let (agent, listener) = accept(listener, &nonce).await?;
+        let Met { agent, listener, pid } = accept(listener, &nonce).await?;
+        held.freezer = pid.and_then(Freezer::of_process);
+        held.memory = pid.and_then(memory_of_process);
+        if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
+            held.lay(code).await?;
+        }
         // Nobody else shall find it; the agent is connected.
         let _ = std::fs::remove_file(&socket);
         Ok(Connected { agent, listener })
@@ -190,17 +200,23 @@ struct Connected {
     listener: Option<std::net::TcpListener>,
 }
 
-async fn accept(
-    listener: tokio::net::UnixListener,
-    nonce: &str,
-) -> Result<(AgentSocket, Option<std::net::TcpListener>), EngineError> {
+/// An agent that has connected.
+struct Met {
+    agent: AgentSocket,
+    listener: Option<std::net::TcpListener>,
+    /// Its number on this host, where daemon and worker share one.
+    pid: Option<i32>,
+}
+
+async fn accept(listener: tokio::net::UnixListener, nonce: &str) -> Result<Met, EngineError> {
     let failed = |error: &dyn std::fmt::Display| EngineError::lost("waiting for the agent", error);
     let meet = async {
         let (stream, _) = listener.accept().await.map_err(|error| failed(&error))?;
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
         let mut agent = AgentSocket::from_stream(stream);
         match agent.receive().await.map_err(|error| failed(&error))? {
             (ToMiniworker::Ready { nonce: shown, .. }, fds) if shown == nonce => {
-                Ok((agent, fds.into_iter().next().map(std::net::TcpListener::from)))
+                Ok(Met { agent, listener: fds.into_iter().next().map(std::net::TcpListener::from), pid })
             }
             _ => Err(failed(&"somebody else connected")),
         }
@@ -249,7 +265,8 @@ impl Engine for Docker {
     }
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
-        let mut held = Box::new(DockerGuard { docker: self.docker.clone(), container: None, code: None });
+        let docker = self.docker.clone();
+        let mut held = Box::new(DockerGuard { docker, container: None, code: None, freezer: None, memory: None });
         match self.make(&spec, &mut held).await {
             Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, guard: held }),
             Err(error) => {
@@ -257,6 +274,10 @@ impl Engine for Docker {
                 Err(error)
             }
         }
+    }
+
+    fn is_slow_to_make(&self) -> bool {
+        self.code_by == CodeBy::Overlay
     }
 
     async fn is_available(&self) -> bool {
@@ -291,6 +312,8 @@ struct DockerGuard {
     docker: bollard::Docker,
     container: Option<String>,
     code: Option<Code>,
+    freezer: Option<Freezer>,
+    memory: Option<PathBuf>,
 }
 
 #[async_trait]
@@ -301,6 +324,23 @@ impl Guard for DockerGuard {
         }
         // The code goes after the container that holds it.
         drop(self.code.take());
+    }
+
+    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
+        let gone = || EngineError::lost("laying the code", "there is no container");
+        self.code.as_mut().ok_or_else(gone)?.lay(code).await
+    }
+
+    fn freeze(&self) -> io::Result<()> {
+        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.freeze()
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.thaw()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        read_number(self.memory.as_ref()?)
     }
 }
 

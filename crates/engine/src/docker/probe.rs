@@ -100,7 +100,7 @@ impl Docker {
         let spec = InstanceSpec {
             name,
             image: image.clone(),
-            code: code.to_owned(),
+            code: Some(code.to_owned()),
             path: "/ws".to_owned(),
             limits: Limits::DEFAULT,
             egress: false,

@@ -2,10 +2,10 @@
 
 mod etc;
 mod images;
-pub(crate) mod launch;
+mod spawner;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,15 @@ use async_trait::async_trait;
 use faena_domain::limits::DEV_SHM;
 use faena_domain::{EngineKind, Limits};
 use faena_instance_protocol::ToMiniworker;
-use faena_launcher::Spec;
+use faena_launcher::{Order, Relay, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 pub use images::{Images, ImportError};
+use spawner::Spawner;
 
-use crate::cgroup::{Controller, Group, Trees};
+use crate::cgroup::{Controller, Freezer, Group, Trees};
 use crate::uids::{Uid, Uids};
 use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
 
@@ -109,6 +110,8 @@ pub struct SandboxConfig {
     pub launcher: PathBuf,
     /// The agent, as `install_agent` placed it.
     pub agent: PathBuf,
+    /// The shims, as `install_shims` placed them.
+    pub shims: PathBuf,
     /// A folder of our own for what instances are given.
     pub folder: PathBuf,
     /// Layers that may be missing.
@@ -150,6 +153,7 @@ pub struct Sandbox {
     missing: Vec<Layer>,
     host_id: ImageId,
     images: Images,
+    spawner: Arc<Spawner>,
 }
 
 impl Sandbox {
@@ -168,6 +172,7 @@ impl Sandbox {
             missing: Vec::new(),
             host_id: host_id(),
             images: Images::at(&config.folder),
+            spawner: Arc::new(Spawner::new(config.launcher.clone())),
             etc,
             uids,
             config,
@@ -213,7 +218,7 @@ impl Sandbox {
         let spec = || InstanceSpec {
             name: format!("probe-{}", uuid::Uuid::new_v4().simple()),
             image: image.clone(),
-            code: code.clone(),
+            code: Some(code.clone()),
             path: "/ws".to_owned(),
             limits: Limits::DEFAULT,
             egress: false,
@@ -245,6 +250,7 @@ impl Sandbox {
             root,
             etc: self.etc.clone(),
             code: spec.code.clone(),
+            shims: self.config.shims.clone(),
             path: spec.path.clone(),
             disk: spec.limits.disk.0,
             tmp: spec.limits.tmp.0,
@@ -253,8 +259,9 @@ impl Sandbox {
             ca_bundle: spec.ca_bundle.clone(),
             host_id,
             privileged: self.privileged,
-            agent_groups: group.entrances("agent"),
-            user_groups: group.entrances("user"),
+            birth_group: group.birth(),
+            agent_groups: group.agent_entrances(),
+            user_groups: group.user_entrances(),
             oom,
             peak,
             egress: spec.egress,
@@ -272,16 +279,30 @@ impl Sandbox {
         let host_id = uid.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), Uid::id);
         let wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
         // From here on the guard sees to it that nothing is left.
-        let mut held = Box::new(SandboxGuard { group: Some(group), pidfd: None, _uid: uid });
+        let relay = Relay {
+            code: PathBuf::new(),
+            path: spec.path.clone(),
+            disk: spec.limits.disk.0,
+            privileged: self.privileged,
+        };
+        let mut held = Box::new(SandboxGuard {
+            freezer: group.freezer(),
+            group: Some(group),
+            pidfd: None,
+            spawner: Arc::clone(&self.spawner),
+            relay,
+            _uid: uid,
+        });
         let (ours, theirs) =
             std::os::unix::net::UnixStream::pair().map_err(|error| EngineError::create("a socket", error))?;
-        match launch::run(&self.config.launcher, &wanted, theirs).await {
-            Ok(pidfd) => held.pidfd = Some(Arc::new(pidfd)),
+        match self.spawner.order(Order::Launch(Box::new(wanted)), theirs.as_fd()).await {
+            Ok(pidfd) => held.pidfd = pidfd.map(Arc::new),
             Err(error) => {
                 held.destroy().await;
                 return Err(error);
             }
         }
+        drop(theirs);
         match ready(ours).await {
             Ok((agent, listener)) => Ok(Instance { agent, listener, guard: held }),
             Err(error) => {
@@ -388,7 +409,10 @@ impl Drop for Sandbox {
 #[derive(Debug)]
 struct SandboxGuard {
     group: Option<Group>,
+    freezer: Option<Freezer>,
     pidfd: Option<Arc<OwnedFd>>,
+    spawner: Arc<Spawner>,
+    relay: Relay,
     _uid: Option<Uid>,
 }
 
@@ -416,6 +440,24 @@ impl Guard for SandboxGuard {
         if let Some(group) = self.group.take() {
             group.remove().await;
         }
+    }
+
+    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
+        let pidfd = self.pidfd.as_ref().ok_or_else(|| EngineError::lost("laying the code", "there is no instance"))?;
+        let relay = Relay { code: code.to_owned(), ..self.relay.clone() };
+        self.spawner.order(Order::Relay(relay), pidfd.as_fd()).await.map(drop)
+    }
+
+    fn freeze(&self) -> io::Result<()> {
+        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.freeze()
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.thaw()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.group.as_ref()?.memory()
     }
 }
 

@@ -1,0 +1,265 @@
+//! The direct road where a worker shares our process: from the request to an instance and back without a message between.
+//!
+//! It takes what an instance that answers many calls can take at once; everything else goes by the dispatcher. Nothing
+//! is written before the answer. Whoever waits may go: the call's end is recorded by whoever ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use faena_domain::limits::MAX_BODY;
+use faena_domain::payload::MAX_INLINE;
+use faena_domain::{CallNum, CallStatus, Contract, FunctionName, FunctionStatus, Payload};
+use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpRequest};
+use faena_protocol::records::{CallRecord, Code, EndedCall};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+
+use crate::app::{App, Caller};
+use crate::body;
+use crate::dispatcher::unix_ms;
+use crate::guard;
+use crate::problem::{Problem, Reply};
+use crate::recorder::{Place, Running};
+use crate::routes::direct::{self, QUEUE_MS};
+use crate::routes::{invoke, trace};
+use crate::versions::Current;
+
+/// Where the road begins.
+const PREFIX: &str = "/f/";
+/// The route that its requests are counted under.
+pub(crate) const ROUTE: &str = "/f/{name}";
+
+/// A request that is for this road, or the request itself where it is not.
+pub(crate) enum Taken {
+    Answered(Response<Body>),
+    Not(Request<Incoming>),
+}
+
+/// Answers a request, if it can be answered here.
+pub(crate) async fn take(app: &App, request: Request<Incoming>) -> Taken {
+    let Some((road, current)) = target(app, &request).await else { return Taken::Not(request) };
+    let begun = Instant::now();
+    let judged = guard::judge(app, request.headers());
+    let answered = match judged {
+        Ok(()) => call(app, &road, &current, request).await,
+        Err(problem) => Err(problem),
+    };
+    let response = answered.unwrap_or_else(Problem::into_response);
+    let metrics = app.metrics();
+    match response.status() {
+        StatusCode::OK => metrics.direct_ok.inc(),
+        status => metrics.request(ROUTE, status.as_u16()).inc(),
+    };
+    metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
+    Taken::Answered(response)
+}
+
+/// The version that a request calls, where its instances can be called from here.
+async fn target(app: &App, request: &Request<Incoming>) -> Option<(Arc<dyn DirectRoad>, Arc<Current>)> {
+    let road = app.road()?;
+    let name = request.uri().path().strip_prefix(PREFIX)?.split('/').next()?;
+    if request.headers().contains_key("idempotency-key") {
+        return None;
+    }
+    let current = match app.versions().known(name) {
+        Some(current) => current,
+        // Whatever is wrong is told by the road that everything else takes.
+        None => app.versions().ask(&Caller::local().namespace, &name.parse::<FunctionName>().ok()?).await.ok()?,
+    };
+    let is_ours = current.status == FunctionStatus::Ready
+        && current.code.serving.contract != Contract::Command
+        && current.code.concurrency.is_none()
+        && road.offers(&current.code);
+    is_ours.then(|| (Arc::clone(road), current))
+}
+
+/// What is known of a call from its beginning.
+struct Begun {
+    num: CallNum,
+    code: Arc<Code>,
+    params: Bytes,
+    /// The body, where that was not the params.
+    body: Option<Bytes>,
+    created_at: i64,
+    traceparent: Arc<str>,
+}
+
+impl Running for Begun {
+    fn record(&self) -> CallRecord {
+        CallRecord {
+            num: self.num,
+            function: self.code.function.clone(),
+            version: self.code.version,
+            params: inline(&self.params).unwrap_or_else(Payload::empty),
+            status: CallStatus::Running,
+            result: Payload::empty(),
+            error: None,
+            logs: Payload::empty(),
+            engine: self.code.engine,
+            attempts: Vec::new(),
+            created_at: self.created_at,
+            ended_at: None,
+            traceparent: self.traceparent.to_string(),
+            replay_of: None,
+            run_at: None,
+            callback: None,
+        }
+    }
+}
+
+/// Bytes that a record holds itself; none where they belong into the blob store.
+fn inline(bytes: &[u8]) -> Option<Payload> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_INLINE)?;
+    Some(Payload::Text(text.to_owned()))
+}
+
+async fn call(
+    app: &App,
+    road: &Arc<dyn DirectRoad>,
+    current: &Current,
+    request: Request<Incoming>,
+) -> Reply<Response<Body>> {
+    app.room().disk()?;
+    let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
+    let place = app.recorder().place().ok_or_else(busy)?;
+    let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
+    let (parts, incoming) = request.into_parts();
+    let held = body::read(app.room(), &parts.headers, Body::new(incoming), MAX_BODY).await?;
+    let told = told(&parts, &current.code, held.bytes())?;
+    let num = app.numbers().next().await?;
+    let traceparent: Arc<str> = trace::parent(&parts.headers).into();
+    let timeout_ms = current.code.limits.timeout.0;
+    let created_at = unix_ms();
+    let begun = Arc::new(Begun {
+        num,
+        code: Arc::clone(&current.code),
+        params: told.params,
+        body: told.body,
+        created_at,
+        traceparent: Arc::clone(&traceparent),
+    });
+    let namespace = begun.code.namespace.clone();
+    app.recorder().show_running(namespace, num, Arc::<Begun>::clone(&begun));
+    let (tell, ended) = oneshot::channel();
+    let call = DirectCall {
+        num,
+        code: Arc::clone(&begun.code),
+        params: begun.params.clone(),
+        request: told.request,
+        timeout_ms,
+        deadline: Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
+        deadline_unix_ms: created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
+        traceparent: Arc::clone(&traceparent),
+        done: Box::new({
+            let (app, begun) = (app.clone(), Arc::clone(&begun));
+            move |end: DirectEnd| {
+                let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), end.attempt.clone());
+                record(&app, &begun, end, place);
+                // Whoever waited may have gone.
+                let _ = tell.send(answer);
+                // Memory for the body is free only now: the call held it whoever waited.
+                drop(held);
+            }
+        }),
+    };
+    if road.submit(call).is_err() {
+        app.recorder().forget(num);
+        return Err(busy());
+    }
+    let Ok((status, result, head, error, attempt)) = ended.await else {
+        app.recorder().forget(num);
+        return Err(
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)
+        );
+    };
+    let mut response = match (status, head, error) {
+        (_, Some(head), error) => direct::passed_on(head, result, error.is_some()),
+        (CallStatus::Done, None, _) => direct::bytes(result),
+        (_, None, Some(error)) => direct::failed(&error),
+        (_, None, None) => direct::failed(&missing()),
+    };
+    direct::seal(response.headers_mut());
+    trace::tell(response.headers_mut(), num.0, &traceparent, Some(&attempt));
+    Ok(response)
+}
+
+fn missing() -> faena_domain::CallError {
+    let message = "the call ended without a word";
+    faena_domain::CallError::new(faena_domain::ErrorKind::Infrastructure, faena_domain::Layer::Run, message)
+}
+
+/// What a function is told by a request.
+struct Told {
+    params: Bytes,
+    body: Option<Bytes>,
+    request: Option<HttpRequest>,
+}
+
+fn told(parts: &axum::http::request::Parts, code: &Code, body: &Bytes) -> Reply<Told> {
+    let after = parts.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.find('/').map(|at| &rest[at..]));
+    let (path, query) = (after.unwrap_or("/"), parts.uri.query().unwrap_or_default());
+    let is_json = body::is_json(&parts.headers);
+    let request = (code.serving.contract == Contract::Http).then(|| HttpRequest {
+        method: parts.method.to_string(),
+        target: if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") },
+        headers: direct::passed_headers(&parts.headers),
+        body: body.clone(),
+    });
+    if is_json {
+        invoke::check_json(body)?;
+        return Ok(Told { params: body.clone(), body: None, request });
+    }
+    let params = direct::request_params(&parts.method, path, query, &parts.headers, body);
+    Ok(Told { params: params.into(), body: Some(body.clone()), request })
+}
+
+/// Writes a call behind its answer.
+fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
+    let DirectEnd { status, result, error, log, mut attempt, head: _ } = end;
+    attempt.error.clone_from(&error);
+    let call = CallRecord {
+        status,
+        error,
+        attempts: vec![attempt],
+        ended_at: Some(unix_ms()),
+        params: Payload::empty(),
+        ..begun.record()
+    };
+    let ended = EndedCall { namespace: begun.code.namespace.clone(), call, body: None, direct: true, timeout_ms: None };
+    let body = match &begun.body {
+        None => Some(None),
+        Some(body) => inline(body).map(Some),
+    };
+    if let (Some(params), Some(result), Some(logs), Some(body)) =
+        (inline(&begun.params), inline(&result), inline(&log), body)
+    {
+        let call = CallRecord { params, result, logs, ..ended.call };
+        return app.recorder().write(EndedCall { call, body, ..ended }, place);
+    }
+    let (app, begun) = (app.clone(), Arc::clone(begun));
+    tokio::spawn(async move {
+        let blobs = app.blobs();
+        let stored = async {
+            let params = blobs.payload(begun.params.to_vec()).await?;
+            let (result, logs) = (blobs.payload(result.into()).await?, blobs.payload(log).await?);
+            let body = match &begun.body {
+                Some(body) => Some(blobs.payload(body.to_vec()).await?),
+                None => None,
+            };
+            Ok::<_, faena_blob::BlobError>(EndedCall {
+                call: CallRecord { params, result, logs, ..ended.call.clone() },
+                body,
+                ..ended.clone()
+            })
+        };
+        let whole = stored.await.unwrap_or_else(|error| {
+            tracing::error!(%error, call = %begun.num, "the payloads of a call could not be kept");
+            ended
+        });
+        app.recorder().write(whole, place);
+    });
+}

@@ -1,0 +1,15 @@
+//! A function that greets: `{"name": "Ada"}` is answered with `Hello, Ada`.
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Params {
+    name: String,
+}
+
+fn main() -> std::io::Result<()> {
+    faena_handler::serve(|params, _context| {
+        let params: Params = serde_json::from_slice(params)?;
+        Ok(format!("Hello, {}", params.name).into_bytes())
+    })
+}

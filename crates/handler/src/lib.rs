@@ -1,0 +1,180 @@
+//! Functions in Rust that stay alive between calls.
+//!
+//! A program that calls [`serve`] is a function of the contract `handler`: put it into an archive, let the runtime's
+//! `run` name it, and say `contract = "handler"` in faena.toml. It is called with the params as JSON, one call at a
+//! time; what it returns is the result.
+//!
+//! ```no_run
+//! fn main() -> std::io::Result<()> {
+//!     faena_handler::serve(|params, _context| {
+//!         let name: String = serde_json::from_slice(params)?;
+//!         Ok(format!("Hello, {name}").into_bytes())
+//!     })
+//! }
+//! ```
+//!
+//! The frames that travel are described in docs/reference/handler-protocol.md.
+
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
+use serde::Deserialize;
+
+/// What a call knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Context {
+    /// The call's number.
+    pub call: i64,
+    /// The function's name.
+    pub function: String,
+    /// The function's version.
+    pub version: i64,
+    /// The attempt's number, from 1; redeliveries count.
+    pub attempt: u32,
+    /// When the attempt has to end, in Unix milliseconds.
+    pub deadline_ms: i64,
+    /// The W3C trace context that the call carries.
+    pub traceparent: String,
+}
+
+/// The JSON of a [`Context`], which is read only when it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct RawContext<'a>(&'a [u8]);
+
+impl RawContext<'_> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A worker of another version.
+    pub fn parse(self) -> Result<Context, serde_json::Error> {
+        serde_json::from_slice(self.0)
+    }
+}
+
+/// What went wrong in a call: it fails with the kind `exception`, and the program lives on.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Answers calls until there are no more. Standard input belongs to this function.
+///
+/// # Errors
+/// A standard input that is no socket, or what is no frame.
+pub fn serve(handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<()> {
+    serve_on(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?), handle)
+}
+
+fn serve_on(
+    mut stream: UnixStream,
+    mut handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>,
+) -> io::Result<()> {
+    let mut out = Vec::new();
+    send(&mut stream, &mut out, Header { kind: Kind::Ready, id: 0, length: 0 }, &[])?;
+    let (mut bytes, mut filled) = (vec![0; 64 * 1024], 0);
+    loop {
+        let read = stream.read(&mut bytes[filled..])?;
+        if read == 0 {
+            return Ok(());
+        }
+        filled += read;
+        let mut taken = 0;
+        while let Some((header, body)) = frame(&bytes[taken..filled])? {
+            taken += HEADER + body.len();
+            let (kind, answer) = answer(body, &mut handle)?;
+            let length = u32::try_from(answer.len()).map_err(io::Error::other)?;
+            send(&mut stream, &mut out, Header { kind, id: header.id, length }, &answer)?;
+        }
+        bytes.copy_within(taken..filled, 0);
+        filled -= taken;
+        if filled == bytes.len() {
+            bytes.resize(2 * filled, 0);
+        }
+    }
+}
+
+/// The first whole frame, if there is one.
+fn frame(bytes: &[u8]) -> io::Result<Option<(Header, &[u8])>> {
+    let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
+    let header = Header::decode(head).filter(|header| header.kind == Kind::Call);
+    let header = header.ok_or_else(|| io::Error::other("standard input carries no frames of a worker"))?;
+    Ok(rest.get(..header.length as usize).map(|body| (header, body)))
+}
+
+fn answer(
+    body: &[u8],
+    handle: &mut impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>,
+) -> io::Result<(Kind, Vec<u8>)> {
+    let (context, params) = split(body).ok_or_else(|| io::Error::other("a call without a context"))?;
+    Ok(match handle(params, RawContext(context)) {
+        Ok(result) => (Kind::Result, result),
+        Err(error) => {
+            let message = error.to_string();
+            let length = u32::try_from(message.len()).map_err(io::Error::other)?;
+            let mut answer = length.to_le_bytes().to_vec();
+            answer.extend_from_slice(message.as_bytes());
+            (Kind::Exception, answer)
+        }
+    })
+}
+
+/// Header and body leave in one write where they are small.
+fn send(stream: &mut UnixStream, out: &mut Vec<u8>, header: Header, body: &[u8]) -> io::Result<()> {
+    out.clear();
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(body);
+    stream.write_all(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+    use super::*;
+
+    fn call(id: u64, params: &[u8]) -> Vec<u8> {
+        let context = br#"{"call":1,"function":"f","version":2,"attempt":1,"deadlineMs":3,"traceparent":"t"}"#;
+        let length = 4 + context.len() + params.len();
+        let mut bytes = Header { kind: Kind::Call, id, length: length.try_into().unwrap() }.encode().to_vec();
+        bytes.extend_from_slice(&u32::try_from(context.len()).unwrap().to_le_bytes());
+        bytes.extend_from_slice(context);
+        bytes.extend_from_slice(params);
+        bytes
+    }
+
+    fn reply(stream: &mut UnixStream) -> (Header, Vec<u8>) {
+        let mut head = [0; HEADER];
+        stream.read_exact(&mut head).unwrap();
+        let header = Header::decode(&head).unwrap();
+        let mut body = vec![0; header.length as usize];
+        stream.read_exact(&mut body).unwrap();
+        (header, body)
+    }
+
+    #[test]
+    fn calls_are_answered_in_turn_however_they_come() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let served = std::thread::spawn(move || {
+            serve_on(theirs, |params, context| {
+                let context = context.parse()?;
+                match params {
+                    b"bad" => Err("no such thing".into()),
+                    params => Ok([params, context.function.as_bytes()].concat()),
+                }
+            })
+        });
+        assert_eq!(reply(&mut ours).0.kind, Kind::Ready);
+        let large = vec![b'x'; 200_000];
+        let bytes = [call(1, b"a"), call(2, b"bad"), call(3, &large)].concat();
+        let mut writer = ours.try_clone().unwrap();
+        let written = std::thread::spawn(move || writer.write_all(&bytes).unwrap());
+        assert_eq!(reply(&mut ours), (Header { kind: Kind::Result, id: 1, length: 2 }, b"af".to_vec()));
+        let (header, body) = reply(&mut ours);
+        assert_eq!((header.kind, header.id, split(&body).unwrap().0), (Kind::Exception, 2, &b"no such thing"[..]));
+        assert_eq!(reply(&mut ours).0.length, 200_001);
+        written.join().unwrap();
+        drop(ours);
+        served.join().unwrap().unwrap();
+    }
+}

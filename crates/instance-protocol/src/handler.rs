@@ -1,0 +1,111 @@
+//! Frames between a worker and a process that answers many calls (docs/reference/handler-protocol.md).
+//!
+//! The process finds one end of a stream socket as its standard input. A frame is a header of [`HEADER`] bytes and a
+//! body: `length: u32, kind: u8, zero: [u8; 3], id: u64`, little-endian, the length that of the body. Many frames may
+//! be under way; an answer names its call by the id.
+//!
+//! ```text
+//! worker                                  process
+//!   │ ◀──────────────────────── ready ─────── │   it may be called from now on
+//!   │ ── call: context length, context, params ▶ │
+//!   │ ◀──────────────── result | exception ──── │
+//! ```
+
+/// The bytes before each body.
+pub const HEADER: usize = 16;
+/// The bytes of a call's body before its context: the context's length.
+pub const CONTEXT_LENGTH: usize = 4;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To the process: the context's length as `u32`, the context in JSON, the params in JSON.
+    Call,
+    /// From the process: it may be called.
+    Ready,
+    /// From the process: what a call answers, a text as it is, anything else in JSON.
+    Result,
+    /// From the process: a call failed; the message's length as `u32`, the message, and where it came from.
+    Exception,
+}
+
+impl Kind {
+    /// The byte that says so.
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Call => 1,
+            Self::Ready => 0x80,
+            Self::Result => 0x81,
+            Self::Exception => 0x82,
+        }
+    }
+
+    /// What a byte says.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Call, Self::Ready, Self::Result, Self::Exception].into_iter().find(|kind| kind.byte() == byte)
+    }
+}
+
+/// What stands before a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is.
+    pub kind: Kind,
+    /// Which call it belongs to; 0 for none.
+    pub id: u64,
+    /// The body's length in bytes.
+    pub length: u32,
+}
+
+impl Header {
+    /// The bytes that travel.
+    pub fn encode(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&self.length.to_le_bytes());
+        bytes[4] = self.kind.byte();
+        bytes[8..].copy_from_slice(&self.id.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what travelled; none where it is no header.
+    pub fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
+        let [a, b, c, d, kind, 0, 0, 0, id @ ..] = *bytes else { return None };
+        Some(Self {
+            kind: Kind::from_byte(kind)?,
+            id: u64::from_le_bytes(id),
+            length: u32::from_le_bytes([a, b, c, d]),
+        })
+    }
+}
+
+/// Splits the body of a call into context and params, or that of an exception into message and origin.
+pub fn split(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = body.split_first_chunk::<CONTEXT_LENGTH>()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reads_back_as_itself() {
+        let header = Header { kind: Kind::Exception, id: u64::MAX - 1, length: 70_000 };
+        assert_eq!(Header::decode(&header.encode()), Some(header));
+    }
+
+    #[test]
+    fn what_is_no_header_is_told() {
+        let mut bytes = Header { kind: Kind::Ready, id: 0, length: 0 }.encode();
+        bytes[5] = 1;
+        assert_eq!(Header::decode(&bytes), None);
+        assert_eq!(Header::decode(&[7; HEADER]), None);
+    }
+
+    #[test]
+    fn a_body_is_split_where_it_says() {
+        assert_eq!(split(&[2, 0, 0, 0, b'{', b'}', b'1']), Some((&b"{}"[..], &b"1"[..])));
+        assert_eq!(split(&[9, 0, 0, 0, b'x']), None);
+        assert_eq!(split(&[9, 0]), None);
+    }
+}

@@ -1,0 +1,197 @@
+//! The loop of a spawner: orders in, children made, replies out when a child has become an agent, or could not.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use faena_instance_protocol::{Decoder, Outgoing};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{Failure, Inherited, Numbered, Order, Relay, Reply, Spec, Step, child, clone, idmap, network, relay};
+
+/// How long nothing is asked for before network namespaces are made in advance: long enough that what was asked for last
+/// has the processor for itself.
+const CALM: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// The longest word of a child that failed.
+const WORD: u64 = 4096;
+
+/// A child that has not become what it should yet. Its end of the pipe closes when it has, or says why it cannot.
+struct Pending {
+    id: u64,
+    pipe: UnixStream,
+    /// What names a new instance; a child that only lays code has none.
+    pidfd: Option<OwnedFd>,
+}
+
+struct Spawner {
+    control: UnixStream,
+    decoder: Decoder,
+    pending: Vec<Pending>,
+    networks: network::Pool,
+    privileged: bool,
+}
+
+/// Serves orders from standard input until that ends.
+pub(crate) fn main() -> ExitCode {
+    match Spawner::begin().and_then(Spawner::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the spawner of instances ended: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Spawner {
+    fn begin() -> io::Result<Self> {
+        close_on_exec()?;
+        // SAFETY: no handler is installed; ended children are collected by the kernel.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        // Standard input is the control socket; the number 0 is the agents' for something else.
+        let control = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+        let null = std::fs::File::open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        Ok(Self {
+            control: control.into(),
+            decoder: Decoder::default(),
+            pending: Vec::new(),
+            networks: network::Pool::new()?,
+            privileged: rustix::process::geteuid().is_root(),
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        loop {
+            let (has_orders, ended) = self.wait()?;
+            for index in ended.into_iter().rev() {
+                let pending = self.pending.swap_remove(index);
+                self.report(pending)?;
+            }
+            if has_orders && !self.receive()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for orders and for children; while there are neither, network namespaces are made.
+    fn wait(&mut self) -> io::Result<(bool, Vec<usize>)> {
+        loop {
+            let fills = self.privileged && self.networks.wants_more();
+            let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
+            fds.extend(self.pending.iter().map(|pending| PollFd::new(&pending.pipe, PollFlags::IN)));
+            match poll(&mut fds, fills.then_some(&CALM)) {
+                Ok(0) => {
+                    drop(fds);
+                    self.networks.fill()?;
+                }
+                Ok(_) => {
+                    let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+                    let ended = (1..fds.len()).filter(|index| is_ready(&fds[*index])).map(|index| index - 1).collect();
+                    return Ok((is_ready(&fds[0]), ended));
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes what has come; false at the end of the socket.
+    fn receive(&mut self) -> io::Result<bool> {
+        if self.decoder.read(&self.control)? == 0 {
+            return Ok(false);
+        }
+        while let Some((Numbered { id, order }, fds)) = self.decoder.decode::<Numbered>().map_err(io::Error::other)? {
+            let begun = self.begin_order(id, order, fds.into());
+            match begun {
+                Ok(pending) => self.pending.push(pending),
+                Err(failure) => self.reply(&Reply { id, result: Err(failure.into()) }, None)?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn begin_order(&mut self, id: u64, order: Order, mut fds: VecDeque<OwnedFd>) -> Result<Pending, Failure> {
+        let fd = fds.pop_front().ok_or(io::ErrorKind::UnexpectedEof).step("taking the order's descriptor")?;
+        match order {
+            Order::Launch(spec) => self.launch(id, &spec, fd),
+            Order::Relay(relay) => lay(id, &relay, &fd),
+        }
+    }
+
+    fn launch(&mut self, id: u64, spec: &Spec, socket: OwnedFd) -> Result<Pending, Failure> {
+        let inherited = Inherited::open(spec, socket)?;
+        let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
+        let group = inherited.birth_group.as_ref();
+        if spec.privileged {
+            self.networks.enter().step("entering a network namespace")?;
+        }
+        let into = clone::Into { group, network: !spec.privileged };
+        let made = match clone::into_namespaces(into) {
+            Ok(None) => {
+                drop(ours);
+                child::run(spec, &inherited, theirs);
+            }
+            Ok(Some(made)) => Ok(made),
+            Err(error) => Err(error),
+        };
+        if spec.privileged {
+            self.networks.leave().step("leaving a network namespace")?;
+        }
+        let made = made.step("clone3 into new namespaces")?;
+        drop(theirs);
+        if let Err(failure) = prepare(spec, made.pid, &ours) {
+            clone::kill(&made.pidfd);
+            // A child that had given up knows better why.
+            return Err(last_word(&ours).unwrap_or(failure));
+        }
+        Ok(Pending { id, pipe: ours, pidfd: Some(made.pidfd) })
+    }
+
+    fn report(&self, pending: Pending) -> io::Result<()> {
+        let result = last_word(&pending.pipe).map_or(Ok(()), |failure| Err(failure.into()));
+        self.reply(&Reply { id: pending.id, result }, pending.pidfd.as_ref())
+    }
+
+    fn reply(&self, reply: &Reply, pidfd: Option<&OwnedFd>) -> io::Result<()> {
+        let fds: Vec<_> = pidfd.iter().map(|fd| fd.as_fd()).collect();
+        let mut outgoing = Outgoing::new(reply, &fds).map_err(io::Error::other)?;
+        while !outgoing.write(&self.control)? {}
+        Ok(())
+    }
+}
+
+/// What a child said before it gave up. One that was killed says nothing; whoever waits for its agent learns that it is
+/// gone.
+fn last_word(mut pipe: &UnixStream) -> Option<Failure> {
+    let mut said = String::new();
+    let _ = Read::take(&mut pipe, WORD).read_to_string(&mut said);
+    let (step, error) = said.split_once('\n')?;
+    Some(Failure { step: step.to_owned(), error: io::Error::other(error.to_owned()) })
+}
+
+/// What only the parent can do for a new instance.
+fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), Failure> {
+    idmap::map_ids(pid, spec.host_id, spec.privileged).step("mapping users")?;
+    let owned = |code: &std::path::PathBuf| idmap::owned_tree(code, pid).step("mapping the code's owner");
+    let code = spec.code.as_ref().filter(|_| spec.privileged).map(owned).transpose()?;
+    child::send_go(child, code.as_ref()).step("telling the child to go on")
+}
+
+fn lay(id: u64, order: &Relay, instance: &OwnedFd) -> Result<Pending, Failure> {
+    let code = relay::tree(order, instance)?;
+    let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
+    if clone::fork().step("forking")?.is_none() {
+        drop(ours);
+        relay::run(order, instance, &code, &theirs);
+    }
+    Ok(Pending { id, pipe: ours, pidfd: None })
+}
+
+/// Marks whatever we inherited: what the worker forgot to close is nobody's in an instance.
+fn close_on_exec() -> io::Result<()> {
+    // SAFETY: the call takes numbers only, and closes nothing now.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,163 @@
+//! Waited calls that went well, many in one row: a busy function ends more of them in a second than rows could be written.
+//!
+//! A segment holds calls of one function whose numbers lie in one span, as the api put them together. They are read
+//! beside `calls` and look the same; nothing about them ever changes, and what needs a row of its own never comes here.
+
+use faena_domain::{CallNum, Namespace};
+use faena_protocol::DbError;
+use faena_protocol::records::{CallRecord, CallSpec, EndedCall, SEGMENT_SPAN, Segment};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::internal;
+
+/// The most segments that are forgotten at once.
+const BATCH: u32 = 64;
+
+fn broken(error: &rusqlite::Error) -> DbError {
+    internal("reading the journal of calls", error)
+}
+
+/// Writes a segment; one that is there already stays.
+pub(super) fn write(connection: &Connection, segment: &Segment) -> Result<(), DbError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO journal (first, namespace, function, span, ended_at, calls, records)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+        )
+        .and_then(|mut statement| {
+            statement.execute((
+                segment.first.0,
+                segment.namespace.as_str(),
+                segment.function.key(),
+                segment.first.0 / SEGMENT_SPAN,
+                segment.ended_at,
+                segment.count,
+                segment.records.get(),
+            ))
+        })
+        .map(drop)
+        .map_err(|error| internal("writing the journal of calls", &error))
+}
+
+fn parse(records: &str) -> Result<Vec<EndedCall>, DbError> {
+    let parsed: Result<Vec<EndedCall>, _> = serde_json::from_str(records);
+    parsed.map_err(|error| DbError::Internal { message: format!("reading the journal of calls: {error}") })
+}
+
+/// One call.
+pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<Option<EndedCall>, DbError> {
+    let select = || -> rusqlite::Result<Vec<String>> {
+        let mut statement = connection
+            .prepare_cached("SELECT records FROM journal WHERE namespace = ?1 AND span = ?2 AND first <= ?3")?;
+        statement.query_map((namespace.as_str(), num.0 / SEGMENT_SPAN, num.0), |row| row.get(0))?.collect()
+    };
+    for records in select().map_err(|error| broken(&error))? {
+        if let Some(call) = parse(&records)?.into_iter().find(|ended| ended.call.num == num) {
+            return Ok(Some(call));
+        }
+    }
+    Ok(None)
+}
+
+/// What a call was accepted with, as far as a replay needs it.
+pub(super) fn spec(ended: EndedCall) -> CallSpec {
+    let call = ended.call;
+    CallSpec {
+        num: call.num,
+        namespace: ended.namespace,
+        function: call.function,
+        params: call.params,
+        body: ended.body,
+        direct: ended.direct,
+        timeout_ms: ended.timeout_ms,
+        max_age_ms: 0,
+        run_at: None,
+        priority: 0,
+        key: None,
+        waited: true,
+        replay_of: None,
+        callback: None,
+        retries: None,
+        traceparent: call.traceparent,
+    }
+}
+
+/// The newest calls below a number, at most so many: spans are walked from the newest until there are enough.
+pub(super) fn list(
+    connection: &Connection,
+    (namespace, function): (&Namespace, Option<&str>),
+    before: i64,
+    limit: usize,
+) -> Result<Vec<CallRecord>, DbError> {
+    let mut found: Vec<CallRecord> = Vec::new();
+    // The largest number stands for none.
+    let mut span = before.saturating_sub(1) / SEGMENT_SPAN;
+    while found.len() < limit {
+        let Some((next, segments)) = newest_span(connection, (namespace, function), span).map_err(|e| broken(&e))?
+        else {
+            break;
+        };
+        for records in segments {
+            found.extend(parse(&records)?.into_iter().map(|ended| ended.call).filter(|call| call.num.0 < before));
+        }
+        span = next - 1;
+    }
+    found.sort_by_key(|call| std::cmp::Reverse(call.num));
+    found.truncate(limit);
+    Ok(found)
+}
+
+/// The newest span up to this one that has segments, and all of those.
+fn newest_span(
+    connection: &Connection,
+    (namespace, function): (&Namespace, Option<&str>),
+    span: i64,
+) -> rusqlite::Result<Option<(i64, Vec<String>)>> {
+    let only = if function.is_some() { " AND function = ?3" } else { " AND ?3 IS NULL" };
+    let newest: Option<i64> = connection
+        .prepare_cached(&format!(
+            "SELECT span FROM journal WHERE namespace = ?1 AND span <= ?2{only} ORDER BY span DESC LIMIT 1"
+        ))?
+        .query_row((namespace.as_str(), span, function), |row| row.get(0))
+        .optional()?;
+    let Some(newest) = newest else { return Ok(None) };
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT records FROM journal WHERE namespace = ?1 AND span = ?2{only}"))?;
+    let segments = statement.query_map((namespace.as_str(), newest, function), |row| row.get(0))?;
+    Ok(Some((newest, segments.collect::<Result<_, _>>()?)))
+}
+
+/// Merges what both have, newest first; a call is in one of them.
+pub(super) fn merge(rows: Vec<CallRecord>, journal: Vec<CallRecord>, limit: usize) -> Vec<CallRecord> {
+    let mut calls = rows;
+    calls.extend(journal);
+    calls.sort_by_key(|call| std::cmp::Reverse(call.num));
+    calls.truncate(limit);
+    calls
+}
+
+/// Forgets segments whose newest call ended before an instant, or the oldest ones where so many calls are too many.
+pub(super) fn forget(connection: &Connection, before: i64, too_many: u64) -> Result<u64, DbError> {
+    let delete = |sql: &str, bound: i64| -> rusqlite::Result<u64> {
+        connection.prepare_cached(sql)?.query_map((bound, BATCH), |row| row.get::<_, u64>(0))?.sum()
+    };
+    let old = "DELETE FROM journal WHERE first IN
+        (SELECT first FROM journal WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2) RETURNING calls";
+    let mut gone = delete(old, before).map_err(|error| broken(&error))?;
+    if gone == 0 && too_many > 0 {
+        // As many as hold about so many calls, those that ended first.
+        let bound: Option<i64> = connection
+            .prepare_cached(
+                "SELECT max(ended_at) FROM (SELECT ended_at, sum(calls) OVER (ORDER BY ended_at) AS so_far
+                 FROM (SELECT ended_at, calls FROM journal ORDER BY ended_at LIMIT ?2)) WHERE so_far <= ?1",
+            )
+            .and_then(|mut statement| {
+                statement.query_row((i64::try_from(too_many).unwrap_or(i64::MAX), BATCH), |row| row.get(0))
+            })
+            .map_err(|error| broken(&error))?;
+        if let Some(bound) = bound {
+            gone = delete(old, bound.saturating_add(1)).map_err(|error| broken(&error))?;
+        }
+    }
+    Ok(gone)
+}

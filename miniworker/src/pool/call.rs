@@ -1,0 +1,222 @@
+//! A call on its way through the pool.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use faena_domain::call::StartKind;
+use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
+use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest};
+use faena_protocol::records::Code;
+
+use super::StartError;
+use crate::Node;
+use crate::process::LeaseEnd;
+
+/// What takes an end.
+type Done = Box<dyn FnOnce(PoolEnd) + Send>;
+
+/// A call, and who is told of its end.
+pub(crate) struct PoolCall {
+    pub(crate) num: CallNum,
+    pub(crate) attempt: u32,
+    pub(crate) params: Bytes,
+    pub(crate) request: Option<HttpRequest>,
+    pub(crate) timeout_ms: u64,
+    /// When the attempt has to have ended.
+    pub(crate) deadline: Instant,
+    /// Whether running out of it is the call's end, or only the attempt's.
+    pub(crate) expires: bool,
+    /// Whether the attempt's time begins when an instance takes it, rather than now.
+    pub(crate) begins_late: bool,
+    pub(crate) deadline_unix_ms: i64,
+    pub(crate) traceparent: Arc<str>,
+    /// Until when the agent lets it run; none while whoever waits for it shares our process.
+    pub(crate) lease: Option<LeaseEnd>,
+    /// Told when it begins.
+    pub(crate) started: Option<Box<dyn FnOnce() + Send>>,
+    pub(crate) done: Done,
+    /// When it was handed over.
+    pub(crate) since: Instant,
+    /// Whether an instance had to be made while it waited.
+    pub(crate) cold: bool,
+}
+
+impl std::fmt::Debug for PoolCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PoolCall").field("num", &self.num).finish_non_exhaustive()
+    }
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) struct PoolEnd {
+    pub(crate) status: CallStatus,
+    pub(crate) result: Bytes,
+    pub(crate) head: Option<HttpHead>,
+    pub(crate) error: Option<CallError>,
+    pub(crate) log: Vec<u8>,
+    pub(crate) start: StartKind,
+    pub(crate) start_ms: u64,
+    pub(crate) run_ms: u64,
+    pub(crate) hosts: Vec<String>,
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl PoolCall {
+    /// A call of the direct road, whose deadline may come before that of an attempt.
+    pub(crate) fn of_direct(call: DirectCall, node: &Arc<Node>) -> Box<Self> {
+        let since = Instant::now();
+        let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
+        let done = call.done;
+        Box::new(Self {
+            num: call.num,
+            attempt: 1,
+            params: call.params,
+            request: call.request,
+            timeout_ms: call.timeout_ms,
+            deadline: call.deadline,
+            expires: true,
+            // It may wait for its slot until its age is over; its attempt begins with its instance.
+            begins_late: true,
+            deadline_unix_ms: call.deadline_unix_ms,
+            traceparent: call.traceparent,
+            lease: None,
+            started: None,
+            done: Box::new(move |end| done(end.into_direct(&node, engine))),
+            since,
+            cold: false,
+        })
+    }
+
+    /// An instance takes it: from now on its attempt's time runs, where it did not before.
+    pub(crate) fn begin_attempt(&mut self) {
+        if std::mem::take(&mut self.begins_late) {
+            let end = Instant::now() + Duration::from_millis(self.timeout_ms);
+            self.expires = self.deadline < end;
+            self.deadline = self.deadline.min(end);
+        }
+    }
+
+    /// Gives a call back that there was no room for.
+    pub(crate) fn into_direct(self: Box<Self>, code: &Arc<Code>) -> Box<DirectCall> {
+        Box::new(DirectCall {
+            num: self.num,
+            code: Arc::clone(code),
+            params: self.params,
+            request: self.request,
+            timeout_ms: self.timeout_ms,
+            deadline: self.deadline,
+            deadline_unix_ms: self.deadline_unix_ms,
+            traceparent: self.traceparent,
+            // Nobody is told of a call that was refused: whoever handed it over knows.
+            done: Box::new(|_| {}),
+        })
+    }
+
+    /// What the process is told of the call, in JSON.
+    pub(crate) fn context(&self, code: &Code, out: &mut String) {
+        // Names and trace contexts hold nothing that JSON escapes.
+        let _ = write!(
+            out,
+            r#"{{"call":{},"function":"{}","version":{},"attempt":{},"deadlineMs":{},"traceparent":"{}"}}"#,
+            self.num, code.function, code.version, self.attempt, self.deadline_unix_ms, self.traceparent
+        );
+    }
+
+    /// Whose end the deadline was: the call's, or only this attempt's.
+    fn late(&self, layer: Layer, what: &str) -> (CallStatus, CallError) {
+        if self.expires {
+            let message = format!("the call reached its maxAgeMs while {what}");
+            (CallStatus::Expired, CallError::new(ErrorKind::Expired, layer, message))
+        } else {
+            let message = format!("the attempt took longer than {} ms while {what}", self.timeout_ms);
+            (CallStatus::Timeout, CallError::new(ErrorKind::Timeout, layer, message))
+        }
+    }
+}
+
+impl PoolEnd {
+    /// An end with what is known of every call: `began` is when its instance took it.
+    pub(crate) fn of(call: &PoolCall, began: Instant, status: CallStatus) -> Self {
+        Self {
+            status,
+            result: Bytes::new(),
+            head: None,
+            error: None,
+            log: Vec::new(),
+            start: if call.cold { StartKind::Cold } else { StartKind::Warm },
+            start_ms: millis(began.saturating_duration_since(call.since)),
+            run_ms: millis(began.elapsed()),
+            hosts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn done(call: &PoolCall, began: Instant, result: Bytes) -> Self {
+        Self { result, ..Self::of(call, began, CallStatus::Done) }
+    }
+
+    pub(crate) fn failed(call: &PoolCall, began: Instant, error: CallError) -> Self {
+        Self { error: Some(error), ..Self::of(call, began, CallStatus::Failed) }
+    }
+
+    /// Its time ran out in an instance.
+    pub(crate) fn late(call: &PoolCall, began: Instant) -> Self {
+        let (status, error) = call.late(Layer::Run, "its process ran");
+        Self { error: Some(error), ..Self::of(call, began, status) }
+    }
+
+    /// It never came into an instance.
+    pub(crate) fn not_started(call: &PoolCall, error: StartError) -> Self {
+        let (status, error) = match error {
+            StartError::Late => call.late(Layer::Start, "its instance was made"),
+            error => {
+                let error = error.into_call_error();
+                let is_late = error.kind == ErrorKind::Timeout;
+                (if is_late { CallStatus::Timeout } else { CallStatus::Failed }, error)
+            }
+        };
+        Self { error: Some(error), ..Self::of(call, Instant::now(), status) }
+    }
+
+    pub(crate) fn cancelled(call: &PoolCall) -> Self {
+        let error = CallError::new(ErrorKind::Cancelled, Layer::Run, "the call was cancelled");
+        Self { error: Some(error), ..Self::of(call, Instant::now(), CallStatus::Cancelled) }
+    }
+
+    /// What it was as an attempt.
+    pub(crate) fn attempt(&mut self, node: &Node, engine: EngineKind, number: u32, epoch: Epoch) -> Attempt {
+        Attempt {
+            attempt: number,
+            worker: node.worker.clone(),
+            engine,
+            start: self.start,
+            epoch,
+            queue_ms: 0,
+            start_ms: self.start_ms,
+            run_ms: self.run_ms,
+            exit: None,
+            peak_memory_bytes: None,
+            cpu_ms: None,
+            missing_layers: node.engines.get(&engine).map(|engine| engine.missing_layers()).unwrap_or_default(),
+            egress_hosts: std::mem::take(&mut self.hosts),
+            error: None,
+        }
+    }
+
+    fn into_direct(mut self, node: &Node, engine: EngineKind) -> DirectEnd {
+        let attempt = self.attempt(node, engine, 1, Epoch(1));
+        DirectEnd {
+            status: self.status,
+            result: self.result,
+            head: self.head,
+            error: self.error,
+            log: self.log,
+            attempt,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Calls of a process that speaks HTTP on its own loopback, over connections that its agent makes and hands out.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use faena_domain::limits::MAX_RESULT;
+use faena_domain::{CallError, ErrorKind, Layer};
+use faena_protocol::direct::{HttpHead, HttpRequest};
+use faena_protocol::records::Code;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+
+use super::call::{PoolCall, PoolEnd};
+use super::served::Speech;
+
+/// Where the process listens: `$PORT`.
+pub(super) const PORT: u16 = 8080;
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// What the process answered.
+pub(super) struct Answer {
+    head: HttpHead,
+    body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    kind: ErrorKind,
+    message: String,
+}
+
+fn failure(kind: ErrorKind, message: impl Into<String>) -> Failure {
+    Failure { kind, message: message.into() }
+}
+
+/// Connections to one process; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Client(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<Connections>,
+    /// Told when the agent shall make another connection.
+    wanted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    idle: Vec<Sender>,
+    waiting: VecDeque<oneshot::Sender<Result<TcpStream, String>>>,
+    /// Connections that are wanted and not asked for yet.
+    wanted: usize,
+    is_closed: bool,
+}
+
+/// Returns when a connection is wanted of the agent.
+pub(super) async fn wanted(speech: &Speech) {
+    let Speech::Http(client) = speech else { return std::future::pending().await };
+    loop {
+        {
+            let mut state = client.state();
+            if state.wanted > 0 {
+                state.wanted -= 1;
+                return;
+            }
+        }
+        client.0.wanted.notified().await;
+    }
+}
+
+/// A connection that an agent handed over.
+pub(super) fn stream(error: Option<String>, fds: Vec<OwnedFd>) -> Result<TcpStream, String> {
+    if let Some(error) = error {
+        return Err(error);
+    }
+    let fd = fds.into_iter().next().ok_or("no connection came")?;
+    let stream = std::net::TcpStream::from(fd);
+    stream.set_nonblocking(true).map_err(|error| error.to_string())?;
+    // A request is written whole; waiting for more would only delay it.
+    let _ = stream.set_nodelay(true);
+    TcpStream::from_std(stream).map_err(|error| error.to_string())
+}
+
+impl Client {
+    fn state(&self) -> MutexGuard<'_, Connections> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent has made a connection, or could not.
+    pub(super) fn connected(&self, error: Option<String>, fds: Vec<OwnedFd>) {
+        if let Some(waiting) = self.state().waiting.pop_front() {
+            // Whoever wanted it may have gone; the connection is closed then.
+            let _ = waiting.send(stream(error, fds));
+        }
+    }
+
+    /// Nobody makes connections any more; whoever waits for one learns it.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        state.waiting.clear();
+        state.idle.clear();
+    }
+
+    async fn connect(&self) -> Result<Sender, Failure> {
+        let (give, given) = oneshot::channel();
+        {
+            let mut state = self.state();
+            if state.is_closed {
+                return Err(failure(ErrorKind::Infrastructure, "the instance is gone"));
+            }
+            state.waiting.push_back(give);
+            state.wanted += 1;
+        }
+        self.0.wanted.notify_one();
+        let gone = |_| failure(ErrorKind::Infrastructure, "the instance is gone");
+        let refused = |error| failure(ErrorKind::Exception, format!("the function takes no connection: {error}"));
+        let stream = given.await.map_err(gone)?.map_err(refused)?;
+        let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // It ends with the process, or when the process closes it; whoever uses it learns that.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// A connection that was kept, and still stands.
+    async fn kept(&self) -> Option<Sender> {
+        loop {
+            let mut sender = self.state().idle.pop()?;
+            if sender.ready().await.is_ok() {
+                return Some(sender);
+            }
+        }
+    }
+
+    /// Sends a call and reads its answer. The future owns all it needs.
+    pub(super) fn exchange(
+        &self,
+        code: &Code,
+        call: &mut PoolCall,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+        let client = self.clone();
+        let request = call.request.take().unwrap_or_else(|| of_params(call));
+        let request = build(&request, call, code);
+        async move {
+            let request = request?;
+            let mut sender = match client.kept().await {
+                Some(sender) => sender,
+                None => client.connect().await?,
+            };
+            let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
+            let response = match sender.try_send_request(request).await {
+                Ok(response) => response,
+                Err(mut refused) => match refused.take_message() {
+                    // Closed by the process before anything of the request was written.
+                    Some(request) => {
+                        sender = client.connect().await?;
+                        sender.send_request(request).await.map_err(broken)?
+                    }
+                    None => return Err(broken(refused.into_error())),
+                },
+            };
+            let answer = read(response).await?;
+            client.state().idle.push(sender);
+            Ok(answer)
+        }
+    }
+}
+
+/// Params that came as JSON.
+fn of_params(call: &PoolCall) -> HttpRequest {
+    HttpRequest {
+        method: "POST".to_owned(),
+        target: "/".to_owned(),
+        headers: vec![("content-type".to_owned(), b"application/json".to_vec())],
+        body: call.params.clone(),
+    }
+}
+
+fn build(request: &HttpRequest, call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
+    let mut built = Request::builder()
+        .method(request.method.as_str())
+        .uri(request.target.as_str())
+        .header("host", "localhost")
+        .header("faena-call", call.num.0)
+        .header("faena-function", code.function.to_string())
+        .header("traceparent", &*call.traceparent);
+    for (name, value) in request.headers.iter().filter(|(name, _)| name != "traceparent") {
+        built = built.header(name.as_str(), value.as_slice());
+    }
+    let invalid = |error| failure(ErrorKind::Infrastructure, format!("the request cannot be passed on: {error}"));
+    built.body(Full::new(request.body.clone())).map_err(invalid)
+}
+
+async fn read(response: Response<hyper::body::Incoming>) -> Result<Answer, Failure> {
+    let (parts, body) = response.into_parts();
+    let headers = parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    let head = HttpHead { status: parts.status.as_u16(), headers };
+    let most = usize::try_from(MAX_RESULT).unwrap_or(usize::MAX);
+    match Limited::new(body, most).collect().await {
+        Ok(body) => Ok(Answer { head, body: body.to_bytes() }),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(failure(ErrorKind::Output, format!("the answer is over the limit of {MAX_RESULT} bytes")))
+        }
+        Err(error) => Err(failure(ErrorKind::Exception, format!("the function's HTTP: {error}"))),
+    }
+}
+
+/// How a call over HTTP ended: a status of 500 and above says that it failed, and is passed on all the same.
+pub(super) fn end(call: &PoolCall, began: Instant, answer: Result<Answer, Failure>) -> PoolEnd {
+    match answer {
+        Ok(Answer { head, .. }) if !(200..600).contains(&head.status) => {
+            let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
+            PoolEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message))
+        }
+        Ok(Answer { head, body }) if head.status < 500 => {
+            PoolEnd { head: Some(head), ..PoolEnd::done(call, began, body) }
+        }
+        Ok(Answer { head, body }) => {
+            let message = format!("the function answered with the status {}", head.status);
+            let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
+            PoolEnd { head: Some(head), result: body, ..PoolEnd::failed(call, began, error) }
+        }
+        Err(Failure { kind, message }) => PoolEnd::failed(call, began, CallError::new(kind, Layer::Run, message)),
+    }
+}

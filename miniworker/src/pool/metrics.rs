@@ -1,0 +1,33 @@
+//! What a pool counts.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The metrics of a pool; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub(super) hits: Counter,
+    pub(super) misses: Counter,
+    pub(super) refills: Counter,
+    pub(super) evictions: Counter,
+    pub(super) instances: Gauge,
+    pub(super) frozen: Gauge,
+    pub(super) memory: Gauge,
+}
+
+impl Metrics {
+    /// Registers the metrics under `faena_pool_`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("faena_pool");
+        registry.register("hits", "Calls that found an instance", metrics.hits.clone());
+        registry.register("misses", "Instances made because a call waited", metrics.misses.clone());
+        registry.register("refills", "Instances made before a call asked", metrics.refills.clone());
+        registry.register("evictions", "Instances that went, for room or for lack of calls", metrics.evictions.clone());
+        registry.register("instances", "Instances that wait or work", metrics.instances.clone());
+        registry.register("frozen_instances", "Instances that are frozen", metrics.frozen.clone());
+        registry.register("memory_bytes", "What waiting instances hold of memory", metrics.memory.clone());
+        metrics
+    }
+}

@@ -1,0 +1,253 @@
+//! The instances of a node: which of them wait, which work, and who gets the next one.
+//!
+//! Every call goes through here, whichever road it came. [`state`] decides and does nothing; what it decides is done
+//! outside of its lock: a call begins in an instance, an instance is made. Identical cold starts are coalesced, since
+//! calls of one version wait in one line and whichever instance is free first takes the next. A task that belongs to
+//! the instance owns a call from there on ([`served`]), never whoever waits for it.
+
+mod call;
+mod http;
+mod keeper;
+pub(crate) mod metrics;
+mod parked;
+mod served;
+mod start;
+mod state;
+mod stock;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use faena_domain::units::ByteSize;
+use faena_domain::{CallNum, FunctionName, Namespace, Preload};
+use faena_protocol::direct::{DirectCall, DirectRoad};
+use faena_protocol::node::PoolView;
+use faena_protocol::records::Code;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::task::TaskTracker;
+
+pub(crate) use call::{PoolCall, PoolEnd};
+pub(crate) use parked::{Leave, State, Taken};
+pub(crate) use start::StartError;
+
+use crate::Node;
+use metrics::Metrics;
+use state::{Action, Key, Waiting, Work};
+use stock::Stock;
+
+/// How long a stop waits for instances that are being made.
+const MAKING: Duration = Duration::from_secs(10);
+
+/// How a pool is set up.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Instances that work at once.
+    pub slots: u32,
+    /// Instances that are made at once.
+    pub creations: u32,
+    /// The most instances, waiting ones included.
+    pub instances: usize,
+    /// What all of them may hold of memory before the cheapest to lose goes.
+    pub memory: ByteSize,
+    /// How long an instance waits without a call, where its function names no time.
+    pub idle: Duration,
+    /// How long it waits before it is frozen.
+    pub freeze_after: Duration,
+    /// What waits before calls come, where a function names nothing.
+    pub preload: Preload,
+    /// Where instances live that no call asked for; the others live where their first call came from.
+    pub home: Handle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    node: Arc<Node>,
+    config: PoolConfig,
+    metrics: Metrics,
+    state: Mutex<state::State>,
+    stock: Stock,
+    /// Whatever makes, renews or destroys instances: a stop waits for it.
+    tasks: TaskTracker,
+    /// Told when something waits that has to be watched.
+    waits: Notify,
+}
+
+/// The instances of a node; clones share them.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Shared>);
+
+impl Pool {
+    /// An empty pool, and the task that keeps it, which ends with the runtime.
+    pub fn new(node: Arc<Node>, config: PoolConfig, metrics: Metrics) -> Self {
+        let state = Mutex::new(state::State::new(&config));
+        let home = config.home.clone();
+        let (stock, tasks, waits) = (Stock::default(), TaskTracker::new(), Notify::new());
+        let pool = Self(Arc::new(Shared { node, config, metrics, state, stock, tasks, waits }));
+        home.spawn(keeper::keep(Arc::downgrade(&pool.0)));
+        pool
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.0.node
+    }
+
+    /// Hands a call to an instance that answers many, now or when one is there.
+    pub(crate) fn call(&self, code: &Arc<Code>, call: Box<PoolCall>) -> Result<(), Box<PoolCall>> {
+        self.0.submit(code, Work::Call(call)).map_err(|work| match work {
+            Work::Call(call) => call,
+            Work::Take(_) => unreachable!("what was refused is what was handed over"),
+        })
+    }
+
+    /// An instance of a version in which a process can be started; `Taken::done` gives it back.
+    pub(crate) async fn take(&self, code: &Arc<Code>, until: std::time::Instant) -> Result<Taken, StartError> {
+        let (give, given) = oneshot::channel();
+        let work = Work::Take(state::Taker { until, give });
+        self.0.submit(code, work).map_err(|_| StartError::Full)?;
+        given.await.unwrap_or(Err(StartError::Late))
+    }
+
+    /// Ends a call; false where it is not known, or has ended.
+    pub(crate) fn cancel(&self, num: CallNum) -> bool {
+        let (cancelled, instances) = self.0.state().cancel(num);
+        if let Some(call) = cancelled {
+            let end = PoolEnd::cancelled(&call);
+            (call.done)(end);
+            return true;
+        }
+        instances.iter().any(|instance| instance.cancel(num))
+    }
+
+    /// What it holds, for people.
+    pub fn view(&self) -> PoolView {
+        let blank = self.0.stock.count();
+        PoolView { blank, ..self.0.state().view(&self.0.metrics) }
+    }
+
+    /// A version was built here: what its first call needs is made, where that takes long.
+    pub fn expect(&self, code: &Code) {
+        self.0.restock(code);
+        let actions = self.0.state().expect(&Arc::new(code.clone()), std::time::Instant::now());
+        self.0.perform(actions);
+        // Unpacking takes the longer the larger it is; no call shall wait for it.
+        let (node, archive) = (Arc::clone(&self.0.node), code.archive);
+        self.0.config.home.spawn(async move {
+            if let Err(error) = node.code.get(&archive).await {
+                tracing::debug!(%error, "code could not be unpacked before it is called");
+            }
+        });
+    }
+
+    /// A function is deleted: its instances go as soon as nobody calls them.
+    pub fn forget(&self, namespace: &Namespace, function: &FunctionName) {
+        self.0.state().forget(namespace, function);
+    }
+
+    /// Takes nothing more in, lets what works finish within a grace, and returns when every instance is gone.
+    pub async fn drain(&self, grace: Duration) {
+        let leaving = self.0.state().close();
+        let end = tokio::time::Instant::now() + grace;
+        for gone in leaving {
+            self.0.tasks.spawn(gone.destroyed(end));
+        }
+        for blank in self.0.stock.empty() {
+            self.0.tasks.spawn(blank.guard.destroy());
+        }
+        self.0.tasks.close();
+        // What is being made is destroyed when it is there.
+        if tokio::time::timeout(grace + MAKING, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("some instances are not gone yet; they go at the next start");
+        }
+    }
+}
+
+impl DirectRoad for Pool {
+    fn offers(&self, code: &Code) -> bool {
+        code.engine.is_some_and(|engine| self.0.node.engines.contains_key(&engine))
+    }
+
+    fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+        let code = Arc::clone(&call.code);
+        let call = PoolCall::of_direct(call, &self.0.node);
+        self.call(&code, call).map_err(|call| call.into_direct(&code))
+    }
+
+    fn cancel(&self, num: CallNum) -> bool {
+        Self::cancel(self, num)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, state::State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(self: &Arc<Self>, code: &Arc<Code>, work: Work) -> Result<(), Work> {
+        let now = std::time::Instant::now();
+        let actions = self.state().submit(code, Waiting { work }, now)?;
+        self.perform(actions);
+        Ok(())
+    }
+
+    /// Does what was decided, outside of the lock.
+    fn perform(self: &Arc<Self>, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Begin { key, id, instance, call } => {
+                    if !call.cold {
+                        self.metrics.hits.inc();
+                    }
+                    if let Err(call) = instance.begin(call) {
+                        // It died a moment ago, or takes no more; the call goes to the next one.
+                        instance.retire();
+                        let actions = self.state().came_back(&key, id, call);
+                        self.perform(actions);
+                    }
+                }
+                Action::Hand { parked, taker } => {
+                    if !parked.is_cold {
+                        self.metrics.hits.inc();
+                    }
+                    if let Err(Ok(taken)) = taker.give.send(Ok(Taken::new(*parked))) {
+                        taken.done(State::Clean);
+                    }
+                }
+                Action::Start { key, code, asked } => {
+                    if asked {
+                        self.metrics.misses.inc();
+                    } else {
+                        self.metrics.refills.inc();
+                    }
+                    let home = if asked { Handle::try_current().ok() } else { None };
+                    let home = home.unwrap_or_else(|| self.config.home.clone());
+                    self.tasks.spawn_on(start::start(Arc::clone(self), key, code, asked), &home);
+                }
+                Action::Fail { waiting, error } => waiting.fail(error),
+                Action::Destroy(leaving) => {
+                    self.metrics.evictions.inc();
+                    self.tasks.spawn_on(leaving.destroyed(tokio::time::Instant::now()), &self.config.home);
+                }
+                Action::Watch => self.waits.notify_one(),
+            }
+        }
+    }
+
+    /// Takes in what was made, or that nothing was.
+    fn started(self: &Arc<Self>, key: &Key, asked: bool, made: Result<state::Made, StartError>) {
+        let actions = self.state().started(key, asked, made, std::time::Instant::now());
+        self.perform(actions);
+    }
+
+    /// A call has ended in an instance, which may take another.
+    fn finished(self: &Arc<Self>, key: &Key, id: u64, took_ms: f64) {
+        let actions = self.state().finished(key, id, took_ms, std::time::Instant::now());
+        self.perform(actions);
+    }
+
+    /// An instance takes no more calls.
+    fn retire(self: &Arc<Self>, key: &Key, id: u64) {
+        let actions = self.state().retire(key, id);
+        self.perform(actions);
+    }
+}

@@ -1,0 +1,739 @@
+//! An instance whose process answers many calls.
+//!
+//! A call is written to its process by whoever hands it over, at once; everything else is done by one task that owns
+//! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
+//! the process ends or nobody wants it any more. So a client that goes away takes no call with it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT, STDERR_TAIL};
+use faena_domain::{CallError, CallNum, ErrorKind, Exit, Layer};
+use faena_engine::{AgentSocket, Guard, Instance};
+use faena_instance_protocol::handler::{CONTEXT_LENGTH, HEADER, Header, Kind, split};
+use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
+use faena_protocol::records::Code;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::call::{PoolCall, PoolEnd};
+use super::state::Key;
+use super::{Shared, http};
+use crate::egress::Egress;
+use crate::result;
+
+/// What is read of a socket at once.
+const CHUNK: usize = 64 * 1024;
+/// Orders that wait for an instance's task.
+const ORDERS: usize = 256;
+/// How long the end of a process may take to be told that closed its socket.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// What is read at once of what a process writes beside its answers.
+const OUTPUT: usize = 1024 * 1024;
+/// A sleep that nobody waits for.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// A call that an instance works at.
+struct InFlight {
+    id: u64,
+    began: Instant,
+    call: Box<PoolCall>,
+}
+
+/// What whoever hands a call over and the instance's task share.
+#[derive(Default)]
+struct Lines {
+    in_flight: Vec<InFlight>,
+    /// What the socket did not take at once.
+    unsent: VecDeque<Bytes>,
+    next: u64,
+    frozen: bool,
+    /// It takes no more calls.
+    closed: bool,
+    /// It listens no more: what is under way will not be answered.
+    is_deaf: bool,
+    /// The earliest deadline that its task waits for.
+    armed: Option<Instant>,
+}
+
+/// What an instance's task is told.
+enum Order {
+    /// Begin a call whose lease the agent has to hear of first.
+    Begin(Box<PoolCall>),
+    /// End a call whoever waits for it.
+    Cancel(CallNum),
+    /// A call over HTTP has ended.
+    Answered(u64, Result<http::Answer, http::Failure>),
+}
+
+/// How calls reach the process.
+pub(super) enum Speech {
+    /// Frames on its standard input.
+    Frames(OwnedWriteHalf),
+    /// HTTP on a port of its own loopback.
+    Http(http::Client),
+}
+
+/// An instance that answers many calls.
+pub(crate) struct Served {
+    id: OnceLock<u64>,
+    key: Arc<Key>,
+    code: Arc<Code>,
+    pool: Arc<Shared>,
+    speech: Speech,
+    lines: Mutex<Lines>,
+    guard: Mutex<Option<Box<dyn Guard>>>,
+    orders: mpsc::Sender<Order>,
+    /// Told when something is to be written.
+    wrote_less: Notify,
+    retired: CancellationToken,
+    gone: CancellationToken,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The parts of an instance whose process has said that it may be called.
+pub(super) struct Begun {
+    pub(super) instance: Instance,
+    pub(super) speech: Speech,
+    /// Its frames, where it speaks frames.
+    pub(super) frames: Option<OwnedReadHalf>,
+    pub(super) output: Receiver,
+    pub(super) log: Vec<u8>,
+    pub(super) egress: Option<Egress>,
+}
+
+impl Served {
+    /// Takes over an instance; its task lives on the runtime that this is called on.
+    pub(super) fn begin_life(pool: Arc<Shared>, key: Arc<Key>, code: Arc<Code>, begun: Begun) -> Arc<Self> {
+        let (orders, receiver) = mpsc::channel(ORDERS);
+        let served = Arc::new(Self {
+            id: OnceLock::new(),
+            key,
+            code,
+            pool,
+            speech: begun.speech,
+            lines: Mutex::default(),
+            guard: Mutex::new(Some(begun.instance.guard)),
+            orders,
+            wrote_less: Notify::new(),
+            retired: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        });
+        let task = Task {
+            served: Arc::clone(&served),
+            agent: begun.instance.agent,
+            frames: begun.frames,
+            output: Some(begun.output),
+            log: begun.log,
+            egress: begun.egress,
+            orders: receiver,
+            incoming: BytesMut::new(),
+            lease_ms: u64::MAX,
+            is_given_up: false,
+        };
+        tokio::spawn(task.run());
+        served
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number that the pool knows it by.
+    pub(super) fn named(&self, id: u64) {
+        let _ = self.id.set(id);
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn is_open(&self) -> bool {
+        !self.lines().closed
+    }
+
+    /// Begins a call; gives it back where the instance takes no more.
+    pub(super) fn begin(self: &Arc<Self>, call: Box<PoolCall>) -> Result<(), Box<PoolCall>> {
+        if call.lease.is_none() {
+            return self.write(call);
+        }
+        // The agent has to know until when the call may run before it runs.
+        self.orders.try_send(Order::Begin(call)).map_err(|error| match error.into_inner() {
+            Order::Begin(call) => call,
+            Order::Cancel(_) | Order::Answered(..) => unreachable!("what was refused is what was sent"),
+        })
+    }
+
+    fn write(self: &Arc<Self>, mut call: Box<PoolCall>) -> Result<(), Box<PoolCall>> {
+        let mut lines = self.lines();
+        if lines.closed {
+            return Err(call);
+        }
+        if lines.frozen {
+            if !self.with_guard(|guard| guard.thaw()) {
+                lines.closed = true;
+                return Err(call);
+            }
+            lines.frozen = false;
+        }
+        call.begin_attempt();
+        lines.next += 1;
+        let id = lines.next;
+        let (began, deadline) = (Instant::now(), call.deadline);
+        if let Some(started) = call.started.take() {
+            started();
+        }
+        match &self.speech {
+            Speech::Frames(stream) => {
+                let written = self.send(stream, &mut lines, id, &call);
+                lines.in_flight.push(InFlight { id, began, call });
+                if !written {
+                    drop(lines);
+                    self.wrote_less.notify_one();
+                    return Ok(());
+                }
+            }
+            Speech::Http(client) => {
+                let exchange = client.exchange(&self.code, &mut call);
+                lines.in_flight.push(InFlight { id, began, call });
+                let served = Arc::clone(self);
+                tokio::spawn(async move {
+                    let answer = exchange.await;
+                    // The task is gone only when the call has been ended.
+                    let _ = served.orders.send(Order::Answered(id, answer)).await;
+                });
+            }
+        }
+        let is_earlier = lines.armed.is_none_or(|armed| deadline < armed);
+        drop(lines);
+        if is_earlier {
+            self.wrote_less.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Writes a call's frame; false where the socket did not take all of it.
+    fn send(&self, stream: &OwnedWriteHalf, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
+        let mut context = String::with_capacity(256);
+        call.context(&self.code, &mut context);
+        let body = CONTEXT_LENGTH + context.len() + call.params.len();
+        let length = u32::try_from(body).unwrap_or(u32::MAX);
+        let is_small = call.params.len() <= CHUNK;
+        let mut frame = BytesMut::with_capacity(HEADER + if is_small { body } else { body - call.params.len() });
+        frame.extend_from_slice(&Header { kind: Kind::Call, id, length }.encode());
+        frame.extend_from_slice(&u32::try_from(context.len()).unwrap_or(0).to_le_bytes());
+        frame.extend_from_slice(context.as_bytes());
+        if is_small {
+            frame.extend_from_slice(&call.params);
+        }
+        lines.unsent.push_back(frame.freeze());
+        if !is_small {
+            lines.unsent.push_back(call.params.clone());
+        }
+        flush(stream, lines)
+    }
+
+    fn with_guard(&self, act: impl FnOnce(&dyn Guard) -> io::Result<()>) -> bool {
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_deref().map(act) {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                debug!(%error, "an instance cannot be frozen or thawed");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Freezes it unless a call has come meanwhile; true where it is frozen.
+    pub(super) fn freeze(&self) -> bool {
+        let mut lines = self.lines();
+        if lines.in_flight.is_empty() && !lines.closed && !lines.frozen {
+            lines.frozen = self.with_guard(|guard| guard.freeze());
+        }
+        lines.frozen
+    }
+
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).as_deref().and_then(Guard::memory)
+    }
+
+    /// Ends a call, which may still be on its way in; false where it is not known to be here.
+    pub(super) fn cancel(&self, num: CallNum) -> bool {
+        let is_here = self.lines().in_flight.iter().any(|flight| flight.call.num == num);
+        // Orders are taken in turn, so a call that waits among them has begun when this is taken.
+        self.orders.try_send(Order::Cancel(num)).is_ok() && is_here
+    }
+
+    /// Has it destroyed when its last call has ended.
+    pub(super) fn retire(&self) {
+        self.lines().closed = true;
+        self.retired.cancel();
+    }
+
+    /// Gives up the calls that it works at: whoever waits for them learns that nobody tells their end.
+    pub(super) fn cut(&self) {
+        self.lines().in_flight.clear();
+        self.wrote_less.notify_one();
+    }
+
+    /// Returns when nothing of it is left.
+    pub(super) async fn gone(&self) {
+        self.gone.cancelled().await;
+    }
+}
+
+/// Writes what is unsent; true where nothing is left to be written.
+fn flush(stream: &OwnedWriteHalf, lines: &mut Lines) -> bool {
+    while let Some(first) = lines.unsent.front_mut() {
+        match stream.try_write(first) {
+            Ok(written) => {
+                first.advance(written);
+                if first.is_empty() {
+                    lines.unsent.pop_front();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            // It listens no more. Its end says why; nothing is ever written to it again.
+            Err(_) => {
+                lines.unsent.clear();
+                lines.closed = true;
+                lines.is_deaf = true;
+            }
+        }
+    }
+    true
+}
+
+/// Owns the instance.
+struct Task {
+    served: Arc<Served>,
+    agent: AgentSocket,
+    frames: Option<OwnedReadHalf>,
+    output: Option<Receiver>,
+    log: Vec<u8>,
+    egress: Option<Egress>,
+    orders: mpsc::Receiver<Order>,
+    incoming: BytesMut,
+    /// What the agent was told last.
+    lease_ms: u64,
+    /// It goes at once, whatever it works at.
+    is_given_up: bool,
+}
+
+/// Why an instance's life is over.
+enum Over {
+    /// Nobody wants it any more.
+    Retired,
+    /// Its process has ended.
+    Ended(Ended),
+    /// It is gone, or sent what no instance sends.
+    Lost(String),
+}
+
+impl Task {
+    async fn run(mut self) {
+        let over = self.live().await;
+        self.served.lines().closed = true;
+        if matches!(over, Over::Ended(_)) {
+            self.last_output().await;
+        }
+        let left = std::mem::take(&mut self.served.lines().in_flight);
+        for flight in left {
+            let error = self.why(&over);
+            let end = PoolEnd::failed(&flight.call, flight.began, error);
+            self.end(flight, end);
+        }
+        let Served { pool, key, .. } = &*self.served;
+        pool.retire(key, self.served.id.get().copied().unwrap_or(0));
+        if let Speech::Http(client) = &self.served.speech {
+            client.close();
+        }
+        let guard = self.served.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(guard) = guard {
+            guard.destroy().await;
+        }
+        let actions = pool.state().replenish(key, Instant::now());
+        pool.perform(actions);
+        self.served.gone.cancel();
+    }
+
+    async fn live(&mut self) -> Over {
+        let served = Arc::clone(&self.served);
+        let sleep = tokio::time::sleep(FAR);
+        tokio::pin!(sleep);
+        loop {
+            if let Some(over) = self.is_over() {
+                return over;
+            }
+            if served.lines().is_deaf {
+                return self.last_words().await;
+            }
+            let earliest = self.earliest();
+            // A deadline that is armed too early only wakes us in vain; it is moved when it fires.
+            let armed = served.lines().armed;
+            if earliest.is_some_and(|at| armed.is_none_or(|armed| at < armed)) {
+                served.lines().armed = earliest;
+                sleep.as_mut().reset(earliest.map_or_else(far, tokio::time::Instant::from_std));
+            }
+            let lease_ms = self.lease_ms;
+            let is_retired = served.retired.is_cancelled();
+            let has_unsent = !served.lines().unsent.is_empty();
+            tokio::select! {
+                biased;
+                read = read_frames(&mut self.frames, &mut self.incoming) => match read {
+                    Ok(0) => {
+                        self.frames = None;
+                        let mut lines = served.lines();
+                        (lines.closed, lines.is_deaf) = (true, true);
+                    }
+                    Ok(_) => if let Err(over) = self.answers() { return over },
+                    Err(error) => return Over::Lost(error.to_string()),
+                },
+                Some(order) = self.orders.recv() => if let Err(over) = self.order(order).await { return over },
+                () = served.wrote_less.notified() => {}
+                () = served.writable(), if has_unsent => drop(served.flush()),
+                () = readable(self.output.as_ref()) => self.drain_output(),
+                frame = self.agent.receive() => match frame {
+                    Ok((ToMiniworker::Ended(ended), _)) => return Over::Ended(ended),
+                    Ok((ToMiniworker::Connected { error }, fds)) => {
+                        if let Speech::Http(client) = &served.speech {
+                            client.connected(error, fds);
+                        }
+                    }
+                    Ok(_) => return Over::Lost("it sent what no agent sends now".to_owned()),
+                    Err(error) => return Over::Lost(error.to_string()),
+                },
+                () = http::wanted(&served.speech) => {
+                    if let Err(error) = self.agent.send(&ToAgent::Connect { port: http::PORT }, &[]).await {
+                        return Over::Lost(error.to_string());
+                    }
+                }
+                () = &mut sleep => {
+                    served.lines().armed = None;
+                    sleep.as_mut().reset(far());
+                    self.judge();
+                }
+                () = served.lease_changed(lease_ms) => if let Err(over) = self.tell_lease().await { return over },
+                () = served.retired.cancelled(), if !is_retired => {}
+            }
+        }
+    }
+
+    /// A process that neither listens nor speaks any more has ended, as a rule, and its agent says how.
+    async fn last_words(&mut self) -> Over {
+        match tokio::time::timeout(LAST_WORDS, self.agent.receive()).await {
+            Ok(Ok((ToMiniworker::Ended(ended), _))) => Over::Ended(ended),
+            _ => Over::Lost("its process closed its standard input".to_owned()),
+        }
+    }
+
+    /// It is over when it is not wanted and nothing runs in it.
+    fn is_over(&self) -> Option<Over> {
+        let lines = self.served.lines();
+        let is_unwanted = self.served.retired.is_cancelled() || lines.closed;
+        (self.is_given_up || (is_unwanted && lines.in_flight.is_empty())).then_some(Over::Retired)
+    }
+
+    fn earliest(&self) -> Option<Instant> {
+        let lines = self.served.lines();
+        lines.in_flight.iter().map(|flight| flight.call.deadline).min()
+    }
+
+    /// Takes the answers that have come apart.
+    fn answers(&mut self) -> Result<(), Over> {
+        let lost = |why: &str| Over::Lost(why.to_owned());
+        loop {
+            let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
+            let header = Header::decode(head).ok_or_else(|| lost("it sent what is no frame"))?;
+            let length = header.length as usize;
+            if !matches!(header.kind, Kind::Result | Kind::Exception) {
+                return Err(lost("it sent what no process sends now"));
+            }
+            if u64::from(header.length) > MAX_RESULT {
+                self.too_large(header.id);
+                return Err(Over::Retired);
+            }
+            if self.incoming.len() < HEADER + length {
+                self.incoming.reserve(HEADER + length - self.incoming.len());
+                return Ok(());
+            }
+            self.incoming.advance(HEADER);
+            let body = self.incoming.split_to(length).freeze();
+            let Some(flight) = self.take(header.id) else { return Err(lost("it answered what nobody asked")) };
+            let end = match header.kind {
+                Kind::Exception => exception(&flight, &body),
+                _ => PoolEnd::done(&flight.call, flight.began, body),
+            };
+            self.drain_output();
+            self.finish(flight, end);
+        }
+    }
+
+    fn take(&self, id: u64) -> Option<InFlight> {
+        let mut lines = self.served.lines();
+        let index = lines.in_flight.iter().position(|flight| flight.id == id)?;
+        Some(lines.in_flight.swap_remove(index))
+    }
+
+    fn too_large(&mut self, id: u64) {
+        // What it goes on to send is not looked at, so it takes no other call.
+        self.served.lines().closed = true;
+        if let Some(flight) = self.take(id) {
+            let message = format!("the result is over the limit of {MAX_RESULT} bytes");
+            let end =
+                PoolEnd::failed(&flight.call, flight.began, CallError::new(ErrorKind::Output, Layer::Run, message));
+            self.finish(flight, end);
+        }
+    }
+
+    /// Tells the end of a call, and that its place is free.
+    fn finish(&mut self, flight: InFlight, end: PoolEnd) {
+        let took_ms = flight.began.elapsed().as_secs_f64() * 1000.0;
+        self.end(flight, end);
+        let Served { pool, key, code, .. } = &*self.served;
+        if code.serving.reuse == faena_domain::Reuse::Never {
+            self.served.retire();
+            pool.retire(key, self.served.id.get().copied().unwrap_or(0));
+        } else {
+            pool.finished(key, self.served.id.get().copied().unwrap_or(0), took_ms);
+        }
+    }
+
+    fn end(&mut self, flight: InFlight, mut end: PoolEnd) {
+        end.log = std::mem::take(&mut self.log);
+        if let Some(egress) = &self.egress {
+            let is_alone = self.served.lines().in_flight.is_empty();
+            end.hosts = if is_alone { egress.end_call() } else { egress.hosts() };
+        }
+        if let Some(error) = &mut end.error
+            && error.stderr_tail.is_empty()
+            && !end.log.is_empty()
+        {
+            error.stderr_tail = result::tail(&String::from_utf8_lossy(&end.log), STDERR_TAIL).to_owned();
+        }
+        (flight.call.done)(end);
+    }
+
+    /// Keeps what the process has written since it was looked at last.
+    fn drain_output(&mut self) {
+        let Some(output) = &self.output else { return };
+        let (mut chunk, mut left) = ([0; 8192], OUTPUT);
+        while left > 0 {
+            match output.try_read(&mut chunk) {
+                Ok(0) => return self.output = None,
+                Ok(read) => {
+                    keep(&mut self.log, &chunk[..read]);
+                    left = left.saturating_sub(read);
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What a process wrote that has ended: all of it is dead, so that has an end.
+    async fn last_output(&mut self) {
+        let rest = async {
+            while self.output.is_some() {
+                readable(self.output.as_ref()).await;
+                self.drain_output();
+            }
+        };
+        // Whoever holds the pipe open all the same is not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+    }
+
+    async fn order(&mut self, order: Order) -> Result<(), Over> {
+        match order {
+            Order::Begin(call) => self.begin_leased(call).await,
+            Order::Cancel(num) => {
+                let id = self.served.lines().in_flight.iter().find(|flight| flight.call.num == num).map(|f| f.id);
+                if let Some(flight) = id.and_then(|id| self.take(id)) {
+                    let end = PoolEnd::cancelled(&flight.call);
+                    self.abandon(flight, end);
+                }
+                Ok(())
+            }
+            Order::Answered(id, answer) => {
+                let Some(flight) = self.take(id) else { return Ok(()) };
+                self.drain_output();
+                let end = http::end(&flight.call, flight.began, answer);
+                self.finish(flight, end);
+                Ok(())
+            }
+        }
+    }
+
+    async fn begin_leased(&mut self, call: Box<PoolCall>) -> Result<(), Over> {
+        let until = call.lease.as_ref().map_or(u64::MAX, |lease| *lease.borrow());
+        if until < self.lease_ms {
+            self.say_lease(until).await?;
+        }
+        if let Err(call) = self.served.write(call) {
+            let Served { pool, key, .. } = &*self.served;
+            let id = self.served.id.get().copied().unwrap_or(0);
+            let actions = pool.state().came_back(key, id, call);
+            pool.perform(actions);
+        }
+        Ok(())
+    }
+
+    async fn say_lease(&mut self, until_ms: u64) -> Result<(), Over> {
+        self.lease_ms = until_ms;
+        let lease = ToAgent::Lease { until_ms };
+        self.agent.send(&lease, &[]).await.map_err(|error| Over::Lost(error.to_string()))
+    }
+
+    /// The earliest lease of the calls that have one, or none.
+    async fn tell_lease(&mut self) -> Result<(), Over> {
+        let until = {
+            let lines = self.served.lines();
+            let leases = lines.in_flight.iter().filter_map(|flight| flight.call.lease.as_ref());
+            leases.map(|lease| *lease.borrow()).min().unwrap_or(u64::MAX)
+        };
+        if until == self.lease_ms { Ok(()) } else { self.say_lease(until).await }
+    }
+
+    /// Ends what has run for too long.
+    fn judge(&mut self) {
+        let now = Instant::now();
+        let late: Vec<u64> = {
+            let lines = self.served.lines();
+            lines.in_flight.iter().filter(|flight| flight.call.deadline <= now).map(|flight| flight.id).collect()
+        };
+        for id in late {
+            if let Some(flight) = self.take(id) {
+                self.drain_output();
+                let end = PoolEnd::late(&flight.call, flight.began);
+                self.abandon(flight, end);
+            }
+        }
+    }
+
+    /// Ends a call that its process still works at. No further one is begun beside it; where it was the only one the
+    /// instance goes at once, otherwise when the others have ended. A call that may run again elsewhere takes the whole
+    /// instance with it: nothing of it may run on.
+    fn abandon(&mut self, flight: InFlight, end: PoolEnd) {
+        let may_run_again = flight.call.lease.is_some();
+        self.end(flight, end);
+        self.served.retire();
+        if may_run_again {
+            self.is_given_up = true;
+        }
+        let Served { pool, key, .. } = &*self.served;
+        pool.retire(key, self.served.id.get().copied().unwrap_or(0));
+    }
+
+    /// What calls are told that were under way when it ended.
+    fn why(&self, over: &Over) -> CallError {
+        let error = |kind, message: String| CallError::new(kind, Layer::Run, message);
+        match over {
+            Over::Retired => error(ErrorKind::Infrastructure, "the instance was given up".to_owned()),
+            Over::Lost(why) => error(ErrorKind::Infrastructure, format!("the instance was lost: {why}")),
+            Over::Ended(ended) => match result::exit(ended.exit) {
+                _ if ended.oom_kills > 0 => {
+                    let most = self.served.code.limits.memory;
+                    error(ErrorKind::Oom, format!("the process wanted more memory than its limit of {most}"))
+                }
+                Exit::Code(code) => CallError {
+                    exit_code: Some(code),
+                    ..error(ErrorKind::Exit, format!("the process ended with code {code} before it answered"))
+                },
+                Exit::Signal(signal) => CallError {
+                    signal: Some(signal),
+                    ..error(ErrorKind::Signal, format!("the process was ended by signal {signal} before it answered"))
+                },
+            },
+        }
+    }
+}
+
+impl Served {
+    /// Returns when the lease that the agent knows is not that of the calls any more.
+    async fn lease_changed(&self, known_ms: u64) {
+        let mut leases: Vec<_> = {
+            let lines = self.lines();
+            lines.in_flight.iter().filter_map(|flight| flight.call.lease.clone()).collect()
+        };
+        let until = leases.iter_mut().map(|lease| *lease.borrow_and_update()).min().unwrap_or(u64::MAX);
+        if until != known_ms {
+            return;
+        }
+        let Some(first) = leases.first_mut() else { return std::future::pending().await };
+        // All of a worker's leases are renewed together; one that was given up ends with its call.
+        if first.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn writable(&self) {
+        match &self.speech {
+            // A failure shows when it is read from.
+            Speech::Frames(stream) => drop(stream.writable().await),
+            Speech::Http(_) => std::future::pending().await,
+        }
+    }
+
+    fn flush(&self) -> bool {
+        match &self.speech {
+            Speech::Frames(stream) => flush(stream, &mut self.lines()),
+            Speech::Http(_) => true,
+        }
+    }
+}
+
+fn far() -> tokio::time::Instant {
+    tokio::time::Instant::now() + FAR
+}
+
+async fn read_frames(frames: &mut Option<OwnedReadHalf>, incoming: &mut BytesMut) -> io::Result<usize> {
+    match frames {
+        Some(frames) => {
+            // What was answered still holds the room before it; only where little is left is there anew.
+            if incoming.capacity() - incoming.len() < CHUNK / 8 {
+                incoming.reserve(CHUNK);
+            }
+            frames.read_buf(incoming).await
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn readable(output: Option<&Receiver>) {
+    match output {
+        Some(output) => drop(output.readable().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps output up to the bound of a log, and marks where it was cut.
+fn keep(log: &mut Vec<u8>, bytes: &[u8]) {
+    const CUT: &[u8] = b"\n[the rest was cut]\n";
+    let most = usize::try_from(MAX_CALL_LOG).unwrap_or(usize::MAX);
+    if log.len() >= most {
+        return;
+    }
+    let room = (most - log.len()).min(bytes.len());
+    log.extend_from_slice(&bytes[..room]);
+    if room < bytes.len() || log.len() >= most {
+        log.extend_from_slice(CUT);
+    }
+}
+
+/// A handler's exception: its message, and where it came from as the end of its standard error.
+fn exception(flight: &InFlight, body: &[u8]) -> PoolEnd {
+    let (message, origin) = split(body).unwrap_or((body, &[]));
+    let mut error =
+        CallError::new(ErrorKind::Exception, Layer::Run, result::tail(&String::from_utf8_lossy(message), STDERR_TAIL));
+    error.stderr_tail = result::tail(&String::from_utf8_lossy(origin), STDERR_TAIL).to_owned();
+    PoolEnd::failed(&flight.call, flight.began, error)
+}

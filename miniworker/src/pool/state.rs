@@ -1,0 +1,807 @@
+//! What a pool knows, and what it decides; nothing here is done, and nothing waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use faena_domain::keep_alive::{GreedyDual, Window, mix};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload, Reuse, Version};
+use faena_protocol::node::PoolView;
+use faena_protocol::records::Code;
+use tokio::sync::oneshot;
+
+use super::call::{PoolCall, PoolEnd};
+use super::metrics::Metrics;
+use super::parked::{Parked, Taken};
+use super::served::Served;
+use super::{PoolConfig, StartError};
+
+/// Calls that may wait for an instance.
+const WAITING: usize = 10_000;
+/// What an instance counts for until its memory was measured, in bytes.
+const UNMEASURED: u64 = 32 << 20;
+/// How long an instance of a version waits that is not a function's newest any more.
+const SUPERSEDED: Duration = Duration::from_secs(10);
+/// How much longer after each failed start nothing is made that nobody asked for.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// One version of one function; one that was deleted and came again is another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    namespace: Namespace,
+    function: FunctionName,
+    version: Version,
+    since: i64,
+}
+
+impl Key {
+    /// Whether it is an earlier version of the same function.
+    fn is_older_than(&self, other: &Self) -> bool {
+        let is_same = (&self.namespace, &self.function) == (&other.namespace, &other.function);
+        is_same && (self.since, self.version) < (other.since, other.version)
+    }
+
+    fn of(code: &Code) -> Self {
+        let (namespace, function) = (code.namespace.clone(), code.function.clone());
+        Self { namespace, function, version: code.version, since: code.since }
+    }
+}
+
+/// Who wants an instance for itself.
+#[derive(Debug)]
+pub(super) struct Taker {
+    pub(super) until: Instant,
+    pub(super) give: oneshot::Sender<Result<Taken, StartError>>,
+}
+
+/// What waits for an instance.
+#[derive(Debug)]
+pub(super) enum Work {
+    Call(Box<PoolCall>),
+    Take(Taker),
+}
+
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) work: Work,
+}
+
+impl Waiting {
+    fn until(&self) -> Instant {
+        match &self.work {
+            Work::Call(call) => call.deadline,
+            Work::Take(taker) => taker.until,
+        }
+    }
+
+    fn cold(&mut self) {
+        if let Work::Call(call) = &mut self.work {
+            call.cold = true;
+        }
+    }
+
+    /// Tells whoever waits that there will be no instance.
+    pub(super) fn fail(self, error: StartError) {
+        match self.work {
+            Work::Call(call) => {
+                let end = PoolEnd::not_started(&call, error);
+                (call.done)(end);
+            }
+            // Whoever asked may have gone.
+            Work::Take(taker) => drop(taker.give.send(Err(error))),
+        }
+    }
+}
+
+/// What was made.
+#[derive(Debug)]
+pub(super) enum Made {
+    /// It answers many calls.
+    Served(Arc<Served>),
+    /// A process can be started in it.
+    Parked(Box<Parked>),
+}
+
+/// What has to be done.
+#[derive(Debug)]
+pub(super) enum Action {
+    Begin {
+        key: Arc<Key>,
+        id: u64,
+        instance: Arc<Served>,
+        call: Box<PoolCall>,
+    },
+    Hand {
+        parked: Box<Parked>,
+        taker: Taker,
+    },
+    Start {
+        key: Arc<Key>,
+        code: Arc<Code>,
+        asked: bool,
+    },
+    Fail {
+        waiting: Waiting,
+        error: StartError,
+    },
+    Destroy(Leaving),
+    /// Something waits and has to be watched.
+    Watch,
+}
+
+/// An instance on its way out.
+#[derive(Debug)]
+pub(super) enum Leaving {
+    Served(Arc<Served>),
+    Parked(Box<Parked>),
+}
+
+impl Leaving {
+    /// Returns when nothing of it is left; what works may finish until then.
+    pub(super) async fn destroyed(self, end: tokio::time::Instant) {
+        match self {
+            Self::Served(served) => {
+                served.retire();
+                if tokio::time::timeout_at(end, served.gone()).await.is_err() {
+                    served.cut();
+                    served.gone().await;
+                }
+            }
+            Self::Parked(parked) => parked.destroy().await,
+        }
+    }
+}
+
+/// An instance that answers many calls.
+#[derive(Debug)]
+struct Member {
+    id: u64,
+    served: Arc<Served>,
+    in_flight: u32,
+    idle_since: Instant,
+    frozen: bool,
+    memory: u64,
+    worth: f64,
+}
+
+/// An instance that waits for a process.
+#[derive(Debug)]
+struct Waiter {
+    parked: Box<Parked>,
+    idle_since: Instant,
+    frozen: bool,
+    memory: u64,
+    worth: f64,
+}
+
+#[derive(Debug)]
+struct Pooled {
+    code: Arc<Code>,
+    members: Vec<Member>,
+    waiters: Vec<Waiter>,
+    /// Instances that are being made, and how many of them because a call waits.
+    starting: u32,
+    asked: u32,
+    /// Takers that have their instance.
+    taken: u32,
+    /// Instances that were given back and are being made as new.
+    renewing: u32,
+    waiting: VecDeque<Waiting>,
+    window: Window,
+    start_ms: f64,
+    /// Starts that failed since the last one that did not, and when what nobody asked for is tried again.
+    failures: u32,
+    again_at: Instant,
+    /// A newer version has come; this one is kept only while it is called.
+    is_superseded: bool,
+}
+
+impl Pooled {
+    fn instances(&self) -> usize {
+        self.members.len() + self.waiters.len() + (self.starting + self.renewing) as usize
+    }
+
+    /// Instances that nobody uses at the moment.
+    fn idle(&self) -> usize {
+        self.members.iter().filter(|member| member.in_flight == 0).count() + self.waiters.len()
+    }
+
+    /// Instances that should wait whether or not calls come.
+    fn minimum(&self, now: Instant) -> u32 {
+        if self.is_superseded || now < self.again_at { 0 } else { self.code.serving.minimum }
+    }
+
+    fn under_way(&self) -> u32 {
+        self.members.iter().map(|member| member.in_flight).sum::<u32>() + self.taken
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct State {
+    versions: HashMap<Arc<Key>, Pooled>,
+    /// The same by the place of their `code`, which they hold.
+    by_code: HashMap<usize, Arc<Key>>,
+    /// Versions for which something waits, in turns.
+    turns: VecDeque<Arc<Key>>,
+    waiting: usize,
+    busy: u32,
+    creating: u32,
+    next: u64,
+    dual: GreedyDual,
+    born: Instant,
+    closed: bool,
+    config: PoolConfig,
+}
+
+impl State {
+    pub(super) fn new(config: &PoolConfig) -> Self {
+        Self {
+            versions: HashMap::new(),
+            by_code: HashMap::new(),
+            turns: VecDeque::new(),
+            waiting: 0,
+            busy: 0,
+            creating: 0,
+            next: 1,
+            dual: GreedyDual::default(),
+            born: Instant::now(),
+            closed: false,
+            config: config.clone(),
+        }
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The version's entry, made where there is none.
+    fn key(&mut self, code: &Arc<Code>) -> Arc<Key> {
+        let place = Arc::as_ptr(code) as usize;
+        if let Some(key) = self.by_code.get(&place) {
+            return Arc::clone(key);
+        }
+        let key = Arc::new(Key::of(code));
+        let known = self.versions.get_key_value(&key).map(|(key, _)| Arc::clone(key));
+        let key = known.unwrap_or(key);
+        let pooled = self.versions.entry(Arc::clone(&key)).or_insert_with(|| Pooled {
+            code: Arc::clone(code),
+            members: Vec::new(),
+            waiters: Vec::new(),
+            starting: 0,
+            asked: 0,
+            taken: 0,
+            renewing: 0,
+            waiting: VecDeque::new(),
+            window: Window::default(),
+            start_ms: 100.0,
+            failures: 0,
+            again_at: self.born,
+            is_superseded: false,
+        });
+        // The newest allocation of the same version is what the next calls come with.
+        self.by_code.remove(&(Arc::as_ptr(&pooled.code) as usize));
+        pooled.code = Arc::clone(code);
+        self.by_code.insert(place, Arc::clone(&key));
+        key
+    }
+
+    /// Takes work in.
+    pub(super) fn submit(&mut self, code: &Arc<Code>, work: Waiting, now: Instant) -> Result<Vec<Action>, Work> {
+        if self.waiting >= WAITING || self.closed {
+            return Err(work.work);
+        }
+        let key = self.key(code);
+        let at = self.ms(now);
+        let Some(pooled) = self.versions.get_mut(&key) else { return Err(work.work) };
+        let under_way = pooled.under_way() + u32::try_from(pooled.waiting.len()).unwrap_or(u32::MAX) + 1;
+        pooled.window.began(at, under_way);
+        if pooled.waiting.is_empty() {
+            self.turns.push_back(key);
+        }
+        pooled.waiting.push_back(work);
+        self.waiting += 1;
+        let mut actions = self.pump();
+        if self.waiting > 0 {
+            actions.push(Action::Watch);
+        }
+        Ok(actions)
+    }
+
+    /// Serves versions in turns, one call each, until nobody gets further.
+    fn pump(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let mut left = self.turns.len();
+        while left > 0 {
+            let Some(key) = self.turns.pop_front() else { break };
+            let moved = self.serve_one(&key, &mut actions);
+            let waits = self.versions.get(&key).is_some_and(|pooled| !pooled.waiting.is_empty());
+            if waits {
+                self.turns.push_back(key);
+            }
+            left = if moved { self.turns.len() } else { left - 1 };
+        }
+        actions
+    }
+
+    /// Gives the version's first call what there is; false where it can only wait.
+    fn serve_one(&mut self, key: &Arc<Key>, actions: &mut Vec<Action>) -> bool {
+        let has_slot = self.busy < self.config.slots;
+        let Some(pooled) = self.versions.get_mut(key) else { return false };
+        if pooled.waiting.is_empty() {
+            return false;
+        }
+        let parallel = pooled.code.serving.parallel();
+        // The one used last is the warmest; one that works takes no further slot.
+        let fits = |member: &&mut Member| {
+            member.in_flight < parallel && (member.in_flight > 0 || has_slot) && member.served.is_open()
+        };
+        if let Some(member) = pooled.members.iter_mut().filter(fits).max_by_key(|member| member.idle_since)
+            && let Some(Waiting { work: Work::Call(call) }) = pooled.waiting.pop_front_if(Waiting::is_call)
+        {
+            self.busy += u32::from(member.in_flight == 0);
+            member.in_flight += 1;
+            member.frozen = false;
+            self.waiting -= 1;
+            let (id, instance) = (member.id, Arc::clone(&member.served));
+            actions.push(Action::Begin { key: Arc::clone(key), id, instance, call });
+            return true;
+        }
+        if has_slot && let Some(waiter) = pooled.waiters.pop() {
+            if let Some(Waiting { work: Work::Take(taker) }) = pooled.waiting.pop_front_if(|work| !work.is_call()) {
+                self.busy += 1;
+                self.waiting -= 1;
+                pooled.taken += 1;
+                actions.push(Action::Hand { parked: waiter.parked, taker });
+                return true;
+            }
+            pooled.waiters.push(waiter);
+        }
+        // Whoever waits for one that comes anyway needs no other.
+        let coming = (pooled.asked + pooled.renewing) as usize;
+        // More than may work at once would only wait.
+        let there = pooled.instances() + pooled.taken as usize;
+        let wanted = pooled.waiting.len() > coming * parallel as usize && there < self.config.slots as usize;
+        if !(wanted && has_slot && self.creating < self.config.creations) {
+            return false;
+        }
+        if !self.make_room(actions) {
+            return false;
+        }
+        let Some(pooled) = self.versions.get_mut(key) else { return false };
+        let first = pooled.asked as usize * parallel as usize;
+        pooled.waiting.iter_mut().skip(first).take(parallel as usize).for_each(Waiting::cold);
+        pooled.starting += 1;
+        pooled.asked += 1;
+        self.busy += 1;
+        self.creating += 1;
+        let code = Arc::clone(&pooled.code);
+        actions.push(Action::Start { key: Arc::clone(key), code, asked: true });
+        true
+    }
+
+    fn held(&self) -> (usize, u64) {
+        let memory = |pooled: &Pooled| {
+            pooled.members.iter().map(|member| member.memory).sum::<u64>()
+                + pooled.waiters.iter().map(|waiter| waiter.memory).sum::<u64>()
+                + u64::from(pooled.starting + pooled.taken + pooled.renewing) * UNMEASURED
+        };
+        let count = self.versions.values().map(|pooled| pooled.instances() + pooled.taken as usize).sum();
+        (count, self.versions.values().map(memory).sum())
+    }
+
+    /// Makes room for one more instance: who is cheapest to lose goes. False where nobody can.
+    fn make_room(&mut self, actions: &mut Vec<Action>) -> bool {
+        let (mut count, mut memory) = self.held();
+        while count > 0 && (count >= self.config.instances || memory + UNMEASURED > self.config.memory.0) {
+            let Some((leaving, bytes)) = self.evict() else { return false };
+            count -= 1;
+            memory = memory.saturating_sub(bytes);
+            actions.push(Action::Destroy(leaving));
+        }
+        true
+    }
+
+    /// Takes out the waiting instance that is cheapest to lose.
+    fn evict(&mut self) -> Option<(Leaving, u64)> {
+        let idle = |pooled: &Pooled| {
+            let members = pooled.members.iter().filter(|member| member.in_flight == 0).map(|member| member.worth);
+            members.chain(pooled.waiters.iter().map(|waiter| waiter.worth)).fold(f64::INFINITY, f64::min)
+        };
+        let (key, worth) = self
+            .versions
+            .iter()
+            .map(|(key, pooled)| (Arc::clone(key), idle(pooled)))
+            .min_by(|(_, a), (_, b)| a.total_cmp(b))
+            .filter(|(_, worth)| worth.is_finite())?;
+        self.dual.evicted(worth);
+        let pooled = self.versions.get_mut(&key)?;
+        let is_it = |found: f64| found.total_cmp(&worth).is_eq();
+        if let Some(index) = pooled.members.iter().position(|member| member.in_flight == 0 && is_it(member.worth)) {
+            let member = pooled.members.swap_remove(index);
+            return Some((Leaving::Served(member.served), member.memory));
+        }
+        let index = pooled.waiters.iter().position(|waiter| is_it(waiter.worth))?;
+        let waiter = pooled.waiters.swap_remove(index);
+        Some((Leaving::Parked(waiter.parked), waiter.memory))
+    }
+
+    /// Takes in what was made, or fails whoever waited for it.
+    pub(super) fn started(
+        &mut self,
+        key: &Key,
+        asked: bool,
+        made: Result<Made, StartError>,
+        now: Instant,
+    ) -> Vec<Action> {
+        self.creating -= 1;
+        self.busy -= u32::from(asked);
+        let (id, dual) = (self.next, self.dual);
+        self.next += 1;
+        let at = self.ms(now);
+        let Some(pooled) = self.versions.get_mut(key) else {
+            // The pool was closed meanwhile.
+            return made.ok().map(|made| Action::Destroy(made.into())).into_iter().collect();
+        };
+        pooled.starting -= 1;
+        pooled.asked -= u32::from(asked);
+        let mut actions = Vec::new();
+        match made {
+            // A process that has ended before it was taken in.
+            Ok(Made::Served(served)) if !served.is_open() => actions.push(Action::Destroy(Leaving::Served(served))),
+            Ok(made) => {
+                pooled.failures = 0;
+                let worth = dual.worth(pooled.window.calls(at).max(1), pooled.idle(), pooled.start_ms, UNMEASURED);
+                pooled.take_in(made, id, worth, now);
+            }
+            Err(error) => {
+                pooled.failures += 1;
+                pooled.again_at = now + AGAIN * pooled.failures.min(60);
+                if asked && let Some(waiting) = pooled.waiting.pop_front() {
+                    self.waiting -= 1;
+                    actions.push(Action::Fail { waiting, error });
+                }
+            }
+        }
+        actions.extend(self.pump());
+        actions
+    }
+
+    /// A start took this long.
+    pub(super) fn learn(&mut self, key: &Key, start_ms: f64) {
+        if let Some(pooled) = self.versions.get_mut(key) {
+            // A moving average: one slow start says little.
+            pooled.start_ms = 0.7 * pooled.start_ms + 0.3 * start_ms;
+        }
+    }
+
+    /// A call has ended in an instance.
+    pub(super) fn finished(&mut self, key: &Key, id: u64, took_ms: f64, now: Instant) -> Vec<Action> {
+        let (at, dual) = (self.ms(now), self.dual);
+        let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
+        pooled.window.ended(at, took_ms);
+        let (calls, others, start_ms) = (pooled.window.calls(at), pooled.idle(), pooled.start_ms);
+        if let Some(member) = pooled.members.iter_mut().find(|member| member.id == id) {
+            member.in_flight -= 1;
+            member.idle_since = now;
+            member.worth = dual.worth(calls, others, start_ms, member.memory);
+            self.busy -= u32::from(member.in_flight == 0);
+        }
+        self.pump()
+    }
+
+    /// A call came back from an instance that had died: it is the next one again.
+    pub(super) fn came_back(&mut self, key: &Arc<Key>, id: u64, call: Box<PoolCall>) -> Vec<Action> {
+        let mut actions = self.retire(key, id);
+        if let Some(pooled) = self.versions.get_mut(key) {
+            if pooled.waiting.is_empty() {
+                self.turns.push_back(Arc::clone(key));
+            }
+            pooled.waiting.push_front(Waiting { work: Work::Call(call) });
+            self.waiting += 1;
+        }
+        actions.extend(self.pump());
+        actions
+    }
+
+    /// An instance takes no more calls; what runs in it is its own affair.
+    pub(super) fn retire(&mut self, key: &Key, id: u64) -> Vec<Action> {
+        let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
+        if let Some(index) = pooled.members.iter().position(|member| member.id == id) {
+            let member = pooled.members.swap_remove(index);
+            self.busy -= u32::from(member.in_flight > 0);
+        }
+        self.pump()
+    }
+
+    /// A taker is done; its slot is free. Its instance comes back as new, or it is gone.
+    pub(super) fn given_back(&mut self, key: &Key, comes_back: bool) -> Vec<Action> {
+        if let Some(pooled) = self.versions.get_mut(key) {
+            pooled.taken -= 1;
+            pooled.renewing += u32::from(comes_back);
+            self.busy -= 1;
+        }
+        self.pump()
+    }
+
+    /// An instance could not be made as new.
+    pub(super) fn not_renewed(&mut self, key: &Key) -> Vec<Action> {
+        if let Some(pooled) = self.versions.get_mut(key) {
+            pooled.renewing -= 1;
+        }
+        self.pump()
+    }
+
+    /// An instance is as new again.
+    pub(super) fn renewed(&mut self, key: &Key, parked: Box<Parked>, now: Instant) -> Vec<Action> {
+        let (at, dual, closed) = (self.ms(now), self.dual, self.closed);
+        let Some(pooled) = self.versions.get_mut(key).filter(|_| !closed) else {
+            return vec![Action::Destroy(Leaving::Parked(parked))];
+        };
+        pooled.renewing -= 1;
+        let worth = dual.worth(pooled.window.calls(at).max(1), pooled.idle(), pooled.start_ms, UNMEASURED);
+        pooled.take_in(Made::Parked(parked), 0, worth, now);
+        self.pump()
+    }
+
+    /// Takes a call out that waits, or names the instances that may have it.
+    pub(super) fn cancel(&mut self, num: CallNum) -> (Option<Box<PoolCall>>, Vec<Arc<Served>>) {
+        let is_it = |waiting: &Waiting| matches!(&waiting.work, Work::Call(call) if call.num == num);
+        for pooled in self.versions.values_mut() {
+            if let Some(Waiting { work: Work::Call(call) }) =
+                pooled.waiting.iter().position(is_it).and_then(|index| pooled.waiting.remove(index))
+            {
+                self.waiting -= 1;
+                return (Some(call), Vec::new());
+            }
+        }
+        let busy = self.versions.values().flat_map(|pooled| &pooled.members).filter(|member| member.in_flight > 0);
+        (None, busy.map(|member| Arc::clone(&member.served)).collect())
+    }
+
+    /// Fails what has waited for too long; returns whether something still waits.
+    pub(super) fn judge(&mut self, now: Instant) -> (Vec<Action>, bool) {
+        let mut actions = Vec::new();
+        for pooled in self.versions.values_mut() {
+            if pooled.waiting.iter().all(|waiting| waiting.until() > now) {
+                continue;
+            }
+            let (late, waiting): (VecDeque<_>, _) = pooled.waiting.drain(..).partition(|work| work.until() <= now);
+            pooled.waiting = waiting;
+            actions.extend(late.into_iter().map(|waiting| Action::Fail { waiting, error: StartError::Late }));
+        }
+        self.waiting -= actions.len();
+        self.turns.retain(|key| self.versions.get(key).is_some_and(|pooled| !pooled.waiting.is_empty()));
+        actions.extend(self.pump());
+        (actions, self.waiting > 0)
+    }
+
+    /// What waits without a use: measures, freezes, lets go, and makes what should wait before it is asked for.
+    pub(super) fn keep(&mut self, now: Instant, metrics: &Metrics) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let targets = self.targets(now);
+        let (default_idle, freeze_after) = (self.config.idle, self.config.freeze_after);
+        for (key, pooled) in &mut self.versions {
+            let target = targets.iter().find(|(found, _)| found == key).map_or(0, |(_, target)| *target);
+            let keep = target.max(pooled.minimum(now)) as usize;
+            let idle = pooled.code.serving.idle.map_or(default_idle, faena_domain::units::Span::duration);
+            // Hardly anybody calls what is deleted, or has a successor.
+            let idle = if pooled.is_superseded { idle.min(SUPERSEDED) } else { idle };
+            pooled.let_go(now, idle, keep, &mut actions);
+            pooled.rest(now, freeze_after);
+        }
+        for (key, target) in targets {
+            self.refill(&key, target, &mut actions);
+        }
+        let unused = |pooled: &Pooled| pooled.instances() == 0 && pooled.taken == 0 && pooled.waiting.is_empty();
+        let at = self.ms(now);
+        let by_code = &mut self.by_code;
+        self.versions.retain(|_, pooled| {
+            let keeps = !unused(pooled)
+                || (pooled.code.serving.minimum > 0 && !pooled.is_superseded)
+                || pooled.window.calls(at) > 0;
+            if !keeps {
+                by_code.remove(&(Arc::as_ptr(&pooled.code) as usize));
+            }
+            keeps
+        });
+        self.measure(metrics);
+        actions
+    }
+
+    /// How many instances of each version should wait or work.
+    fn targets(&mut self, now: Instant) -> Vec<(Arc<Key>, u32)> {
+        let at = self.ms(now);
+        let mut loads = Vec::new();
+        for (key, pooled) in &mut self.versions {
+            let serving = &pooled.code.serving;
+            let preloads = serving.preload.unwrap_or(self.config.preload) == Preload::Function;
+            if preloads && !pooled.is_superseded && now >= pooled.again_at {
+                let parallel = serving.parallel();
+                loads.push((Arc::clone(key), (pooled.window.calls(at), pooled.window.peak(at).div_ceil(parallel))));
+            }
+        }
+        let shares: Vec<(u64, u32)> = loads.iter().map(|(_, load)| *load).collect();
+        let shared = mix(&shares, self.config.slots);
+        let mut targets: Vec<(Arc<Key>, u32)> = loads.into_iter().map(|(key, _)| key).zip(shared).collect();
+        for (key, pooled) in &self.versions {
+            let minimum = pooled.minimum(now);
+            match targets.iter_mut().find(|(found, _)| found == key) {
+                Some((_, target)) => *target = (*target).max(minimum),
+                None if minimum > 0 => targets.push((Arc::clone(key), minimum)),
+                None => {}
+            }
+        }
+        targets
+    }
+
+    /// Begins what is missing, one creation at a time beside those that calls wait for.
+    fn refill(&mut self, key: &Arc<Key>, target: u32, actions: &mut Vec<Action>) {
+        loop {
+            let Some(pooled) = self.versions.get(key) else { return };
+            let there = pooled.instances() + pooled.taken as usize;
+            // What serves once is made anew beside the one that works.
+            let spent = if pooled.code.serving.reuse == Reuse::Never { pooled.taken as usize } else { 0 };
+            let is_enough = there - spent >= target as usize;
+            if self.closed || is_enough || self.creating >= self.config.creations || !self.make_room(actions) {
+                return;
+            }
+            let Some(pooled) = self.versions.get_mut(key) else { return };
+            pooled.starting += 1;
+            self.creating += 1;
+            actions.push(Action::Start { key: Arc::clone(key), code: Arc::clone(&pooled.code), asked: false });
+        }
+    }
+
+    /// A version may be called soon: what waits for it whether or not calls come is made.
+    pub(super) fn expect(&mut self, code: &Arc<Code>, now: Instant) -> Vec<Action> {
+        let key = self.key(code);
+        for (other, pooled) in &mut self.versions {
+            if other.is_older_than(&key) {
+                pooled.is_superseded = true;
+            }
+        }
+        self.replenish(&key, now)
+    }
+
+    /// A function is deleted.
+    pub(super) fn forget(&mut self, namespace: &Namespace, function: &FunctionName) {
+        for (key, pooled) in &mut self.versions {
+            pooled.is_superseded |= key.namespace == *namespace && key.function == *function;
+        }
+    }
+
+    /// Something was used up or given back: what should wait is made at once.
+    pub(super) fn replenish(&mut self, key: &Arc<Key>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let Some((_, target)) = self.targets(now).into_iter().find(|(found, _)| found == key) {
+            self.refill(key, target, &mut actions);
+        }
+        actions
+    }
+
+    fn measure(&self, metrics: &Metrics) {
+        let (count, memory) = self.held();
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.instances.set(signed(count as u64));
+        metrics.memory.set(signed(memory));
+        metrics.frozen.set(signed(self.frozen()));
+    }
+
+    fn frozen(&self) -> u64 {
+        let of = |pooled: &Pooled| {
+            pooled.members.iter().filter(|member| member.frozen).count()
+                + pooled.waiters.iter().filter(|waiter| waiter.frozen).count()
+        };
+        self.versions.values().map(|pooled| of(pooled) as u64).sum()
+    }
+
+    pub(super) fn view(&self, metrics: &Metrics) -> PoolView {
+        let (instances, memory_bytes) = self.held();
+        PoolView {
+            instances: instances as u64,
+            working: u64::from(self.busy),
+            waiting_calls: self.waiting as u64,
+            frozen: self.frozen(),
+            memory_bytes,
+            hits: metrics.hits.get(),
+            misses: metrics.misses.get(),
+            refills: metrics.refills.get(),
+            evictions: metrics.evictions.get(),
+            blank: 0,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes nothing more in, and hands out all that waits.
+    pub(super) fn close(&mut self) -> Vec<Leaving> {
+        self.closed = true;
+        let mut leaving = Vec::new();
+        self.waiting = 0;
+        self.turns.clear();
+        for (_, pooled) in self.versions.drain() {
+            // Whoever waits learns by the end of its channel that nobody will answer.
+            leaving.extend(pooled.members.into_iter().map(|member| Leaving::Served(member.served)));
+            leaving.extend(pooled.waiters.into_iter().map(|waiter| Leaving::Parked(waiter.parked)));
+        }
+        self.by_code.clear();
+        leaving
+    }
+}
+
+impl From<Made> for Leaving {
+    fn from(made: Made) -> Self {
+        match made {
+            Made::Served(served) => Self::Served(served),
+            Made::Parked(parked) => Self::Parked(parked),
+        }
+    }
+}
+
+impl Waiting {
+    fn is_call(&mut self) -> bool {
+        matches!(self.work, Work::Call(_))
+    }
+}
+
+impl Pooled {
+    fn take_in(&mut self, made: Made, id: u64, worth: f64, now: Instant) {
+        match made {
+            Made::Served(served) => {
+                served.named(id);
+                self.members.push(Member {
+                    id,
+                    served,
+                    in_flight: 0,
+                    idle_since: now,
+                    frozen: false,
+                    memory: UNMEASURED,
+                    worth,
+                });
+            }
+            Made::Parked(parked) => {
+                self.waiters.push(Waiter { parked, idle_since: now, frozen: false, memory: UNMEASURED, worth });
+            }
+        }
+    }
+
+    /// Lets go of what nobody has called for too long, but for as many as should wait.
+    fn let_go(&mut self, now: Instant, idle: Duration, keep: usize, actions: &mut Vec<Action>) {
+        let is_old = |since: Instant| now.saturating_duration_since(since) > idle;
+        let mut spare = (self.members.len() + self.waiters.len()).saturating_sub(keep);
+        let old = self.members.extract_if(.., |member| {
+            let goes = spare > 0 && member.in_flight == 0 && is_old(member.idle_since);
+            spare -= usize::from(goes);
+            goes
+        });
+        actions.extend(old.map(|member| Action::Destroy(Leaving::Served(member.served))));
+        let mut spare = (self.members.len() + self.waiters.len()).saturating_sub(keep);
+        let old = self.waiters.extract_if(.., |waiter| {
+            let goes = spare > 0 && is_old(waiter.idle_since);
+            spare -= usize::from(goes);
+            goes
+        });
+        actions.extend(old.map(|waiter| Action::Destroy(Leaving::Parked(waiter.parked))));
+    }
+
+    /// Measures what waits, and freezes what has waited for a while.
+    fn rest(&mut self, now: Instant, freeze_after: Duration) {
+        let is_calm = |since: Instant| now.saturating_duration_since(since) > freeze_after;
+        for member in self.members.iter_mut().filter(|member| member.in_flight == 0 && !member.frozen) {
+            member.memory = member.served.memory().unwrap_or(member.memory);
+            member.frozen = is_calm(member.idle_since) && member.served.freeze();
+        }
+        for waiter in self.waiters.iter_mut().filter(|waiter| !waiter.frozen) {
+            waiter.memory = waiter.parked.memory().unwrap_or(waiter.memory);
+            waiter.frozen = is_calm(waiter.idle_since) && waiter.parked.freeze();
+        }
+    }
+}
+
+/// Whether a version's instances answer many calls each.
+pub(super) fn is_served(code: &Code) -> bool {
+    code.serving.contract != Contract::Command
+}

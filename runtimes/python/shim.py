@@ -1,0 +1,220 @@
+"""Keeps a Python handler alive: python3 -S shim.py FILE:NAME
+
+Calls come in frames on standard input, which is one end of a socket (docs/reference/handler-protocol.md). What a start
+imports is paid at every cold start, so this file imports what every interpreter has loaded already, and the rest late.
+"""
+
+import os
+import sys
+
+HEADER = 16
+CALL, READY, RESULT, EXCEPTION = 1, 0x80, 0x81, 0x82
+CHUNK = 256 * 1024
+
+
+def find_packages():
+    """What -S leaves out: the folders where packages are installed, with their .pth files where there are any."""
+    version = "python%d.%d" % sys.version_info[:2]
+    base = os.environ.get("PYTHONUSERBASE")
+    places = [f"{base}/lib/{version}/site-packages"] if base else []
+    places += [f"/usr/local/lib/{version}/dist-packages", "/usr/lib/python3/dist-packages", f"{sys.prefix}/lib/{version}/site-packages"]
+    for place in places:
+        try:
+            names = os.listdir(place)
+        except OSError:
+            continue
+        if any(name.endswith(".pth") for name in names):
+            import site
+
+            site.addsitedir(place)
+        else:
+            sys.path.append(place)
+
+
+def json_functions():
+    """JSON without the modules that json needs only for its options; the whole of it where an interpreter has no such."""
+    try:
+        from _json import encode_basestring, make_encoder, make_scanner
+    except ImportError:
+        import json
+
+        return json.loads, lambda value: json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    class Rules:
+        strict = True
+        object_hook = object_pairs_hook = None
+        parse_float, parse_int = float, int
+        parse_constant = float
+        memo = {}
+
+    scan = make_scanner(Rules)
+
+    def loads(text):
+        return scan(text.strip(" \t\r\n"), 0)[0]
+
+    def refuse(value):
+        raise TypeError(f"a result of the type {type(value).__name__} cannot be written as JSON")
+
+    def dumps(value):
+        encode = make_encoder({}, refuse, encode_basestring, None, ":", ",", False, False, False)
+        return "".join(encode(value, 0))
+
+    return loads, dumps
+
+
+loads, dumps = json_functions()
+
+
+class Context:
+    """What a call knows of itself; read from its JSON when it is first asked for."""
+
+    __slots__ = ("_text", "_values")
+
+    def __init__(self, text):
+        self._text, self._values = text, None
+
+    def _get(self, name):
+        if self._values is None:
+            self._values = loads(str(self._text, "utf-8"))
+        return self._values.get(name)
+
+    call = property(lambda self: self._get("call"), doc="the call's number")
+    function = property(lambda self: self._get("function"), doc="the function's name")
+    version = property(lambda self: self._get("version"), doc="the function's version")
+    attempt = property(lambda self: self._get("attempt"), doc="from 1; redeliveries count")
+    deadline_ms = property(lambda self: self._get("deadlineMs"), doc="when the attempt has to end, in Unix milliseconds")
+    traceparent = property(lambda self: self._get("traceparent"), doc="the W3C trace context")
+
+    def remaining_ms(self):
+        """How long the attempt may still take."""
+        import time
+
+        return max(0, self.deadline_ms - int(time.time() * 1000))
+
+
+def load(place):
+    """The user's function."""
+    file, _, name = place.rpartition(":")
+    folder, module = os.path.split(os.path.abspath(file))
+    sys.path[0] = os.getcwd()
+    if folder != sys.path[0]:
+        sys.path.insert(0, folder)
+    module = __import__(module.removesuffix(".py"))
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        sys.exit(f"{file} has no {name}; faena.toml names another with handler = \"FILE:NAME\"")
+
+
+def settler():
+    """What runs an `async def` to its result, on a loop of the thread's own."""
+    loops = {}
+
+    def settle(awaitable):
+        import asyncio
+        import threading
+
+        thread = threading.get_ident()
+        if thread not in loops:
+            loops[thread] = asyncio.new_event_loop()
+            asyncio.set_event_loop(loops[thread])
+        return loops[thread].run_until_complete(awaitable)
+
+    return settle
+
+
+settle = settler()
+
+
+def answer(handle, body):
+    """One call; the kind of its frame and the frame's body."""
+    split = 4 + int.from_bytes(body[:4], "little")
+    try:
+        result = handle(loads(str(body[split:], "utf-8")), Context(body[4:split]))
+        if hasattr(result, "__await__"):
+            result = settle(result)
+        if type(result) is not str:
+            result = dumps(result)
+        kind, out = RESULT, result.encode()
+    except Exception as error:
+        import traceback
+
+        first = error.__traceback__.tb_next if error.__traceback__ else None
+        origin = "".join(traceback.format_exception(type(error), error, first)).encode("utf-8", "replace")
+        message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+        kind, out = EXCEPTION, len(message).to_bytes(4, "little") + message + origin
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return kind, out
+
+
+def send(fd, kind, number, body):
+    frame = len(body).to_bytes(4, "little") + bytes((kind, 0, 0, 0)) + number + body
+    written = os.write(fd, frame)
+    while written < len(frame):
+        frame = frame[written:]
+        written = os.write(fd, frame)
+
+
+def serve(fd, run):
+    """Takes frames apart until the socket ends."""
+    read, pending = os.read, b""
+    while True:
+        chunk = read(fd, CHUNK)
+        if not chunk:
+            return
+        pending = pending + chunk if pending else chunk
+        while len(pending) >= HEADER:
+            end = HEADER + int.from_bytes(pending[:4], "little")
+            if len(pending) < end:
+                # A large body is read in one piece: joining its parts one by one would copy them over and over.
+                parts, missing = [pending], end - len(pending)
+                while missing > 0:
+                    part = read(fd, missing)
+                    if not part:
+                        return
+                    parts.append(part)
+                    missing -= len(part)
+                pending = b"".join(parts)
+            run(pending[8:HEADER], pending[HEADER:end])
+            pending = pending[end:]
+
+
+def main():
+    fd = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    # What is written into an instance goes with it.
+    sys.dont_write_bytecode = True
+    find_packages()
+    handle = load(sys.argv[1])
+    parallel = int(os.environ.get("FAENA_PARALLEL", "1"))
+    if parallel > 1:
+        from concurrent.futures import ThreadPoolExecutor
+        from threading import Lock
+
+        pool, lock = ThreadPoolExecutor(parallel), Lock()
+
+        def reply(number, body):
+            try:
+                kind, out = answer(handle, body)
+            except SystemExit as end:
+                # In a thread of a pool it would end nothing, and nobody would be answered.
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            with lock:
+                send(fd, kind, number, out)
+
+        def run(number, body):
+            pool.submit(reply, number, body)
+    else:
+
+        def run(number, body):
+            kind, out = answer(handle, body)
+            send(fd, kind, number, out)
+
+    send(fd, READY, bytes(8), b"")
+    serve(fd, run)
+
+
+main()
