@@ -91,8 +91,8 @@ pub(crate) struct Served {
     lines: Mutex<Lines>,
     guard: Mutex<Option<Box<dyn Guard>>>,
     orders: mpsc::Sender<Order>,
-    /// Told when something is to be written.
-    wrote_less: Notify,
+    /// Has its task look again at what is to be written and until when.
+    look_again: Notify,
     retired: CancellationToken,
     gone: CancellationToken,
 }
@@ -127,7 +127,7 @@ impl Served {
             lines: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
             orders,
-            wrote_less: Notify::new(),
+            look_again: Notify::new(),
             retired: CancellationToken::new(),
             gone: CancellationToken::new(),
         });
@@ -198,7 +198,7 @@ impl Served {
                 lines.in_flight.push(InFlight { id, began, call });
                 if !written {
                     drop(lines);
-                    self.wrote_less.notify_one();
+                    self.look_again.notify_one();
                     return Ok(());
                 }
             }
@@ -216,7 +216,7 @@ impl Served {
         let is_earlier = lines.armed.is_none_or(|armed| deadline < armed);
         drop(lines);
         if is_earlier {
-            self.wrote_less.notify_one();
+            self.look_again.notify_one();
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl Served {
     /// Gives up the calls that it works at: whoever waits for them learns that nobody tells their end.
     pub(super) fn cut(&self) {
         self.lines().in_flight.clear();
-        self.wrote_less.notify_one();
+        self.look_again.notify_one();
     }
 
     /// Returns when nothing of it is left.
@@ -400,7 +400,7 @@ impl Task {
                     Err(error) => return Over::Lost(error.to_string()),
                 },
                 Some(order) = self.orders.recv() => if let Err(over) = self.order(order).await { return over },
-                () = served.wrote_less.notified() => {}
+                () = served.look_again.notified() => {}
                 () = served.writable(), if has_unsent => drop(served.flush()),
                 () = readable(self.output.as_ref()) => self.drain_output(),
                 frame = self.agent.receive() => match frame {
