@@ -41,14 +41,16 @@ pub(crate) enum Taken {
 
 /// Answers a request, if it can be answered here.
 pub(crate) async fn take(app: &App, request: Request<Incoming>) -> Taken {
-    let Some((road, current)) = target(app, &request).await else { return Taken::Not(request) };
+    if !request.uri().path().starts_with(PREFIX) {
+        return Taken::Not(request);
+    }
     let begun = Instant::now();
-    let judged = guard::judge(app, request.headers());
-    let answered = match judged {
-        Ok(()) => call(app, &road, &current, request).await,
-        Err(problem) => Err(problem),
-    };
-    let response = answered.unwrap_or_else(Problem::into_response);
+    // What is turned away is told by the road that everything else takes; nothing is asked of db for it.
+    if guard::judge(app, request.headers()).is_err() {
+        return Taken::Not(request);
+    }
+    let Some((road, current)) = target(app, &request).await else { return Taken::Not(request) };
+    let response = call(app, &road, &current, request).await.unwrap_or_else(Problem::into_response);
     let metrics = app.metrics();
     match response.status() {
         StatusCode::OK => metrics.direct_ok.inc(),
@@ -88,26 +90,17 @@ struct Begun {
     traceparent: Arc<str>,
 }
 
+impl Begun {
+    /// The record without what it was called with.
+    fn head(&self) -> CallRecord {
+        CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string())
+    }
+}
+
 impl Running for Begun {
     fn record(&self) -> CallRecord {
-        CallRecord {
-            num: self.num,
-            function: self.code.function.clone(),
-            version: self.code.version,
-            params: inline(&self.params).unwrap_or_else(Payload::empty),
-            status: CallStatus::Running,
-            result: Payload::empty(),
-            error: None,
-            logs: Payload::empty(),
-            engine: self.code.engine,
-            attempts: Vec::new(),
-            created_at: self.created_at,
-            ended_at: None,
-            traceparent: self.traceparent.to_string(),
-            replay_of: None,
-            run_at: None,
-            callback: None,
-        }
+        let params = inline(&self.params).unwrap_or_else(Payload::empty);
+        CallRecord { params, status: CallStatus::Running, ..self.head() }
     }
 }
 
@@ -221,14 +214,7 @@ fn told(parts: &axum::http::request::Parts, code: &Code, body: &Bytes) -> Reply<
 fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
     let DirectEnd { status, result, error, log, mut attempt, head: _ } = end;
     attempt.error.clone_from(&error);
-    let call = CallRecord {
-        status,
-        error,
-        attempts: vec![attempt],
-        ended_at: Some(unix_ms()),
-        params: Payload::empty(),
-        ..begun.record()
-    };
+    let call = CallRecord { status, error, attempts: vec![attempt], ended_at: Some(unix_ms()), ..begun.head() };
     let ended = EndedCall { namespace: begun.code.namespace.clone(), call, body: None, direct: true, timeout_ms: None };
     let body = match &begun.body {
         None => Some(None),

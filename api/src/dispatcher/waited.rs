@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner, Payload};
+use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner};
 use faena_protocol::DbError;
 use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
@@ -160,22 +160,10 @@ impl Waited {
     /// The call as it stands.
     pub(super) fn record(&self) -> CallRecord {
         CallRecord {
-            num: self.spec.num,
             function: self.spec.function.clone(),
-            version: self.code.version,
             params: self.spec.params.clone(),
             status: if self.started { CallStatus::Running } else { CallStatus::Pending },
-            result: Payload::empty(),
-            error: None,
-            logs: Payload::empty(),
-            engine: self.code.engine,
-            attempts: Vec::new(),
-            created_at: self.created_at,
-            ended_at: None,
-            traceparent: self.spec.traceparent.clone(),
-            replay_of: None,
-            run_at: None,
-            callback: None,
+            ..CallRecord::begin(self.spec.num, &self.code, self.created_at, self.spec.traceparent.clone())
         }
     }
 

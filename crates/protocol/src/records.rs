@@ -280,6 +280,30 @@ pub struct CallRecord {
     pub callback: Option<CallbackState>,
 }
 
+impl CallRecord {
+    /// A call of a version that has been accepted, and of which nothing more is known.
+    pub fn begin(num: CallNum, code: &Code, created_at: i64, traceparent: String) -> Self {
+        Self {
+            num,
+            function: code.function.clone(),
+            version: code.version,
+            params: Payload::empty(),
+            status: CallStatus::Pending,
+            result: Payload::empty(),
+            error: None,
+            logs: Payload::empty(),
+            engine: code.engine,
+            attempts: Vec::new(),
+            created_at,
+            ended_at: None,
+            traceparent,
+            replay_of: None,
+            run_at: None,
+            callback: None,
+        }
+    }
+}
+
 /// A waited call that has ended, as it is written behind its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
