@@ -8,6 +8,7 @@ use faena_domain::{Limits, Namespace};
 use faena_egress::EgressPolicy;
 use faena_protocol::direct::DirectRoad;
 use faena_telemetry::Metrics as Registry;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,7 @@ use crate::dispatcher::DispatcherHandle;
 use crate::metrics::Metrics;
 use crate::numbers::Numbers;
 use crate::recorder::Recorder;
+use crate::roads::Roads;
 use crate::room::Room;
 use crate::versions::Versions;
 
@@ -56,7 +58,8 @@ struct Inner {
     egress: EgressPolicy,
     draining: CancellationToken,
     versions: Versions,
-    road: Option<Arc<dyn DirectRoad>>,
+    roads: Vec<Arc<dyn DirectRoad>>,
+    shared: Handle,
 }
 
 impl App {
@@ -65,6 +68,7 @@ impl App {
         db: DbClient,
         blobs: BlobStore,
         (dispatcher, draining): (DispatcherHandle, CancellationToken),
+        roads: Roads,
         registry: Registry,
     ) -> Self {
         let metrics = registry.register(Metrics::register);
@@ -72,7 +76,8 @@ impl App {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
             versions: Versions::new(db.clone()),
-            road: config.road.clone(),
+            roads: config.road.iter().cloned().chain([Arc::new(roads) as Arc<dyn DirectRoad>]).collect(),
+            shared: Handle::current(),
             egress: config.egress.clone(),
             room: Room::new(blobs.clone(), config.disk_reserve),
             db,
@@ -149,9 +154,14 @@ impl App {
         &self.0.versions
     }
 
-    /// The way to a worker that shares our process, where there is one.
-    pub(crate) fn road(&self) -> Option<&Arc<dyn DirectRoad>> {
-        self.0.road.as_ref()
+    /// The ways to instances that answer many calls, the shortest first.
+    pub(crate) fn roads(&self) -> &[Arc<dyn DirectRoad>] {
+        &self.0.roads
+    }
+
+    /// Where whatever takes its time runs, away from the threads that own connections.
+    pub(crate) fn shared(&self) -> &Handle {
+        &self.0.shared
     }
 
     /// Cancelled when the api begins to stop: whoever only waits is answered.

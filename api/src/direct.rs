@@ -1,4 +1,4 @@
-//! The direct road where a worker shares our process: from the request to an instance and back without a message between.
+//! The direct road: from the request to an instance and back, within our process or over one connection.
 //!
 //! It takes what an instance that answers many calls can take at once; everything else goes by the dispatcher. Nothing
 //! is written before the answer. Whoever waits may go: the call's end is recorded by whoever ends it.
@@ -62,7 +62,6 @@ pub(crate) async fn take(app: &App, request: Request<Incoming>) -> Taken {
 
 /// The version that a request calls, where its instances can be called from here.
 async fn target(app: &App, request: &Request<Incoming>) -> Option<(Arc<dyn DirectRoad>, Arc<Current>)> {
-    let road = app.road()?;
     let name = request.uri().path().strip_prefix(PREFIX)?.split('/').next()?;
     if request.headers().contains_key("idempotency-key") {
         return None;
@@ -74,9 +73,9 @@ async fn target(app: &App, request: &Request<Incoming>) -> Option<(Arc<dyn Direc
     };
     let is_ours = current.status == FunctionStatus::Ready
         && current.code.serving.contract != Contract::Command
-        && current.code.concurrency.is_none()
-        && road.offers(&current.code);
-    is_ours.then(|| (Arc::clone(road), current))
+        && current.code.concurrency.is_none();
+    let road = app.roads().iter().find(|road| is_ours && road.offers(&current.code))?;
+    Some((Arc::clone(road), current))
 }
 
 /// What is known of a call from its beginning.
@@ -227,7 +226,8 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
         return app.recorder().write(EndedCall { call, body, ..ended }, place);
     }
     let (app, begun) = (app.clone(), Arc::clone(begun));
-    tokio::spawn(async move {
+    // Naming a large payload by its hash takes milliseconds.
+    app.shared().clone().spawn(async move {
         let blobs = app.blobs();
         let stored = async {
             let params = blobs.payload(begun.params.to_vec()).await?;

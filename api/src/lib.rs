@@ -14,6 +14,7 @@ mod numbers;
 mod path;
 mod problem;
 mod recorder;
+mod roads;
 mod room;
 mod routes;
 mod server;
@@ -39,6 +40,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+use roads::Roads;
 
 pub use app::App;
 pub use routes::{openapi, router};
@@ -119,8 +122,9 @@ impl Api {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
         let draining = CancellationToken::new();
-        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), draining.clone());
-        let app = App::new(&config, db, blobs, (handle, draining), registry);
+        let roads = Roads::new(config.shards.clone());
+        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), roads.clone(), draining.clone());
+        let app = App::new(&config, db, blobs, (handle, draining), roads, registry);
         Ok(Self { listener, app, dispatcher, workers, config })
     }
 

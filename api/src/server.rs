@@ -45,7 +45,7 @@ pub(crate) async fn serve(
     stop: &CancellationToken,
     app: &App,
 ) -> std::io::Result<()> {
-    let here = Handle::current();
+    let here = app.shared().clone();
     let shards = if config.shards.is_empty() { vec![here.clone()] } else { config.shards.clone() };
     let listener = listener.into_std()?;
     let edge = Edge {

@@ -10,6 +10,7 @@ use faena_domain::units::ByteSize;
 use faena_domain::{EngineKind, Owner};
 use faena_engine::{
     Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
+    install_zygote,
 };
 use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node, PoolConfig, Upstream};
 use tracing::{info, warn};
@@ -28,6 +29,7 @@ struct Place<'a> {
     launcher: PathBuf,
     agent: PathBuf,
     shims: PathBuf,
+    zygote: Option<PathBuf>,
     uids: Uids,
 }
 
@@ -51,6 +53,8 @@ pub(crate) async fn node(
         launcher: std::env::current_exe().context("cannot find this program")?,
         agent: install_agent(&folder).with_context(|| format!("cannot write the agent below {}", folder.display()))?,
         shims: install_shims(&folder).with_context(|| format!("cannot write the shims below {}", folder.display()))?,
+        zygote: install_zygote(&folder)
+            .with_context(|| format!("cannot write the zygote's library below {}", folder.display()))?,
         uids: Uids::default(),
         folder,
     };
@@ -157,6 +161,7 @@ async fn sandbox(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
         launcher: place.launcher.clone(),
         agent: place.agent.clone(),
         shims: place.shims.clone(),
+        zygote: place.zygote.clone(),
         folder: place.folder.clone(),
         accept_missing: place.settings.layers()?,
         host_images: place.settings.host_images.iter().map(|host| (host.image.clone(), host.program.clone())).collect(),

@@ -141,11 +141,20 @@ struct WorkerParts {
     metrics: faena_worker::metrics::Metrics,
 }
 
+/// The name of a socket of a worker's thread, short as such paths have to be; no two workers share one.
+fn direct_socket(worker: &str, thread: usize) -> String {
+    // FNV-1a (Fowler, Noll and Vo).
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = worker.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    format!("w{:08x}-{thread}.sock", hash >> 32)
+}
+
 async fn make_worker(
     settings: &Settings,
     folders: &Folders,
     blobs: BlobStore,
     metrics: &Metrics,
+    threads: Vec<Handle>,
 ) -> anyhow::Result<WorkerParts> {
     let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
     let owner = Owner { worker: settings.name.clone(), incarnation };
@@ -156,6 +165,11 @@ async fn make_worker(
         slots: settings.slots,
         grace: settings.grace.duration(),
         api: endpoint(folders, "api.sock")?,
+        direct: threads
+            .into_iter()
+            .enumerate()
+            .map(|(number, thread)| Ok((endpoint(folders, &direct_socket(&settings.name, number))?, thread)))
+            .collect::<anyhow::Result<_>>()?,
     };
     let metrics = metrics.register(faena_worker::metrics::Metrics::register);
     Ok(WorkerParts { config, node, pool, metrics })
@@ -186,7 +200,7 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let blobs = BlobStore::local(&settings.blob_folder())?;
     let drained = CancellationToken::new();
     let shards = Shards::start()?;
-    let parts = make_worker(&settings, &folders, blobs.clone(), &metrics).await?;
+    let parts = make_worker(&settings, &folders, blobs.clone(), &metrics, Vec::new()).await?;
     let road: Arc<dyn DirectRoad> = Arc::new(parts.pool.clone());
     let parts_of_api = ApiParts {
         db: client.clone(),
@@ -240,7 +254,8 @@ pub(crate) async fn worker(settings: Settings) -> anyhow::Result<()> {
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::shared(&settings.blob_folder(), &folders.data.join("worker/spool"))?;
     let drained = CancellationToken::new().drop_guard();
-    let parts = make_worker(&settings, &folders, blobs, &Metrics::default()).await?;
+    let shards = Shards::start()?;
+    let parts = make_worker(&settings, &folders, blobs, &Metrics::default(), shards.handles()).await?;
     let mut worker = start_worker(parts, client, drained);
     until_stopped(&mut [&mut worker]).await?;
     worker.stop().await

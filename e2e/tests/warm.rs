@@ -245,21 +245,22 @@ fn many_calls_are_recorded_behind_their_answers() {
     assert!(platform.stop());
 }
 
+fn running(platform: &Platform, number: u32) {
+    eventually(Duration::from_secs(3), "the call runs", || {
+        let call = platform.get(&format!("/call/{number}")).json();
+        if call["status"] == "RUNNING" { Ok(()) } else { Err(call) }
+    });
+}
+
 /// A call that runs on the direct road is seen, and can be cancelled.
-#[test]
-fn a_running_call_is_seen_and_cancelled() {
-    let mut platform = Platform::start();
+fn a_running_call_is_seen_and_cancelled(mut platform: Platform) {
     python(&platform, Engine::Sandbox, "py", TOML);
     direct(&platform, "py", &json!({}));
     let port = platform.port;
     let waiting = std::thread::spawn(move || {
         request(port, "POST", "/f/py", &[("Content-Type", "application/json")], b"{\"sleep\": 4}")
     });
-    let seen = |number: u32| platform.get(&format!("/call/{number}")).json();
-    eventually(Duration::from_secs(3), "the call runs", || {
-        let call = seen(2);
-        if call["status"] == "RUNNING" { Ok(()) } else { Err(call) }
-    });
+    running(&platform, 2);
     let reply = platform.send("DELETE", "/call/2", &[], b"");
     assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("CANCELLED")));
     assert_eq!(waiting.join().expect("an answer").status, 409);
@@ -267,10 +268,72 @@ fn a_running_call_is_seen_and_cancelled() {
     assert!(platform.stop());
 }
 
-/// A new version is what runs from the moment it is seen to be READY, and not a moment later.
 #[test]
-fn a_new_version_runs_as_soon_as_it_is_seen() {
-    let mut platform = Platform::start();
+fn a_running_call_is_seen_and_cancelled_in_one_process() {
+    a_running_call_is_seen_and_cancelled(Platform::start());
+}
+
+#[test]
+fn a_running_call_is_seen_and_cancelled_in_another_process() {
+    a_running_call_is_seen_and_cancelled(Platform::start_apart());
+}
+
+/// Whoever waits is told at once when a worker dies under a call, and its successor serves the next one.
+#[test]
+fn a_call_is_lost_with_the_worker_that_ran_it() {
+    let mut platform = Platform::start_apart();
+    python(&platform, Engine::Sandbox, "py", TOML);
+    direct(&platform, "py", &json!({}));
+    let port = platform.port;
+    let waiting = std::thread::spawn(move || {
+        request(port, "POST", "/f/py", &[("Content-Type", "application/json")], b"{\"sleep\": 4}")
+    });
+    running(&platform, 2);
+    platform.kill(Role::Worker);
+    let reply = waiting.join().expect("an answer");
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    assert!(reply.text().contains("was lost"), "{}", reply.text());
+    assert_eq!(reply.header("faena-error"), Some("platform"));
+    platform.start_role(Role::Worker);
+    eventually(Duration::from_secs(20), "another worker answers", || {
+        let (status, text) = direct(&platform, "py", &json!({}));
+        if status == 200 { Ok(()) } else { Err(text) }
+    });
+    eventually(Duration::from_secs(10), "the end is recorded", || {
+        let call = platform.get("/call/2").json();
+        if call["status"] == "FAILED" { Ok(()) } else { Err(call) }
+    });
+    assert!(platform.stop());
+}
+
+/// Calls of an api that is gone do not run on, and its successor finds the worker.
+#[test]
+fn a_worker_outlives_its_api() {
+    let mut platform = Platform::start_apart();
+    let code = "import os, time\n\ndef handle(params, context):\n    if 'sleep' in params:\n        time.sleep(params['sleep'])\n    return os.getpid()\n";
+    function(&platform, Engine::Sandbox, "py", ("pythonruntime", "handler.py", code), "contract = \"handler\"\n");
+    assert_eq!(direct(&platform, "py", &json!({})).0, 200);
+    let port = platform.port;
+    let waiting = std::thread::spawn(move || {
+        std::panic::catch_unwind(|| {
+            request(port, "POST", "/f/py", &[("Content-Type", "application/json")], b"{\"sleep\": 3000}")
+        })
+    });
+    running(&platform, 2);
+    platform.kill(Role::Api);
+    assert!(waiting.join().expect("a thread").is_err());
+    platform.start_role(Role::Api);
+    platform.ready();
+    eventually(Duration::from_secs(20), "nothing runs any more", || {
+        let pool = platform.get("/workers").json()[0]["pool"].clone();
+        if pool["working"] == 0 { Ok(()) } else { Err(pool) }
+    });
+    assert_eq!(direct(&platform, "py", &json!({})).0, 200);
+    assert!(platform.stop());
+}
+
+/// A new version is what runs from the moment it is seen to be READY, and not a moment later.
+fn a_new_version_runs_as_soon_as_it_is_seen(mut platform: Platform) {
     for n in 0..12 {
         let code = format!("def handle(params, context):\n    return 'version {n}'\n");
         function(&platform, Engine::Sandbox, "py", ("pythonruntime", "handler.py", &code), TOML);
@@ -279,6 +342,16 @@ fn a_new_version_runs_as_soon_as_it_is_seen() {
     assert_eq!(platform.send("DELETE", "/function/py", &[], b"").status, 204);
     assert_eq!(direct(&platform, "py", &json!({})).0, 404);
     assert!(platform.stop());
+}
+
+#[test]
+fn a_new_version_runs_as_soon_as_it_is_seen_in_one_process() {
+    a_new_version_runs_as_soon_as_it_is_seen(Platform::start());
+}
+
+#[test]
+fn a_new_version_runs_as_soon_as_it_is_seen_in_another_process() {
+    a_new_version_runs_as_soon_as_it_is_seen(Platform::start_apart());
 }
 
 /// What waits is told, kept as asked for, and frozen while nobody calls it; a call finds it all the same.

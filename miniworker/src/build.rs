@@ -144,6 +144,7 @@ async fn build(
         limits: node.build.limits,
         egress: true,
         ca_bundle: node.ca_bundle.clone(),
+        resident: None,
     };
     let mut instance = instance::create(Arc::clone(engine), spec, code).await.map_err(|error| match error {
         EngineError::Create { .. } => {

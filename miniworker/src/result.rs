@@ -47,22 +47,30 @@ fn failure(finished: &Finished, timeout_ms: u64, memory: &str) -> Option<CallErr
         }
         Some(Cut::Stop) | None => {}
     }
-    let exit = exit(finished.ended.exit);
-    if exit == Exit::Code(0) {
-        return None;
-    }
-    if finished.ended.oom_kills > 0 {
-        return error(ErrorKind::Oom, format!("the process wanted more memory than its limit of {memory}"));
-    }
-    match exit {
-        Exit::Code(code) => {
-            let message = format!("the process ended with code {code}");
-            Some(CallError { exit_code: Some(code), ..CallError::new(ErrorKind::Exit, Layer::Run, message) })
+    let ended = &finished.ended;
+    (ended.exit != wire::Exit::Code(0)).then(|| fallen(ended.exit, ended.oom_kills, memory, (Layer::Run, "")))
+}
+
+/// Why a process gave no answer that ended by itself; `when` follows what is said of its end.
+pub(crate) fn fallen(
+    ended: wire::Exit,
+    oom_kills: u64,
+    memory: impl std::fmt::Display,
+    (layer, when): (Layer, &str),
+) -> CallError {
+    let error = |kind, message| CallError::new(kind, layer, message);
+    match exit(ended) {
+        _ if oom_kills > 0 => {
+            error(ErrorKind::Oom, format!("the process wanted more memory than its limit of {memory}{when}"))
         }
-        Exit::Signal(signal) => {
-            let message = format!("the process was ended by signal {signal}");
-            Some(CallError { signal: Some(signal), ..CallError::new(ErrorKind::Signal, Layer::Run, message) })
-        }
+        Exit::Code(code) => CallError {
+            exit_code: Some(code),
+            ..error(ErrorKind::Exit, format!("the process ended with code {code}{when}"))
+        },
+        Exit::Signal(signal) => CallError {
+            signal: Some(signal),
+            ..error(ErrorKind::Signal, format!("the process was ended by signal {signal}{when}"))
+        },
     }
 }
 

@@ -3,6 +3,7 @@
 //! One task owns the truth about what the node holds ([`Worker::run`]). Each attempt and each build is a task of its
 //! own, which owns its instance; what it has to say goes through the outbox, which does not rest until db has it.
 
+mod direct;
 mod lease;
 pub mod metrics;
 mod outbox;
@@ -18,11 +19,13 @@ use faena_miniworker::{Node, Pool};
 use faena_protocol::db::WorkerJoin;
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_transport::{Endpoint, Link};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use direct::Codes;
 use metrics::Metrics;
-use session::Session;
+use session::{AbortOnDrop, Session};
 
 /// How many builds run at once.
 pub const BUILD_SLOTS: u32 = 2;
@@ -40,6 +43,8 @@ pub struct WorkerConfig {
     pub grace: Duration,
     /// Where the api listens for workers.
     pub api: Endpoint,
+    /// Where calls of the direct road come in, and on which thread; none where the api shares our process.
+    pub direct: Vec<(Endpoint, Handle)>,
 }
 
 /// A worker that has its node and waits to be run.
@@ -73,7 +78,18 @@ impl Worker {
             slots: self.config.slots,
             build_slots: BUILD_SLOTS,
             memory_bytes: memory_bytes(),
+            direct: self.config.direct.iter().map(|(endpoint, _)| endpoint.path().to_owned()).collect(),
         }
+    }
+
+    /// Takes calls of the direct road until what it returns is dropped.
+    fn open(&self) -> Vec<AbortOnDrop> {
+        let codes = Codes::default();
+        let serve = |(endpoint, thread): &(Endpoint, Handle)| {
+            let (endpoint, pool, worker) = (endpoint.clone(), self.pool.clone(), self.config.owner.worker.clone());
+            AbortOnDrop(thread.spawn(direct::serve(endpoint, pool, codes.clone(), worker)).abort_handle())
+        };
+        self.config.direct.iter().map(serve).collect()
     }
 
     /// Joins, works, and drains when told to stop: no new work, then a grace, then what is left goes back unspent.
@@ -88,6 +104,7 @@ impl Worker {
         }
         let link = Link::connect(self.config.api.clone());
         let info = self.info();
+        let _direct = self.open();
         info!(worker = info.owner.worker, slots = info.slots, "the worker is ready");
         Session::new(self, info, link.handle()).run(link, stop).await;
     }

@@ -375,7 +375,7 @@ impl Session {
 }
 
 /// Ends a task that nobody needs any longer.
-struct AbortOnDrop(AbortHandle);
+pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

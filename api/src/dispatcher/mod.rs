@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::recorder::{Place, Recorder};
+use crate::roads::Roads;
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
 pub(crate) use waited::{Answer, Waited, unix_ms};
@@ -139,6 +140,7 @@ impl DispatcherHandle {
 pub(crate) struct Dispatcher {
     db: DbClient,
     server: ServerHandle,
+    roads: Roads,
     recorder: Recorder,
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
@@ -155,7 +157,12 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(db: DbClient, server: ServerHandle, draining: CancellationToken) -> (Self, DispatcherHandle) {
+    pub(crate) fn new(
+        db: DbClient,
+        server: ServerHandle,
+        roads: Roads,
+        draining: CancellationToken,
+    ) -> (Self, DispatcherHandle) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (ends, _) = broadcast::channel(ENDS);
         let (poke, recorder) = (Arc::new(Notify::new()), Recorder::new(db.clone()));
@@ -168,6 +175,7 @@ impl Dispatcher {
         let dispatcher = Self {
             db,
             server,
+            roads,
             recorder,
             commands,
             sender,
@@ -259,6 +267,7 @@ impl Dispatcher {
             }
             info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
             self.never_arrived(&node.owner, &calls);
+            self.roads.open(&node);
             if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
                 self.owner_lost(&gone);
             }
@@ -282,11 +291,15 @@ impl Dispatcher {
             }
             ToApi::Engines { engines } => {
                 info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");
+                self.roads.engines(&owner.worker, &engines);
                 self.fleet.engines(&peer, engines);
                 self.dirty = true;
             }
             ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
-            ToApi::Draining => self.fleet.draining(&peer),
+            ToApi::Draining => {
+                self.roads.leave(&owner.worker);
+                self.fleet.draining(&peer);
+            }
             ToApi::Hello { .. } => {}
         }
     }
@@ -509,6 +522,7 @@ impl Dispatcher {
     fn tick(&mut self) {
         self.dirty = true;
         for owner in self.fleet.forget_away(AWAY) {
+            self.roads.close(&owner.worker);
             self.owner_lost(&owner);
         }
         let vanished: Vec<CallNum> =

@@ -237,7 +237,7 @@ async fn ended_here(app: &App, namespace: &Namespace, num: CallNum) -> Reply<Cal
 #[utoipa::path(delete, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The call, CANCELLED", body = CallView), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It has ended", body = Problem)))]
 pub(crate) async fn cancel(State(app): State<App>, Path(num): Path<String>) -> Reply<Json<CallView>> {
     let (num, namespace) = (number(&num)?, Caller::local().namespace);
-    if app.road().is_some_and(|road| road.cancel(num)) {
+    if app.roads().iter().any(|road| road.cancel(num)) {
         return Ok(Json(CallView::whole(ended_here(&app, &namespace, num).await?, app.blobs()).await?));
     }
     if app.recorder().get(&namespace, num).is_some()

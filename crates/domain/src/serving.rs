@@ -35,6 +35,9 @@ pub enum Reuse {
     /// It does, the same version of the same function.
     #[default]
     Version,
+    /// It does, and each call has a process of its own there: a fork of one that has loaded the version, of which nothing
+    /// is left when the call has ended.
+    Fork,
     /// It serves one call and is destroyed.
     Never,
 }
@@ -104,6 +107,9 @@ pub enum InvalidServing {
         "{0} means nothing to the contract \"command\"; leave it out, or name the contract \"handler\" or \"http\""
     )]
     OfAnotherContract(&'static str),
+    /// Forks of what cannot be forked.
+    #[error("reuse = \"fork\" is for the contract \"handler\" alone; a command has a process for each call anyway")]
+    Fork,
     /// A number out of its range.
     #[error("{what} = {asked} is not within {least} and {most}, which are permitted")]
     Range {
@@ -156,6 +162,9 @@ impl Serving {
         if self.contract != Contract::Handler && self.handler.is_some() {
             return Err(InvalidServing::OfAnotherContract("handler"));
         }
+        if self.contract != Contract::Handler && self.reuse == Reuse::Fork {
+            return Err(InvalidServing::Fork);
+        }
         if self.contract == Contract::Command && self.parallel.is_some() {
             return Err(InvalidServing::OfAnotherContract("parallel"));
         }
@@ -167,7 +176,7 @@ impl Serving {
     /// Calls at once in one instance.
     pub fn parallel(&self) -> u32 {
         match (self.reuse, self.contract) {
-            (Reuse::Never, _) | (_, Contract::Command) => 1,
+            (Reuse::Never | Reuse::Fork, _) | (_, Contract::Command) => 1,
             (Reuse::Version, Contract::Handler) => self.parallel.unwrap_or(1),
             (Reuse::Version, Contract::Http) => self.parallel.unwrap_or(HTTP_PARALLEL),
         }
@@ -197,6 +206,8 @@ mod tests {
         assert_eq!(asked.check(), Err(InvalidServing::OfAnotherContract("parallel")));
         let asked = Serving { contract: Contract::Http, parallel: Some(0), ..Serving::default() };
         assert!(matches!(asked.check(), Err(InvalidServing::Range { what: "parallel", .. })));
+        let asked = Serving { reuse: Reuse::Fork, ..Serving::default() };
+        assert_eq!(asked.check(), Err(InvalidServing::Fork));
     }
 
     #[test]

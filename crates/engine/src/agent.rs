@@ -15,6 +15,8 @@ use tokio::net::UnixStream;
 
 /// The agent's program, built from this tree.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faena-agent"));
+/// What makes an interpreter of this host a spawner; empty where it could not be built.
+const ZYGOTE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/zygote.so"));
 
 /// Why an agent is not listened to any longer.
 #[derive(Debug, thiserror::Error)]
@@ -112,10 +114,21 @@ impl AgentSocket {
 }
 
 /// Programs of ours that keep a user's handler alive, by the names that they have in an instance.
-const SHIMS: [(&str, &[u8]); 2] = [
-    ("python.py", include_bytes!("../../../runtimes/python/shim.py")),
+const SHIMS: [(&str, &[u8]); 4] = [
+    ("python.py", include_bytes!("../../../runtimes/python/start.py")),
+    ("_faena.py", include_bytes!("../../../runtimes/python/_faena.py")),
+    ("_faena_zygote.py", include_bytes!("../../../runtimes/python/_faena_zygote.py")),
     ("node.mjs", include_bytes!("../../../runtimes/node/shim.mjs")),
 ];
+/// Keeps the bytecode of modules that never change where they lie (docs.python.org, `py_compile`).
+const COMPILE: &str = r"
+import os, py_compile, sys
+
+os.umask(0o022)
+never = py_compile.PycInvalidationMode.UNCHECKED_HASH
+for file in sys.argv[2:]:
+    py_compile.compile(file, dfile=os.path.join(sys.argv[1], os.path.basename(file)), doraise=True, invalidation_mode=never)
+";
 
 /// Writes the shims below a folder; returns the folder that they lie in, named by their hash.
 ///
@@ -134,9 +147,23 @@ pub fn install_shims(folder: &Path) -> io::Result<PathBuf> {
         std::fs::write(passing.join(name), bytes)?;
         std::fs::set_permissions(passing.join(name), std::fs::Permissions::from_mode(0o444))?;
     }
+    compile(&passing);
     std::fs::set_permissions(&passing, std::fs::Permissions::from_mode(0o755))?;
     std::fs::rename(&passing, &place)?;
     Ok(place)
+}
+
+/// Has this host's Python compile its shim once, rather than at each start. Another version compiles it itself.
+fn compile(folder: &Path) {
+    let modules = SHIMS.iter().map(|(name, _)| *name).filter(|name| name.starts_with('_'));
+    let compiled = std::process::Command::new("python3")
+        .args(["-I", "-S", "-c", COMPILE, faena_instance_protocol::SHIMS])
+        .args(modules.map(|name| folder.join(name)))
+        .stdin(std::process::Stdio::null())
+        .output();
+    if !compiled.as_ref().is_ok_and(|output| output.status.success()) {
+        tracing::debug!(?compiled, "the shim of Python is compiled at each start");
+    }
 }
 
 fn hex(digest: &[u8]) -> String {
@@ -148,13 +175,25 @@ fn hex(digest: &[u8]) -> String {
 /// # Errors
 /// A folder that cannot be written to.
 pub fn install_agent(folder: &Path) -> io::Result<PathBuf> {
-    let name = hex(&Sha256::digest(AGENT));
-    let path = folder.join(format!("agent-{name}"));
-    if std::fs::read(&path).is_ok_and(|bytes| bytes == AGENT) {
+    install(folder, "agent", AGENT)
+}
+
+/// Writes the zygote's library below a folder, named by its hash; returns where it lies, where there is one.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn install_zygote(folder: &Path) -> io::Result<Option<PathBuf>> {
+    if ZYGOTE.is_empty() { Ok(None) } else { install(folder, "zygote", ZYGOTE).map(Some) }
+}
+
+fn install(folder: &Path, kind: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+    let name = hex(&Sha256::digest(bytes));
+    let path = folder.join(format!("{kind}-{name}"));
+    if std::fs::read(&path).is_ok_and(|found| found == bytes) {
         return Ok(path);
     }
-    let passing = folder.join(format!("agent-{name}.{}", uuid::Uuid::new_v4().simple()));
-    std::fs::write(&passing, AGENT)?;
+    let passing = folder.join(format!("{kind}-{name}.{}", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&passing, bytes)?;
     std::fs::set_permissions(&passing, std::fs::Permissions::from_mode(0o555))?;
     std::fs::rename(&passing, &path)?;
     Ok(path)

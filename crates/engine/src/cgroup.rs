@@ -146,15 +146,10 @@ impl Trees {
         self.v1.values().chain(&self.v2)
     }
 
-    /// The groups of one instance.
-    pub(crate) fn create(&self, instance: &str, limits: &Limits) -> io::Result<Group> {
-        let group = Group {
-            folders: self.roots().map(|root| root.join(instance)).collect(),
-            trees: self.clone(),
-            instance: instance.to_owned(),
-        };
-        let made = group.make().and_then(|()| group.bound(limits));
-        match made {
+    /// The groups of one instance, which bound nothing yet.
+    pub(crate) fn make(&self, instance: &str) -> io::Result<Group> {
+        let group = self.adopt(instance);
+        match group.make() {
             Ok(()) => Ok(group),
             // What was there before is another's.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
@@ -186,7 +181,7 @@ impl Trees {
         names
     }
 
-    /// The groups of an instance that another incarnation made.
+    /// The groups of an instance that are there already.
     pub(crate) fn adopt(&self, instance: &str) -> Group {
         Group {
             folders: self.roots().map(|root| root.join(instance)).collect(),
@@ -254,7 +249,8 @@ impl Group {
         v1.or(v2).map(|(root, is_v2)| (root.join(&self.instance).join("user"), is_v2))
     }
 
-    fn bound(&self, limits: &Limits) -> io::Result<()> {
+    /// Bounds whatever enters them from now on.
+    pub(crate) fn bound(&self, limits: &Limits) -> io::Result<()> {
         if let Some((folder, is_v2)) = self.of(Controller::Memory) {
             let bytes = limits.memory.0.to_string();
             if is_v2 {
@@ -332,7 +328,7 @@ impl Group {
     }
 
     /// Removes the groups; false while processes are still in them.
-    fn try_remove(&self) -> bool {
+    pub(crate) fn try_remove(&self) -> bool {
         let gone = |folder: &Path| match fs::remove_dir(folder) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(()) => true,

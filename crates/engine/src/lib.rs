@@ -11,12 +11,16 @@ mod sandbox;
 mod uids;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use faena_domain::{EngineKind, Limits};
+use faena_instance_protocol::Run;
 
-pub use agent::{AgentError, AgentSocket, install_agent, install_shims};
+pub use agent::{AgentError, AgentSocket, install_agent, install_shims, install_zygote};
 pub use docker::{CodeBy, Docker, DockerConfig};
 pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
@@ -50,6 +54,21 @@ pub struct InstanceSpec {
     pub egress: bool,
     /// A bundle of certificate authorities to mount at [`CA_BUNDLE`].
     pub ca_bundle: Option<PathBuf>,
+    /// A process that it may be born with, where the engine holds an interpreter ready for it.
+    pub resident: Option<Arc<Resident>>,
+}
+
+/// A process that answers many calls, known before its instance is made.
+#[derive(Debug)]
+pub struct Resident {
+    /// What is run.
+    pub run: Run,
+    /// Who may know what of it: interpreters are shared within a domain alone.
+    pub domain: String,
+    /// Its standard input.
+    pub input: OwnedFd,
+    /// What takes its output.
+    pub output: OwnedFd,
 }
 
 pub use faena_launcher::CA_BUNDLE;
@@ -65,6 +84,8 @@ pub struct Instance {
     pub agent: AgentSocket,
     /// The listener of the egress proxy, where one was asked for.
     pub listener: Option<std::net::TcpListener>,
+    /// Whether its [`Resident`] runs already.
+    pub is_inhabited: bool,
     /// What destroys it.
     pub guard: Box<dyn Guard>,
 }
@@ -176,6 +197,17 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Whether making an instance takes so long that one is worth having before its code is known.
     fn is_slow_to_make(&self) -> bool {
         false
+    }
+
+    /// An interpreter may soon be needed in this domain: one is held ready, where the engine can do that.
+    async fn hold_interpreter(&self, _domain: &str) {}
+
+    /// Lets go of interpreters that nobody asked for in a while.
+    fn forget_interpreters(&self, _unused_for: Duration) {}
+
+    /// How many interpreters are held ready.
+    fn interpreters(&self) -> u64 {
+        0
     }
 
     /// Whether it can make instances at the moment.

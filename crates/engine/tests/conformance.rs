@@ -55,6 +55,7 @@ impl Bench {
             launcher: launcher(),
             agent: install_agent(&folder).unwrap(),
             shims: install_shims(&folder).unwrap(),
+            zygote: None,
             folder: folder.clone(),
             accept_missing: Layer::ALL.to_vec(),
             host_images: vec![("bashruntime".into(), "bash".into())],
@@ -99,6 +100,7 @@ impl Bench {
             limits,
             egress,
             ca_bundle: None,
+            resident: None,
         }
     }
 
@@ -400,7 +402,7 @@ async fn is_as_new_after_a_call(bench: &Bench) -> Outcome {
     let look = "ls -A . /tmp /dev/shm; cat greeting; echo w > new && cat new";
     let done = run(&mut instance, &["bash", "-c", look], "{}").await.map_err(Failed::from)?;
     instance.guard.destroy().await;
-    expect!(cleaned == (ToMiniworker::Cleaned { error: None }), done);
+    expect!(cleaned == (ToMiniworker::Cleaned { error: None, oom_kills: 0 }), done);
     let wanted = ".:\ngreeting\ninput.json\noutput.json\nsub\n\n/dev/shm:\n\n/tmp:\nholaw\n";
     expect!(done.stdout.replace("output.json\n", "") == wanted.replace("output.json\n", ""), done);
     Ok(())

@@ -9,10 +9,13 @@
 //!   │ ◀──────────────────────── ready ─────── │   it may be called from now on
 //!   │ ── call: context length, context, params ▶ │
 //!   │ ◀──────────────── result | exception ──── │
+//!   │ ◀─────────────────────────────── ended ── │   where each call has a process of its own
 //! ```
 
 /// The bytes before each body.
 pub const HEADER: usize = 16;
+/// The id of a ready frame whose process forks for each call; 0 for any other.
+pub const FORKS: u64 = 1;
 /// The bytes of a call's body before its context: the context's length.
 pub const CONTEXT_LENGTH: usize = 4;
 
@@ -21,12 +24,16 @@ pub const CONTEXT_LENGTH: usize = 4;
 pub enum Kind {
     /// To the process: the context's length as `u32`, the context in JSON, the params in JSON.
     Call,
+    /// To an interpreter that waits without code: what [`begin`] makes. Only our own shim is ever sent this.
+    Begin,
     /// From the process: it may be called.
     Ready,
     /// From the process: what a call answers, a text as it is, anything else in JSON.
     Result,
     /// From the process: a call failed; the message's length as `u32`, the message, and where it came from.
     Exception,
+    /// From a process that forks for each call: the call's own process has ended, as wait(2) tells it, a `u32`.
+    Ended,
 }
 
 impl Kind {
@@ -34,15 +41,19 @@ impl Kind {
     pub fn byte(self) -> u8 {
         match self {
             Self::Call => 1,
+            Self::Begin => 2,
             Self::Ready => 0x80,
             Self::Result => 0x81,
             Self::Exception => 0x82,
+            Self::Ended => 0x83,
         }
     }
 
     /// What a byte says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Call, Self::Ready, Self::Result, Self::Exception].into_iter().find(|kind| kind.byte() == byte)
+        [Self::Call, Self::Begin, Self::Ready, Self::Result, Self::Exception, Self::Ended]
+            .into_iter()
+            .find(|kind| kind.byte() == byte)
     }
 }
 
@@ -76,6 +87,18 @@ impl Header {
             length: u32::from_le_bytes([a, b, c, d]),
         })
     }
+}
+
+/// What a process is to do, for an interpreter that is there already: each variable with a NUL behind it, a NUL, the
+/// words with a NUL between them.
+pub fn begin<'a>(env: impl Iterator<Item = (&'a str, &'a str)>, words: &[String]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, value) in env {
+        body.extend([name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
+    }
+    body.push(0);
+    body.extend(words.join("\0").into_bytes());
+    body
 }
 
 /// Splits the body of a call into context and params, or that of an exception into message and origin.

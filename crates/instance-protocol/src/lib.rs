@@ -40,6 +40,10 @@ pub const CODE: &str = "/.faena/code";
 pub const NONCE: &str = "FAENA_NONCE";
 /// The folder of our programs that keep a user's handler alive, as it is mounted in an instance.
 pub const SHIMS: &str = "/.faena/shims";
+/// Where programs are searched, where neither the image nor the runtime names a `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The number of the process that answers many calls, where an instance has one.
+pub const RESIDENT: u64 = 1;
 /// The port of an instance's loopback where the egress proxy is reached.
 pub const EGRESS_PORT: u16 = 3128;
 /// Where a process finds its params, below `path`.
@@ -69,7 +73,8 @@ pub enum ToAgent {
         /// The port.
         port: u16,
     },
-    /// Remove what processes that have ended left outside `path`: temporary files, shared memory and its like.
+    /// Kill every process but the one that was started, if it still runs, and remove what the others left outside
+    /// `path`: temporary files, shared memory and its like.
     Clean,
 }
 
@@ -130,6 +135,8 @@ pub enum ToMiniworker {
     Cleaned {
         /// Why something is left.
         error: Option<String>,
+        /// How often the kernel killed for memory since the process was started, or since the last time.
+        oom_kills: u64,
     },
 }
 

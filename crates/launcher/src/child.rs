@@ -1,5 +1,6 @@
 //! The child's way from the clone to the agent.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -7,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Gid, Uid};
 
+use crate::zygote::{Begun, Resident};
 use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
@@ -41,10 +43,14 @@ fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
     Ok(tree)
 }
 
-/// Becomes the agent, or says which step failed.
-pub(crate) fn run(spec: &Spec, inherited: &Inherited, parent: UnixStream) -> ! {
-    let Err(failure) = become_agent(spec, inherited, &parent);
-    give_up(&failure, &parent)
+/// Becomes the agent, or says which step failed. Returns in the process beside the agent, where the clone of an
+/// interpreter goes on as one, with what that is to do.
+pub(crate) fn run(spec: &Spec, inherited: &Inherited, parent: UnixStream, resident: Option<&Resident<'_>>) -> Begun {
+    let begun = confine(spec, inherited, &parent).and_then(|words| match resident {
+        None => exec(words).map(|never| match never {}),
+        Some(resident) => resident.begin(|more| exec(words.into_iter().chain(more).collect())),
+    });
+    begun.unwrap_or_else(|failure| give_up(&failure, &parent))
 }
 
 /// Says which step failed, and ends.
@@ -55,7 +61,8 @@ pub(crate) fn give_up(Failure { step, error }: &Failure, mut parent: &UnixStream
     unsafe { libc::_exit(127) }
 }
 
-fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<std::convert::Infallible, Failure> {
+/// All that a child goes through before it is the agent, whose words are returned.
+fn confine(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<Vec<String>, Failure> {
     // The spawner's children are collected by the kernel; the agent collects its own.
     // SAFETY: the default action is installed, no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -76,7 +83,7 @@ fn become_agent(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Resu
     restrict::limits(spec.files).step("setting limits")?;
     restrict::capabilities().step("dropping capabilities")?;
     restrict::landlock(spec.without_landlock).step("landlock")?;
-    Err(exec(&words)).step("starting the agent")
+    Ok(words)
 }
 
 /// Files made from here on belong to the instance's user; capabilities in its namespace stay until they are dropped.
@@ -99,11 +106,11 @@ fn silence() -> io::Result<()> {
     Ok(())
 }
 
-fn exec(words: &[String]) -> io::Error {
+fn exec(words: Vec<String>) -> Result<Infallible, Failure> {
     let words: Vec<CString> = words.iter().filter_map(|word| CString::new(word.as_str()).ok()).collect();
     let pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
     let none = [std::ptr::null()];
     // SAFETY: the program and the words are NUL-terminated, the lists end with a null pointer, and all outlive the call.
     unsafe { libc::execve(c"/.faena/agent".as_ptr(), pointers.as_ptr(), none.as_ptr()) };
-    io::Error::last_os_error()
+    Err(io::Error::last_os_error()).step("starting the agent")
 }

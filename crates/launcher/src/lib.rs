@@ -22,6 +22,7 @@ mod relay;
 mod restrict;
 mod root;
 pub mod spawner;
+pub mod zygote;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -29,10 +30,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use faena_instance_protocol::Run;
 use serde::{Deserialize, Serialize};
 
 /// The word after the program's name that makes `faena` a spawner of instances.
 pub const SPAWNER: &str = "spawn-instances";
+/// The word after the program's name that makes `faena` an interpreter which spawns instances; its words follow.
+pub const ZYGOTE: &str = "hold-interpreter";
 /// The word after the program's name that makes `faena` mount the code of a container.
 pub const OVERLAY: &str = "mount-overlay";
 
@@ -85,6 +89,9 @@ pub struct Spec {
     pub egress: bool,
     /// Whether Landlock may be missing.
     pub without_landlock: bool,
+    /// What the interpreter goes on with, where the instance is a clone of one ([`zygote`]); its standard input and what
+    /// takes its output come with the order, after the agent's socket.
+    pub process: Option<Run>,
 }
 
 /// Where a bundle of certificate authorities is found inside.
@@ -107,7 +114,7 @@ pub struct Relay {
 /// What a spawner is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// Make an instance; its agent's end of a socket comes with this.
+    /// Make an instance; its agent's end of a socket comes with this, and the streams of its process where it has one.
     Launch(Box<Spec>),
     /// Lay code anew; the instance's descriptor comes with this.
     Relay(Relay),
@@ -121,6 +128,9 @@ pub struct Numbered {
     /// What to do.
     pub order: Order,
 }
+
+/// The number of the reply that a spawner sends of itself when it takes orders; none of an order's.
+pub const READY: u64 = 0;
 
 /// How an order went. The descriptor of a new instance's first process comes with its reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,10 +174,11 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Becomes a spawner, or mounts code, where the command line says so. Called first in `main`, before any thread is made.
+/// Becomes a spawner, an interpreter, or mounts code, where the command line says so. Called first in `main`, before any thread is made.
 pub fn run_if_asked() -> Option<ExitCode> {
     match std::env::args().nth(1)?.as_str() {
         SPAWNER => Some(spawner::main()),
+        ZYGOTE => Some(zygote::hold()),
         OVERLAY => Some(mount_overlay()),
         _ => None,
     }

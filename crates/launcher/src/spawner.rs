@@ -6,10 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use faena_agent::seccomp::Filters;
+use faena_agent::user::Streams;
 use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{Failure, Inherited, Numbered, Order, Relay, Reply, Spec, Step, child, clone, idmap, network, relay};
+use crate::zygote::{self, Resident};
+use crate::{
+    Failure, Inherited, Numbered, Order, READY, Relay, Reply, Spec, Step, child, clone, idmap, network, relay,
+};
 
 /// How long nothing is asked for before network namespaces are made in advance: long enough that what was asked for last
 /// has the processor for itself.
@@ -25,18 +30,37 @@ struct Pending {
     pidfd: Option<OwnedFd>,
 }
 
+/// What has become of an order.
+enum Begun {
+    /// A child is on its way.
+    Pending(Pending),
+    /// We are the child, and this is what its process is to do.
+    Inside(zygote::Begun),
+}
+
+/// What has become of the orders that were there.
+enum Served {
+    All,
+    /// There will be no others.
+    End,
+    /// As in [`Begun`].
+    Inside(zygote::Begun),
+}
+
 struct Spawner {
     control: UnixStream,
     decoder: Decoder,
     pending: Vec<Pending>,
     networks: network::Pool,
     privileged: bool,
+    /// What is installed in clones of ours, where we are an interpreter.
+    filters: Option<Filters>,
 }
 
 /// Serves orders from standard input until that ends.
 pub(crate) fn main() -> ExitCode {
-    match Spawner::begin().and_then(Spawner::run) {
-        Ok(()) => ExitCode::SUCCESS,
+    match serve(None) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("the spawner of instances ended: {error}");
             ExitCode::FAILURE
@@ -44,8 +68,20 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// Serves orders from standard input until that ends; in a clone that goes on as an interpreter, returns what its process
+/// is to do.
+pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<zygote::Begun>> {
+    let mut spawner = Spawner::begin(filters)?;
+    let served = spawner.run();
+    if matches!(served, Ok(Some(_))) {
+        // What a clone frees it writes to, and what it writes to has to be copied.
+        std::mem::forget(spawner);
+    }
+    served
+}
+
 impl Spawner {
-    fn begin() -> io::Result<Self> {
+    fn begin(filters: Option<Filters>) -> io::Result<Self> {
         close_on_exec()?;
         // SAFETY: no handler is installed; ended children are collected by the kernel.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -59,18 +95,25 @@ impl Spawner {
             pending: Vec::new(),
             networks: network::Pool::new()?,
             privileged: rustix::process::geteuid().is_root(),
+            filters,
         })
     }
 
-    fn run(mut self) -> io::Result<()> {
+    fn run(&mut self) -> io::Result<Option<zygote::Begun>> {
+        self.reply(&Reply { id: READY, result: Ok(()) }, None)?;
         loop {
             let (has_orders, ended) = self.wait()?;
             for index in ended.into_iter().rev() {
                 let pending = self.pending.swap_remove(index);
                 self.report(pending)?;
             }
-            if has_orders && !self.receive()? {
-                return Ok(());
+            if !has_orders {
+                continue;
+            }
+            match self.receive()? {
+                Served::All => {}
+                Served::End => return Ok(None),
+                Served::Inside(begun) => return Ok(Some(begun)),
             }
         }
     }
@@ -97,30 +140,42 @@ impl Spawner {
         }
     }
 
-    /// Takes what has come; false at the end of the socket.
-    fn receive(&mut self) -> io::Result<bool> {
+    /// Takes what has come.
+    fn receive(&mut self) -> io::Result<Served> {
         if self.decoder.read(&self.control)? == 0 {
-            return Ok(false);
+            return Ok(Served::End);
         }
         while let Some((Numbered { id, order }, fds)) = self.decoder.decode::<Numbered>().map_err(io::Error::other)? {
             let begun = self.begin_order(id, order, fds.into());
             match begun {
-                Ok(pending) => self.pending.push(pending),
+                Ok(Begun::Pending(pending)) => self.pending.push(pending),
+                Ok(Begun::Inside(begun)) => return Ok(Served::Inside(begun)),
                 Err(failure) => self.reply(&Reply { id, result: Err(failure.into()) }, None)?,
             }
         }
-        Ok(true)
+        Ok(Served::All)
     }
 
-    fn begin_order(&mut self, id: u64, order: Order, mut fds: VecDeque<OwnedFd>) -> Result<Pending, Failure> {
-        let fd = fds.pop_front().ok_or(io::ErrorKind::UnexpectedEof).step("taking the order's descriptor")?;
+    fn begin_order(&mut self, id: u64, order: Order, mut fds: VecDeque<OwnedFd>) -> Result<Begun, Failure> {
+        let mut next = || fds.pop_front().ok_or(io::ErrorKind::UnexpectedEof).step("taking the order's descriptors");
+        let fd = next()?;
         match order {
-            Order::Launch(spec) => self.launch(id, &spec, fd),
-            Order::Relay(relay) => lay(id, &relay, &fd),
+            Order::Launch(spec) => {
+                let streams = match spec.process {
+                    None => None,
+                    Some(_) => {
+                        let (input, output) = (next()?, next()?);
+                        let error = output.try_clone().step("sharing the output")?;
+                        Some(Streams { input, output, error })
+                    }
+                };
+                self.launch(id, &spec, fd, streams.as_ref())
+            }
+            Order::Relay(relay) => lay(id, &relay, &fd).map(Begun::Pending),
         }
     }
 
-    fn launch(&mut self, id: u64, spec: &Spec, socket: OwnedFd) -> Result<Pending, Failure> {
+    fn launch(&mut self, id: u64, spec: &Spec, socket: OwnedFd, streams: Option<&Streams>) -> Result<Begun, Failure> {
         let inherited = Inherited::open(spec, socket)?;
         let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
         let group = inherited.birth_group.as_ref();
@@ -131,7 +186,13 @@ impl Spawner {
         let made = match clone::into_namespaces(into) {
             Ok(None) => {
                 drop(ours);
-                child::run(spec, &inherited, theirs);
+                let resident = match (&spec.process, streams, &self.filters) {
+                    (Some(run), Some(streams), Some(filters)) => {
+                        Some(Resident { run, streams, filters, groups: &inherited.user_groups })
+                    }
+                    _ => None,
+                };
+                return Ok(Begun::Inside(child::run(spec, &inherited, theirs, resident.as_ref())));
             }
             Ok(Some(made)) => Ok(made),
             Err(error) => Err(error),
@@ -146,7 +207,7 @@ impl Spawner {
             // A child that had given up knows better why.
             return Err(last_word(&ours).unwrap_or(failure));
         }
-        Ok(Pending { id, pipe: ours, pidfd: Some(made.pidfd) })
+        Ok(Begun::Pending(Pending { id, pipe: ours, pidfd: Some(made.pidfd) }))
     }
 
     fn report(&self, pending: Pending) -> io::Result<()> {

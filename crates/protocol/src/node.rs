@@ -14,6 +14,8 @@
 //! ```
 
 use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::db::BuildRef;
@@ -36,6 +38,9 @@ pub struct NodeInfo {
     pub build_slots: u32,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
+    /// Sockets that calls of the direct road may be sent to; none where the api shares the worker's process.
+    #[serde(default)]
+    pub direct: Vec<PathBuf>,
 }
 
 /// One engine of a node.
@@ -59,6 +64,9 @@ pub struct PoolView {
     /// Instances that wait without code.
     #[serde(default)]
     pub blank: u64,
+    /// Interpreters that are held ready, for instances to be clones of them.
+    #[serde(default)]
+    pub interpreters: u64,
     /// Slots that are in use.
     pub working: u64,
     /// Calls that wait for an instance.

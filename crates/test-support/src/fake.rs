@@ -87,7 +87,7 @@ impl Engine for FakeEngine {
         let agent = AgentSocket::new(ours).expect("a runtime");
         std::thread::spawn(move || Agent { stream: theirs, decoder: Decoder::default() }.serve());
         self.live.fetch_add(1, Ordering::SeqCst);
-        Ok(Instance { agent, listener: None, guard: Box::new(FakeGuard(Arc::clone(&self.live))) })
+        Ok(Instance { agent, listener: None, is_inhabited: false, guard: Box::new(FakeGuard(Arc::clone(&self.live))) })
     }
 
     async fn remove_orphans(&self) {}
@@ -146,7 +146,7 @@ impl Agent {
         while let Some((frame, fds)) = self.next() {
             match frame {
                 ToAgent::Run(run) if !self.run(&run, fds) => return,
-                ToAgent::Clean => self.say(&ToMiniworker::Cleaned { error: None }),
+                ToAgent::Clean => self.say(&ToMiniworker::Cleaned { error: None, oom_kills: 0 }),
                 _ => {}
             }
         }

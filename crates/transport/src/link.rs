@@ -46,6 +46,11 @@ pub struct LinkHandle {
 }
 
 impl LinkHandle {
+    /// Queues a message without waiting for room; false where there is none, or the link has stopped.
+    pub fn try_send(&self, message: impl Into<Bytes>) -> bool {
+        self.outgoing.try_send(message.into()).is_ok()
+    }
+
     /// Queues a message for whichever connection is up next. Returns false when the link has stopped.
     pub async fn send(&self, message: impl Into<Bytes>) -> bool {
         self.outgoing.send(message.into()).await.is_ok()
@@ -170,7 +175,11 @@ impl Task {
                     }
                 }
                 _ = tick.tick() => {
-                    // Who was stopped itself has heard nobody: the server gets a new start.
+                    // Who was stopped itself has heard nobody, and was not heard: a server that has given us up does not
+                    // say so, and a shorter stop is a new start for it.
+                    if last_tick.elapsed() + HEARTBEAT >= SILENCE {
+                        return End::Connection;
+                    }
                     if last_tick.elapsed() > 2 * HEARTBEAT {
                         last_heard = Instant::now();
                     }

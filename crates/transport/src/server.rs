@@ -41,6 +41,11 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
+    /// Queues a message without waiting for room; false where there is none, or the server has stopped.
+    pub fn try_send(&self, peer: &Peer, message: impl Into<Bytes>) -> bool {
+        self.outgoing.try_send((peer.clone(), message.into())).is_ok()
+    }
+
     /// Queues a message for a peer; one that has gone loses it silently, as after any connection's end.
     ///
     /// Returns false when the server has stopped.

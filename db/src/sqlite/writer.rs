@@ -71,7 +71,9 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.queue.take();
-        let ended = self.thread.take().map(JoinHandle::join);
+        // The last task may be what held the store: then this is the writing thread, which ends by itself.
+        let is_ours = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
+        let ended = self.thread.take().filter(|thread| !is_ours(thread)).map(JoinHandle::join);
         if matches!(ended, Some(Err(_))) {
             error!("the writing thread panicked");
         }

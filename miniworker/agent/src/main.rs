@@ -5,11 +5,13 @@
 //!
 //! ```text
 //! agent --socket FD | --connect PATH   [--copy-to PATH] [--egress] [--oom FD] [--peak FD] [--join FD]…
+//!       [--process PID --path PATH --ready FD]
 //! ```
 //!
 //! `--join` names the groups that a user's process enters (files that take a `0`), `--oom` and `--peak` what tells
 //! of its memory; where they are not named, the group that is mounted in the instance is asked. `--copy-to` names the
-//! folder that the code is copied to, where it could not be mounted there.
+//! folder that the code is copied to, where it could not be mounted there. `--process` names a child that was born with
+//! the instance and works in `--path`; it waits until `--ready` closes, and the filter is on both of us already.
 
 mod clean;
 mod connect;
@@ -18,7 +20,6 @@ mod files;
 mod memory;
 mod pack;
 mod process;
-mod seccomp;
 mod session;
 
 use std::ffi::CString;
@@ -27,6 +28,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use faena_agent::seccomp::Filters;
 use faena_instance_protocol::{CODE, EGRESS_PORT, NONCE};
 
 use memory::Memory;
@@ -42,6 +44,9 @@ struct Arguments {
     oom: Option<RawFd>,
     peak: Option<RawFd>,
     join: Vec<RawFd>,
+    process: Option<i32>,
+    path: String,
+    ready: Option<RawFd>,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -61,6 +66,9 @@ fn arguments() -> Result<Arguments, String> {
             "--oom" => arguments.oom = Some(number()?),
             "--peak" => arguments.peak = Some(number()?),
             "--join" => arguments.join.push(number()?),
+            "--process" => arguments.process = Some(number()?),
+            "--path" => arguments.path = value,
+            "--ready" => arguments.ready = Some(number()?),
             _ => return Err(format!("{word}: unknown")),
         }
     }
@@ -76,18 +84,31 @@ fn inherited(fd: RawFd) -> OwnedFd {
     fd
 }
 
+fn failed(what: &str, error: &dyn std::fmt::Display) -> String {
+    format!("{what}: {error}")
+}
+
 /// Whoever could look into this process could speak for it: nobody may, and it gains nothing by exec.
 fn harden() -> Result<(), String> {
-    let step = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(|error| step("PR_SET_DUMPABLE", &error))?;
-    rustix::thread::set_no_new_privs(true).map_err(|error| step("PR_SET_NO_NEW_PRIVS", &error))?;
+        .map_err(|error| failed("PR_SET_DUMPABLE", &error))?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| failed("PR_SET_NO_NEW_PRIVS", &error))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    seccomp::install().map_err(|error| step("seccomp", &error))
+    Ok(())
+}
+
+fn filter() -> Result<(), String> {
+    let filters = Filters::new().map_err(|error| failed("seccomp", &error))?;
+    filters.install().map_err(|error| failed("seccomp", &error))
 }
 
 fn run() -> Result<(), String> {
     let arguments = arguments()?;
+    let adopted = arguments.process.map(|pid| (process::Process::adopted(pid), arguments.path));
+    if let Some(ready) = arguments.ready {
+        harden()?;
+        drop(inherited(ready));
+    }
     let stream = match (arguments.socket, &arguments.connect) {
         (Some(fd), None) => UnixStream::from(inherited(fd)),
         (None, Some(path)) => UnixStream::connect(path).map_err(|error| format!("{path}: {error}"))?,
@@ -105,8 +126,11 @@ fn run() -> Result<(), String> {
     if let Some(path) = &arguments.copy_to {
         copy::tree(CODE.as_ref(), path.as_ref()).map_err(|error| format!("copying the code to {path}: {error}"))?;
     }
-    harden()?;
-    Session::new(stream, memory, join)?.run(nonce, listener)
+    if adopted.is_none() {
+        harden()?;
+        filter()?;
+    }
+    Session::new(stream, memory, join, adopted)?.run(nonce, listener)
 }
 
 fn main() -> ExitCode {

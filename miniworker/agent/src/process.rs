@@ -1,19 +1,14 @@
 //! Processes of the user: started, killed, collected.
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use faena_instance_protocol::{Exit, Run};
+use faena_agent::user::{self, Streams};
+use faena_instance_protocol::{DEFAULT_PATH, Exit, Run};
 
 use crate::c_string;
-
-/// Searched where neither the image nor the runtime names a `PATH`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What the kernel kills first when memory runs out (proc(5), `oom_score_adj`).
-const KILL_ME_FIRST: &[u8] = b"1000";
 
 /// Becomes readable when children have ended.
 pub(crate) struct Children(OwnedFd);
@@ -54,11 +49,11 @@ impl AsFd for Children {
 /// The first process of a call.
 pub(crate) struct Process(libc::pid_t);
 
-/// What a process has as 0, 1 and 2.
-pub(crate) struct Streams {
-    pub(crate) input: OwnedFd,
-    pub(crate) output: OwnedFd,
-    pub(crate) error: OwnedFd,
+impl Process {
+    /// A child that was there before we were.
+    pub(crate) fn adopted(pid: libc::pid_t) -> Self {
+        Self(pid)
+    }
 }
 
 /// All that is allocated before the fork.
@@ -69,24 +64,10 @@ struct Prepared {
     folder: CString,
 }
 
-/// The environment: the image's, without what is ours or the dynamic linker's, then the call's.
-fn environment(run: &Run) -> BTreeMap<String, String> {
-    let reserved = |name: &str| name.starts_with("LD_") || name.starts_with("FAENA_");
-    let mut env: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| !reserved(name))
-        .collect();
-    env.extend(run.env.iter().cloned());
-    let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let path = format!("{}{path}", run.path_prefix);
-    env.insert("PATH".to_owned(), path);
-    env
-}
-
 impl Prepared {
     fn new(run: &Run) -> Result<Self, String> {
         let program = run.words.first().ok_or("no program was named")?;
-        let env = environment(run);
+        let env = user::environment(run);
         let candidates = if program.contains('/') {
             vec![c_string(program)]
         } else {
@@ -138,55 +119,13 @@ pub(crate) fn spawn(run: &Run, streams: Streams, join: &[OwnedFd]) -> Result<Pro
 
 /// Runs in the child until exec, or to say why not.
 fn become_process(prepared: &Prepared, streams: &Streams, join: &[OwnedFd]) -> (String, io::Error) {
-    let step = |what: &str, error: rustix::io::Errno| (what.to_owned(), io::Error::from(error));
-    for group in join {
-        if let Err(error) = rustix::io::write(group, b"0") {
-            return step("entering a control group", error);
+    match user::settle(streams, &prepared.folder, join) {
+        Ok(()) => {
+            // SAFETY: the default action is installed, no handler; what is executed expects it.
+            unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+            exec(prepared)
         }
-    }
-    prefer_for_the_oom_killer();
-    let_others_finish();
-    for (stream, number) in [(&streams.input, 0), (&streams.output, 1), (&streams.error, 2)] {
-        // SAFETY: both are descriptors of this process; 0, 1 and 2 are owned by nobody here.
-        if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
-            return ("its streams".to_owned(), io::Error::last_os_error());
-        }
-    }
-    let folder = prepared.folder.to_string_lossy().into_owned();
-    if let Err(error) = rustix::process::chdir(prepared.folder.as_c_str()) {
-        return step(&format!("entering {folder}"), error);
-    }
-    // A failure means that it leads a session already.
-    let _ = rustix::process::setsid();
-    restore_signals();
-    exec(prepared)
-}
-
-/// The agent is not what is killed. It is not dumpable, so its files in /proc are root's until this is undone;
-/// exec undoes it anyway, and no other process of the user's runs at this moment.
-fn prefer_for_the_oom_killer() {
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
-    let _ = std::fs::write("/proc/self/oom_score_adj", KILL_ME_FIRST);
-}
-
-/// A process of the user's that wakes does not push aside whoever woke it (sched(7), `SCHED_BATCH`): a worker that hands
-/// out several calls goes on handing them out, instead of changing places with a process after each.
-fn let_others_finish() {
-    // All that the kernel's sched_param holds.
-    let priority: libc::c_int = 0;
-    // SAFETY: the priority lives through the call. A kernel that refuses leaves everything as it was. The function of
-    // that name does nothing in musl.
-    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const priority) };
-}
-
-fn restore_signals() {
-    // SAFETY: the set is initialised before it is read; SIGPIPE and SIGCHLD get their defaults, as exec'd programs expect.
-    unsafe {
-        let mut none = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        Err(failed) => failed,
     }
 }
 
@@ -226,6 +165,79 @@ pub(crate) fn end_all() {
     }
 }
 
+/// How often whoever is left is looked for, 500 µs apart.
+const LOOKS: u32 = 200;
+
+/// Whether a process has ended with all of its threads: the first may end before the others (proc_pid_stat(5): the
+/// state follows the program's name, which may hold anything; the number of threads is the twentieth field).
+fn has_ended(stat: &str) -> bool {
+    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let threads = fields.get(17).and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    fields.first() == Some(&"Z") && threads <= 1
+}
+
+/// Whether somebody has changed how the kernel treats a process: its share of the processor is that of this one, but for
+/// the policy that every process of the user's is given.
+fn is_as_it_was(kept: &Process) -> bool {
+    // SAFETY: these calls take numbers, and a mask that lives through the call; the functions of these names do nothing in musl.
+    unsafe {
+        let priority = |pid: libc::pid_t| libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, pid);
+        let policy = libc::syscall(libc::SYS_sched_getscheduler, kept.0);
+        let affinity = |pid: libc::pid_t| {
+            let mut mask = [0_u8; 128];
+            let length = libc::syscall(libc::SYS_sched_getaffinity, pid, mask.len(), mask.as_mut_ptr());
+            (length, mask)
+        };
+        priority(kept.0) == priority(0) && affinity(kept.0) == affinity(0) && policy == i64::from(libc::SCHED_BATCH)
+    }
+}
+
+/// Processes of the instance that are neither this one nor the kept one, and have not ended (proc_pid_stat(5)); those
+/// that have are collected.
+fn others(kept: &Process) -> io::Result<Vec<libc::pid_t>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let has_ended = has_ended(&stat);
+        if pid == 1 || pid == kept.0 {
+            continue;
+        }
+        if has_ended {
+            // Where its parent has ended too it is ours to collect; the kept one collects its own when it goes on.
+            // SAFETY: a null status only collects.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+        } else {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Kills every process but this one and the one that is kept. All of them are stopped before they are looked for, so
+/// that none begins another one meanwhile: a fork that a signal waits for does not happen.
+pub(crate) fn end_others(kept: &Process) -> io::Result<()> {
+    for _ in 0..LOOKS {
+        // SAFETY: kill takes no pointers. From PID 1 of a PID namespace, -1 is every other process in it (kill(2)).
+        unsafe { libc::kill(-1, libc::SIGSTOP) };
+        let left = others(kept)?;
+        if left.is_empty() {
+            // SAFETY: as above.
+            unsafe { libc::kill(kept.0, libc::SIGCONT) };
+            let changed = || io::Error::other("a call has changed the priority of the process that was kept");
+            return if is_as_it_was(kept) { Ok(()) } else { Err(changed()) };
+        }
+        for pid in left {
+            // SAFETY: as above.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        std::thread::sleep(std::time::Duration::from_micros(500));
+    }
+    Err(io::Error::other("processes are left that cannot be ended"))
+}
+
 /// Collects whoever has ended; tells how the watched process did, if it is among them.
 pub(crate) fn collect(watched: Option<&Process>) -> Option<Exit> {
     let mut exit = None;
@@ -256,4 +268,18 @@ pub(crate) fn cpu_us() -> u64 {
     };
     let micros = |time: libc::timeval| u64::try_from(time.tv_sec * 1_000_000 + time.tv_usec).unwrap_or(0);
     micros(usage.ru_utime) + micros(usage.ru_stime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let stat = |state: &str, threads: u32| {
+            format!("7 (a) b) {state} 1 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 {threads} 0 9")
+        };
+        assert!(has_ended(&stat("Z", 1)) && has_ended(""));
+        assert!(!has_ended(&stat("Z", 2)) && !has_ended(&stat("S", 1)));
+    }
 }

@@ -4,12 +4,13 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use faena_instance_protocol::{Decoder, Ended, OUTPUT, Outgoing, Output, Run, ToAgent, ToMiniworker};
+use faena_instance_protocol::{Decoder, Ended, OUTPUT, Outgoing, Output, RESIDENT, Run, ToAgent, ToMiniworker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::memory::Memory;
 use crate::{clean, connect, files, pack, process};
+use faena_agent::user::Streams;
 
 /// How long an agent waits for its first lease.
 const FIRST_LEASE_MS: u64 = 60_000;
@@ -51,9 +52,18 @@ fn now_ms() -> u64 {
 }
 
 impl Session {
-    pub(crate) fn new(stream: UnixStream, memory: Memory, join: Vec<OwnedFd>) -> Result<Self, String> {
+    /// `adopted` is a process of the user's that was born with the instance, and where it works.
+    pub(crate) fn new(
+        stream: UnixStream,
+        memory: Memory,
+        join: Vec<OwnedFd>,
+        adopted: Option<(process::Process, String)>,
+    ) -> Result<Self, String> {
         let children = process::Children::watch().map_err(|error| format!("signalfd: {error}"))?;
         let lease_ms = now_ms() + FIRST_LEASE_MS;
+        let none = Usage { oom_kills: 0, cpu_us: 0, peak: None };
+        let running =
+            adopted.map(|(process, path)| Running { id: RESIDENT, path, output: None, process, before: none });
         Ok(Self {
             stream,
             decoder: Decoder::default(),
@@ -61,9 +71,9 @@ impl Session {
             memory,
             join,
             lease_ms,
-            running: None,
+            path: running.as_ref().map(|running| running.path.clone()).unwrap_or_default(),
+            running,
             has_run: false,
-            path: String::new(),
         })
     }
 
@@ -72,6 +82,8 @@ impl Session {
         let fds: Vec<BorrowedFd<'_>> = listener.iter().map(AsFd::as_fd).collect();
         self.send(&ToMiniworker::Ready { nonce, has_listener: listener.is_some() }, &fds)?;
         drop(listener);
+        // One that ended before its end could be heard of.
+        self.reap()?;
         loop {
             let left = self.lease_ms.saturating_sub(now_ms());
             if left == 0 {
@@ -121,11 +133,14 @@ impl Session {
                     Err(error) => self.send(&ToMiniworker::Connected { error: Some(error.to_string()) }, &[])?,
                 },
                 ToAgent::Clean => {
-                    let error = match self.running {
-                        Some(_) => Some("a process runs".to_owned()),
-                        None => clean::everything(&self.path).err().map(|error| error.to_string()),
+                    let ended = match &self.running {
+                        Some(running) => process::end_others(&running.process),
+                        None => Ok(()),
                     };
-                    self.send(&ToMiniworker::Cleaned { error }, &[])?;
+                    let cleaned = ended.and_then(|()| clean::everything(&self.path));
+                    let error = cleaned.err().map(|error| error.to_string());
+                    let oom_kills = self.new_oom_kills();
+                    self.send(&ToMiniworker::Cleaned { error, oom_kills }, &[])?;
                 }
             }
         }
@@ -151,7 +166,7 @@ impl Session {
     fn spawn(&self, run: &Run, fds: Vec<OwnedFd>) -> Result<Running, String> {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| "a descriptor is missing".to_owned());
-        let streams = process::Streams { input: next()?, output: next()?, error: next()? };
+        let streams = Streams { input: next()?, output: next()?, error: next()? };
         let output = run.wants_output.then(&mut next).transpose()?;
         if run.has_params {
             files::place_input(&run.path, &next()?).map_err(|error| format!("{}/input.json: {error}", run.path))?;
@@ -184,6 +199,13 @@ impl Session {
             output,
         };
         self.send(&ToMiniworker::Ended(ended), &[])
+    }
+
+    /// How often memory ran out since the process was started, or since this was asked last.
+    fn new_oom_kills(&mut self) -> u64 {
+        let Some(running) = &mut self.running else { return 0 };
+        let before = std::mem::replace(&mut running.before.oom_kills, self.memory.oom_kills());
+        running.before.oom_kills.saturating_sub(before)
     }
 
     fn send(&self, message: &ToMiniworker, fds: &[BorrowedFd<'_>]) -> Result<(), String> {

@@ -28,6 +28,9 @@ pub(super) async fn keep(pool: Weak<Shared>) {
             next = Instant::now() + KEEP;
             let actions = shared.state().keep(Instant::now(), &shared.metrics);
             shared.perform(actions);
+            for engine in shared.node.engines.values() {
+                engine.forget_interpreters(shared.config.idle);
+            }
             for blank in shared.stock.forget(shared.config.idle) {
                 shared.tasks.spawn(blank.guard.destroy());
             }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use faena_domain::units::ByteSize;
-use faena_domain::{CallNum, FunctionName, Namespace, Preload};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
 use faena_protocol::direct::{DirectCall, DirectRoad};
 use faena_protocol::node::PoolView;
 use faena_protocol::records::Code;
@@ -122,19 +122,29 @@ impl Pool {
     /// What it holds, for people.
     pub fn view(&self) -> PoolView {
         let blank = self.0.stock.count();
-        PoolView { blank, ..self.0.state().view(&self.0.metrics) }
+        let interpreters = self.0.node.engines.values().map(|engine| engine.interpreters()).sum();
+        PoolView { blank, interpreters, ..self.0.state().view(&self.0.metrics) }
     }
 
     /// A version was built here: what its first call needs is made, where that takes long.
     pub fn expect(&self, code: &Code) {
-        self.0.restock(code);
+        self.0.restock(code, None);
+        if code.serving.contract == Contract::Handler && self.0.preloads(code) {
+            self.0.hold_interpreter(code);
+        }
         let actions = self.0.state().expect(&Arc::new(code.clone()), std::time::Instant::now());
         self.0.perform(actions);
         // Unpacking takes the longer the larger it is; no call shall wait for it.
-        let (node, archive) = (Arc::clone(&self.0.node), code.archive);
+        let (pool, code) = (Arc::clone(&self.0), code.clone());
+        let (node, archive) = (Arc::clone(&pool.node), code.archive);
         self.0.config.home.spawn(async move {
-            if let Err(error) = node.code.get(&archive).await {
-                tracing::debug!(%error, "code could not be unpacked before it is called");
+            match node.code.get(&archive).await {
+                Ok(tree) => {
+                    if let Some(domain) = start::domain(&pool, &code, tree.path()) {
+                        pool.restock(&code, Some(&domain));
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "code could not be unpacked before it is called"),
             }
         });
     }
@@ -181,6 +191,18 @@ impl DirectRoad for Pool {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, state::State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something waits for a version before it is called.
+    fn preloads(&self, code: &Code) -> bool {
+        code.serving.preload.unwrap_or(self.config.preload) >= Preload::Runtime
+    }
+
+    /// A version's interpreter is loaded beforehand, where its engine can do that.
+    fn hold_interpreter(&self, code: &Code) {
+        let Some(engine) = code.engine.and_then(|engine| self.node.engines.get(&engine)) else { return };
+        let (engine, domain) = (Arc::clone(engine), code.namespace.to_string());
+        self.config.home.spawn(async move { engine.hold_interpreter(&domain).await });
     }
 
     fn submit(self: &Arc<Self>, code: &Arc<Code>, work: Work) -> Result<(), Work> {

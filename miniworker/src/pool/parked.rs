@@ -131,8 +131,8 @@ impl Parked {
         agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.map_err(|error| lost(&error))?;
         agent.send(&ToAgent::Clean, &[]).await.map_err(|error| lost(&error))?;
         match tokio::time::timeout(CLEAN, agent.receive()).await {
-            Ok(Ok((ToMiniworker::Cleaned { error: None }, _))) => {}
-            Ok(Ok((ToMiniworker::Cleaned { error: Some(error) }, _))) => return Err(lost(&error)),
+            Ok(Ok((ToMiniworker::Cleaned { error: None, .. }, _))) => {}
+            Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => return Err(lost(&error)),
             Ok(Ok(_)) => return Err(lost(&"it sent what no agent sends now")),
             Ok(Err(error)) => return Err(lost(&error)),
             Err(_) => return Err(lost(&"it does not answer")),

@@ -4,6 +4,8 @@
 //! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
 //! the process ends or nobody wants it any more. So a client that goes away takes no call with it.
 
+mod renewal;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT, STDERR_TAIL};
-use faena_domain::{CallError, CallNum, ErrorKind, Exit, Layer};
+use faena_domain::{CallError, CallNum, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Guard, Instance};
 use faena_instance_protocol::handler::{CONTEXT_LENGTH, HEADER, Header, Kind, split};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
@@ -26,8 +28,10 @@ use tracing::debug;
 use super::call::{PoolCall, PoolEnd};
 use super::state::Key;
 use super::{Shared, http};
+use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::result;
+use renewal::Used;
 
 /// What is read of a socket at once.
 const CHUNK: usize = 64 * 1024;
@@ -45,6 +49,12 @@ struct InFlight {
     id: u64,
     began: Instant,
     call: Box<PoolCall>,
+}
+
+impl InFlight {
+    fn took_ms(&self) -> f64 {
+        self.began.elapsed().as_secs_f64() * 1000.0
+    }
 }
 
 /// What whoever hands a call over and the instance's task share.
@@ -111,12 +121,16 @@ pub(super) struct Begun {
     pub(super) frames: Option<OwnedReadHalf>,
     pub(super) output: Receiver,
     pub(super) log: Vec<u8>,
-    pub(super) egress: Option<Egress>,
 }
 
 impl Served {
     /// Takes over an instance; its task lives on the runtime that this is called on.
-    pub(super) fn begin_life(pool: Arc<Shared>, key: Arc<Key>, code: Arc<Code>, begun: Begun) -> Arc<Self> {
+    pub(super) fn begin_life(
+        pool: Arc<Shared>,
+        (key, code, tree): (Arc<Key>, Arc<Code>, CodeLease),
+        begun: Begun,
+        egress: Option<Egress>,
+    ) -> Arc<Self> {
         let (orders, receiver) = mpsc::channel(ORDERS);
         let served = Arc::new(Self {
             id: OnceLock::new(),
@@ -137,11 +151,13 @@ impl Served {
             frames: begun.frames,
             output: Some(begun.output),
             log: begun.log,
-            egress: begun.egress,
+            egress,
+            tree,
             orders: receiver,
             incoming: BytesMut::new(),
             lease_ms: u64::MAX,
             is_given_up: false,
+            used: None,
         };
         tokio::spawn(task.run());
         served
@@ -154,6 +170,10 @@ impl Served {
     /// The number that the pool knows it by.
     pub(super) fn named(&self, id: u64) {
         let _ = self.id.set(id);
+    }
+
+    fn id(&self) -> u64 {
+        self.id.get().copied().unwrap_or(0)
     }
 
     /// Whether it takes calls.
@@ -328,6 +348,9 @@ struct Task {
     lease_ms: u64,
     /// It goes at once, whatever it works at.
     is_given_up: bool,
+    tree: CodeLease,
+    /// A call has had a process of its own here, of which nothing may be left before the next.
+    used: Option<Used>,
 }
 
 /// Why an instance's life is over.
@@ -384,6 +407,11 @@ impl Task {
             if earliest.is_some_and(|at| armed.is_none_or(|armed| at < armed)) {
                 served.lines().armed = earliest;
                 sleep.as_mut().reset(earliest.map_or_else(far, tokio::time::Instant::from_std));
+            }
+            if let Some(used) = self.used.take()
+                && let Err(over) = self.renew(used).await
+            {
+                return over;
             }
             let lease_ms = self.lease_ms;
             let is_retired = served.retired.is_cancelled();
@@ -456,7 +484,7 @@ impl Task {
             let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
             let header = Header::decode(head).ok_or_else(|| lost("it sent what is no frame"))?;
             let length = header.length as usize;
-            if !matches!(header.kind, Kind::Result | Kind::Exception) {
+            if !matches!(header.kind, Kind::Result | Kind::Exception | Kind::Ended) {
                 return Err(lost("it sent what no process sends now"));
             }
             if u64::from(header.length) > MAX_RESULT {
@@ -469,8 +497,13 @@ impl Task {
             }
             self.incoming.advance(HEADER);
             let body = self.incoming.split_to(length).freeze();
+            if header.kind == Kind::Ended && self.served.code.serving.reuse == Reuse::Fork {
+                self.own_process_ended(header.id, &body)?;
+                continue;
+            }
             let Some(flight) = self.take(header.id) else { return Err(lost("it answered what nobody asked")) };
             let end = match header.kind {
+                Kind::Ended => return Err(lost("it sent what no process sends now")),
                 Kind::Exception => exception(&flight, &body),
                 _ => PoolEnd::done(&flight.call, flight.began, body),
             };
@@ -496,20 +529,29 @@ impl Task {
         }
     }
 
-    /// Tells the end of a call, and that its place is free.
+    /// Tells the end of a call, and before that that its place is free: whoever hears of the one may call again at once.
     fn finish(&mut self, flight: InFlight, end: PoolEnd) {
-        let took_ms = flight.began.elapsed().as_secs_f64() * 1000.0;
-        self.end(flight, end);
-        let Served { pool, key, code, .. } = &*self.served;
-        if code.serving.reuse == faena_domain::Reuse::Never {
-            self.served.retire();
-            pool.retire(key, self.served.id.get().copied().unwrap_or(0));
-        } else {
-            pool.finished(key, self.served.id.get().copied().unwrap_or(0), took_ms);
+        let took_ms = flight.took_ms();
+        let end = self.complete(end);
+        let (Served { pool, key, code, .. }, id) = (&*self.served, self.served.id());
+        match code.serving.reuse {
+            Reuse::Version => pool.finished(key, id, took_ms),
+            Reuse::Fork => self.used = Some(Used::of(&flight)),
+            Reuse::Never => {
+                self.served.retire();
+                pool.retire(key, id);
+            }
         }
+        (flight.call.done)(end);
     }
 
-    fn end(&mut self, flight: InFlight, mut end: PoolEnd) {
+    fn end(&mut self, flight: InFlight, end: PoolEnd) {
+        let end = self.complete(end);
+        (flight.call.done)(end);
+    }
+
+    /// Adds to an end what the process wrote, and whom it called.
+    fn complete(&mut self, mut end: PoolEnd) -> PoolEnd {
         end.log = std::mem::take(&mut self.log);
         if let Some(egress) = &self.egress {
             let is_alone = self.served.lines().in_flight.is_empty();
@@ -521,7 +563,7 @@ impl Task {
         {
             error.stderr_tail = result::tail(&String::from_utf8_lossy(&end.log), STDERR_TAIL).to_owned();
         }
-        (flight.call.done)(end);
+        end
     }
 
     /// Keeps what the process has written since it was looked at last.
@@ -580,7 +622,7 @@ impl Task {
         }
         if let Err(call) = self.served.write(call) {
             let Served { pool, key, .. } = &*self.served;
-            let id = self.served.id.get().copied().unwrap_or(0);
+            let id = self.served.id();
             let actions = pool.state().came_back(key, id, call);
             pool.perform(actions);
         }
@@ -624,13 +666,17 @@ impl Task {
     /// instance with it: nothing of it may run on.
     fn abandon(&mut self, flight: InFlight, end: PoolEnd) {
         let may_run_again = flight.call.lease.is_some();
+        if self.served.code.serving.reuse == Reuse::Fork {
+            self.used = Some(Used::of(&flight));
+            return self.end(flight, end);
+        }
         self.end(flight, end);
         self.served.retire();
         if may_run_again {
             self.is_given_up = true;
         }
         let Served { pool, key, .. } = &*self.served;
-        pool.retire(key, self.served.id.get().copied().unwrap_or(0));
+        pool.retire(key, self.served.id());
     }
 
     /// What calls are told that were under way when it ended.
@@ -639,20 +685,10 @@ impl Task {
         match over {
             Over::Retired => error(ErrorKind::Infrastructure, "the instance was given up".to_owned()),
             Over::Lost(why) => error(ErrorKind::Infrastructure, format!("the instance was lost: {why}")),
-            Over::Ended(ended) => match result::exit(ended.exit) {
-                _ if ended.oom_kills > 0 => {
-                    let most = self.served.code.limits.memory;
-                    error(ErrorKind::Oom, format!("the process wanted more memory than its limit of {most}"))
-                }
-                Exit::Code(code) => CallError {
-                    exit_code: Some(code),
-                    ..error(ErrorKind::Exit, format!("the process ended with code {code} before it answered"))
-                },
-                Exit::Signal(signal) => CallError {
-                    signal: Some(signal),
-                    ..error(ErrorKind::Signal, format!("the process was ended by signal {signal} before it answered"))
-                },
-            },
+            Over::Ended(ended) => {
+                let when = (Layer::Run, " before it answered");
+                result::fallen(ended.exit, ended.oom_kills, self.served.code.limits.memory, when)
+            }
         }
     }
 }

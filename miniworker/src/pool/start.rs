@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use faena_domain::environment::path_prefix;
 use faena_domain::limits::STDERR_TAIL;
-use faena_domain::{CallError, Command, Contract, EngineKind, ErrorKind, Exit, Layer, Network};
-use faena_engine::{EngineError, ImageId, Instance, InstanceSpec};
-use faena_instance_protocol::handler::{HEADER, Header, Kind};
-use faena_instance_protocol::{Run, SHIMS, ToAgent, ToMiniworker};
+use faena_domain::{CallError, Command, Contract, EngineKind, ErrorKind, Layer, Network, Reuse};
+use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, Resident};
+use faena_instance_protocol::handler::{self, FORKS, HEADER, Header, Kind};
+use faena_instance_protocol::{DEFAULT_PATH, Ended, RESIDENT, Run, SHIMS, ToAgent, ToMiniworker};
 use faena_protocol::records::Code;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::Receiver;
 use tracing::debug;
 
@@ -31,8 +31,6 @@ use crate::{capture, instance, result};
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// How long the last words of a process that has ended are waited for.
 const REST: Duration = Duration::from_secs(1);
-/// The number of the one process of an instance that answers many calls.
-const PROCESS: u64 = 1;
 /// Files that hold a handler where faena.toml names none, and its name in them.
 const DEFAULTS: [(&str, &str); 2] = [("handler.py", "handle"), ("handler.mjs", "handle")];
 
@@ -88,25 +86,144 @@ pub(super) async fn start(pool: Arc<Shared>, key: Arc<Key>, code: Arc<Code>, ask
 
 async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool) -> Result<Made, StartError> {
     let begun = Instant::now();
-    let (instance, tree) = create(pool, code).await?;
+    let tree = pool.node.code.get(&code.archive).await?;
+    let mut wired = if is_served(code) { Some(Wired::new(pool, code, tree.path())?) } else { None };
+    let instance = create(pool, code, tree.clone(), wired.as_mut()).await?;
     let mut instance = Unfinished { instance: Some(instance), pool: Arc::clone(pool) };
     debug!(function = %code.function, took = ?begun.elapsed(), "an instance was made");
     instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.map_err(gone)?;
     let egress = instance.listener.take().map(|listener| Egress::serve(listener, Arc::clone(&pool.node.egress)));
     let (key, code, pool) = (Arc::clone(key), Arc::clone(code), Arc::clone(pool));
-    if !is_served(&code) {
+    let Some(wired) = wired else {
         let instance = instance.finish();
         let parked = Parked { instance, egress, is_cold: asked, key, code, tree, pool, is_frozen: false };
         return Ok(Made::Parked(Box::new(parked)));
-    }
-    let words = words(&code, tree.path())?;
+    };
     let since = Instant::now();
-    let begun = match code.serving.contract {
-        Contract::Http => listen(&pool, &code, words, instance, egress).await?,
-        Contract::Handler | Contract::Command => greet(&pool, &code, words, instance, egress).await?,
+    let Wired { run, resident, mut voice, output, .. } = wired;
+    match voice.as_mut().filter(|_| instance.is_inhabited) {
+        Some(frames) => say_begin(frames, &run).await.map_err(node_failure)?,
+        None => launch(&mut instance, run, &resident).await?,
+    }
+    // The process has its ends; its own end shows only when nobody else holds them.
+    drop(resident);
+    let begun = match voice {
+        Some(frames) => greet(&code, frames, output, instance).await?,
+        None => listen(&code, output, instance).await?,
     };
     debug!(function = %code.function, took = ?since.elapsed(), "its process may be called");
-    Ok(Made::Served(Served::begin_life(pool, key, code, begun)))
+    Ok(Made::Served(Served::begin_life(pool, (key, code, tree), begun, egress)))
+}
+
+/// A process that answers many calls, before it runs, and our ends of what joins us.
+struct Wired {
+    /// What is run.
+    run: Run,
+    /// An interpreter that waits to be told so, and its ends of what joins us.
+    resident: Arc<Resident>,
+    /// Whether it may be a clone of an interpreter that is held ready.
+    may_be_clone: bool,
+    /// Where frames go to and come from; none where it speaks HTTP.
+    voice: Option<tokio::net::UnixStream>,
+    output: Receiver,
+}
+
+impl Wired {
+    fn new(pool: &Shared, code: &Code, tree: &Path) -> Result<Self, StartError> {
+        let program = Program::of(code, tree)?;
+        let (output, end) = capture::pipe().map_err(node_failure)?;
+        capture::share(&end);
+        let (voice, input) = match code.serving.contract {
+            Contract::Http => (None, std::fs::File::open("/dev/null").map_err(node_failure)?.into()),
+            Contract::Handler | Contract::Command => {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(node_failure)?;
+                ours.set_nonblocking(true).map_err(node_failure)?;
+                (Some(tokio::net::UnixStream::from_std(ours).map_err(node_failure)?), theirs.into())
+            }
+        };
+        let may_be_clone = domain(pool, code, tree).is_some();
+        let (waiting, domain) = (waiting_run(&code.path, false), code.namespace.to_string());
+        Ok(Self {
+            run: run_frame(pool, code, program.words),
+            resident: Arc::new(Resident { run: waiting, domain, input, output: end }),
+            may_be_clone,
+            voice,
+            output,
+        })
+    }
+
+    fn offered(&self) -> Option<Arc<Resident>> {
+        self.may_be_clone.then(|| Arc::clone(&self.resident))
+    }
+
+    /// Goes over to an interpreter that waits in an instance which has its code now.
+    fn take_over(&mut self, Voice { frames, output }: Voice) {
+        (self.voice, self.output) = (Some(frames), output);
+    }
+}
+
+/// Tells an interpreter that waits what it is to do. That goes over its own socket: the zygote that it is a clone of, and so
+/// all of its other clones, know nothing of it.
+async fn say_begin(frames: &mut tokio::net::UnixStream, run: &Run) -> io::Result<()> {
+    let path = format!("{}{DEFAULT_PATH}", run.path_prefix);
+    let env = run.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let body = handler::begin(env.chain([("PATH", path.as_str())]), &run.words);
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let header = Header { kind: Kind::Begin, id: 0, length }.encode();
+    frames.write_all(&[&header[..], &body].concat()).await
+}
+
+/// Our ends of what joins us with a process that speaks frames.
+#[derive(Debug)]
+pub(super) struct Voice {
+    pub(super) frames: tokio::net::UnixStream,
+    pub(super) output: Receiver,
+}
+
+/// An interpreter that waits in an instance without code, before it runs.
+pub(super) fn waiting(domain: &str, path: &str) -> io::Result<(Resident, Voice)> {
+    let (output, end) = capture::pipe()?;
+    capture::share(&end);
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let frames = tokio::net::UnixStream::from_std(ours)?;
+    let run = waiting_run(path, true);
+    Ok((Resident { run, domain: domain.to_owned(), input: theirs.into(), output: end }, Voice { frames, output }))
+}
+
+/// An interpreter that waits for what it is to do; with time to do it, it rehearses before.
+fn waiting_run(path: &str, has_time: bool) -> Run {
+    let shim = format!("{SHIMS}/python.py");
+    let words = ["python3", "-S", &shim, if has_time { "--rehearse" } else { "--wait" }].map(str::to_owned).into();
+    Run {
+        id: RESIDENT,
+        words,
+        env: Vec::new(),
+        path_prefix: String::new(),
+        path: path.to_owned(),
+        wants_output: false,
+        has_params: false,
+    }
+}
+
+/// Whose interpreters a version's instances may be clones of, where they may.
+pub(super) fn domain(pool: &Shared, code: &Code, tree: &Path) -> Option<String> {
+    let program = Program::of(code, tree).ok().filter(|_| is_served(code))?;
+    let may_be_clone = program.is_python && pool.preloads(code) && suits_a_clone(code, tree);
+    may_be_clone.then(|| code.namespace.to_string())
+}
+
+/// Whether an interpreter that was started before a version was known is as good as one of its own: nothing that it would
+/// have read at its start is set, and the version brings no other one.
+fn suits_a_clone(code: &Code, tree: &Path) -> bool {
+    let is_read_early = |name: &str| {
+        name.starts_with("PYTHON") || name.starts_with("LC_") || matches!(name, "LANG" | "LANGUAGE" | "PATH")
+    };
+    let prefix = path_prefix(&code.path);
+    let own = format!("{}/", code.path);
+    let mut folders = prefix.split(':').filter_map(|folder| folder.strip_prefix(own.as_str()));
+    !code.env.keys().any(|name| is_read_early(name))
+        && !folders.any(|folder| tree.join(folder).join("python3").exists())
 }
 
 fn gone(error: faena_engine::AgentError) -> StartError {
@@ -147,25 +264,30 @@ impl Drop for Unfinished {
     }
 }
 
-async fn create(pool: &Arc<Shared>, code: &Code) -> Result<(Instance, CodeLease), StartError> {
+async fn create(
+    pool: &Arc<Shared>,
+    code: &Code,
+    tree: CodeLease,
+    wired: Option<&mut Wired>,
+) -> Result<Instance, StartError> {
     let node = &pool.node;
     let kind = code.engine.unwrap_or(EngineKind::Sandbox);
     let none = || CallError::new(ErrorKind::Unavailable, Layer::Start, format!("this worker has no engine {kind}"));
     let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
-    let tree = node.code.get(&code.archive).await?;
-    if let Some(blank) = pool.take_blank(code) {
-        let laid = instance::lay(blank, tree.clone()).await;
-        pool.restock(code);
+    let domain = wired.as_ref().filter(|wired| wired.may_be_clone).map(|wired| wired.resident.domain.clone());
+    if let Some(spare) = pool.take_blank(code, domain.as_deref()) {
+        let laid = instance::lay(spare.instance, tree.clone()).await;
+        pool.restock(code, domain.as_deref());
         match laid {
             Ok(instance) => {
-                let alive = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await;
-                match alive {
-                    Ok(()) => return Ok((instance, tree)),
-                    Err(error) => {
-                        debug!(%error, "an instance that waited without code is gone");
-                        instance.guard.destroy().await;
+                if instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.is_ok() {
+                    if let (Some(voice), Some(wired)) = (spare.voice, wired) {
+                        wired.take_over(voice);
                     }
+                    return Ok(instance);
                 }
+                debug!("an instance that waited without code is gone");
+                instance.guard.destroy().await;
             }
             Err(error) => debug!(%error, "an instance that waited without code cannot be used"),
         }
@@ -179,33 +301,45 @@ async fn create(pool: &Arc<Shared>, code: &Code) -> Result<(Instance, CodeLease)
         limits: code.limits,
         egress: has_egress,
         ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
+        resident: wired.as_deref().and_then(Wired::offered),
     };
-    let made = instance::create(Arc::clone(engine), spec, tree.clone()).await?;
-    pool.restock(code);
-    Ok((made, tree))
+    let made = instance::create(Arc::clone(engine), spec, tree).await?;
+    pool.restock(code, domain.as_deref());
+    Ok(made)
 }
 
 /// What is executed: our shim around the user's handler, or the runtime's own program.
-fn words(code: &Code, tree: &Path) -> Result<Vec<String>, StartError> {
-    let own = || Command::parse(&code.run).map(|command| command.words).map_err(|error| refused(error.to_string()));
-    if code.serving.contract == Contract::Http {
-        return own();
-    }
-    let stands = |file: &str| std::fs::symlink_metadata(tree.join(file)).is_ok_and(|found| found.is_file());
-    let default = || DEFAULTS.iter().find(|(file, _)| stands(file)).map(|(file, name)| format!("{file}:{name}"));
-    let Some(place) = code.serving.handler.clone().or_else(default) else { return own() };
-    let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
-    let shim = |program: &[&str], name: &str| {
-        let program = program.iter().map(|word| (*word).to_owned());
-        Ok(program.chain([format!("{SHIMS}/{name}"), place.clone()]).collect())
-    };
-    match file.rsplit_once('.').map(|(_, extension)| extension) {
-        // -S: the shim finds packages itself, in half the time.
-        Some("py") => shim(&["python3", "-S"], "python.py"),
-        Some("mjs" | "js" | "cjs") => shim(&["node"], "node.mjs"),
-        _ => Err(refused(format!(
-            "handler = {place:?} is neither .py nor .mjs; a program of another language is the runtime's run, and needs no handler"
-        ))),
+struct Program {
+    words: Vec<String>,
+    /// Whether it is the shim of Python.
+    is_python: bool,
+}
+
+impl Program {
+    fn of(code: &Code, tree: &Path) -> Result<Self, StartError> {
+        let own = || {
+            let command = Command::parse(&code.run).map_err(|error| refused(error.to_string()))?;
+            Ok(Self { words: command.words, is_python: false })
+        };
+        if code.serving.contract == Contract::Http {
+            return own();
+        }
+        let stands = |file: &str| std::fs::symlink_metadata(tree.join(file)).is_ok_and(|found| found.is_file());
+        let default = || DEFAULTS.iter().find(|(file, _)| stands(file)).map(|(file, name)| format!("{file}:{name}"));
+        let Some(place) = code.serving.handler.clone().or_else(default) else { return own() };
+        let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
+        let shim = |program: &[&str], name: &str| {
+            let program = program.iter().map(|word| (*word).to_owned());
+            program.chain([format!("{SHIMS}/{name}"), place.clone()]).collect()
+        };
+        match file.rsplit_once('.').map(|(_, extension)| extension) {
+            // -S: the shim finds packages itself, in half the time.
+            Some("py") => Ok(Self { words: shim(&["python3", "-S"], "python.py"), is_python: true }),
+            Some("mjs" | "js" | "cjs") => Ok(Self { words: shim(&["node"], "node.mjs"), is_python: false }),
+            _ => Err(refused(format!(
+                "handler = {place:?} is neither .py nor .mjs; a program of another language is the runtime's run, and needs no handler"
+            ))),
+        }
     }
 }
 
@@ -218,11 +352,14 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
         ("FAENA_PARALLEL", parallel),
     ];
     env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    if code.serving.reuse == Reuse::Fork {
+        env.insert("FAENA_FORK".to_owned(), "1".to_owned());
+    }
     if code.serving.contract == Contract::Http {
         env.insert("PORT".to_owned(), http::PORT.to_string());
     }
     Run {
-        id: PROCESS,
+        id: RESIDENT,
         words,
         env: env.into_iter().collect(),
         path_prefix: path_prefix(&code.path),
@@ -234,20 +371,15 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
 
 /// Starts the process; one pipe takes all that it writes.
 async fn launch(
-    pool: &Shared,
-    code: &Code,
-    words: Vec<String>,
     instance: &mut Instance,
-    input: impl AsFd,
-) -> Result<Receiver, StartError> {
-    let (output, end) = capture::pipe().map_err(node_failure)?;
-    capture::share(&end);
-    let run = ToAgent::Run(run_frame(pool, code, words));
-    instance.agent.send(&run, &[input.as_fd(), end.as_fd(), end.as_fd()]).await.map_err(gone)?;
-    drop(end);
+    run: Run,
+    Resident { input, output, .. }: &Resident,
+) -> Result<(), StartError> {
+    let streams = [input.as_fd(), output.as_fd(), output.as_fd()];
+    instance.agent.send(&ToAgent::Run(run), &streams).await.map_err(gone)?;
     match instance.agent.receive().await.map_err(gone)?.0 {
-        ToMiniworker::Started { id: PROCESS } => Ok(output),
-        ToMiniworker::Refused { id: PROCESS, message } => {
+        ToMiniworker::Started { id: RESIDENT } => Ok(()),
+        ToMiniworker::Refused { id: RESIDENT, message } => {
             Err(refused(format!("the process could not be started: {message}")))
         }
         _ => Err(nonsense()),
@@ -266,50 +398,44 @@ fn nonsense() -> StartError {
     })
 }
 
-/// Starts a process that speaks frames, and waits until it says that it may be called.
+/// Waits until a process that speaks frames says that it may be called.
 async fn greet(
-    pool: &Shared,
     code: &Code,
-    words: Vec<String>,
+    frames: tokio::net::UnixStream,
+    output: Receiver,
     mut instance: Unfinished,
-    egress: Option<Egress>,
 ) -> Result<Begun, StartError> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(node_failure)?;
-    ours.set_nonblocking(true).map_err(node_failure)?;
-    let (mut frames, writing) = tokio::net::UnixStream::from_std(ours).map_err(node_failure)?.into_split();
-    let output = launch(pool, code, words, &mut instance, &theirs).await?;
-    drop(theirs);
+    let (mut frames, writing) = frames.into_split();
     let mut head = [0; HEADER];
     let mut log = Vec::new();
     let greeted = tokio::select! {
-        read = frames.read_exact(&mut head) => read.is_ok() && is_ready(&head),
-        left = follow(&mut instance, &output, &mut log) => return Err(ended(left?, &output, log).await),
+        read = frames.read_exact(&mut head) => read.ok().and_then(|_| is_ready(&head)),
+        left = follow(&mut instance, &output, &mut log) => return Err(ended(left?, &output, log, code).await),
     };
-    if !greeted {
+    let Some(forks) = greeted else {
         // A process that closes its input ends as a rule, and says why.
         let left = follow(&mut instance, &output, &mut log).await?;
-        return Err(ended(left, &output, log).await);
+        return Err(ended(left, &output, log, code).await);
+    };
+    if !forks && code.serving.reuse == Reuse::Fork {
+        return Err(refused(
+            "reuse = \"fork\" needs a process that forks for each call; of the handlers, those in Python do",
+        ));
     }
-    Ok(Begun {
-        instance: instance.finish(),
-        speech: Speech::Frames(writing),
-        frames: Some(frames),
-        output,
-        log,
-        egress,
-    })
+    Ok(Begun { instance: instance.finish(), speech: Speech::Frames(writing), frames: Some(frames), output, log })
 }
 
-fn is_ready(head: &[u8; HEADER]) -> bool {
-    Header::decode(head) == Some(Header { kind: Kind::Ready, id: 0, length: 0 })
+/// Whether a process that may be called forks for each call; none where it may not be called.
+fn is_ready(head: &[u8; HEADER]) -> Option<bool> {
+    match Header::decode(head)? {
+        Header { kind: Kind::Ready, id: 0, length: 0 } => Some(false),
+        Header { kind: Kind::Ready, id: FORKS, length: 0 } => Some(true),
+        _ => None,
+    }
 }
 
 /// Reads what a process writes until it ends.
-async fn follow(
-    instance: &mut Instance,
-    output: &Receiver,
-    log: &mut Vec<u8>,
-) -> Result<faena_instance_protocol::Ended, StartError> {
+async fn follow(instance: &mut Instance, output: &Receiver, log: &mut Vec<u8>) -> Result<Ended, StartError> {
     loop {
         tokio::select! {
             frame = instance.agent.receive() => match frame.map_err(gone)?.0 {
@@ -346,57 +472,28 @@ fn read_some(output: &Receiver, log: &mut Vec<u8>) -> bool {
 }
 
 /// A process that ended before it could be called. All of it is dead, so what it wrote has an end.
-async fn ended(ended: faena_instance_protocol::Ended, output: &Receiver, mut log: Vec<u8>) -> StartError {
+async fn ended(ended: Ended, output: &Receiver, mut log: Vec<u8>, code: &Code) -> StartError {
     let rest = async { while output.readable().await.is_ok() && read_some(output, &mut log) {} };
     // Whoever holds the pipe open all the same is not waited for.
     let _ = tokio::time::timeout(REST, rest).await;
-    let what = "before it could be called";
-    let mut error = match result::exit(ended.exit) {
-        _ if ended.oom_kills > 0 => CallError::new(ErrorKind::Oom, Layer::Start, format!("memory ran out {what}")),
-        Exit::Code(code) => CallError {
-            exit_code: Some(code),
-            ..CallError::new(ErrorKind::Exit, Layer::Start, format!("the process ended with code {code} {what}"))
-        },
-        Exit::Signal(signal) => CallError {
-            signal: Some(signal),
-            ..CallError::new(
-                ErrorKind::Signal,
-                Layer::Start,
-                format!("the process was ended by signal {signal} {what}"),
-            )
-        },
-    };
+    let when = (Layer::Start, " before it could be called");
+    let mut error = result::fallen(ended.exit, ended.oom_kills, code.limits.memory, when);
     error.stderr_tail = result::tail(&String::from_utf8_lossy(&log), STDERR_TAIL).to_owned();
     StartError::Failed(error)
 }
 
-/// Starts a process that speaks HTTP, and waits until somebody listens on its port.
-async fn listen(
-    pool: &Shared,
-    code: &Code,
-    words: Vec<String>,
-    mut instance: Unfinished,
-    egress: Option<Egress>,
-) -> Result<Begun, StartError> {
-    let null = std::fs::File::open("/dev/null").map_err(node_failure)?;
-    let output = launch(pool, code, words, &mut instance, &null).await?;
+/// Waits until somebody listens on the port of a process that speaks HTTP.
+async fn listen(code: &Code, output: Receiver, mut instance: Unfinished) -> Result<Begun, StartError> {
     let mut log = Vec::new();
     loop {
         instance.agent.send(&ToAgent::Connect { port: http::PORT }, &[]).await.map_err(gone)?;
         match instance.agent.receive().await.map_err(gone)? {
             (ToMiniworker::Connected { error: None }, _) => break,
             (ToMiniworker::Connected { error: Some(_) }, _) => tokio::time::sleep(TRY_AGAIN).await,
-            (ToMiniworker::Ended(left), _) => return Err(ended(left, &output, log).await),
+            (ToMiniworker::Ended(left), _) => return Err(ended(left, &output, log, code).await),
             _ => return Err(nonsense()),
         }
         read_some(&output, &mut log);
     }
-    Ok(Begun {
-        instance: instance.finish(),
-        speech: Speech::Http(http::Client::default()),
-        frames: None,
-        output,
-        log,
-        egress,
-    })
+    Ok(Begun { instance: instance.finish(), speech: Speech::Http(http::Client::default()), frames: None, output, log })
 }

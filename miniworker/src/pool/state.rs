@@ -481,7 +481,7 @@ impl State {
         let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
         pooled.window.ended(at, took_ms);
         let (calls, others, start_ms) = (pooled.window.calls(at), pooled.idle(), pooled.start_ms);
-        if let Some(member) = pooled.members.iter_mut().find(|member| member.id == id) {
+        if let Some(member) = pooled.members.iter_mut().find(|member| member.id == id && member.in_flight > 0) {
             member.in_flight -= 1;
             member.idle_since = now;
             member.worth = dual.worth(calls, others, start_ms, member.memory);
@@ -605,6 +605,7 @@ impl State {
             refills: metrics.refills.get(),
             evictions: metrics.evictions.get(),
             blank: 0,
+            interpreters: 0,
         }
     }
 

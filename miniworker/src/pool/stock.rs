@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use faena_domain::{EngineKind, Limits, Network, Preload};
-use faena_engine::{EngineError, ImageId, Instance, InstanceSpec};
+use faena_domain::{EngineKind, Limits, Network};
+use faena_engine::{Engine, EngineError, ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
 use tracing::{debug, warn};
 
 use super::Shared;
+use super::start::{Voice, waiting};
 use crate::{Node, instance};
 
 /// Instances of one kind that wait.
@@ -26,21 +27,34 @@ pub(super) struct Blank {
     path: String,
     limits: Limits,
     has_egress: bool,
+    /// Whose interpreter waits in it, where one does.
+    domain: Option<String>,
+}
+
+/// An instance that waits without code.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) instance: Instance,
+    /// The way to the interpreter in it.
+    pub(super) voice: Option<Voice>,
 }
 
 impl Blank {
-    /// What a version's instances are made as, where they may be made before they are asked for.
-    fn of(code: &Code, default: Preload, node: &Node) -> Option<Self> {
+    /// What a version's instances are made as, where they may be made before they are asked for; `domain` is whose they
+    /// are, where an interpreter may wait in them.
+    fn of(code: &Code, domain: Option<&str>, pool: &Shared) -> Option<Self> {
         let engine = code.engine?;
-        let is_worth_it = node.engines.get(&engine)?.is_slow_to_make();
-        let preloads = code.serving.preload.unwrap_or(default) >= Preload::Runtime;
-        (is_worth_it && preloads).then(|| Self {
+        let maker = pool.node.engines.get(&engine)?;
+        let domain = domain.filter(|_| maker.interpreters() > 0).map(str::to_owned);
+        let is_worth_it = maker.is_slow_to_make() || domain.is_some();
+        (is_worth_it && pool.preloads(code)).then(|| Self {
             engine,
             image: code.image_id.clone().unwrap_or_else(|| code.image.clone()),
             path: code.path.clone(),
             // How long a call may take is nothing to its instance.
             limits: Limits { timeout: Limits::DEFAULT.timeout, ..code.limits },
             has_egress: code.network == Network::Egress,
+            domain,
         })
     }
 
@@ -54,6 +68,7 @@ impl Blank {
             limits: self.limits,
             egress: self.has_egress,
             ca_bundle: node.ca_bundle.clone().filter(|_| self.has_egress),
+            resident: None,
         }
     }
 }
@@ -61,7 +76,7 @@ impl Blank {
 #[derive(Debug)]
 struct Shelf {
     blank: Blank,
-    ready: Vec<Instance>,
+    ready: Vec<Spare>,
     making: usize,
     /// When it was last asked for.
     used: Instant,
@@ -85,7 +100,7 @@ impl Stock {
 
     /// Takes out all of it.
     pub(super) fn empty(&self) -> Vec<Instance> {
-        self.shelves().drain().flat_map(|(_, shelf)| shelf.ready).collect()
+        self.shelves().drain().flat_map(|(_, shelf)| shelf.ready).map(|spare| spare.instance).collect()
     }
 
     /// Takes out what nobody has asked for in a while.
@@ -96,7 +111,11 @@ impl Stock {
             .filter(|(_, shelf)| shelf.used.elapsed() >= unused_for && shelf.making == 0)
             .map(|(name, _)| name.clone())
             .collect();
-        old.into_iter().filter_map(|name| shelves.remove(&name)).flat_map(|shelf| shelf.ready).collect()
+        old.into_iter()
+            .filter_map(|name| shelves.remove(&name))
+            .flat_map(|shelf| shelf.ready)
+            .map(|spare| spare.instance)
+            .collect()
     }
 }
 
@@ -106,8 +125,8 @@ fn name(blank: &Blank) -> String {
 
 impl Shared {
     /// An instance that waits for this version's code, if there is one.
-    pub(super) fn take_blank(&self, code: &Code) -> Option<Instance> {
-        let blank = Blank::of(code, self.config.preload, &self.node)?;
+    pub(super) fn take_blank(&self, code: &Code, domain: Option<&str>) -> Option<Spare> {
+        let blank = Blank::of(code, domain, self)?;
         let mut shelves = self.stock.shelves();
         let shelf = shelves.get_mut(&name(&blank))?;
         shelf.used = Instant::now();
@@ -115,8 +134,8 @@ impl Shared {
     }
 
     /// A version like this one may be called soon: what waits without code is made, where it is not there.
-    pub(super) fn restock(self: &Arc<Self>, code: &Code) {
-        let Some(blank) = Blank::of(code, self.config.preload, &self.node) else { return };
+    pub(super) fn restock(self: &Arc<Self>, code: &Code, domain: Option<&str>) {
+        let Some(blank) = Blank::of(code, domain, self) else { return };
         let mut shelves = self.stock.shelves();
         let shelf = shelves.entry(name(&blank)).or_insert_with(|| Shelf {
             blank,
@@ -142,15 +161,31 @@ impl Shared {
         self.tasks.spawn_on(making, &self.config.home);
     }
 
+    async fn try_blank(&self, blank: &Blank, engine: &dyn Engine) -> Result<Spare, EngineError> {
+        let failed = |error: &dyn std::fmt::Display| EngineError::Lost {
+            step: "making an instance without code".to_owned(),
+            message: error.to_string(),
+        };
+        let (resident, voice) = match &blank.domain {
+            Some(domain) => waiting(domain, &blank.path).map(|(run, voice)| (Some(Arc::new(run)), Some(voice))),
+            None => Ok((None, None)),
+        }
+        .map_err(|error| failed(&error))?;
+        let instance = engine.create(InstanceSpec { resident, ..blank.spec(&self.node) }).await?;
+        // An agent that is never told of a lease ends after a minute.
+        let told = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await;
+        let why = match told {
+            Ok(()) if voice.is_none() || instance.is_inhabited => return Ok(Spare { instance, voice }),
+            Ok(()) => failed(&"no interpreter is held ready"),
+            Err(error) => failed(&error),
+        };
+        instance.guard.destroy().await;
+        Err(why)
+    }
+
     async fn make_blank(self: Arc<Self>, blank: Blank) {
         let Some(engine) = self.node.engines.get(&blank.engine) else { return };
-        let mut made = engine.create(blank.spec(&self.node)).await;
-        if let Ok(instance) = &made
-            // An agent that is never told of a lease ends after a minute.
-            && let Err(error) = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await
-        {
-            made = Err(EngineError::Lost { step: "telling the lease".to_owned(), message: error.to_string() });
-        }
+        let made = self.try_blank(&blank, engine.as_ref()).await;
         if let Err(error) = &made {
             warn!(%error, "an instance without code could not be made");
         }
@@ -161,9 +196,9 @@ impl Shared {
                     shelf.making -= 1;
                     shelf.failures += u32::from(made.is_err());
                     match made {
-                        Ok(instance) if !self.state().is_closed() => {
+                        Ok(spare) if !self.state().is_closed() => {
                             self.metrics.refills.inc();
-                            shelf.ready.push(instance);
+                            shelf.ready.push(spare);
                             None
                         }
                         made => made.ok(),
@@ -172,9 +207,9 @@ impl Shared {
                 None => made.ok(),
             }
         };
-        if let Some(instance) = left {
+        if let Some(spare) = left {
             debug!("an instance without code came too late");
-            instance.guard.destroy().await;
+            spare.instance.guard.destroy().await;
         }
     }
 }

@@ -268,7 +268,7 @@ impl Engine for Docker {
         let docker = self.docker.clone();
         let mut held = Box::new(DockerGuard { docker, container: None, code: None, freezer: None, memory: None });
         match self.make(&spec, &mut held).await {
-            Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, guard: held }),
+            Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, is_inhabited: false, guard: held }),
             Err(error) => {
                 held.destroy().await;
                 Err(error)

@@ -105,6 +105,7 @@ impl Docker {
             limits: Limits::DEFAULT,
             egress: false,
             ca_bundle: None,
+            resident: None,
         };
         let mut instance = self.create(spec).await.map_err(|error| error.to_string())?;
         let tree = tokio::time::timeout(READ, read_tree(&mut instance.agent)).await;

@@ -1,8 +1,10 @@
 //! Instances of Linux namespaces, made by our own launcher; no daemon.
 
 mod etc;
+mod groups;
 mod images;
 mod spawner;
+mod zygotes;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,13 +16,15 @@ use async_trait::async_trait;
 use faena_domain::limits::DEV_SHM;
 use faena_domain::{EngineKind, Limits};
 use faena_instance_protocol::ToMiniworker;
-use faena_launcher::{Order, Relay, Spec};
+use faena_launcher::{Order, Relay, SPAWNER, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use groups::Groups;
 pub use images::{Images, ImportError};
 use spawner::Spawner;
+use zygotes::Zygotes;
 
 use crate::cgroup::{Controller, Freezer, Group, Trees};
 use crate::uids::{Uid, Uids};
@@ -112,6 +116,8 @@ pub struct SandboxConfig {
     pub agent: PathBuf,
     /// The shims, as `install_shims` placed them.
     pub shims: PathBuf,
+    /// What makes interpreters of this host spawners, as `install_zygote` placed it, where there is one.
+    pub zygote: Option<PathBuf>,
     /// A folder of our own for what instances are given.
     pub folder: PathBuf,
     /// Layers that may be missing.
@@ -154,6 +160,8 @@ pub struct Sandbox {
     host_id: ImageId,
     images: Images,
     spawner: Arc<Spawner>,
+    zygotes: Option<Zygotes>,
+    groups: Arc<Groups>,
 }
 
 impl Sandbox {
@@ -166,13 +174,16 @@ impl Sandbox {
         let etc = etc::make(&config.folder).map_err(prepare)?;
         let empty = config.folder.join("empty");
         std::fs::create_dir_all(&empty).map_err(prepare)?;
+        let trees = Trees::prepare(&config.belonging);
         let mut sandbox = Self {
-            trees: Trees::prepare(&config.belonging),
+            groups: Groups::new(trees.clone(), config.belonging.incarnation.clone()),
+            trees,
             privileged: rustix::process::geteuid().is_root(),
             missing: Vec::new(),
             host_id: host_id(),
             images: Images::at(&config.folder),
-            spawner: Arc::new(Spawner::new(config.launcher.clone())),
+            spawner: Arc::new(Spawner::new(config.launcher.clone(), vec![SPAWNER.to_owned()])),
+            zygotes: zygotes(&config),
             etc,
             uids,
             config,
@@ -223,6 +234,7 @@ impl Sandbox {
             limits: Limits::DEFAULT,
             egress: false,
             ca_bundle: None,
+            resident: None,
         };
         let Err(error) = self.create(spec()).await.map(|instance| tokio::spawn(instance.guard.destroy())) else {
             return Ok(());
@@ -266,7 +278,24 @@ impl Sandbox {
             peak,
             egress: spec.egress,
             without_landlock: self.missing.contains(&Layer::Landlock),
+            process: None,
         }
+    }
+
+    async fn create_one(&self, spec: &InstanceSpec) -> Result<Instance, EngineError> {
+        let group =
+            self.groups.take(&spec.limits).map_err(|error| EngineError::create("making control groups", error))?;
+        self.start_instance(spec, group).await
+    }
+
+    /// The interpreter that an instance may be a clone of. Those held are the host's own, trusted as it is; the interpreter
+    /// of an imported image starts within its instance.
+    async fn zygote(&self, spec: &InstanceSpec, wanted: &Spec) -> Option<Arc<Spawner>> {
+        let (resident, zygotes) = (spec.resident.as_ref()?, self.zygotes.as_ref()?);
+        if wanted.root.is_some() || !wanted.privileged {
+            return None;
+        }
+        zygotes.ready(&resident.domain).await
     }
 
     async fn start_instance(&self, spec: &InstanceSpec, group: Group) -> Result<Instance, EngineError> {
@@ -277,7 +306,8 @@ impl Sandbox {
             None
         };
         let host_id = uid.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), Uid::id);
-        let wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
+        let mut wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
+        let zygote = self.zygote(spec, &wanted).await;
         // From here on the guard sees to it that nothing is left.
         let relay = Relay {
             code: PathBuf::new(),
@@ -295,7 +325,13 @@ impl Sandbox {
         });
         let (ours, theirs) =
             std::os::unix::net::UnixStream::pair().map_err(|error| EngineError::create("a socket", error))?;
-        match self.spawner.order(Order::Launch(Box::new(wanted)), theirs.as_fd()).await {
+        let (spawner, mut fds) = (zygote.as_ref().unwrap_or(&self.spawner), vec![theirs.as_fd()]);
+        if let Some(resident) = spec.resident.as_ref().filter(|_| zygote.is_some()) {
+            wanted.process = Some(resident.run.clone());
+            fds.extend([resident.input.as_fd(), resident.output.as_fd()]);
+        }
+        let is_inhabited = wanted.process.is_some();
+        match spawner.order(Order::Launch(Box::new(wanted)), &fds).await {
             Ok(pidfd) => held.pidfd = pidfd.map(Arc::new),
             Err(error) => {
                 held.destroy().await;
@@ -304,7 +340,7 @@ impl Sandbox {
         }
         drop(theirs);
         match ready(ours).await {
-            Ok((agent, listener)) => Ok(Instance { agent, listener, guard: held }),
+            Ok((agent, listener)) => Ok(Instance { agent, listener, is_inhabited, guard: held }),
             Err(error) => {
                 held.destroy().await;
                 Err(error)
@@ -326,6 +362,14 @@ async fn ready(
         Ok(Err(error)) => Err(failed(&error)),
         Err(_) => Err(failed(&"it did not say that it is ready in time")),
     }
+}
+
+/// Interpreters of the host's own system, where they can be held.
+fn zygotes(config: &SandboxConfig) -> Option<Zygotes> {
+    let library = config.zygote.as_ref()?.to_str()?;
+    let (interpreter, shim) = (host_program("python3")?, config.shims.join("python.py"));
+    let words = [interpreter.to_str()?, "-S", shim.to_str()?, "--hold", library];
+    Some(Zygotes::new(config.launcher.clone(), words.map(str::to_owned).into()))
 }
 
 /// What tells this host's own system from another, or from itself after an upgrade.
@@ -380,12 +424,30 @@ impl Engine for Sandbox {
     }
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
-        let name = format!("{}.{}", self.config.belonging.incarnation, spec.name);
-        let group = self
-            .trees
-            .create(&name, &spec.limits)
-            .map_err(|error| EngineError::create("making control groups", error))?;
-        self.start_instance(&spec, group).await
+        match self.create_one(&spec).await {
+            // The interpreter that it was to be a clone of has ended; it starts its own.
+            Err(EngineError::Lost { step, message }) if spec.resident.is_some() => {
+                debug!(step, message, "an interpreter that was held ready is lost");
+                self.create_one(&InstanceSpec { resident: None, ..spec }).await
+            }
+            made => made,
+        }
+    }
+
+    async fn hold_interpreter(&self, domain: &str) {
+        if let Some(zygotes) = self.zygotes.as_ref().filter(|_| self.privileged) {
+            zygotes.ready(domain).await;
+        }
+    }
+
+    fn forget_interpreters(&self, unused_for: Duration) {
+        if let Some(zygotes) = &self.zygotes {
+            zygotes.forget(unused_for);
+        }
+    }
+
+    fn interpreters(&self) -> u64 {
+        self.zygotes.as_ref().map_or(0, Zygotes::count)
     }
 
     async fn remove_orphans(&self) {
@@ -396,12 +458,6 @@ impl Engine for Sandbox {
             group.kill();
             group.remove().await;
         }
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        self.trees.remove();
     }
 }
 
@@ -445,7 +501,7 @@ impl Guard for SandboxGuard {
     async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
         let pidfd = self.pidfd.as_ref().ok_or_else(|| EngineError::lost("laying the code", "there is no instance"))?;
         let relay = Relay { code: code.to_owned(), ..self.relay.clone() };
-        self.spawner.order(Order::Relay(relay), pidfd.as_fd()).await.map(drop)
+        self.spawner.order(Order::Relay(relay), &[pidfd.as_fd()]).await.map(drop)
     }
 
     fn freeze(&self) -> io::Result<()> {

@@ -1,15 +1,17 @@
-//! The way to the spawner: one process of ours that makes instances for as long as we live.
+//! The way to a spawner: a process of ours that makes instances for as long as we live.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use faena_launcher::{Numbered, Order, Refusal, Reply, SPAWNER};
+use faena_launcher::{Numbered, Order, READY, Refusal, Reply};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::EngineError;
@@ -26,16 +28,29 @@ type Asked = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
 struct Running {
     orders: FrameSender,
     asked: Asked,
+    /// Whether it takes orders.
+    is_ready: Arc<AtomicBool>,
+    /// Holds its socket.
+    listening: JoinHandle<()>,
     /// Ends with its socket, and is collected when this is dropped.
     _child: Child,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
 }
 
 /// Starts a spawner, and another one should it end.
 #[derive(Debug)]
 pub(crate) struct Spawner {
     program: PathBuf,
+    words: Vec<String>,
     running: AsyncMutex<Option<Running>>,
-    next: std::sync::atomic::AtomicU64,
+    next: AtomicU64,
+    /// When it was last started.
+    started: Mutex<Option<Instant>>,
 }
 
 fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
@@ -43,11 +58,11 @@ fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> 
 }
 
 impl Running {
-    fn start(program: &std::path::Path) -> Result<Self, EngineError> {
+    fn start(program: &std::path::Path, words: &[String]) -> Result<Self, EngineError> {
         let failed = |error: std::io::Error| EngineError::create("starting the spawner", error);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         let child = Command::new(program)
-            .arg(SPAWNER)
+            .args(words)
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -56,22 +71,27 @@ impl Running {
             .map_err(failed)?;
         let socket = FrameSocket::new(ours).map_err(failed)?;
         let (orders, asked) = (socket.sender(), Asked::default());
-        tokio::spawn(listen(socket, Arc::clone(&asked)));
-        Ok(Self { orders, asked, _child: child })
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let listening = tokio::spawn(listen(socket, Arc::clone(&asked), Arc::clone(&is_ready)));
+        Ok(Self { orders, asked, is_ready, listening, _child: child })
     }
 }
 
 /// Gives each reply to whoever asked. What nobody waits for any longer ends with its descriptor and its socket.
-async fn listen(mut socket: FrameSocket, asked: Asked) {
+async fn listen(mut socket: FrameSocket, asked: Asked, is_ready: Arc<AtomicBool>) {
     loop {
         let (reply, fds) = match socket.receive::<Reply>().await {
             Ok(reply) => reply,
             Err(error) => {
                 warn!(%error, "the spawner of instances has ended");
+                is_ready.store(false, Ordering::Release);
                 // Whoever waits learns it by the end of the channel.
                 return lock(&asked).clear();
             }
         };
+        if reply.id == READY {
+            is_ready.store(true, Ordering::Release);
+        }
         let answer = reply.result.map(|()| fds.into_iter().next());
         if let Some(waiting) = lock(&asked).remove(&reply.id) {
             let _ = waiting.send(answer);
@@ -80,14 +100,40 @@ async fn listen(mut socket: FrameSocket, asked: Asked) {
 }
 
 impl Spawner {
-    pub(crate) fn new(program: PathBuf) -> Self {
-        Self { program, running: AsyncMutex::new(None), next: std::sync::atomic::AtomicU64::new(1) }
+    /// One that is started as `program` with these words, when it is needed.
+    pub(crate) fn new(program: PathBuf, words: Vec<String>) -> Self {
+        let (running, started) = (AsyncMutex::new(None), Mutex::new(None));
+        Self { program, words, running, next: AtomicU64::new(READY + 1), started }
+    }
+
+    fn start(&self) -> Result<Running, EngineError> {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Running::start(&self.program, &self.words)
+    }
+
+    /// Whether it takes orders at once. If none runs, one is started, but not within `again` of the last one.
+    pub(crate) async fn is_ready(&self, again: Duration) -> bool {
+        let mut running = self.running.lock().await;
+        if running.as_ref().is_some_and(|current| current.listening.is_finished()) {
+            *running = None;
+        }
+        if let Some(current) = running.as_ref() {
+            return current.is_ready.load(Ordering::Acquire);
+        }
+        let started = *self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if started.is_none_or(|started| started.elapsed() >= again) {
+            match self.start() {
+                Ok(begun) => *running = Some(begun),
+                Err(error) => warn!(%error, "a spawner of instances could not be started"),
+            }
+        }
+        false
     }
 
     /// Has an order carried out; returns the descriptor of a new instance's first process.
-    pub(crate) async fn order(&self, order: Order, fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, EngineError> {
-        let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let answer = self.ask(Numbered { id, order }, fd).await?;
+    pub(crate) async fn order(&self, order: Order, fds: &[BorrowedFd<'_>]) -> Result<Option<OwnedFd>, EngineError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let answer = self.ask(Numbered { id, order }, fds).await?;
         match tokio::time::timeout(ORDER, answer).await {
             Ok(Ok(Ok(made))) => Ok(made),
             Ok(Ok(Err(Refusal { step, error }))) => Err(EngineError::Create { step, message: error }),
@@ -96,16 +142,16 @@ impl Spawner {
         }
     }
 
-    async fn ask(&self, order: Numbered, fd: BorrowedFd<'_>) -> Result<oneshot::Receiver<Answer>, EngineError> {
+    async fn ask(&self, order: Numbered, fds: &[BorrowedFd<'_>]) -> Result<oneshot::Receiver<Answer>, EngineError> {
         let mut running = self.running.lock().await;
         for _ in 0..2 {
             let current = match running.as_ref() {
                 Some(current) => current,
-                None => running.insert(Running::start(&self.program)?),
+                None => running.insert(self.start()?),
             };
             let (waiting, answer) = oneshot::channel();
             lock(&current.asked).insert(order.id, waiting);
-            match current.orders.send(&order, &[fd.as_fd()]).await {
+            match current.orders.send(&order, fds).await {
                 Ok(()) => return Ok(answer),
                 Err(error) => warn!(%error, "the spawner of instances has ended; starting another"),
             }

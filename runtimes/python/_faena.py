@@ -1,4 +1,4 @@
-"""Keeps a Python handler alive: python3 -S shim.py FILE:NAME
+"""Keeps a Python handler alive.
 
 Calls come in frames on standard input, which is one end of a socket (docs/reference/handler-protocol.md). What a start
 imports is paid at every cold start, so this file imports what every interpreter has loaded already, and the rest late.
@@ -8,16 +8,15 @@ import os
 import sys
 
 HEADER = 16
-CALL, READY, RESULT, EXCEPTION = 1, 0x80, 0x81, 0x82
+CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED = 1, 2, 0x80, 0x81, 0x82, 0x83
 CHUNK = 256 * 1024
 
 
-def find_packages():
-    """What -S leaves out: the folders where packages are installed, with their .pth files where there are any."""
-    version = "python%d.%d" % sys.version_info[:2]
-    base = os.environ.get("PYTHONUSERBASE")
-    places = [f"{base}/lib/{version}/site-packages"] if base else []
-    places += [f"/usr/local/lib/{version}/dist-packages", "/usr/lib/python3/dist-packages", f"{sys.prefix}/lib/{version}/site-packages"]
+VERSION = "python%d.%d" % sys.version_info[:2]
+
+
+def packages(places):
+    """What -S leaves out: folders where packages are installed, with their .pth files where there are any."""
     for place in places:
         try:
             names = os.listdir(place)
@@ -29,6 +28,27 @@ def find_packages():
             site.addsitedir(place)
         else:
             sys.path.append(place)
+
+
+def system_packages():
+    """Those of the system."""
+    packages(
+        (
+            f"/usr/local/lib/{VERSION}/dist-packages",
+            "/usr/lib/python3/dist-packages",
+            f"{sys.prefix}/lib/{VERSION}/site-packages",
+        )
+    )
+
+
+def own_packages(first):
+    """Those that were built for the function; they go before the system's, which begin at an index of sys.path."""
+    base = os.environ.get("PYTHONUSERBASE")
+    systems = sys.path[first:]
+    del sys.path[first:]
+    if base:
+        packages((f"{base}/lib/{VERSION}/site-packages",))
+    sys.path += [place for place in systems if place not in sys.path]
 
 
 def json_functions():
@@ -92,18 +112,38 @@ class Context:
         return max(0, self.deadline_ms - int(time.time() * 1000))
 
 
+def module_of(file):
+    """A module of its source, as the import system would make it but for looking for it."""
+    from _frozen_importlib import ModuleSpec
+    from _frozen_importlib_external import SourceFileLoader
+
+    name = os.path.basename(file).removesuffix(".py")
+    spec = ModuleSpec(name, SourceFileLoader(name, file), origin=file)
+    spec._set_fileattr = True
+    module = type(sys)(name)
+    module.__file__, module.__spec__, module.__loader__, module.__package__ = file, spec, spec.loader, ""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    source = os.read(fd, os.fstat(fd).st_size + 1)
+    os.close(fd)
+    sys.modules[name] = module
+    exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
 def load(place):
     """The user's function."""
     file, _, name = place.rpartition(":")
-    folder, module = os.path.split(os.path.abspath(file))
-    sys.path[0] = os.getcwd()
-    if folder != sys.path[0]:
+    here = os.getcwd()
+    file = os.path.join(here, file)
+    folder = os.path.dirname(file)
+    sys.path[0] = here
+    if folder != here:
         sys.path.insert(0, folder)
-    module = __import__(module.removesuffix(".py"))
+    module = module_of(file)
     try:
         return getattr(module, name)
     except AttributeError:
-        sys.exit(f"{file} has no {name}; faena.toml names another with handler = \"FILE:NAME\"")
+        sys.exit(f"{place} is not there: the file has no {name}; faena.toml names another with handler = \"FILE:NAME\"")
 
 
 def settler():
@@ -143,8 +183,7 @@ def answer(handle, body):
         origin = "".join(traceback.format_exception(type(error), error, first)).encode("utf-8", "replace")
         message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
         kind, out = EXCEPTION, len(message).to_bytes(4, "little") + message + origin
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     return kind, out
 
 
@@ -180,16 +219,82 @@ def serve(fd, run):
             pending = pending[end:]
 
 
+def apart(fd, handle):
+    """Serves until the socket ends, each call in a process of its own: a fork of this one, which nobody else may look into."""
+    try:
+        import ctypes
+
+        set_dumpable = ctypes.CDLL(None).prctl
+    except (ImportError, AttributeError):
+        sys.exit('reuse = "fork" needs the module ctypes, which this interpreter does not have')
+    PR_SET_DUMPABLE = 4
+    here = os.getcwd()
+    # What lies there is laid anew between two calls.
+    os.chdir("/")
+    if set_dumpable(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        sys.exit('reuse = "fork": this process cannot be closed to others')
+    flush()
+    send(fd, READY, (1).to_bytes(8, "little"), b"")
+    header = bytearray(HEADER)
+    while fill(fd, header):
+        # What this process knew of a call every later one would inherit: it is here alone, and is wiped.
+        body = bytearray(int.from_bytes(header[:4], "little"))
+        if not fill(fd, body):
+            return
+        child = os.fork()
+        if child == 0:
+            set_dumpable(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            os.chdir(here)
+            code = 0
+            try:
+                kind, out = answer(handle, bytes(body))
+                send(fd, kind, bytes(header[8:]), out)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            flush()
+            os._exit(code)
+        body[:] = bytes(len(body))
+        _, status = os.waitpid(child, 0)
+        for shared in (fd, 1, 2):
+            os.set_blocking(shared, True)
+        send(fd, ENDED, bytes(header[8:]), status.to_bytes(4, "little"))
+
+
+def fill(fd, buffer):
+    """Reads as much as there is room for; false at the end of the socket."""
+    room = memoryview(buffer)
+    while room:
+        read = os.readv(fd, [room])
+        if not read:
+            return False
+        room = room[read:]
+    return True
+
+
+def flush():
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def main():
+    # What is written into an instance goes with it.
+    sys.dont_write_bytecode = True
+    standard = len(sys.path)
+    if sys.argv[1] == "--hold":
+        import _faena_zygote
+
+        _faena_zygote.hold(sys.argv[2])
+    else:
+        system_packages()
+    own_packages(standard)
     fd = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    # What is written into an instance goes with it.
-    sys.dont_write_bytecode = True
-    find_packages()
     handle = load(sys.argv[1])
     parallel = int(os.environ.get("FAENA_PARALLEL", "1"))
+    if os.environ.get("FAENA_FORK") == "1":
+        return apart(fd, handle)
     if parallel > 1:
         from concurrent.futures import ThreadPoolExecutor
         from threading import Lock
@@ -215,6 +320,3 @@ def main():
 
     send(fd, READY, bytes(8), b"")
     serve(fd, run)
-
-
-main()

@@ -1,9 +1,11 @@
 //! One list of system calls for every process of every instance, whichever engine made it.
 //!
-//! Two filters lie on top of each other, because a filter has one answer for a match: the first lets through what
-//! is on the lists below and answers ENOSYS to the unknown, the second answers EPERM to what is refused by name or by
-//! argument. Where both refuse, the kernel takes the answer of the filter that was installed last (seccomp(2)).
-//! Foreign architectures end the process, and x32 numbers are unknown ones.
+//! Two filters lie on top of each other. The first knows numbers alone (`tree`): it lets through what is on the lists
+//! below, answers EPERM to what is refused by name and ENOSYS to the unknown. The second answers EPERM to arguments. Of two
+//! answers the kernel takes the stricter (seccomp(2)). Foreign architectures end the process, and x32 numbers are unknown
+//! ones.
+
+mod tree;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +13,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
 };
+use tree::Answer;
 
 #[cfg(target_arch = "aarch64")]
 const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
@@ -33,24 +36,40 @@ const NEW_NAMESPACES: [i32; 8] = [
 const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
 
-/// Installs the list on this process and whatever it starts.
-pub(crate) fn install() -> Result<(), seccompiler::Error> {
-    apply_filter(&allow()?)?;
-    apply_filter(&refuse()?)?;
-    apply_filter(&pretend()?)
+/// The list as the kernel takes it.
+#[derive(Debug)]
+pub struct Filters([BpfProgram; 2]);
+
+impl Filters {
+    /// Translates the list.
+    ///
+    /// # Errors
+    /// A list that the library cannot express.
+    pub fn new() -> Result<Self, seccompiler::BackendError> {
+        Ok(Self([numbers(), arguments()?]))
+    }
+
+    /// Installs the list on this process and whatever it starts; it has given up gaining privileges before.
+    ///
+    /// # Errors
+    /// A kernel without filters.
+    pub fn install(&self) -> Result<(), seccompiler::Error> {
+        self.0.iter().try_for_each(|filter| apply_filter(filter))
+    }
 }
 
-fn program(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    SeccompFilter::new(rules, otherwise, matched, ARCH)?.try_into()
-}
-
-fn allow() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules = COMMON.iter().chain(OLDER).chain(NEWER).map(|number| (*number, Vec::new())).collect();
-    program(rules, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()), SeccompAction::Allow)
+/// What is answered to whom, whatever it asks for.
+fn numbers() -> BpfProgram {
+    let errno = |number: i32| Answer::Errno(u16::try_from(number).unwrap_or(u16::MAX));
+    let refuse = errno(libc::EPERM);
+    // Writing out every file system of the host is not an instance's to ask for; it is told that it was done.
+    const PRETEND: Answer = Answer::Errno(0);
+    let lists = [(COMMON, Answer::Allow), (OLDER, Answer::Allow), (NEWER, Answer::Allow), (REFUSED, refuse)];
+    let listed = lists.into_iter().flat_map(|(list, answer)| list.iter().map(move |number| (*number, answer)));
+    let all = listed.chain([libc::SYS_sync, libc::SYS_syncfs].map(|number| (number, PRETEND)));
+    // The kernel's numbers are small ones.
+    let answers = all.filter_map(|(number, answer)| Some((u32::try_from(number).ok()?, answer))).collect();
+    tree::program(&answers, errno(libc::ENOSYS))
 }
 
 /// A rule that matches where one argument does.
@@ -58,8 +77,9 @@ fn when(argument: u8, op: Op, value: u64) -> Result<SeccompRule, seccompiler::Ba
     SeccompRule::new(vec![SeccompCondition::new(argument, Len::Dword, op, value)?])
 }
 
-fn refuse() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|number| (*number, Vec::new())).collect();
+/// What is refused of calls that are let through.
+fn arguments() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let namespaces = NEW_NAMESPACES
         .iter()
         .map(|flag| u64::from(flag.unsigned_abs()))
@@ -84,13 +104,8 @@ fn refuse() -> Result<BpfProgram, seccompiler::BackendError> {
     let others =
         domains.iter().map(|domain| SeccompCondition::new(0, Len::Dword, Op::Ne, *domain)).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_personality, vec![SeccompRule::new(others)?]);
-    program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()))
-}
-
-/// Writing out every file system of the host is not an instance's to ask for; it is told that it was done.
-fn pretend() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules = [libc::SYS_sync, libc::SYS_syncfs].map(|number| (number, Vec::new()));
-    program(rules.into(), SeccompAction::Allow, SeccompAction::Errno(0))
+    let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    SeccompFilter::new(rules, SeccompAction::Allow, refuse, ARCH)?.try_into()
 }
 
 /// Internet sockets of anything but TCP, UDP and ICMP: the kernel would load a module for them (protocols(5)).

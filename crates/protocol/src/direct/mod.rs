@@ -1,12 +1,15 @@
-//! The direct road where api and worker share a process: a call is handed over as it is, and its end comes back, without
-//! a socket between.
+//! The direct road: a call is handed to an instance's worker, and its end comes back, and nothing durable is done between.
+//! Where api and worker share a process it is handed over as it is; otherwise it travels ([`wire`]).
+
+pub mod wire;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use faena_domain::{Attempt, CallError, CallNum, CallStatus};
+use faena_domain::call::StartKind;
+use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch};
 
 use crate::records::Code;
 
@@ -78,7 +81,31 @@ pub struct DirectEnd {
     pub attempt: Attempt,
 }
 
-/// What takes calls within this process.
+impl DirectEnd {
+    /// The end of a call that no instance answered: the worker had none, or was lost.
+    pub fn unrun(error: CallError, worker: &str, engine: EngineKind) -> Self {
+        let attempt = Attempt {
+            attempt: 1,
+            worker: worker.to_owned(),
+            engine,
+            start: StartKind::Cold,
+            epoch: Epoch(1),
+            queue_ms: 0,
+            start_ms: 0,
+            run_ms: 0,
+            exit: None,
+            peak_memory_bytes: None,
+            cpu_ms: None,
+            missing_layers: Vec::new(),
+            egress_hosts: Vec::new(),
+            error: None,
+        };
+        let (result, log) = (Bytes::new(), Vec::new());
+        Self { status: CallStatus::Failed, result, head: None, error: Some(error), log, attempt }
+    }
+}
+
+/// What takes calls.
 pub trait DirectRoad: Send + Sync + fmt::Debug {
     /// Whether instances of this version can be made here.
     fn offers(&self, code: &Code) -> bool;

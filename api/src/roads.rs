@@ -1,0 +1,335 @@
+//! The direct road to workers in other processes: each of our threads has a connection of its own to each worker, so that
+//! a call crosses no thread on its way there and back.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
+use faena_protocol::direct::wire::{self, CallHead, RequestHead};
+use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
+use faena_protocol::node::{EngineInfo, NodeInfo};
+use faena_protocol::records::Code;
+use faena_transport::{Endpoint, Link, LinkEvent, LinkHandle};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+/// Versions that a connection has numbers for; beyond it all are forgotten.
+const NUMBERED: usize = 4096;
+/// How much later than its deadline a call is waited for that no worker tells the end of.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often such calls are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A call that a worker has.
+struct Pending {
+    engine: EngineKind,
+    until: Instant,
+    done: Box<dyn FnOnce(DirectEnd) + Send>,
+}
+
+/// What is on its way over one connection.
+#[derive(Default)]
+struct Lines {
+    calls: HashMap<CallNum, Pending>,
+    /// Numbers of versions, by where their code lies; held, so that nothing else comes to lie there.
+    numbers: HashMap<usize, (u32, Arc<Code>)>,
+    next: u32,
+}
+
+/// One connection of one thread to one worker.
+struct Wire {
+    worker: String,
+    link: LinkHandle,
+    is_up: AtomicBool,
+    lines: Mutex<Lines>,
+    in_flight: Arc<AtomicU32>,
+}
+
+/// One worker.
+struct Remote {
+    endpoints: Vec<Endpoint>,
+    engines: Vec<EngineKind>,
+    slots: u32,
+    /// It takes no more calls; those that it has may end.
+    is_leaving: bool,
+    in_flight: Arc<AtomicU32>,
+    wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// All workers that take calls directly, by their names.
+#[derive(Clone, Default)]
+pub(crate) struct Roads {
+    remotes: Arc<RwLock<HashMap<String, Remote>>>,
+    threads: Arc<Vec<Handle>>,
+}
+
+impl std::fmt::Debug for Roads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Roads")
+    }
+}
+
+fn kinds(engines: &[EngineInfo]) -> Vec<EngineKind> {
+    engines.iter().map(|info| info.engine).collect()
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        for wire in self.wires.write().unwrap_or_else(PoisonError::into_inner).drain() {
+            wire.1.lose_all("it has left");
+        }
+    }
+}
+
+impl Roads {
+    /// Roads from these threads.
+    pub(crate) fn new(threads: Vec<Handle>) -> Self {
+        Self { remotes: Arc::default(), threads: Arc::new(threads) }
+    }
+
+    /// A worker takes calls from now on.
+    pub(crate) fn open(&self, node: &NodeInfo) {
+        let endpoints: Vec<Endpoint> =
+            node.direct.iter().filter_map(|path| Endpoint::new(PathBuf::from(path)).ok()).collect();
+        if endpoints.is_empty() {
+            return;
+        }
+        let worker = &node.owner.worker;
+        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = remotes.get_mut(worker).filter(|known| known.endpoints == endpoints) {
+            // A run after the one that we knew listens where that did, and our connections find it.
+            (known.slots, known.is_leaving) = (node.slots, false);
+            known.engines = kinds(&node.engines);
+            return;
+        }
+        let (wires, in_flight) = (Arc::default(), Arc::new(AtomicU32::new(0)));
+        let connect = |(number, thread): (usize, &Handle)| {
+            let endpoint = endpoints[number % endpoints.len()].clone();
+            thread.spawn(keep(endpoint, worker.clone(), Arc::clone(&wires), Arc::clone(&in_flight)))
+        };
+        let tasks = self.threads.iter().enumerate().map(connect).collect();
+        let (engines, slots) = (kinds(&node.engines), node.slots);
+        let remote = Remote { endpoints, engines, slots, is_leaving: false, in_flight, wires, tasks };
+        remotes.insert(worker.clone(), remote);
+    }
+
+    fn change(&self, worker: &str, change: impl FnOnce(&mut Remote)) {
+        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        remotes.get_mut(worker).map(change);
+    }
+
+    /// A worker takes no more calls; those that it has may end.
+    pub(crate) fn leave(&self, worker: &str) {
+        self.change(worker, |remote| remote.is_leaving = true);
+    }
+
+    /// A worker makes instances with these from now on.
+    pub(crate) fn engines(&self, worker: &str, engines: &[EngineInfo]) {
+        self.change(worker, |remote| remote.engines = kinds(engines));
+    }
+
+    /// A worker is gone, and its calls with it.
+    pub(crate) fn close(&self, worker: &str) {
+        let gone = self.remotes.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+        drop(gone);
+    }
+
+    /// The connection of this thread to the worker that a version's calls go to: the same one while that has slots, so that
+    /// its instances are warm there.
+    fn choose(&self, code: &Code) -> Option<Arc<Wire>> {
+        let (engine, thread) = (code.engine?, std::thread::current().id());
+        let remotes = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        let able = remotes.iter().filter_map(|(name, remote)| {
+            let offers = !remote.is_leaving && remote.engines.contains(&engine);
+            let wires = remote.wires.read().unwrap_or_else(PoisonError::into_inner);
+            let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;
+            let is_full = remote.in_flight.load(Ordering::Relaxed) >= remote.slots;
+            Some(((is_full, weight(name, code)), Arc::clone(wire)))
+        });
+        able.min_by_key(|(order, _)| *order).map(|(_, wire)| wire)
+    }
+}
+
+/// Rendezvous hashing: each function has an order of workers of its own, which changes only for those of a worker that
+/// comes or goes (Thaler and Ravishankar 1998).
+fn weight(worker: &str, code: &Code) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (worker, &code.namespace, &code.function).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl DirectRoad for Roads {
+    fn offers(&self, code: &Code) -> bool {
+        self.choose(code).is_some()
+    }
+
+    fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+        match self.choose(&call.code) {
+            Some(wire) => wire.send(call),
+            None => Err(Box::new(call)),
+        }
+    }
+
+    fn cancel(&self, num: CallNum) -> bool {
+        let remotes = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        remotes.values().any(|remote| {
+            let wires = remote.wires.read().unwrap_or_else(PoisonError::into_inner);
+            wires.values().any(|wire| wire.cancel(num))
+        })
+    }
+}
+
+impl Wire {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+        let mut lines = self.lines();
+        let Ok(code) = self.number(&mut lines, &call.code) else { return Err(Box::new(call)) };
+        let now = Instant::now();
+        let (request, body) = match &call.request {
+            None => (None, &call.params),
+            Some(request) => {
+                let (method, target, headers) =
+                    (request.method.clone(), request.target.clone(), request.headers.clone());
+                (Some(RequestHead { method, target, headers }), &request.body)
+            }
+        };
+        let left = call.deadline.saturating_duration_since(now);
+        let head = CallHead {
+            num: call.num,
+            code,
+            timeout_ms: call.timeout_ms,
+            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            deadline_unix_ms: call.deadline_unix_ms,
+            traceparent: call.traceparent.to_string(),
+            request,
+        };
+        if !wire::call(&head, body).is_ok_and(|bytes| self.link.try_send(bytes)) {
+            return Err(Box::new(call));
+        }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        lines.calls.insert(
+            call.num,
+            Pending {
+                engine: call.code.engine.unwrap_or(EngineKind::Sandbox),
+                until: call.deadline + PATIENCE,
+                done: call.done,
+            },
+        );
+        Ok(())
+    }
+
+    /// The number of a version on this connection; one that has none is named first.
+    fn number(&self, lines: &mut Lines, code: &Arc<Code>) -> Result<u32, wire::WireError> {
+        let place = Arc::as_ptr(code) as usize;
+        if let Some((number, _)) = lines.numbers.get(&place) {
+            return Ok(*number);
+        }
+        if lines.numbers.len() >= NUMBERED {
+            lines.numbers.clear();
+            self.link.try_send(wire::forget()?);
+        }
+        lines.next += 1;
+        let number = lines.next;
+        if !self.link.try_send(wire::code(number, code)?) {
+            return Err(wire::WireError::Unknown);
+        }
+        lines.numbers.insert(place, (number, Arc::clone(code)));
+        Ok(number)
+    }
+
+    fn cancel(&self, num: CallNum) -> bool {
+        // Its end is told by the worker, as of any other call.
+        self.lines().calls.contains_key(&num) && wire::cancel(num).is_ok_and(|bytes| self.link.try_send(bytes))
+    }
+
+    fn ended(&self, bytes: &Bytes) {
+        let (num, end) = match wire::decode_end(bytes) {
+            Ok(ended) => ended,
+            Err(error) => return warn!(%error, worker = self.worker, "a message of a worker was dropped"),
+        };
+        let pending = self.lines().calls.remove(&num);
+        if let Some(pending) = pending {
+            self.finish(pending, end);
+        }
+    }
+
+    fn finish(&self, pending: Pending, end: DirectEnd) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        (pending.done)(end);
+    }
+
+    fn lose(&self, pending: Pending, why: &str) {
+        let message = format!("the worker {} was lost with the call: {why}", self.worker);
+        let error = CallError::new(ErrorKind::Infrastructure, Layer::Run, message);
+        let end = DirectEnd::unrun(error, &self.worker, pending.engine);
+        self.finish(pending, end);
+    }
+
+    /// Whatever was on its way is lost; a connection that comes anew knows no numbers.
+    fn lose_all(&self, why: &str) {
+        self.is_up.store(false, Ordering::Release);
+        let lines = std::mem::take(&mut *self.lines());
+        for pending in lines.calls.into_values() {
+            self.lose(pending, why);
+        }
+    }
+
+    /// Calls whose end should have been told long ago.
+    fn lose_late(&self) {
+        let now = Instant::now();
+        let late: Vec<Pending> = {
+            let mut lines = self.lines();
+            lines.calls.extract_if(|_, pending| pending.until < now).map(|(_, pending)| pending).collect()
+        };
+        for pending in late {
+            self.lose(pending, "it did not tell its end");
+        }
+    }
+}
+
+/// Keeps one thread's connection to a worker, until it is aborted.
+async fn keep(
+    endpoint: Endpoint,
+    worker: String,
+    wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
+    in_flight: Arc<AtomicU32>,
+) {
+    let mut link = Link::connect(endpoint);
+    let wire = Arc::new(Wire {
+        worker,
+        link: link.handle(),
+        is_up: AtomicBool::new(false),
+        lines: Mutex::default(),
+        in_flight,
+    });
+    wires.write().unwrap_or_else(PoisonError::into_inner).insert(std::thread::current().id(), Arc::clone(&wire));
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            event = link.next() => match event {
+                Some(LinkEvent::Message(bytes)) => wire.ended(&bytes),
+                Some(LinkEvent::Up) => wire.is_up.store(true, Ordering::Release),
+                Some(LinkEvent::Down) => {
+                    debug!(worker = wire.worker, "the direct road to a worker is down");
+                    wire.lose_all("its connection ended");
+                }
+                None => return,
+            },
+            _ = look.tick() => wire.lose_late(),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Control groups, made before they are needed: a dozen folders of the kernel's take it as long as all the namespaces.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use faena_domain::Limits;
+use tracing::warn;
+
+use crate::cgroup::{Group, Trees};
+
+/// How many wait.
+const POOL: usize = 16;
+/// How long nothing is asked for before others are made: what was asked for last shall have the processor for itself.
+const CALM: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+struct Ready {
+    groups: Vec<Group>,
+    taken: Instant,
+}
+
+/// Groups of instances that are not there yet. Each is used once.
+#[derive(Debug)]
+pub(super) struct Groups {
+    trees: Trees,
+    prefix: String,
+    next: AtomicU64,
+    ready: Mutex<Ready>,
+    is_filling: AtomicBool,
+}
+
+impl Groups {
+    /// None yet; their names begin with `prefix`.
+    pub(super) fn new(trees: Trees, prefix: String) -> Arc<Self> {
+        let ready = Mutex::new(Ready { groups: Vec::new(), taken: Instant::now() });
+        Arc::new(Self { trees, prefix, next: AtomicU64::new(1), ready, is_filling: AtomicBool::new(false) })
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self) -> io::Result<Group> {
+        self.trees.make(&format!("{}.{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Groups within which nothing goes over these limits.
+    pub(super) fn take(self: &Arc<Self>, limits: &Limits) -> io::Result<Group> {
+        let ready = {
+            let mut ready = self.ready();
+            ready.taken = Instant::now();
+            ready.groups.pop()
+        };
+        let group = match ready {
+            Some(group) => group,
+            None => self.make()?,
+        };
+        self.refill();
+        match group.bound(limits) {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                group.try_remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes others as soon as nothing was asked for in a while.
+    fn refill(self: &Arc<Self>) {
+        if self.is_filling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(CALM).await;
+                let Some(groups) = weak.upgrade() else { return };
+                if groups.ready().taken.elapsed() < CALM {
+                    continue;
+                }
+                // Whoever waits on this thread does not wait for the kernel.
+                let is_done = tokio::task::spawn_blocking(move || groups.fill_one()).await.unwrap_or(true);
+                if is_done {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Makes one; true where enough are there, or none can be made.
+    fn fill_one(&self) -> bool {
+        let made = match self.make() {
+            Ok(group) => {
+                let mut ready = self.ready();
+                ready.groups.push(group);
+                ready.groups.len() >= POOL
+            }
+            Err(error) => {
+                warn!(%error, "control groups cannot be made beforehand");
+                true
+            }
+        };
+        if made {
+            self.is_filling.store(false, Ordering::Release);
+        }
+        made
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in self.ready().groups.drain(..) {
+            group.try_remove();
+        }
+        self.trees.remove();
+    }
+}

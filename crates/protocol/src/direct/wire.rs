@@ -1,0 +1,236 @@
+//! The direct road between processes: what an api's threads and a worker's threads tell each other, one connection for
+//! each pair.
+//!
+//! ```text
+//! api                                  worker
+//!   │ ── code: a number for a version ──▶ │   once for each version and connection
+//!   │ ── call: number, params ──────────▶ │
+//!   │ ── cancel ────────────────────────▶ │   whenever
+//!   │ ── forget: every number ──────────▶ │   whenever
+//!   │ ◀──────────────── end: result ───── │
+//! ```
+//!
+//! A message is `kind: u8, length: u32 LE, head, body`: the head is JSON of that length, the body is bytes as they are. A
+//! connection that ends takes its calls with it: the worker cancels them, the api tells whoever waits.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use faena_domain::{Attempt, CallError, CallNum, CallStatus};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{DirectEnd, HttpHead};
+use crate::records::Code;
+
+const CODE: u8 = 1;
+const CALL: u8 = 2;
+const CANCEL: u8 = 3;
+const FORGET: u8 = 4;
+const END: u8 = 5;
+/// The bytes before a head.
+const PREFIX: usize = 5;
+
+/// A message that is none of these.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// Its beginning.
+    #[error("a message of the direct road is of no known kind, or cut short")]
+    Unknown,
+    /// Its head.
+    #[error("the head of a message of the direct road cannot be read")]
+    Head(#[from] serde_json::Error),
+}
+
+/// What a call is, but for its params.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallHead {
+    /// Its number.
+    pub num: CallNum,
+    /// The number of its version on this connection.
+    pub code: u32,
+    /// How long the attempt may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// How long the call as a whole may still take, in milliseconds.
+    pub left_ms: u64,
+    /// When it has to have ended, for the function, in Unix milliseconds.
+    pub deadline_unix_ms: i64,
+    /// The W3C trace context that it carries.
+    pub traceparent: String,
+    /// For a function that speaks HTTP: its request, whose body is the message's.
+    pub request: Option<RequestHead>,
+}
+
+/// A request but for its body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestHead {
+    /// The method.
+    pub method: String,
+    /// The path after the function's name, and the query.
+    pub target: String,
+    /// The headers.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CodeHead<C> {
+    id: u32,
+    code: C,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CancelHead {
+    num: CallNum,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EndHead {
+    num: CallNum,
+    status: CallStatus,
+    head: Option<HttpHead>,
+    error: Option<CallError>,
+    attempt: Attempt,
+    /// How many of the body's last bytes are what the process wrote.
+    log: usize,
+}
+
+/// From an api to a worker.
+#[derive(Clone, Debug)]
+pub enum ToWorker {
+    /// This number stands for this version from now on.
+    Code(u32, Box<Code>),
+    /// Run this; the params, or the body of its request.
+    Call(CallHead, Bytes),
+    /// Nobody wants this call any longer.
+    Cancel(CallNum),
+    /// No number stands for anything any more.
+    Forget,
+}
+
+fn encode(kind: u8, head: &impl Serialize, bodies: &[&[u8]]) -> Result<Bytes, WireError> {
+    let length: usize = bodies.iter().map(|body| body.len()).sum();
+    let mut out = BytesMut::with_capacity(PREFIX + 512 + length).writer();
+    out.get_mut().put_bytes(0, PREFIX);
+    serde_json::to_writer(&mut out, head)?;
+    let mut out = out.into_inner();
+    let head = u32::try_from(out.len() - PREFIX).map_err(|_| WireError::Unknown)?;
+    out[0] = kind;
+    out[1..PREFIX].copy_from_slice(&head.to_le_bytes());
+    bodies.iter().for_each(|body| out.extend_from_slice(body));
+    Ok(out.freeze())
+}
+
+/// The kind, the head and the body of a message.
+fn split(bytes: &Bytes) -> Result<(u8, &[u8], Bytes), WireError> {
+    let ([kind, length @ ..], rest) = bytes.split_first_chunk::<PREFIX>().ok_or(WireError::Unknown)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let head = rest.get(..length).ok_or(WireError::Unknown)?;
+    Ok((*kind, head, bytes.slice(PREFIX + length..)))
+}
+
+fn parse<T: DeserializeOwned>(head: &[u8]) -> Result<T, WireError> {
+    Ok(serde_json::from_slice(head)?)
+}
+
+/// A number for a version, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn code(id: u32, code: &Code) -> Result<Bytes, WireError> {
+    encode(CODE, &CodeHead { id, code }, &[])
+}
+
+/// A call, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn call(head: &CallHead, body: &[u8]) -> Result<Bytes, WireError> {
+    encode(CALL, head, &[body])
+}
+
+/// A call that nobody wants any longer, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn cancel(num: CallNum) -> Result<Bytes, WireError> {
+    encode(CANCEL, &CancelHead { num }, &[])
+}
+
+/// That no number stands for anything any more, as bytes.
+///
+/// # Errors
+/// None in practice.
+pub fn forget() -> Result<Bytes, WireError> {
+    encode(FORGET, &(), &[])
+}
+
+/// An end, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn end(num: CallNum, end: DirectEnd) -> Result<Bytes, WireError> {
+    let DirectEnd { status, result, head, error, log, attempt } = end;
+    let head = EndHead { num, status, head, error, attempt, log: log.len() };
+    encode(END, &head, &[&result, &log])
+}
+
+impl ToWorker {
+    /// Reads what an api sent.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(bytes: &Bytes) -> Result<Self, WireError> {
+        let (kind, head, body) = split(bytes)?;
+        match kind {
+            CODE => parse(head).map(|CodeHead { id, code }| Self::Code(id, code)),
+            CALL => Ok(Self::Call(parse(head)?, body)),
+            CANCEL => parse(head).map(|CancelHead { num }| Self::Cancel(num)),
+            FORGET => Ok(Self::Forget),
+            _ => Err(WireError::Unknown),
+        }
+    }
+}
+
+/// Reads an end that a worker sent.
+///
+/// # Errors
+/// [`WireError`].
+pub fn decode_end(bytes: &Bytes) -> Result<(CallNum, DirectEnd), WireError> {
+    let (END, head, mut body) = split(bytes)? else { return Err(WireError::Unknown) };
+    let EndHead { num, status, head, error, attempt, log } = parse(head)?;
+    let result = body.len().checked_sub(log).map(|length| body.split_to(length)).ok_or(WireError::Unknown)?;
+    Ok((num, DirectEnd { status, result, head, error, log: body.to_vec(), attempt }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_reads_back_as_itself() {
+        let head = CallHead {
+            num: CallNum(7),
+            code: 3,
+            timeout_ms: 1000,
+            left_ms: 900,
+            deadline_unix_ms: 5,
+            traceparent: "00-1-2-01".to_owned(),
+            request: Some(RequestHead {
+                method: "PUT".to_owned(),
+                target: "/a?b".to_owned(),
+                headers: vec![("x".to_owned(), vec![0xff])],
+            }),
+        };
+        let bytes = call(&head, b"body").expect("bytes");
+        let ToWorker::Call(read, body) = ToWorker::decode(&bytes).expect("a call") else { panic!("no call") };
+        assert_eq!((read, &body[..]), (head, &b"body"[..]));
+    }
+
+    #[test]
+    fn what_is_no_message_is_told() {
+        for bytes in [&b""[..], b"{}", b"\x09\0\0\0\0", b"\x02\xff\xff\xff\xff{}", b"\x02\x02\0\0\0{}"] {
+            assert!(ToWorker::decode(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+            assert!(decode_end(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+        }
+    }
+}

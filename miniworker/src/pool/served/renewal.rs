@@ -1,0 +1,139 @@
+//! Instances in which each call has a process of its own: what a call leaves is gone before the next one begins.
+//!
+//! The process that has loaded the version forks for each call and tells how the fork ended. When a call has ended,
+//! however that was, the agent kills whatever is there beside that process and itself, and removes what was left outside
+//! `path`; then the code is laid anew.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Buf;
+use faena_domain::Layer;
+use faena_instance_protocol::handler::{HEADER, Header, Kind};
+use faena_instance_protocol::{Exit, ToAgent, ToMiniworker};
+
+use super::{InFlight, Over, PoolEnd, Task};
+use crate::result;
+
+/// How long an agent may take to clean up.
+const CLEAN: Duration = Duration::from_secs(2);
+/// The bytes that tell how a process ended.
+const EXIT: u32 = 4;
+
+/// What a call was in an instance that is to be made as new.
+pub(super) struct Used {
+    /// The number of the call in this instance.
+    id: u64,
+    took_ms: f64,
+    /// How its process ended, where that has been told.
+    exit: Option<Exit>,
+}
+
+impl Used {
+    pub(super) fn of(flight: &InFlight) -> Self {
+        Self { id: flight.id, took_ms: flight.took_ms(), exit: None }
+    }
+}
+
+/// How a process ended (wait(2), as Linux encodes it).
+fn exit_of(body: &[u8]) -> Option<Exit> {
+    let status = i32::from_le_bytes(body.try_into().ok()?);
+    Some(match status & 0x7f {
+        0 => Exit::Code((status >> 8) & 0xff),
+        signal => Exit::Signal(signal),
+    })
+}
+
+impl Task {
+    /// A fork has ended: that of the call under way, or of the one that was answered just now. Earlier ones are of no
+    /// interest any more.
+    pub(super) fn own_process_ended(&mut self, id: u64, body: &[u8]) -> Result<(), Over> {
+        let exit = exit_of(body).ok_or_else(|| Over::Lost("it sent what is no frame".to_owned()))?;
+        let flight = self.served.lines().in_flight.iter().find(|flight| flight.id == id).map(Used::of);
+        if let Some(used) = self.used.as_mut().filter(|used| used.id == id) {
+            used.exit = Some(exit);
+        } else if let Some(used) = flight {
+            self.used = Some(Used { exit: Some(exit), ..used });
+        }
+        Ok(())
+    }
+
+    /// Takes what is left on the socket: the word that the fork has ended, and nothing else. Whoever could have written
+    /// to it is dead by now, but for the process that forks, which waits for the next call.
+    async fn last_frames(&mut self, used: &mut Used) -> Result<(), Over> {
+        let lost = |why: &str| Over::Lost(why.to_owned());
+        let end = tokio::time::Instant::now() + CLEAN;
+        loop {
+            while let Some(head) = self.incoming.first_chunk::<HEADER>() {
+                let header = Header::decode(head).ok_or_else(|| lost("it sent what is no frame"))?;
+                if header.kind != Kind::Ended || header.length != EXIT {
+                    return Err(lost("a call's process left an answer behind"));
+                }
+                if self.incoming.len() < HEADER + EXIT as usize {
+                    break;
+                }
+                self.incoming.advance(HEADER);
+                let exit = exit_of(&self.incoming.split_to(EXIT as usize));
+                if header.id == used.id {
+                    used.exit = exit;
+                }
+            }
+            let Some(frames) = &mut self.frames else { return Err(lost("its process listens no more")) };
+            match frames.try_read_buf(&mut self.incoming) {
+                Ok(0) => return Err(lost("its process closed its standard input")),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if used.exit.is_some() {
+                        let is_whole = self.incoming.is_empty();
+                        return if is_whole { Ok(()) } else { Err(lost("a call's process left half a frame behind")) };
+                    }
+                    // One that was not forked before the others were killed would run now.
+                    match tokio::time::timeout_at(end, frames.readable()).await {
+                        Ok(Ok(())) => {}
+                        _ => return Err(lost("its process does not tell that the call's own has ended")),
+                    }
+                }
+                Err(error) => return Err(Over::Lost(error.to_string())),
+            }
+        }
+    }
+
+    /// Makes the instance as new, and tells the pool.
+    pub(super) async fn renew(&mut self, mut used: Used) -> Result<(), Over> {
+        let lost = |error: &dyn std::fmt::Display| Over::Lost(error.to_string());
+        self.agent.send(&ToAgent::Clean, &[]).await.map_err(|error| lost(&error))?;
+        let oom_kills = match tokio::time::timeout(CLEAN, self.agent.receive()).await {
+            Ok(Ok((ToMiniworker::Cleaned { error: None, oom_kills }, _))) => oom_kills,
+            Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => return Err(lost(&error)),
+            Ok(Ok((ToMiniworker::Ended(ended), _))) => return Err(Over::Ended(ended)),
+            Ok(Ok(_)) => return Err(lost(&"it sent what no agent sends now")),
+            Ok(Err(error)) => return Err(lost(&error)),
+            Err(_) => return Err(lost(&"it does not clean up")),
+        };
+        self.last_frames(&mut used).await?;
+        self.drain_output();
+        if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
+            let when = (Layer::Run, " before it answered");
+            let error = result::fallen(exit, oom_kills, self.served.code.limits.memory, when);
+            let end = PoolEnd::failed(&flight.call, flight.began, error);
+            self.end(flight, end);
+        }
+        // What came after the answer is nobody's.
+        self.log.clear();
+        if let Some(egress) = &self.egress {
+            egress.end_call();
+        }
+        if oom_kills > 0 {
+            // What the process that forks has of memory may be what was missing.
+            return Err(Over::Retired);
+        }
+        let guard = self.served.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(mut guard) = guard else { return Err(lost(&"the instance is gone")) };
+        let laid = guard.lay(self.tree.path()).await;
+        *self.served.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(guard);
+        laid.map_err(|error| lost(&error))?;
+        let served = &self.served;
+        served.pool.finished(&served.key, served.id(), used.took_ms);
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! Calls of the direct road that come from another process: handed to the pool as they come, on a thread of one runtime
+//! where their instances live too.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
+use faena_miniworker::Pool;
+use faena_protocol::direct::wire::{self, CallHead, ToWorker};
+use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpRequest};
+use faena_protocol::records::Code;
+use faena_transport::{Endpoint, Peer, Server, ServerEvent, ServerHandle};
+use tracing::{debug, warn};
+
+/// What is known of a thread of an api.
+#[derive(Default)]
+struct Caller {
+    /// Versions by their numbers.
+    codes: HashMap<u32, Arc<Code>>,
+    /// Calls of it that have not ended.
+    calls: Arc<Mutex<HashSet<CallNum>>>,
+}
+
+/// Serves one socket until the task is aborted.
+pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: String) {
+    let mut server = match Server::bind(&endpoint).await {
+        Ok(server) => server,
+        Err(error) => {
+            return warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the dispatcher");
+        }
+    };
+    let mut callers: HashMap<Peer, Caller> = HashMap::new();
+    let road = Road { pool, codes, handle: server.handle(), worker };
+    while let Some(event) = server.next().await {
+        match event {
+            ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
+                Ok(message) => road.heard(callers.entry(peer.clone()).or_default(), peer, message),
+                Err(error) => warn!(%error, "a message of an api was dropped"),
+            },
+            ServerEvent::Lost(peer) => {
+                if let Some(caller) = callers.remove(&peer) {
+                    road.lost(&caller);
+                }
+            }
+        }
+    }
+}
+
+/// Versions that calls came with lately: whoever knows instances by the allocation of their code finds them again,
+/// whichever connection it came by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Codes(Arc<Mutex<Newest>>);
+
+/// The newest that came of each function.
+type Newest = HashMap<(Namespace, FunctionName), Weak<Code>>;
+
+impl Codes {
+    fn same(&self, code: Code) -> Arc<Code> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = (code.namespace.clone(), code.function.clone());
+        if let Some(same) = known.get(&name).and_then(Weak::upgrade).filter(|known| **known == code) {
+            return same;
+        }
+        known.retain(|_, code| code.strong_count() > 0);
+        let code = Arc::new(code);
+        known.insert(name, Arc::downgrade(&code));
+        code
+    }
+}
+
+struct Road {
+    pool: Pool,
+    codes: Codes,
+    handle: ServerHandle,
+    worker: String,
+}
+
+impl Road {
+    fn heard(&self, caller: &mut Caller, peer: Peer, message: ToWorker) {
+        match message {
+            ToWorker::Code(id, code) => drop(caller.codes.insert(id, self.codes.same(*code))),
+            ToWorker::Forget => caller.codes.clear(),
+            ToWorker::Cancel(num) => cancel(&self.pool, num),
+            ToWorker::Call(head, body) => match caller.codes.get(&head.code) {
+                Some(code) => self.call(Arc::clone(code), Arc::clone(&caller.calls), peer, head, body),
+                None => {
+                    warn!(call = %head.num, "a call of a version that was not named");
+                    let (num, engine) = (head.num, EngineKind::Sandbox);
+                    caller.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
+                    let (calls, handle) = (Arc::clone(&caller.calls), self.handle.clone());
+                    drop(Answer { num, calls, handle, peer, worker: self.worker.clone(), engine });
+                }
+            },
+        }
+    }
+
+    fn call(&self, code: Arc<Code>, calls: Arc<Mutex<HashSet<CallNum>>>, peer: Peer, head: CallHead, body: Bytes) {
+        let num = head.num;
+        calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
+        let engine = code.engine.unwrap_or(EngineKind::Sandbox);
+        let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
+        let (request, params) = match head.request {
+            None => (None, body),
+            Some(request) => {
+                let (method, target, headers) = (request.method, request.target, request.headers);
+                (Some(HttpRequest { method, target, headers, body }), Bytes::new())
+            }
+        };
+        let call = DirectCall {
+            num,
+            code,
+            params,
+            request,
+            timeout_ms: head.timeout_ms,
+            deadline: Instant::now() + Duration::from_millis(head.left_ms),
+            deadline_unix_ms: head.deadline_unix_ms,
+            traceparent: head.traceparent.into(),
+            done: Box::new(move |end| answer.tell(end)),
+        };
+        // One that is refused is told so when it is dropped.
+        drop(self.pool.submit(call));
+    }
+
+    /// Nobody hears the ends of its calls: nothing of them runs on.
+    fn lost(&self, caller: &Caller) {
+        let calls = std::mem::take(&mut *caller.calls.lock().unwrap_or_else(PoisonError::into_inner));
+        if !calls.is_empty() {
+            debug!(calls = calls.len(), "an api is gone; its calls are cancelled");
+        }
+        for num in calls {
+            cancel(&self.pool, num);
+        }
+    }
+}
+
+/// One that has ended meanwhile needs it no more.
+fn cancel(pool: &Pool, num: CallNum) {
+    DirectRoad::cancel(pool, num);
+}
+
+/// Tells the end of a call, once, whatever becomes of it here.
+struct Answer {
+    num: CallNum,
+    calls: Arc<Mutex<HashSet<CallNum>>>,
+    handle: ServerHandle,
+    peer: Peer,
+    worker: String,
+    engine: EngineKind,
+}
+
+impl Answer {
+    fn tell(&self, end: DirectEnd) {
+        // The end of one whose caller has gone, or was told already, is nobody's.
+        if !self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.num) {
+            return;
+        }
+        match wire::end(self.num, end) {
+            Ok(bytes) if self.handle.try_send(&self.peer, bytes.clone()) => {}
+            Ok(_) => warn!(call = %self.num, "the end of a call cannot be told: too much waits to be sent"),
+            Err(error) => warn!(%error, call = %self.num, "the end of a call cannot be told"),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.calls.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.num) {
+            return;
+        }
+        let error =
+            CallError::new(ErrorKind::Unavailable, Layer::Queue, "the worker takes no more calls at the moment");
+        self.tell(DirectEnd::unrun(error, &self.worker, self.engine));
+    }
+}
