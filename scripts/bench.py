@@ -243,7 +243,7 @@ class Bench:
         self.rows["docker-python"].add(docker[0], python[0], None, mem)
         raw8, ours8 = self.wrk(nat[0], "/", 8, POST), self.wrk(up.port, "/f/native", 8, POST)
         self.rows["capacity"].add(ours8[2], raw8[2], None, mem)
-        self.rows["capacity-python"].add(self.wrk(up.port, "/f/python", 8, POST)[2], self.wrk(py[0], "/", 8, POST)[2], None, mem)
+        self.rows["capacity-python"].add(self.wrk(up.port, "/f/python8", 8, POST)[2], self.wrk(py[0], "/", 8, POST)[2], None, mem)
         raw_tail, ours_tail = self.paced(nat[0], "/", raw8[2] / 2), self.paced(up.port, "/f/native", ours8[2] / 2)
         self.rows["tail"].add(ours_tail[1] / ours_tail[0], raw_tail[1] / raw_tail[0], None, mem)
         raw_echo, echo = self.wrk(nat[0], "/echo", 1, ECHO_POST), self.wrk(up.port, "/f/echo", 1, ECHO_POST)
@@ -269,24 +269,40 @@ class Bench:
         spans = []
         for _ in range(7):
             spans += timed(lambda: up.call("cold", connection), 1)
-            time.sleep(0.05)
+            time.sleep(0.1)
         sandbox = statistics.median(spans)
         self.rows["cold"].add(sandbox, limit, (cpu_us(up.pids()) - before) / 7, mem)
+        until(lambda: up.pool()["interpreters"] > 0, "an interpreter that is held ready", 30)
+        up.call("cloned", connection)
+        before = cpu_us(up.pids())
+        spans = []
+        for _ in range(3):
+            # Where one interpreter waits for its code, the call finds it, as it would after a moment of calm.
+            spare(up)
+            spans += timed(lambda: up.call("cloned", connection), 1)
+        self.rows["cold-zygote"].add(statistics.median(spans), limit, (cpu_us(up.pids()) - before) / 3, mem)
+        fork = []
+        for _ in range(9):
+            fork += timed(lambda: up.call("forked", connection), 1)
+            time.sleep(0.02)
+        self.rows["fork"].add(statistics.median(fork), limit, None, mem)
         spans = timed(lambda: up.call("cold100", connection), 5)
         self.rows["cold-100"].add(statistics.median(spans), sandbox, None, mem)
         # A function that has never been called: its instance waits because faena.toml says so.
         for engine, name in (("sandbox", f"hit{turn}"), ("docker", f"dhit{turn}")):
             until(lambda name=name: up.request("GET", f"/function/{name}")[0] == 200, name)
             self.rows[f"hit-{engine}"].add(timed(lambda name=name: up.call(name, connection), 1)[0], limit, None, mem)
-        until(lambda: up.pool()["blank"] > 0, "a container without code", 30)
+        spare(up)
         spans = []
         for index in range(2):
-            until(lambda: up.pool()["blank"] > 0, "a container without code", 30)
+            spare(up)
             spans += timed(lambda index=index: up.call(f"dnew{turn}x{index}", connection), 1)
         docker = statistics.median(spans)
         self.rows["cold-docker"].add(docker, limit, None, mem)
-        until(lambda: up.pool()["blank"] > 0, "a container without code", 30)
+        spare(up)
         self.rows["cold-docker-100"].add(timed(lambda: up.call(f"dbig{turn}", connection), 1)[0], docker, None, mem)
+        # What is made for the next call is made before this is measured.
+        spare(up)
         bare = statistics.median(timed(lambda: subprocess.run(["/usr/bin/python3", f"{self.folder}/code/test.py"], input=ADA.encode(), capture_output=True, check=True), 9))
         paced = []
         for _ in range(9):
@@ -295,14 +311,15 @@ class Bench:
         self.rows["command"].add(statistics.median(paced), bare, None, mem)
 
     def burst(self, up, count=50):
-        body = lambda: up.call("cold")
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
-            begun = time.perf_counter()
-            list(pool.map(lambda _: body(), range(count)))
-            ours = (time.perf_counter() - begun) * 1000
-            begun = time.perf_counter()
-            list(pool.map(lambda _: self.docker_run(1), range(count)))
-            self.rows["burst"].add(ours, (time.perf_counter() - begun) * 1000, None, memory_mb(up.pids()[0]))
+            def at_once(action):
+                begun = time.perf_counter()
+                list(pool.map(lambda _: action(), range(count)))
+                return (time.perf_counter() - begun) * 1000
+            plain, cloned = at_once(lambda: up.call("cold")), at_once(lambda: up.call("cloned"))
+            limit, mem = at_once(lambda: self.docker_run(1)), memory_mb(up.pids()[0])
+            self.rows["burst"].add(plain, limit, None, mem)
+            self.rows["burst-zygote"].add(cloned, limit, None, mem)
 
     def thaw(self, up):
         """A frozen instance answers, beside a paused container that is unpaused and does the least there is."""
@@ -318,8 +335,9 @@ class Bench:
         self.rows["thaw"].add(ours, timed(unpause, 1)[0])
 
     def idle(self, up, turn, count=20):
-        """What twenty waiting instances take of the machine, their own processes left out."""
-        before, resident, others = available_mb(), memory_mb(up.pids()[0]), up.pool()["instances"]
+        """What twenty waiting instances take but for the users' own processes: their agents, the platform and the kernel."""
+        before, resident, others = kernel_mb(), memory_mb(up.pids()[0]), up.pool()["instances"]
+        old = set(agents())
         up.upload("native", f"idle{turn}", {"hello": self.native, "faena.toml": f'contract = "handler"\nminimum = {count}\n'})
         up.ready(f"idle{turn}")
         own = []
@@ -329,8 +347,8 @@ class Bench:
             return len(own) >= count + 3
         until(there, "waiting instances", 60)
         time.sleep(1)
-        process = statistics.median(private_mb(pid) for pid in own)
-        self.rows["idle"].add((before - available_mb()) / count - process, 1.0, None, memory_mb(up.pids()[0]) - resident)
+        held = sum(private_mb(pid) for pid in agents() if pid not in old) + kernel_mb() - before + memory_mb(up.pids()[0]) - resident
+        self.rows["idle"].add(held / count, 1.0, None, memory_mb(up.pids()[0]) - resident)
         up.request("DELETE", f"/function/idle{turn}")
         until(lambda: up.pool()["instances"] <= others + 2, "their end", 60)
 
@@ -381,13 +399,26 @@ def prototype(up, count=12):
         print(f"| preload {policy} | {statistics.median(spans):.0f} | {spans[int(count * 0.95) - 1]:.0f} | {theirs} | {tail} |")
 
 
-def available_mb():
-    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 1024
+def kernel_mb():
+    """What the kernel holds for processes, namespaces, mounts and control groups."""
+    held = dict(re.findall(r"(\w+):\s+(\d+)", Path("/proc/meminfo").read_text()))
+    return sum(int(held[name]) for name in ("SUnreclaim", "KernelStack", "PageTables", "Percpu")) / 1024
+
+
+def agents():
+    pids = (pid for pid in Path("/proc").iterdir() if pid.name.isdigit())
+    return [pid for pid in pids if (pid / "cmdline").read_bytes().startswith(b"faena-agent")]
 
 
 def private_mb(pid):
     text = (pid / "smaps_rollup").read_text()
     return sum(int(kb) for kb in re.findall(r"Private_\w+:\s+(\d+)", text)) / 1024
+
+
+def spare(up):
+    """Waits for what waits without code: two containers and one interpreter. A worker tells of it once a second."""
+    time.sleep(1.5)
+    until(lambda: up.pool()["blank"] >= 3, "everything that waits without code", 30)
 
 
 def timed(action, count):
@@ -427,6 +458,8 @@ def define(bench):
     row("capacity-python", "calls/s on one core, Python, c=8 ÷ uvicorn", "1/s", 1.0, 1.5, higher=True)
     row("apart", "through a worker in another process, native, c=1: p50 ÷ raw", "µs", 1.7, 1.5)
     row("cold", "cold, sandbox, Python hello ÷ `docker run`", "ms", 0.06, 0.04)
+    row("cold-zygote", "cold, sandbox with zygote, Python hello ÷ `docker run`", "ms", 0.02, 0.01)
+    row("fork", "`reuse = \"fork\"`, Python hello, warm ÷ `docker run`", "ms", None, None)
     row("hit-sandbox", "a pool hit, sandbox ÷ `docker run`", "ms", 0.005, 0.002)
     row("cold-docker", "cold, docker, preload runtime ÷ `docker run`", "ms", 0.15, 0.08)
     row("hit-docker", "a pool hit, docker, preload function ÷ `docker run`", "ms", 0.02, 0.005)
@@ -434,6 +467,7 @@ def define(bench):
     row("cold-docker-100", "cold with 100 MB of dependencies ÷ cold hello, docker", "ms", 1.5, 1.2)
     row("command", "`command` warm, Python ÷ the bare process", "ms", 1.3, 1.1)
     row("burst", "50 cold starts at once, sandbox ÷ 50 `docker run`", "ms", 0.06, 0.045)
+    row("burst-zygote", "50 cold starts at once, sandbox with zygote ÷ 50 `docker run`", "ms", 0.02, 0.01)
     row("thaw", "thaw and call ÷ `docker unpause` and exec", "ms", 0.1, 0.03)
     row("accepts", "durable accepts/s, c=64 ÷ no-op POST/s", "1/s", 0.5, 0.8, higher=True)
     row("accepts-commits", "durable accepts/s, c=64 ÷ one-row commits/s of SQLite", "1/s", None, None, higher=True)
@@ -454,10 +488,13 @@ def prepare(bench, up, apart, many):
     up.function("single", {"hello": native}, handler, **program)
     up.function("dnative", {"hello": native}, handler + "parallel = 8\n", engine="docker", image="bashruntime", run="./hello")
     up.function("python", {"handler.py": HANDLER}, handler, engine="sandbox")
+    up.function("python8", {"handler.py": HANDLER}, handler + "parallel = 8\n", engine="sandbox")
     up.function("dpython", {"handler.py": HANDLER}, handler, engine="docker")
-    up.function("cold", {"handler.py": HANDLER}, handler + 'reuse = "never"\n', engine="sandbox")
+    up.function("cold", {"handler.py": HANDLER}, handler + 'reuse = "never"\npreload = "none"\n', engine="sandbox")
+    up.function("cloned", {"handler.py": HANDLER}, handler + 'reuse = "never"\n', engine="sandbox")
+    up.function("forked", {"handler.py": HANDLER}, handler + 'reuse = "fork"\n', engine="sandbox")
     big = {f"deps/part{n}.bin": os.urandom(10 << 20) for n in range(10)}
-    up.function("cold100", {"handler.py": HANDLER, **big}, handler + 'reuse = "never"\n', engine="sandbox")
+    up.function("cold100", {"handler.py": HANDLER, **big}, handler + 'reuse = "never"\npreload = "none"\n', engine="sandbox")
     up.function("command", {"test.py": COMMAND}, engine="sandbox")
     up.runtime("dr", engine="docker")
     for turn in range(ROUNDS):
@@ -466,7 +503,7 @@ def prepare(bench, up, apart, many):
         up.upload("dr", f"dbig{turn}", {"handler.py": HANDLER, **big, "faena.toml": handler})
         for index in range(2):
             up.upload("dr", f"dnew{turn}x{index}", {"handler.py": HANDLER, "faena.toml": handler})
-    for name in ["native", "echo", "dnative", "python", "dpython", "frozen", "single"]:
+    for name in ["native", "echo", "dnative", "python", "python8", "dpython", "frozen", "single"]:
         up.request("POST", f"/f/{name}", ADA, JSON)
     apart.function("native", {"hello": native}, handler, **program)
     apart.call("native")
