@@ -141,6 +141,7 @@ impl Roads {
     /// A worker is gone, and its calls with it.
     pub(crate) fn close(&self, worker: &str) {
         let gone = self.remotes.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+        // Whoever waits for its calls is told outside of the lock.
         drop(gone);
     }
 

@@ -208,6 +208,15 @@ fn an_interpreter_that_is_killed_is_replaced() {
     }
 }
 
+/// With one slot a call waits until the instance is as new.
+fn with_one_slot() -> Platform {
+    let mut platform = Platform::stopped();
+    std::fs::write(platform.settings_file(), "slots = 1\n").expect("writing the settings");
+    platform.start_role(Role::Up);
+    platform.ready();
+    platform
+}
+
 /// How many instances were made because a call waited.
 fn made(platform: &Platform) -> u64 {
     let metrics = platform.get("/metrics").text();
@@ -216,11 +225,7 @@ fn made(platform: &Platform) -> u64 {
 }
 
 fn nothing_is_left_between_forks(engine: Engine) {
-    // With one slot a call waits until the instance is as new.
-    let mut platform = Platform::stopped();
-    std::fs::write(platform.settings_file(), "slots = 1\n").expect("writing the settings");
-    platform.start_role(Role::Up);
-    platform.ready();
+    let platform = with_one_slot();
     function(&platform, engine, "forked", &[("handler.py", FORKED)], "reuse = \"fork\"\n");
     let first = called(&platform, "forked", &json!({}));
     let mut drawn = vec![first["random"].clone()];
@@ -262,10 +267,7 @@ fn nothing_is_left_between_forks_in_docker() {
 
 /// Whatever a call does to the process that it was forked from: the next one is answered with its own answer.
 fn a_hostile_call_harms_itself_alone(reuse: &str, acts: &[&str]) {
-    let mut platform = Platform::stopped();
-    std::fs::write(platform.settings_file(), "slots = 1\n").expect("writing the settings");
-    platform.start_role(Role::Up);
-    platform.ready();
+    let mut platform = with_one_slot();
     function(&platform, Engine::Sandbox, "hostile", &[("handler.py", HOSTILE)], &format!("reuse = \"{reuse}\"\n"));
     let port = platform.port;
     for (n, act) in acts.iter().enumerate() {

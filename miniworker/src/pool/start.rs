@@ -141,7 +141,7 @@ impl Wired {
                 (Some(tokio::net::UnixStream::from_std(ours).map_err(node_failure)?), theirs.into())
             }
         };
-        let may_be_clone = domain(pool, code, tree).is_some();
+        let may_be_clone = program.may_be_clone(pool, code, tree);
         let (waiting, domain) = (waiting_run(&code.path, false), code.namespace.to_string());
         Ok(Self {
             run: run_frame(pool, code, program.words),
@@ -209,8 +209,7 @@ fn waiting_run(path: &str, has_time: bool) -> Run {
 /// Whose interpreters a version's instances may be clones of, where they may.
 pub(super) fn domain(pool: &Shared, code: &Code, tree: &Path) -> Option<String> {
     let program = Program::of(code, tree).ok().filter(|_| is_served(code))?;
-    let may_be_clone = program.is_python && pool.preloads(code) && suits_a_clone(code, tree);
-    may_be_clone.then(|| code.namespace.to_string())
+    program.may_be_clone(pool, code, tree).then(|| code.namespace.to_string())
 }
 
 /// Whether an interpreter that was started before a version was known is as good as one of its own: nothing that it would
@@ -316,6 +315,10 @@ struct Program {
 }
 
 impl Program {
+    fn may_be_clone(&self, pool: &Shared, code: &Code, tree: &Path) -> bool {
+        self.is_python && pool.preloads(code) && suits_a_clone(code, tree)
+    }
+
     fn of(code: &Code, tree: &Path) -> Result<Self, StartError> {
         let own = || {
             let command = Command::parse(&code.run).map_err(|error| refused(error.to_string()))?;

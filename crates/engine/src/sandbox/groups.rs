@@ -91,7 +91,7 @@ impl Groups {
 
     /// Makes one; true where enough are there, or none can be made.
     fn fill_one(&self) -> bool {
-        let made = match self.make() {
+        let is_done = match self.make() {
             Ok(group) => {
                 let mut ready = self.ready();
                 ready.groups.push(group);
@@ -102,10 +102,10 @@ impl Groups {
                 true
             }
         };
-        if made {
+        if is_done {
             self.is_filling.store(false, Ordering::Release);
         }
-        made
+        is_done
     }
 }
 
