@@ -4,12 +4,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use faena_engine::{Engine, EngineError, Guard, Instance, InstanceSpec};
+use faena_engine::{AgentSocket, Engine, EngineError, Guard, Instance, InstanceSpec};
+use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::sync::oneshot;
 
 use crate::code::CodeLease;
+
+/// How long an agent may take to clean up.
+pub(crate) const CLEAN: Duration = Duration::from_secs(2);
 
 /// Makes an instance of code that stays while it lives. Whoever asked may go away: what is then made is destroyed at once.
 pub(crate) async fn create(
@@ -40,6 +45,30 @@ pub(crate) async fn lay(mut blank: Instance, code: CodeLease) -> Result<Instance
             blank.guard.destroy().await;
             Err(error)
         }
+    }
+}
+
+/// Why an instance could not be cleaned.
+#[derive(Debug)]
+pub(crate) enum Unclean {
+    /// The process that was to be kept has ended.
+    Ended(Ended),
+    /// What went wrong.
+    Lost(String),
+}
+
+/// Has an agent remove what ended processes left outside `path`, and kill whatever is there beside the process that was
+/// started, if that still runs; tells how often memory ran out meanwhile.
+pub(crate) async fn clean(agent: &mut AgentSocket) -> Result<u64, Unclean> {
+    let lost = |error: &dyn std::fmt::Display| Unclean::Lost(error.to_string());
+    agent.send(&ToAgent::Clean, &[]).await.map_err(|error| lost(&error))?;
+    match tokio::time::timeout(CLEAN, agent.receive()).await {
+        Ok(Ok((ToMiniworker::Cleaned { error: None, oom_kills }, _))) => Ok(oom_kills),
+        Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => Err(lost(&error)),
+        Ok(Ok((ToMiniworker::Ended(ended), _))) => Err(Unclean::Ended(ended)),
+        Ok(Ok(_)) => Err(lost(&"it sent what no agent sends now")),
+        Ok(Err(error)) => Err(lost(&error)),
+        Err(_) => Err(lost(&"it does not answer")),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use faena_domain::Reuse;
 use faena_engine::{EngineError, Instance};
-use faena_instance_protocol::{ToAgent, ToMiniworker};
+use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
 use tracing::debug;
 
@@ -14,9 +14,7 @@ use super::Shared;
 use super::state::Key;
 use crate::code::CodeLease;
 use crate::egress::Egress;
-
-/// How long an agent may take to clean up.
-const CLEAN: Duration = Duration::from_secs(2);
+use crate::instance::{self, Unclean};
 
 /// What a call left of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,14 +127,10 @@ impl Parked {
         }
         let agent = &mut self.instance.agent;
         agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.map_err(|error| lost(&error))?;
-        agent.send(&ToAgent::Clean, &[]).await.map_err(|error| lost(&error))?;
-        match tokio::time::timeout(CLEAN, agent.receive()).await {
-            Ok(Ok((ToMiniworker::Cleaned { error: None, .. }, _))) => {}
-            Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => return Err(lost(&error)),
-            Ok(Ok(_)) => return Err(lost(&"it sent what no agent sends now")),
-            Ok(Err(error)) => return Err(lost(&error)),
-            Err(_) => return Err(lost(&"it does not answer")),
-        }
+        instance::clean(agent).await.map_err(|error| match error {
+            Unclean::Ended(_) => lost(&"it sent what no agent sends now"),
+            Unclean::Lost(error) => lost(&error),
+        })?;
         self.instance.guard.lay(self.tree.path()).await
     }
 

@@ -5,18 +5,16 @@
 //! `path`; then the code is laid anew.
 
 use std::io;
-use std::time::Duration;
 
 use bytes::Buf;
 use faena_domain::Layer;
+use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
-use faena_instance_protocol::{Exit, ToAgent, ToMiniworker};
 
 use super::{InFlight, Over, PoolEnd, Task};
+use crate::instance::{self, CLEAN, Unclean};
 use crate::result;
 
-/// How long an agent may take to clean up.
-const CLEAN: Duration = Duration::from_secs(2);
 /// The bytes that tell how a process ended.
 const EXIT: u32 = 4;
 
@@ -101,15 +99,10 @@ impl Task {
     /// Makes the instance as new, and tells the pool.
     pub(super) async fn renew(&mut self, mut used: Used) -> Result<(), Over> {
         let lost = |error: &dyn std::fmt::Display| Over::Lost(error.to_string());
-        self.agent.send(&ToAgent::Clean, &[]).await.map_err(|error| lost(&error))?;
-        let oom_kills = match tokio::time::timeout(CLEAN, self.agent.receive()).await {
-            Ok(Ok((ToMiniworker::Cleaned { error: None, oom_kills }, _))) => oom_kills,
-            Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => return Err(lost(&error)),
-            Ok(Ok((ToMiniworker::Ended(ended), _))) => return Err(Over::Ended(ended)),
-            Ok(Ok(_)) => return Err(lost(&"it sent what no agent sends now")),
-            Ok(Err(error)) => return Err(lost(&error)),
-            Err(_) => return Err(lost(&"it does not clean up")),
-        };
+        let oom_kills = instance::clean(&mut self.agent).await.map_err(|error| match error {
+            Unclean::Ended(ended) => Over::Ended(ended),
+            Unclean::Lost(error) => Over::Lost(error),
+        })?;
         self.last_frames(&mut used).await?;
         self.drain_output();
         if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
