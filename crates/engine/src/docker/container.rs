@@ -84,6 +84,8 @@ pub(super) struct Container<'a> {
     pub(super) nonce: &'a str,
     /// What its image declares as volumes.
     pub(super) volumes: &'a [String],
+    /// The processors that it keeps to, where those are not all.
+    pub(super) processors: Option<&'a str>,
 }
 
 impl Container<'_> {
@@ -146,6 +148,7 @@ fn host_config(container: &Container<'_>) -> HostConfig {
         memory: Some(memory),
         memory_swap: Some(memory),
         nano_cpus: Some(nano_cpus),
+        cpuset_cpus: container.processors.map(str::to_owned),
         // The agent is one process of the container's, and none of the user's.
         pids_limit: Some(i64::from(spec.limits.pids) + 1),
         ulimits: Some(vec![ulimit("nofile", i64::from(spec.limits.files)), ulimit("core", 0)]),

@@ -4,6 +4,7 @@ mod code;
 mod container;
 mod overlay;
 mod probe;
+mod processors;
 
 use std::collections::HashMap;
 use std::io;
@@ -71,6 +72,8 @@ pub struct Docker {
     creations: Arc<Semaphore>,
     version: String,
     code_by: CodeBy,
+    /// The processors that its containers keep to, where those are not all.
+    processors: Option<String>,
 }
 
 fn unavailable(error: impl std::fmt::Display) -> EngineError {
@@ -101,7 +104,11 @@ impl Docker {
         let version = format!("Docker {} (API {})", version.version.unwrap_or_default(), docker.client_version());
         std::fs::create_dir_all(&config.folder).map_err(|error| EngineError::create("making a folder", error))?;
         let (creations, code_by) = (Arc::new(Semaphore::new(CREATIONS)), config.code_by.unwrap_or(CodeBy::Overlay));
-        let mut docker = Self { docker, config, uids, creations, version, code_by };
+        let processors = match processors::bound_to() {
+            Some(bound) => bound.where_known(&docker).await.map_err(unavailable)?,
+            None => None,
+        };
+        let mut docker = Self { docker, config, uids, creations, version, code_by, processors };
         if docker.config.code_by.is_none() && probe::is_needed(docker.config.socket.as_deref()).await {
             docker.code_by = docker.probe().await?;
         }
@@ -163,6 +170,7 @@ impl Docker {
             host_id,
             nonce: &nonce,
             volumes: &volumes,
+            processors: self.processors.as_deref(),
         });
         let name = format!("faena-{}-{}", self.config.belonging.incarnation, spec.name);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
