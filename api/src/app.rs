@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ApiConfig;
+use crate::accepts::Accepts;
 use crate::dispatcher::DispatcherHandle;
 use crate::metrics::Metrics;
 use crate::numbers::Numbers;
@@ -48,6 +49,7 @@ struct Inner {
     dispatcher: DispatcherHandle,
     recorder: Recorder,
     numbers: Numbers,
+    accepts: Accepts,
     registry: Registry,
     metrics: Metrics,
     maximum: Limits,
@@ -75,6 +77,7 @@ impl App {
         Self(Arc::new(Inner {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
+            accepts: Accepts::new(db.clone()),
             versions: Versions::new(db.clone()),
             roads: config.road.iter().cloned().chain([Arc::new(roads) as Arc<dyn DirectRoad>]).collect(),
             shared: Handle::current(),
@@ -112,6 +115,11 @@ impl App {
 
     pub(crate) fn numbers(&self) -> &Numbers {
         &self.0.numbers
+    }
+
+    /// What accepts calls durably.
+    pub(crate) fn accepts(&self) -> &Accepts {
+        &self.0.accepts
     }
 
     pub(crate) fn registry(&self) -> &Registry {

@@ -3,6 +3,7 @@
 //! A handler extracts, converts, calls and converts back; it knows nothing of SQL and nothing of sockets. What a call
 //! needs lies in `dispatcher`, one task that knows every worker and every call that has no row yet.
 
+mod accepts;
 mod app;
 mod body;
 mod callbacks;

@@ -194,9 +194,6 @@ async fn write_all(db: DbClient, shown: Arc<Mutex<Shown>>, mut queue: mpsc::Unbo
     }
 }
 
-/// Calls of one function in one span from which on they are worth a segment.
-const WORTH: usize = 8;
-
 /// What is kept of a call in a segment is all there is to keep: it went well, and nothing of it lies elsewhere.
 fn is_plain(ended: &EndedCall) -> bool {
     let call = &ended.call;
@@ -207,7 +204,7 @@ fn is_plain(ended: &EndedCall) -> bool {
         && [&call.params, &call.result, &call.logs].into_iter().chain(&ended.body).all(is_inline)
 }
 
-/// Puts many calls of one function together, and gives the others a row each.
+/// Puts the calls of one function together, and gives those a row each that are not plain.
 fn sorted(ended: impl Iterator<Item = Arc<EndedCall>>) -> CallsRecord {
     let mut groups: BTreeMap<(Namespace, String, i64), Vec<Arc<EndedCall>>> = BTreeMap::new();
     let mut request = CallsRecord { calls: Vec::new(), segments: Vec::new() };
@@ -221,8 +218,8 @@ fn sorted(ended: impl Iterator<Item = Arc<EndedCall>>) -> CallsRecord {
     }
     for group in groups.into_values() {
         match segment(&group) {
-            Some(segment) if group.len() >= WORTH => request.segments.push(segment),
-            _ => request.calls.extend(group),
+            Some(segment) => request.segments.push(segment),
+            None => request.calls.extend(group),
         }
     }
     request

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use faena_db_client::DbClient;
-use faena_domain::{FunctionName, FunctionStatus, Namespace};
+use faena_domain::{FunctionName, FunctionStatus, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{FunctionsSeen, VersionResolve};
 use faena_protocol::records::Code;
@@ -15,7 +15,7 @@ const MOST: usize = 20_000;
 /// How long db may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The version that a call without a named version runs now.
+/// A version that calls run.
 #[derive(Debug)]
 pub(crate) struct Current {
     /// Where it stands.
@@ -41,6 +41,28 @@ impl Versions {
     pub(crate) fn known(&self, name: &str) -> Option<Arc<Current>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(name).filter(|current| current.seen == self.db.functions_seen()).cloned()
+    }
+
+    /// The version that a call runs which names one or none, as it is remembered or as db tells it.
+    ///
+    /// # Errors
+    /// What db says, where there is no such function or version or it cannot tell.
+    pub(crate) async fn of(
+        &self,
+        namespace: &Namespace,
+        function: &FunctionName,
+        version: Option<Version>,
+    ) -> Result<Arc<Current>, DbError> {
+        let Some(version) = version else {
+            return match self.known(function.as_str()) {
+                Some(current) => Ok(current),
+                None => self.ask(namespace, function).await,
+            };
+        };
+        let request =
+            VersionResolve { namespace: namespace.clone(), function: function.clone(), version: Some(version) };
+        let (resolved, seen) = self.db.ask_seeing(&request, ANSWER).await?;
+        Ok(Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code), seen }))
     }
 
     /// The version that a function's calls run, asked of db.

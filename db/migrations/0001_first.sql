@@ -104,7 +104,7 @@ CREATE TABLE calls (
 ) STRICT;
 
 CREATE INDEX calls_due ON calls (namespace, function, priority DESC, num) WHERE status = 'PENDING' AND due = 1;
-CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0;
+CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND run_at IS NULL;
 CREATE INDEX calls_run_at ON calls (run_at) WHERE status = 'PENDING' AND run_at IS NOT NULL;
 CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING';
 CREATE INDEX calls_leased ON calls (worker, lease_end) WHERE status = 'RUNNING';
@@ -181,7 +181,7 @@ CREATE TABLE journal (
     records   TEXT NOT NULL -- [EndedCall]
 ) STRICT;
 
-CREATE INDEX journal_by_span ON journal (namespace, span);
+CREATE INDEX journal_by_span ON journal (namespace, span, first);
 CREATE INDEX journal_of_function ON journal (namespace, function, span);
 CREATE INDEX journal_ended ON journal (ended_at, calls);
 

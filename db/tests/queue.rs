@@ -11,7 +11,7 @@ use faena_domain::{
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
-use faena_protocol::records::{CallJob, CallRecord, CallSpec, Callback, IdempotencyKey};
+use faena_protocol::records::{CallJob, CallRecord, CallSpec, Callback, EndedCall, IdempotencyKey, NewCall, Segment};
 use support::*;
 
 const DAY: i64 = 24 * 3600 * 1000;
@@ -101,7 +101,7 @@ async fn full_queues_say_what_is_full() {
     with_built(&service, "b").await;
     let ask = |num, function: &str, params: &str| {
         let spec = CallSpec { params: Payload::Text(params.into()), ..spec(num, function) };
-        service.ask(CallAccept { spec, version: None })
+        try_accept(&service, spec)
     };
     let message = |refused: Result<CallRecord, DbError>| match refused {
         Err(DbError::QueueFull { message }) => message,
@@ -118,6 +118,28 @@ async fn full_queues_say_what_is_full() {
 }
 
 #[tokio::test]
+async fn calls_that_are_accepted_together_are_judged_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "dice").await;
+    let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([1; 32]) });
+    let specs = [
+        spec(1, "dice"),
+        spec(2, "nobody"),
+        CallSpec { key: key.clone(), ..spec(3, "dice") },
+        CallSpec { key, ..spec(4, "dice") },
+        spec(1, "dice"),
+    ];
+    let calls = specs.map(|spec| NewCall { spec, version: None }).into();
+    let answers = service.ask(CallsAccept { calls }).await.unwrap();
+    let numbers: Vec<_> = answers.iter().map(|answer| answer.as_ref().map(|call| call.num.0)).collect();
+    let nobody = DbError::NotFound { what: "function".into(), name: "nobody".into() };
+    assert_eq!(numbers, [Ok(1), Err(&nobody), Ok(3), Ok(3), Ok(1)]);
+    assert_eq!(answers[0].as_ref(), Ok(&get(&service, 1).await));
+    assert_eq!(claim_as(&service, owner("a"), 10).await.len(), 2);
+}
+
+#[tokio::test]
 async fn a_key_is_one_call_whatever_else_happens() {
     let folder = tempfile::tempdir().unwrap();
     let time = Time::at(DAY);
@@ -125,7 +147,7 @@ async fn a_key_is_one_call_whatever_else_happens() {
     with_built(&service, "dice").await;
     let ask = |num, hash: u8| {
         let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([hash; 32]) });
-        service.ask(CallAccept { spec: CallSpec { key, ..spec(num, "dice") }, version: None })
+        try_accept(&service, CallSpec { key, ..spec(num, "dice") })
     };
     assert_eq!(ask(1, 1).await.unwrap().num, CallNum(1));
     assert_eq!(ask(2, 1).await.unwrap().num, CallNum(1));
@@ -330,6 +352,54 @@ async fn ended_calls_are_forgotten_by_age_and_by_number_and_their_blobs_released
 }
 
 #[tokio::test]
+async fn what_ended_first_is_forgotten_first_however_it_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Time::at(1000 * DAY);
+    let keep = Keep { calls: 100, calls_for_ms: DAY, dead_letters_for_ms: DAY };
+    let service = Service::start_with(folder.path(), StoreSettings { keep, ..StoreSettings::default() }, time.clone());
+    with_built(&service, "dice").await;
+    let mut forgotten = 0;
+    for num in 1..=300 {
+        time.pass(10);
+        let accepted = accept(&service, spec(num, "dice")).await;
+        if num % 3 == 0 {
+            let job = claim(&service, &uuid()).await.pop().unwrap();
+            service.ask(finish(&job, None)).await.unwrap();
+        } else {
+            // As the api writes a waited call that went well.
+            service.ask(CallCancel { namespace: space(), num: CallNum(num) }).await.unwrap();
+            let call = CallRecord {
+                num: CallNum(1000 + num),
+                status: CallStatus::Done,
+                ended_at: Some(1000 * DAY + 10 * num),
+                ..accepted
+            };
+            let ended = EndedCall { namespace: space(), call, body: None, direct: true, timeout_ms: None };
+            let segment = Segment {
+                first: ended.call.num,
+                namespace: space(),
+                function: name("dice"),
+                ended_at: ended.call.ended_at.unwrap(),
+                count: 1,
+                records: serde_json::value::to_raw_value(&[&ended]).unwrap(),
+            };
+            service.ask(CallsRecord { calls: Vec::new(), segments: vec![segment] }).await.unwrap();
+        }
+        if num % 50 == 0 {
+            forgotten += reap(&service).await.forgotten;
+        }
+    }
+    // 300 calls with rows ended, and 200 in segments.
+    assert_eq!(forgotten, 400);
+    for (num, is_kept) in
+        [(1, false), (231, false), (297, true), (300, true), (1001, false), (1231, false), (1298, true)]
+    {
+        let found = service.ask(CallGet { namespace: space(), num: CallNum(num) }).await;
+        assert_eq!(found.is_ok(), is_kept, "{num}");
+    }
+}
+
+#[tokio::test]
 async fn a_disk_that_is_nearly_full_takes_no_new_work_and_ends_what_runs() {
     let folder = tempfile::tempdir().unwrap();
     let time = Time::at(DAY);
@@ -340,7 +410,7 @@ async fn a_disk_that_is_nearly_full_takes_no_new_work_and_ends_what_runs() {
     let settings = StoreSettings { disk_reserve: ByteSize(u64::MAX / 4), ..StoreSettings::default() };
     let service = Service::start_with(folder.path(), settings, time);
     assert!(service.ask(Ping {}).await.unwrap().disk_low);
-    let refused = service.ask(CallAccept { spec: spec(2, "dice"), version: None }).await;
+    let refused = try_accept(&service, spec(2, "dice")).await;
     assert_eq!(refused, Err(DbError::DiskLow));
     assert_eq!(service.ask(upload("second", "dice")).await.map(|_| ()), Err(DbError::DiskLow));
     let job = claim(&service, "c").await.pop().unwrap();

@@ -1,5 +1,6 @@
 //! A call without a row: somebody holds a connection open for it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner};
@@ -32,7 +33,7 @@ enum Row {
 #[derive(Debug)]
 pub(crate) struct Waited {
     pub(crate) spec: CallSpec,
-    pub(crate) code: Code,
+    pub(crate) code: Arc<Code>,
     /// When it was accepted, in Unix milliseconds.
     pub(crate) created_at: i64,
     pub(super) epoch: Epoch,
@@ -58,7 +59,7 @@ pub(crate) fn unix_ms() -> i64 {
 }
 
 impl Waited {
-    pub(crate) fn new(spec: CallSpec, code: Code, place: Place) -> (Self, oneshot::Receiver<Answer>) {
+    pub(crate) fn new(spec: CallSpec, code: Arc<Code>, place: Place) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
             spec,
@@ -144,7 +145,7 @@ impl Waited {
             num: self.spec.num,
             epoch: self.epoch,
             attempt: self.attempts,
-            code: self.code.clone(),
+            code: (*self.code).clone(),
             params: self.spec.params.clone(),
             body: self.spec.body.clone(),
             direct: self.spec.direct,

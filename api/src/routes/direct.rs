@@ -143,11 +143,11 @@ pub(crate) async fn call(
     let name = segments.into_iter().next().map(|(_, value)| value).unwrap_or_default();
     let function: FunctionName = name.parse()?;
     app.room().disk()?;
-    let resolved = invoke::resolve(&app, &namespace, &function, None).await?;
+    let current = app.versions().of(&namespace, &function, None).await?;
     let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
     let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
     let (params, body) = params(&app, &uri, &method, &headers, &bytes, &name).await?;
-    let timeout_ms = resolved.code.limits.timeout.0;
+    let timeout_ms = current.code.limits.timeout.0;
     let spec = CallSpec {
         num: app.numbers().next().await?,
         namespace,
@@ -166,9 +166,9 @@ pub(crate) async fn call(
         retries: Some(0),
         traceparent: trace::parent(&headers),
     };
-    let needs_row = spec.key.is_some() || resolved.code.concurrency.is_some();
-    let (call, head) = if resolved.status == FunctionStatus::Ready && !needs_row {
-        invoke::run_waited(&app, spec, resolved, None).await?
+    let needs_row = spec.key.is_some() || current.code.concurrency.is_some();
+    let (call, head) = if current.status == FunctionStatus::Ready && !needs_row {
+        invoke::run_waited(&app, spec, &current.code, None).await?
     } else {
         let age = Duration::from_millis(spec.max_age_ms);
         (invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?, None)

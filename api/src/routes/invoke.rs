@@ -1,5 +1,6 @@
 //! Invocations by JSON: `POST /invokeFunction`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -11,10 +12,10 @@ use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{BlobKey, FunctionName, FunctionStatus, Namespace, Payload, Timestamp, Version};
-use faena_protocol::db::{CallAccept, CallPromised, VersionResolve};
+use faena_domain::{BlobKey, FunctionName, FunctionStatus, Payload, Timestamp, Version};
+use faena_protocol::db::CallPromised;
 use faena_protocol::direct::HttpHead;
-use faena_protocol::records::{CallRecord, CallSpec, IdempotencyKey, ResolvedVersion};
+use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -146,14 +147,14 @@ pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> R
 pub(crate) async fn run_waited(
     app: &App,
     spec: CallSpec,
-    resolved: ResolvedVersion,
+    code: &Arc<Code>,
     wait: Option<Duration>,
 ) -> Reply<(CallRecord, Option<HttpHead>)> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
     let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
     let num = spec.num;
-    let (call, mut answer) = Waited::new(spec, resolved.code, place);
+    let (call, mut answer) = Waited::new(spec, Arc::clone(code), place);
     if !app.dispatcher().submit(call) {
         return Err(busy());
     }
@@ -187,21 +188,13 @@ async fn sleep_or_never(span: Option<Duration>) {
     }
 }
 
-/// The version that a call accepted now would run, and whether it can.
-pub(crate) async fn resolve(
-    app: &App,
-    namespace: &Namespace,
-    function: &FunctionName,
-    version: Option<Version>,
-) -> Reply<ResolvedVersion> {
-    let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version };
-    Ok(app.db().ask(&request).await?)
-}
-
 /// Accepts a call durably: its row is committed when this returns.
 pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
-    let call = app.db().ask(&CallAccept { spec, version }).await?;
-    app.dispatcher().poke();
+    let is_due = spec.run_at.is_none();
+    let call = app.accepts().accept(NewCall { spec, version }).await?;
+    if is_due {
+        app.dispatcher().poke();
+    }
     Ok(call)
 }
 
@@ -239,7 +232,7 @@ pub(crate) async fn invoke(
     let version = invocation.version.map(Version);
     let wait = prefer_wait(&headers);
     // A first look, so that an unknown function takes no number.
-    let resolved = resolve(&app, &namespace, &function, version).await?;
+    let current = app.versions().of(&namespace, &function, version).await?;
     let (key, run_at) = (idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
     // What has to be durable, or has an order among others, gets its row before it runs.
     let needs_row = key.is_some()
@@ -247,9 +240,9 @@ pub(crate) async fn invoke(
         || invocation.priority.is_some()
         || invocation.retries.unwrap_or(0) > 0
         || invocation.callback.is_some()
-        || resolved.code.concurrency.is_some();
+        || current.code.concurrency.is_some();
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
-    let waits_here = wait.is_some() && resolved.status == FunctionStatus::Ready && !needs_row;
+    let waits_here = wait.is_some() && current.status == FunctionStatus::Ready && !needs_row;
     let spec = CallSpec {
         num: app.numbers().next().await?,
         namespace,
@@ -269,7 +262,9 @@ pub(crate) async fn invoke(
         traceparent: trace::parent(&headers),
     };
     let call = match wait {
-        Some(seconds) if waits_here => run_waited(&app, spec, resolved, Some(Duration::from_secs(seconds))).await?.0,
+        Some(seconds) if waits_here => {
+            run_waited(&app, spec, &current.code, Some(Duration::from_secs(seconds))).await?.0
+        }
         Some(seconds) => accept_and_wait(&app, spec, version, Duration::from_secs(seconds)).await?,
         None => accept(&app, spec, version).await?,
     };

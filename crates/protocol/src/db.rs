@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::records::{
     BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, EndedCall, FunctionRecord,
-    Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
+    NewCall, Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
 };
 
 /// The message type of a reply that holds what was asked for.
@@ -260,12 +260,10 @@ requests! {
         /// How many; the reply is the first of them.
         count: u32,
     }
-    /// Accepts a call; write.
-    CallAccept = "call.accept" -> CallRecord {
-        /// The call.
-        spec: CallSpec,
-        /// The version, where the call names one.
-        version: Option<Version>,
+    /// Accepts calls, each for itself; write. The reply has one for each, in their order.
+    CallsAccept = "calls.accept" -> Vec<Result<CallRecord, DbError>> {
+        /// The calls.
+        calls: Vec<NewCall>,
     }
     /// Writes waited calls whole, after their ends; write.
     CallsRecord = "calls.record" -> () {

@@ -146,6 +146,16 @@ pub struct ResolvedVersion {
     pub retries: Option<u32>,
 }
 
+/// A call that is to be accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewCall {
+    /// What it is accepted with.
+    pub spec: CallSpec,
+    /// The version, where the call names one.
+    pub version: Option<Version>,
+}
+
 /// What a call was accepted with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

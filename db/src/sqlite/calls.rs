@@ -1,5 +1,8 @@
 //! Calls: accepted, ended behind their answer, read.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
 use faena_domain::limits::LIST_CUT;
 use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, LEASE_MS, Refused};
 use faena_domain::retry::DEFAULT_RETRIES;
@@ -9,10 +12,10 @@ use faena_domain::{
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    CallAccept, CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay,
+    CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallsAccept,
     CallsRecord, CallsStarted, Cancelled,
 };
-use faena_protocol::records::{CallRecord, CallSpec, EndedCall, ResolvedVersion};
+use faena_protocol::records::{CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::queue::{Because, NotTaken, end_of, load, take, try_take};
@@ -81,7 +84,7 @@ fn exists(connection: &Connection, num: CallNum) -> Result<bool, DbError> {
 }
 
 /// A row about to be written.
-struct NewCall<'a> {
+struct NewRow<'a> {
     spec: &'a CallSpec,
     version: Version,
     engine: Option<EngineKind>,
@@ -102,7 +105,7 @@ fn weight(spec: &CallSpec) -> u64 {
     bytes(&spec.params) + spec.body.as_ref().map_or(0, bytes)
 }
 
-impl NewCall<'_> {
+impl NewRow<'_> {
     fn insert(&self, connection: &Connection, now: i64) -> Result<(), DbError> {
         let (spec, entry) = (self.spec, &self.entry);
         let is_due = entry.ready && entry.not_before <= now && spec.run_at.is_none();
@@ -148,11 +151,15 @@ fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, moment: &Moment<'_>) ->
     Entry::accepted(retries, moment.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
 }
 
+/// Versions that were looked up for one message, by namespace, function and the version that was asked for.
+type Looked = HashMap<(Namespace, String, Option<Version>), ResolvedVersion>;
+
+/// Accepts a call. Where it is refused for what it is, nothing has been written.
 fn accept(
     connection: &Connection,
     moment: &Moment<'_>,
-    spec: &CallSpec,
-    version: Option<Version>,
+    NewCall { spec, version }: &NewCall,
+    looked: &mut Looked,
 ) -> Result<CallRecord, DbError> {
     if exists(connection, spec.num)? {
         return find(connection, &spec.namespace, spec.num);
@@ -165,13 +172,17 @@ fn accept(
         return find(connection, &spec.namespace, earlier);
     }
     moment.takes_new_work()?;
-    let resolved = functions::resolve(connection, &spec.namespace, &spec.function, version)?;
+    let resolved = match looked.entry((spec.namespace.clone(), spec.function.key(), *version)) {
+        Occupied(known) => known.into_mut(),
+        Vacant(place) => place.insert(functions::resolve(connection, &spec.namespace, &spec.function, *version)?),
+    };
     lanes::has_room(connection, spec, weight(spec), &moment.settings.queue)?;
-    let call = NewCall {
+    keys::has_room(connection, spec)?;
+    let call = NewRow {
         spec,
         version: resolved.code.version,
         engine: resolved.code.engine,
-        entry: accepted(spec, &resolved, moment),
+        entry: accepted(spec, resolved, moment),
         created_at: moment.now,
     };
     call.insert(connection, moment.now)?;
@@ -180,13 +191,26 @@ fn accept(
         let error = build_error(connection, spec, resolved.code.version)?;
         let because = Because { error, ..Because::default() };
         try_take(connection, spec.num, &Event::BuildFailed, moment, because)?;
+        return find(connection, &spec.namespace, spec.num);
     }
-    find(connection, &spec.namespace, spec.num)
+    Ok(CallRecord {
+        function: spec.function.clone(),
+        params: spec.params.clone(),
+        replay_of: spec.replay_of,
+        run_at: spec.run_at,
+        ..CallRecord::begin(spec.num, &resolved.code, moment.now, spec.traceparent.clone())
+    })
 }
 
-impl Write for CallAccept {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
-        accept(connection, moment, &self.spec, self.version)
+impl Write for CallsAccept {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
+        let mut looked = Looked::new();
+        let accepted = self.calls.iter().map(|call| match accept(connection, moment, call, &mut looked) {
+            // What has been written of it has to go, and all the others with it.
+            Err(error @ DbError::Internal { .. }) => Err(error),
+            answer => Ok(answer),
+        });
+        accepted.collect()
     }
 }
 
@@ -232,7 +256,7 @@ impl Write for CallReplay {
             retries: old.retries.filter(|_| !old.waited),
             ..old
         };
-        accept(connection, moment, &spec, self.version)
+        accept(connection, moment, &NewCall { spec, version: self.version }, &mut Looked::new())
     }
 }
 
@@ -288,7 +312,7 @@ impl Write for CallAdopt {
             let left = spec.max_age_ms.saturating_sub(self.elapsed_ms);
             let expires_at = moment.now.saturating_add(millis(left));
             let ready = resolved.status == FunctionStatus::Ready;
-            let call = NewCall {
+            let call = NewRow {
                 spec,
                 version: self.version,
                 engine: resolved.code.engine,

@@ -10,9 +10,6 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::internal;
 
-/// The most segments that are forgotten at once.
-const BATCH: u32 = 64;
-
 fn broken(error: &rusqlite::Error) -> DbError {
     internal("reading the journal of calls", error)
 }
@@ -46,12 +43,16 @@ fn parse(records: &str) -> Result<Vec<EndedCall>, DbError> {
 
 /// One call.
 pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<Option<EndedCall>, DbError> {
-    let select = || -> rusqlite::Result<Vec<String>> {
-        let mut statement = connection
-            .prepare_cached("SELECT records FROM journal WHERE namespace = ?1 AND span = ?2 AND first <= ?3")?;
-        statement.query_map((namespace.as_str(), num.0 / SEGMENT_SPAN, num.0), |row| row.get(0))?.collect()
-    };
-    for records in select().map_err(|error| broken(&error))? {
+    // Calls that ended together have numbers close to each other: its segment is among the nearest below.
+    let mut statement = connection
+        .prepare_cached(
+            "SELECT records FROM journal WHERE namespace = ?1 AND span = ?2 AND first <= ?3 ORDER BY first DESC",
+        )
+        .map_err(|error| broken(&error))?;
+    let mut rows =
+        statement.query((namespace.as_str(), num.0 / SEGMENT_SPAN, num.0)).map_err(|error| broken(&error))?;
+    while let Some(row) = rows.next().map_err(|error| broken(&error))? {
+        let records: String = row.get(0).map_err(|error| broken(&error))?;
         if let Some(call) = parse(&records)?.into_iter().find(|ended| ended.call.num == num) {
             return Ok(Some(call));
         }
@@ -136,28 +137,13 @@ pub(super) fn merge(rows: Vec<CallRecord>, journal: Vec<CallRecord>, limit: usiz
     calls
 }
 
-/// Forgets segments whose newest call ended before an instant, or the oldest ones where so many calls are too many.
-pub(super) fn forget(connection: &Connection, before: i64, too_many: u64) -> Result<u64, DbError> {
-    let delete = |sql: &str, bound: i64| -> rusqlite::Result<u64> {
-        connection.prepare_cached(sql)?.query_map((bound, BATCH), |row| row.get::<_, u64>(0))?.sum()
-    };
-    let old = "DELETE FROM journal WHERE first IN
-        (SELECT first FROM journal WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2) RETURNING calls";
-    let mut gone = delete(old, before).map_err(|error| broken(&error))?;
-    if gone == 0 && too_many > 0 {
-        // As many as hold about so many calls, those that ended first.
-        let bound: Option<i64> = connection
-            .prepare_cached(
-                "SELECT max(ended_at) FROM (SELECT ended_at, sum(calls) OVER (ORDER BY ended_at) AS so_far
-                 FROM (SELECT ended_at, calls FROM journal ORDER BY ended_at LIMIT ?2)) WHERE so_far <= ?1",
-            )
-            .and_then(|mut statement| {
-                statement.query_row((i64::try_from(too_many).unwrap_or(i64::MAX), BATCH), |row| row.get(0))
-            })
-            .map_err(|error| broken(&error))?;
-        if let Some(bound) = bound {
-            gone = delete(old, bound.saturating_add(1)).map_err(|error| broken(&error))?;
-        }
-    }
-    Ok(gone)
+/// Forgets segments whose newest call ended before an instant, so many at most; how many calls.
+pub(super) fn forget(connection: &Connection, before: i64, most: u32) -> Result<u64, DbError> {
+    connection
+        .prepare_cached(
+            "DELETE FROM journal WHERE first IN
+             (SELECT first FROM journal WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2) RETURNING calls",
+        )
+        .and_then(|mut statement| statement.query_map((before, most), |row| row.get::<_, u64>(0))?.sum())
+        .map_err(|error| broken(&error))
 }

@@ -34,9 +34,14 @@ pub(super) fn earlier(connection: &Connection, spec: &CallSpec) -> Result<Option
     }
 }
 
-/// Keeps the key of a call that is accepted now.
-pub(super) fn remember(connection: &Connection, spec: &CallSpec, moment: &Moment<'_>) -> Result<(), DbError> {
-    let Some(key) = &spec.key else { return Ok(()) };
+/// Whether one more key of the function may be kept.
+///
+/// # Errors
+/// [`DbError::QueueFull`].
+pub(super) fn has_room(connection: &Connection, spec: &CallSpec) -> Result<(), DbError> {
+    if spec.key.is_none() {
+        return Ok(());
+    }
     let names = (spec.namespace.as_str(), spec.function.key());
     let count = || -> rusqlite::Result<i64> {
         connection
@@ -51,13 +56,20 @@ pub(super) fn remember(connection: &Connection, spec: &CallSpec, moment: &Moment
             format!("the function {} has {MAX_KEYS} Idempotency-Keys already, which live a day", spec.function);
         return Err(DbError::QueueFull { message });
     }
+    Ok(())
+}
+
+/// Keeps the key of a call that is accepted now.
+pub(super) fn remember(connection: &Connection, spec: &CallSpec, moment: &Moment<'_>) -> Result<(), DbError> {
+    let Some(key) = &spec.key else { return Ok(()) };
     connection
         .prepare_cached(
             "INSERT INTO keys (namespace, function, key, hash, call, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
         .and_then(|mut statement| {
             let expires_at = moment.now.saturating_add(LIFE_MS);
-            statement.execute((names.0, &names.1, &key.key, Text(key.hash), spec.num.0, expires_at))
+            let (namespace, function) = (spec.namespace.as_str(), spec.function.key());
+            statement.execute((namespace, function, &key.key, Text(key.hash), spec.num.0, expires_at))
         })
         .map(drop)
         .map_err(|error| internal("keeping a key", &error))

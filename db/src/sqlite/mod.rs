@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use faena_protocol::db::FunctionsSeen;
 use faena_protocol::{DbError, Envelope};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 pub use clock::{KernelTime, TimeSource};
@@ -161,6 +162,11 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     // The busy timeout comes first: changing the journal mode takes a lock.
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "cache_size", -4000)?;
+    // What a savepoint needs to go back lies in memory, not in a file beside.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // A plan depends on the statement alone. Otherwise one whose parameters might choose a partial index is compiled anew
+    // each time that they are bound, which costs more than most statements themselves.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;

@@ -1,9 +1,9 @@
 //! Which request does what.
 
 use faena_protocol::db::{
-    BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAccept, CallAdopt, CallCancel, CallFinish,
-    CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbacksDue, CallbacksTake,
-    CallsClaim, CallsRecord, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
+    BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel, CallFinish, CallGet, CallList,
+    CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbacksDue, CallbacksTake, CallsAccept, CallsClaim,
+    CallsRecord, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
     RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
@@ -100,7 +100,7 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         BuildsClaim::TYPE => write::<BuildsClaim>(envelope),
         BuildFinish::TYPE => write::<BuildFinish>(envelope),
         CallNumReserve::TYPE => write::<CallNumReserve>(envelope),
-        CallAccept::TYPE => write::<CallAccept>(envelope),
+        CallsAccept::TYPE => write::<CallsAccept>(envelope),
         CallsRecord::TYPE => write::<CallsRecord>(envelope),
         CallAdopt::TYPE => write::<CallAdopt>(envelope),
         CallsClaim::TYPE => write::<CallsClaim>(envelope),

@@ -10,6 +10,28 @@ use super::{blobs, internal, journal};
 /// The most calls that are forgotten at once: more than any steady load ends in a second.
 const BATCH: u32 = 2000;
 
+/// A call that may go although it is young: nobody has given it up, and it is needed by no key and for no callback.
+const FREE: &str = "NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.num = c.num)
+     AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
+     AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')";
+
+/// When the youngest of so many calls ended that ended first, whether they have rows or lie in segments.
+fn oldest(connection: &Connection, too_many: u64) -> rusqlite::Result<Option<i64>> {
+    if too_many == 0 {
+        return Ok(None);
+    }
+    connection
+        .prepare_cached(&format!(
+            "SELECT max(ended_at) FROM (SELECT ended_at, sum(calls) OVER (ORDER BY ended_at ROWS UNBOUNDED PRECEDING) AS so_far FROM (
+                 SELECT * FROM (SELECT ended_at, calls FROM journal ORDER BY ended_at LIMIT ?2)
+                 UNION ALL
+                 SELECT * FROM (SELECT ended_at, 1 AS calls FROM calls c WHERE ended_at IS NOT NULL AND {FREE}
+                     ORDER BY ended_at LIMIT ?2)
+                 ORDER BY ended_at LIMIT ?2)) WHERE so_far <= ?1"
+        ))?
+        .query_row((i64::try_from(too_many).unwrap_or(i64::MAX), BATCH), |row| row.get(0))
+}
+
 /// Forgets keys whose life is over, and calls that were kept long enough or are too many; how many calls.
 ///
 /// A call stays while a key stands for it or somebody is still to be told of its end, and a dead letter longer than others.
@@ -30,19 +52,19 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
          AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')
          ORDER BY ended_at LIMIT ?3";
     let mut gone = numbers(connection, old, (before, letters_before.min(before), BATCH))?;
-    let ended: u64 = connection
-        .prepare_cached("SELECT ended FROM totals")
-        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-        .map_err(broken)?;
-    let journaled = journal::forget(connection, before, ended.saturating_sub(keep.calls))?;
-    let ended = ended.saturating_sub(journaled);
-    let beyond = u32::try_from(ended.saturating_sub(keep.calls)).unwrap_or(u32::MAX).min(BATCH);
-    if beyond > 0 && gone.is_empty() {
-        let oldest = "SELECT num FROM calls c WHERE ended_at IS NOT NULL AND NOT EXISTS
-             (SELECT 1 FROM dead_letters d WHERE d.num = c.num) AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
-             AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')
-             ORDER BY ended_at LIMIT ?1";
-        gone = numbers(connection, oldest, [beyond])?;
+    let mut journaled = journal::forget(connection, before, BATCH)?;
+    if gone.is_empty() && journaled == 0 {
+        let ended: u64 = connection
+            .prepare_cached("SELECT ended FROM totals")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(broken)?;
+        let too_many = ended.saturating_sub(keep.calls);
+        if let Some(oldest) = oldest(connection, too_many).map_err(broken)? {
+            let most = u32::try_from(too_many).unwrap_or(BATCH).min(BATCH);
+            let free = format!("SELECT num FROM calls c WHERE ended_at < ?1 AND {FREE} ORDER BY ended_at LIMIT ?2");
+            gone = numbers(connection, &free, (oldest + 1, most))?;
+            journaled = journal::forget(connection, oldest + 1, BATCH)?;
+        }
     }
     for num in &gone {
         let delete = || -> rusqlite::Result<()> {

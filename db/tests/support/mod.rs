@@ -12,7 +12,7 @@ use faena_domain::{
     Namespace, Owner, Payload, RuntimeSpec, call::StartKind,
 };
 use faena_protocol::db::*;
-use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, Outcome};
+use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, NewCall, Outcome};
 use faena_protocol::{DbError, DbRequest};
 use faena_transport::Endpoint;
 use tokio_util::sync::CancellationToken;
@@ -178,8 +178,13 @@ pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
     }
 }
 
+pub(crate) async fn try_accept(service: &Service, spec: CallSpec) -> Result<CallRecord, DbError> {
+    let calls = vec![NewCall { spec, version: None }];
+    service.ask(CallsAccept { calls }).await?.pop().expect("one answer")
+}
+
 pub(crate) async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
-    service.ask(CallAccept { spec, version: None }).await.unwrap()
+    try_accept(service, spec).await.unwrap()
 }
 
 pub(crate) async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
