@@ -140,6 +140,7 @@ fn run_frame(node: &Node, job: &CallJob) -> Result<Run, Failure> {
         env: environment(node, job),
         path_prefix: path_prefix(&job.code.path),
         path: job.code.path.clone(),
+        has_answers: false,
         wants_output: true,
         has_params: true,
     })

@@ -122,6 +122,7 @@ fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
         env: env.into_iter().collect(),
         path_prefix: path_prefix(&job.code.path),
         path: job.code.path.clone(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     })

@@ -44,7 +44,7 @@ pub(crate) fn pipe() -> io::Result<(Receiver, OwnedFd)> {
 
 /// Lets the instance's user open its streams by their names in /dev, as programs do.
 pub(crate) fn share(pipe: &OwnedFd) {
-    // Only root may, and only root needs to: otherwise the instance's user is ours.
+    // Whoever made it may.
     let _ = rustix::fs::fchmod(pipe, rustix::fs::Mode::from_raw_mode(0o666));
 }
 

@@ -1,6 +1,6 @@
 // Keeps a Node handler alive: node shim.mjs FILE:NAME
 //
-// Calls come in frames on standard input, which is one end of a socket (docs/reference/handler-protocol.md).
+// Calls come in frames on standard input, and answers go to a descriptor (docs/reference/handler-protocol.md).
 
 import { Socket } from "node:net";
 import { resolve } from "node:path";
@@ -9,14 +9,15 @@ import { pathToFileURL } from "node:url";
 const HEADER = 16;
 const [READY, RESULT, EXCEPTION] = [0x80, 0x81, 0x82];
 
-const socket = new Socket({ fd: 0, readable: true, writable: true });
+const calls = new Socket({ fd: 0, readable: true, writable: false });
+const answers = new Socket({ fd: 3, readable: false, writable: true });
 
 function send(kind, id, body) {
   const header = Buffer.alloc(HEADER);
   header.writeUInt32LE(body.length, 0);
   header[4] = kind;
   header.writeBigUInt64LE(id, 8);
-  socket.write(Buffer.concat([header, body]));
+  answers.write(Buffer.concat([header, body]));
 }
 
 /** What a call knows of itself; read from its JSON when it is first asked for. */
@@ -66,7 +67,7 @@ function serve(handle) {
   let parts = [];
   let held = 0;
   let wanted = HEADER;
-  socket.on("data", (chunk) => {
+  calls.on("data", (chunk) => {
     parts.push(chunk);
     held += chunk.length;
     if (held < wanted) return;
@@ -84,7 +85,7 @@ function serve(handle) {
     parts = [pending];
     held = pending.length;
   });
-  socket.on("end", () => process.exit(0));
+  calls.on("end", () => process.exit(0));
 }
 
 const place = process.argv[2];

@@ -1,6 +1,6 @@
 """Keeps a Python handler alive.
 
-Calls come in frames on standard input, which is one end of a socket (docs/reference/handler-protocol.md). What a start
+Calls come in frames on standard input, and answers go to a descriptor (docs/reference/handler-protocol.md). What a start
 imports is paid at every cold start, so this file imports what every interpreter has loaded already, and the rest late.
 """
 
@@ -8,8 +8,10 @@ import os
 import sys
 
 HEADER = 16
+ANSWERS = 3
 CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED = 1, 2, 0x80, 0x81, 0x82, 0x83
-CHUNK = 256 * 1024
+# Read at once. From 128 KiB on, glibc gives each piece of memory fresh pages, and takes them back after it.
+CHUNK = 64 * 1024
 
 
 VERSION = "python%d.%d" % sys.version_info[:2]
@@ -187,81 +189,108 @@ def answer(handle, body):
     return kind, out
 
 
-def send(fd, kind, number, body):
-    frame = len(body).to_bytes(4, "little") + bytes((kind, 0, 0, 0)) + number + body
-    written = os.write(fd, frame)
-    while written < len(frame):
-        frame = frame[written:]
-        written = os.write(fd, frame)
+def framed(kind, number, body):
+    return len(body).to_bytes(4, "little") + bytes((kind, 0, 0, 0)) + number + body
 
 
-def serve(fd, run):
-    """Takes frames apart until the socket ends."""
+def send(kind, number, body):
+    send_all(framed(kind, number, body))
+
+
+def send_all(out):
+    written = os.write(ANSWERS, out)
+    while written < len(out):
+        out = out[written:]
+        written = os.write(ANSWERS, out)
+
+
+def batches(calls):
+    """Frames, number and body of each, as many as came at once, until there are no more."""
     read, pending = os.read, b""
     while True:
-        chunk = read(fd, CHUNK)
+        chunk = read(calls, CHUNK)
         if not chunk:
             return
         pending = pending + chunk if pending else chunk
-        while len(pending) >= HEADER:
-            end = HEADER + int.from_bytes(pending[:4], "little")
+        batch, at = [], 0
+        while len(pending) - at >= HEADER:
+            end = at + HEADER + int.from_bytes(pending[at : at + 4], "little")
             if len(pending) < end:
+                if batch:
+                    break
                 # A large body is read in one piece: joining its parts one by one would copy them over and over.
                 parts, missing = [pending], end - len(pending)
                 while missing > 0:
-                    part = read(fd, missing)
+                    part = read(calls, missing)
                     if not part:
                         return
                     parts.append(part)
                     missing -= len(part)
                 pending = b"".join(parts)
-            run(pending[8:HEADER], pending[HEADER:end])
-            pending = pending[end:]
+            batch.append((pending[at + 8 : at + HEADER], pending[at + HEADER : end]))
+            at = end
+        pending = pending[at:]
+        if batch:
+            yield batch
 
 
-def apart(fd, handle):
-    """Serves until the socket ends, each call in a process of its own: a fork of this one, which nobody else may look into."""
+def apart(calls, handle):
+    """Serves until there are no more calls, each in a process of its own: a fork of this one, which nobody else may look into."""
     try:
         import ctypes
+        from fcntl import F_GETFL, F_SETFL, fcntl
 
+        F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
         set_dumpable = ctypes.CDLL(None).prctl
     except (ImportError, AttributeError):
-        sys.exit('reuse = "fork" needs the module ctypes, which this interpreter does not have')
+        sys.exit('reuse = "fork" needs the modules ctypes and fcntl, which this interpreter does not have')
     PR_SET_DUMPABLE = 4
+    # What a call's process shares with us, and may change.
+    shared = [(fd, fcntl(fd, F_GETFL), fcntl(fd, F_GETPIPE_SZ)) for fd in (ANSWERS, 1, 2)]
+
+    def put_right():
+        for fd, flags, size in shared:
+            fcntl(fd, F_SETFL, flags)
+            if fcntl(fd, F_GETPIPE_SZ) < size:
+                fcntl(fd, F_SETPIPE_SZ, size)
+
     here = os.getcwd()
     # What lies there is laid anew between two calls.
     os.chdir("/")
     if set_dumpable(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         sys.exit('reuse = "fork": this process cannot be closed to others')
     flush()
-    send(fd, READY, (1).to_bytes(8, "little"), b"")
+    send(READY, (1).to_bytes(8, "little"), b"")
     header = bytearray(HEADER)
-    while fill(fd, header):
+    while fill(calls, header):
         # What this process knew of a call every later one would inherit: it is here alone, and is wiped.
         body = bytearray(int.from_bytes(header[:4], "little"))
-        if not fill(fd, body):
+        if not fill(calls, body):
             return
+        # Whatever the last call left behind is dead by now.
+        put_right()
         child = os.fork()
         if child == 0:
+            # Whoever has a pipe may have it by its name, and write to it: what comes next is read by our parent.
+            os.close(calls)
             set_dumpable(PR_SET_DUMPABLE, 1, 0, 0, 0)
             os.chdir(here)
             code = 0
             try:
                 kind, out = answer(handle, bytes(body))
-                send(fd, kind, bytes(header[8:]), out)
+                send(kind, bytes(header[8:]), out)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
             flush()
             os._exit(code)
         body[:] = bytes(len(body))
         _, status = os.waitpid(child, 0)
-        for shared in (fd, 1, 2):
-            os.set_blocking(shared, True)
-        send(fd, ENDED, bytes(header[8:]), status.to_bytes(4, "little"))
+        put_right()
+        send(ENDED, bytes(header[8:]), status.to_bytes(4, "little"))
 
 
 def fill(fd, buffer):
-    """Reads as much as there is room for; false at the end of the socket."""
+    """Reads as much as there is room for; false where there is no more."""
     room = memoryview(buffer)
     while room:
         read = os.readv(fd, [room])
@@ -287,36 +316,23 @@ def main():
     else:
         system_packages()
     own_packages(standard)
-    fd = os.dup(0)
+    calls = os.dup(0)
+    os.set_inheritable(ANSWERS, False)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    handle = load(sys.argv[1])
     parallel = int(os.environ.get("FAENA_PARALLEL", "1"))
-    if os.environ.get("FAENA_FORK") == "1":
-        return apart(fd, handle)
     if parallel > 1:
-        from concurrent.futures import ThreadPoolExecutor
-        from threading import Lock
-
-        pool, lock = ThreadPoolExecutor(parallel), Lock()
-
-        def reply(number, body):
-            try:
-                kind, out = answer(handle, body)
-            except SystemExit as end:
-                # In a thread of a pool it would end nothing, and nobody would be answered.
-                os._exit(end.code if isinstance(end.code, int) else 1)
-            with lock:
-                send(fd, kind, number, out)
-
-        def run(number, body):
-            pool.submit(reply, number, body)
-    else:
-
-        def run(number, body):
+        # Our modules are found no more once the user's are.
+        from _faena_parallel import Turns
+    handle = load(sys.argv[1])
+    if os.environ.get("FAENA_FORK") == "1":
+        return apart(calls, handle)
+    turns = Turns(calls, handle, parallel) if parallel > 1 else None
+    send(READY, bytes(8), b"")
+    if turns:
+        return turns.run()
+    for batch in batches(calls):
+        for number, body in batch:
             kind, out = answer(handle, body)
-            send(fd, kind, number, out)
-
-    send(fd, READY, bytes(8), b"")
-    serve(fd, run)
+            send(kind, number, out)

@@ -69,6 +69,8 @@ pub struct Resident {
     pub input: OwnedFd,
     /// What takes its output.
     pub output: OwnedFd,
+    /// What takes its answers, where it speaks frames.
+    pub answers: Option<OwnedFd>,
 }
 
 pub use faena_launcher::CA_BUNDLE;

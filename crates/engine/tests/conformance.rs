@@ -142,6 +142,7 @@ async fn run(instance: &mut Instance, words: &[&str], params: &str) -> Result<Do
         env: vec![("A".into(), "b".into())],
         path_prefix: "/ws/.local/bin:".into(),
         path: "/ws".into(),
+        has_answers: false,
         wants_output: true,
         has_params: true,
     };
@@ -303,6 +304,7 @@ async fn ends_when_its_socket_does(bench: &Bench) -> Outcome {
         env: vec![],
         path_prefix: String::new(),
         path: "/ws".into(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     };
@@ -328,6 +330,7 @@ async fn is_killed_when_told(bench: &Bench) -> Outcome {
         env: vec![],
         path_prefix: String::new(),
         path: "/ws".into(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     };
@@ -459,6 +462,7 @@ async fn stands_still_while_it_is_frozen(bench: &Bench) -> Outcome {
         env: Vec::new(),
         path_prefix: String::new(),
         path: "/ws".into(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     };

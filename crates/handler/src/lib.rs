@@ -16,11 +16,11 @@
 //! The frames that travel are described in docs/reference/handler-protocol.md.
 
 use std::error::Error;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
-use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
+use faena_instance_protocol::handler::{ANSWERS, HEADER, Header, Kind, split};
 use serde::Deserialize;
 
 /// What a call knows of itself.
@@ -58,23 +58,26 @@ impl RawContext<'_> {
 /// What went wrong in a call: it fails with the kind `exception`, and the program lives on.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// Answers calls until there are no more. Standard input belongs to this function.
+/// Answers calls until there are no more. Standard input and the descriptor 3 belong to this function.
 ///
 /// # Errors
-/// A standard input that is no socket, or what is no frame.
+/// Descriptors that are not those of a worker, or what is no frame.
 pub fn serve(handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<()> {
-    serve_on(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?), handle)
+    let calls = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let answers = File::options().write(true).open(format!("/proc/self/fd/{ANSWERS}"))?;
+    serve_on(calls, answers, handle)
 }
 
 fn serve_on(
-    mut stream: UnixStream,
+    mut calls: impl Read,
+    mut answers: impl Write,
     mut handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>,
 ) -> io::Result<()> {
     let mut out = Vec::new();
-    send(&mut stream, &mut out, Header { kind: Kind::Ready, id: 0, length: 0 }, &[])?;
+    send(&mut answers, &mut out, Header { kind: Kind::Ready, id: 0, length: 0 }, &[])?;
     let (mut bytes, mut filled) = (vec![0; 64 * 1024], 0);
     loop {
-        let read = stream.read(&mut bytes[filled..])?;
+        let read = calls.read(&mut bytes[filled..])?;
         if read == 0 {
             return Ok(());
         }
@@ -84,7 +87,7 @@ fn serve_on(
             taken += HEADER + body.len();
             let (kind, answer) = answer(body, &mut handle)?;
             let length = u32::try_from(answer.len()).map_err(io::Error::other)?;
-            send(&mut stream, &mut out, Header { kind, id: header.id, length }, &answer)?;
+            send(&mut answers, &mut out, Header { kind, id: header.id, length }, &answer)?;
         }
         bytes.copy_within(taken..filled, 0);
         filled -= taken;
@@ -120,16 +123,18 @@ fn answer(
 }
 
 /// Header and body leave in one write where they are small.
-fn send(stream: &mut UnixStream, out: &mut Vec<u8>, header: Header, body: &[u8]) -> io::Result<()> {
+fn send(answers: &mut impl Write, out: &mut Vec<u8>, header: Header, body: &[u8]) -> io::Result<()> {
     out.clear();
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(body);
-    stream.write_all(out)
+    answers.write_all(out)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -156,7 +161,7 @@ mod tests {
     fn calls_are_answered_in_turn_however_they_come() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let served = std::thread::spawn(move || {
-            serve_on(theirs, |params, context| {
+            serve_on(&theirs, &theirs, |params, context| {
                 let context = context.parse()?;
                 match params {
                     b"bad" => Err("no such thing".into()),

@@ -1,7 +1,7 @@
 //! Frames between a worker and a process that answers many calls (docs/reference/handler-protocol.md).
 //!
-//! The process finds one end of a stream socket as its standard input. A frame is a header of [`HEADER`] bytes and a
-//! body: `length: u32, kind: u8, zero: [u8; 3], id: u64`, little-endian, the length that of the body. Many frames may
+//! The process finds two pipes: calls come on its standard input, and its answers go to the descriptor [`ANSWERS`]. A
+//! frame is a header of [`HEADER`] bytes and a body: `length: u32, kind: u8, zero: [u8; 3], id: u64`, little-endian, the length that of the body. Many frames may
 //! be under way; an answer names its call by the id.
 //!
 //! ```text
@@ -12,6 +12,8 @@
 //!   │ ◀─────────────────────────────── ended ── │   where each call has a process of its own
 //! ```
 
+/// The descriptor that a process answers on.
+pub const ANSWERS: i32 = 3;
 /// The bytes before each body.
 pub const HEADER: usize = 16;
 /// The id of a ready frame whose process forks for each call; 0 for any other.

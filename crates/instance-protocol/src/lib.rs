@@ -91,6 +91,8 @@ pub struct Run {
     pub path_prefix: String,
     /// The working directory.
     pub path: String,
+    /// Whether a descriptor to answer on comes with it ([`handler::ANSWERS`]).
+    pub has_answers: bool,
     /// Whether a descriptor for the content of `output.json` comes with it.
     pub wants_output: bool,
     /// Whether a descriptor with the content of `input.json` comes with it.

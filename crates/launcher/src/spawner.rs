@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use faena_agent::seccomp::Filters;
 use faena_agent::user::Streams;
+use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -86,9 +87,12 @@ impl Spawner {
         // SAFETY: no handler is installed; ended children are collected by the kernel.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         // Standard input is the control socket; the number 0 is the agents' for something else.
-        let control = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+        let control = rustix::io::fcntl_dupfd_cloexec(io::stdin(), ANSWERS + 1)?;
         let null = std::fs::File::open("/dev/null")?;
         rustix::stdio::dup2_stdin(&null)?;
+        // This has the number now that a clone's process answers on, if nothing had: whatever is to be closed one day has
+        // another.
+        std::mem::forget(null);
         Ok(Self {
             control: control.into(),
             decoder: Decoder::default(),
@@ -164,9 +168,9 @@ impl Spawner {
                 let streams = match spec.process {
                     None => None,
                     Some(_) => {
-                        let (input, output) = (next()?, next()?);
+                        let (input, output, answers) = (next()?, next()?, Some(next()?));
                         let error = output.try_clone().step("sharing the output")?;
-                        Some(Streams { input, output, error })
+                        Some(Streams { input, output, error, answers })
                     }
                 };
                 self.launch(id, &spec, fd, streams.as_ref())

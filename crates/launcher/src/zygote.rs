@@ -22,6 +22,7 @@ use std::process::{Command, ExitCode};
 
 use faena_agent::seccomp::Filters;
 use faena_agent::user::{self, Streams};
+use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{DEFAULT_PATH, Run, handler};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::UnshareFlags;
@@ -67,7 +68,7 @@ pub fn serve() -> Option<Vec<u8>> {
 
 fn close_all() {
     // SAFETY: the call takes numbers only; whoever owned one of them in this process is gone.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    unsafe { libc::syscall(libc::SYS_close_range, ANSWERS + 1, libc::c_uint::MAX, 0) };
 }
 
 /// Waits until the agent, which alone holds the other end, has closed it. One that could not begin ends the instance, and

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use faena_agent::user::{self, Streams};
+use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{DEFAULT_PATH, Exit, Run};
 
 use crate::c_string;
@@ -93,8 +94,11 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 /// Starts a process in groups of its own; the answer is known when exec has succeeded or failed.
 pub(crate) fn spawn(run: &Run, streams: Streams, join: &[OwnedFd]) -> Result<Process, String> {
     let prepared = Prepared::new(run)?;
-    let (told, tell) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
+    let pipe = |error: rustix::io::Errno| format!("pipe: {error}");
+    let (told, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(pipe)?;
+    // Out of the way of what the process gets under a number.
+    let tell = rustix::io::fcntl_dupfd_cloexec(&end, ANSWERS + 1).map_err(pipe)?;
+    drop(end);
     // SAFETY: this program has one thread, so the child may do whatever the parent may.
     match unsafe { libc::fork() } {
         -1 => Err(format!("fork: {}", io::Error::last_os_error())),

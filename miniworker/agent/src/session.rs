@@ -166,7 +166,8 @@ impl Session {
     fn spawn(&self, run: &Run, fds: Vec<OwnedFd>) -> Result<Running, String> {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| "a descriptor is missing".to_owned());
-        let streams = Streams { input: next()?, output: next()?, error: next()? };
+        let (input, output, error) = (next()?, next()?, next()?);
+        let streams = Streams { input, output, error, answers: run.has_answers.then(&mut next).transpose()? };
         let output = run.wants_output.then(&mut next).transpose()?;
         if run.has_params {
             files::place_input(&run.path, &next()?).map_err(|error| format!("{}/input.json: {error}", run.path))?;

@@ -5,12 +5,13 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{DEFAULT_PATH, Run};
 
 /// What the kernel kills first when memory runs out (proc(5), `oom_score_adj`).
 const KILL_ME_FIRST: &[u8] = b"1000";
 
-/// What a process has as 0, 1 and 2.
+/// What a process has as 0, 1 and 2, and to answer on.
 #[derive(Debug)]
 pub struct Streams {
     /// 0.
@@ -19,6 +20,8 @@ pub struct Streams {
     pub output: OwnedFd,
     /// 2.
     pub error: OwnedFd,
+    /// [`ANSWERS`], of a process that speaks frames.
+    pub answers: Option<OwnedFd>,
 }
 
 /// The environment: the image's, without what is ours or the dynamic linker's, then the call's.
@@ -48,11 +51,9 @@ pub fn settle(streams: &Streams, folder: &CStr, groups: &[OwnedFd]) -> Result<()
     }
     prefer_for_the_oom_killer();
     let_others_finish();
-    for (stream, number) in [(&streams.input, 0), (&streams.output, 1), (&streams.error, 2)] {
-        // SAFETY: both are descriptors of this process; 0, 1 and 2 are owned by nobody here.
-        if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
-            return Err(("its streams".to_owned(), io::Error::last_os_error()));
-        }
+    let standard = [(&streams.input, 0), (&streams.output, 1), (&streams.error, 2)];
+    for (stream, number) in standard.into_iter().chain(streams.answers.iter().map(|answers| (answers, ANSWERS))) {
+        place(stream, number).map_err(|error| ("its streams".to_owned(), error))?;
     }
     rustix::process::chdir(folder).map_err(|error| step(&format!("entering {}", folder.to_string_lossy()), error))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -60,6 +61,15 @@ pub fn settle(streams: &Streams, folder: &CStr, groups: &[OwnedFd]) -> Result<()
     let _ = rustix::process::setsid();
     restore_signals();
     Ok(())
+}
+
+/// Gives a descriptor a number, under which it survives exec.
+fn place(stream: &OwnedFd, number: i32) -> io::Result<()> {
+    let stream = stream.as_raw_fd();
+    // SAFETY: the calls take numbers only. Nothing here owns these ones, but for a stream that has its number already.
+    let done =
+        unsafe { if stream == number { libc::fcntl(number, libc::F_SETFD, 0) } else { libc::dup2(stream, number) } };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The agent is not what is killed. Whoever is not dumpable has files in /proc that are root's until this is undone; no

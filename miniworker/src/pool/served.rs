@@ -19,8 +19,7 @@ use faena_instance_protocol::handler::{CONTEXT_LENGTH, HEADER, Header, Kind, spl
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use faena_protocol::records::Code;
 use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe::Receiver;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -33,11 +32,13 @@ use crate::egress::Egress;
 use crate::result;
 use renewal::Used;
 
-/// What is read of a socket at once.
+/// What is read of answers at once, and what a pipe holds where nobody has it hold more (pipe(7)).
 const CHUNK: usize = 64 * 1024;
+/// What a pipe holds through which large frames have come (pipe(7): the most that an ordinary user may have).
+const WIDE: usize = 1024 * 1024;
 /// Orders that wait for an instance's task.
 const ORDERS: usize = 256;
-/// How long the end of a process may take to be told that closed its socket.
+/// How long the end of a process may take to be told that closed its pipes.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What is read at once of what a process writes beside its answers.
 const OUTPUT: usize = 1024 * 1024;
@@ -61,10 +62,12 @@ impl InFlight {
 #[derive(Default)]
 struct Lines {
     in_flight: Vec<InFlight>,
-    /// What the socket did not take at once.
+    /// What the pipe did not take at once.
     unsent: VecDeque<Bytes>,
     next: u64,
     frozen: bool,
+    /// Its pipe holds more than a pipe does at first.
+    is_widened: bool,
     /// It takes no more calls.
     closed: bool,
     /// It listens no more: what is under way will not be answered.
@@ -86,7 +89,7 @@ enum Order {
 /// How calls reach the process.
 pub(super) enum Speech {
     /// Frames on its standard input.
-    Frames(OwnedWriteHalf),
+    Frames(Sender),
     /// HTTP on a port of its own loopback.
     Http(http::Client),
 }
@@ -117,8 +120,8 @@ impl std::fmt::Debug for Served {
 pub(super) struct Begun {
     pub(super) instance: Instance,
     pub(super) speech: Speech,
-    /// Its frames, where it speaks frames.
-    pub(super) frames: Option<OwnedReadHalf>,
+    /// Where its answers come from, if it speaks frames.
+    pub(super) answers: Option<Receiver>,
     pub(super) output: Receiver,
     pub(super) log: Vec<u8>,
 }
@@ -148,13 +151,14 @@ impl Served {
         let task = Task {
             served: Arc::clone(&served),
             agent: begun.instance.agent,
-            frames: begun.frames,
+            answers: begun.answers,
             output: Some(begun.output),
             log: begun.log,
             egress,
             tree,
             orders: receiver,
             incoming: BytesMut::new(),
+            is_widened: false,
             lease_ms: u64::MAX,
             is_given_up: false,
             used: None,
@@ -213,8 +217,8 @@ impl Served {
             started();
         }
         match &self.speech {
-            Speech::Frames(stream) => {
-                let written = self.send(stream, &mut lines, id, &call);
+            Speech::Frames(calls) => {
+                let written = self.send(calls, &mut lines, id, &call);
                 lines.in_flight.push(InFlight { id, began, call });
                 if !written {
                     drop(lines);
@@ -241,8 +245,8 @@ impl Served {
         Ok(())
     }
 
-    /// Writes a call's frame; false where the socket did not take all of it.
-    fn send(&self, stream: &OwnedWriteHalf, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
+    /// Writes a call's frame; false where the pipe did not take all of it.
+    fn send(&self, calls: &Sender, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
         let mut context = String::with_capacity(256);
         call.context(&self.code, &mut context);
         let body = CONTEXT_LENGTH + context.len() + call.params.len();
@@ -258,8 +262,11 @@ impl Served {
         lines.unsent.push_back(frame.freeze());
         if !is_small {
             lines.unsent.push_back(call.params.clone());
+            if !std::mem::replace(&mut lines.is_widened, true) {
+                widen(calls);
+            }
         }
-        flush(stream, lines)
+        flush(calls, lines)
     }
 
     fn with_guard(&self, act: impl FnOnce(&dyn Guard) -> io::Result<()>) -> bool {
@@ -312,10 +319,15 @@ impl Served {
     }
 }
 
+/// Has a pipe hold more, so that large frames travel in fewer pieces. A kernel that permits no more leaves it as it is.
+fn widen(pipe: &impl std::os::fd::AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+}
+
 /// Writes what is unsent; true where nothing is left to be written.
-fn flush(stream: &OwnedWriteHalf, lines: &mut Lines) -> bool {
+fn flush(calls: &Sender, lines: &mut Lines) -> bool {
     while let Some(first) = lines.unsent.front_mut() {
-        match stream.try_write(first) {
+        match calls.try_write(first) {
             Ok(written) => {
                 first.advance(written);
                 if first.is_empty() {
@@ -338,12 +350,14 @@ fn flush(stream: &OwnedWriteHalf, lines: &mut Lines) -> bool {
 struct Task {
     served: Arc<Served>,
     agent: AgentSocket,
-    frames: Option<OwnedReadHalf>,
+    answers: Option<Receiver>,
     output: Option<Receiver>,
     log: Vec<u8>,
     egress: Option<Egress>,
     orders: mpsc::Receiver<Order>,
     incoming: BytesMut,
+    /// The pipe of its answers holds more than a pipe does at first.
+    is_widened: bool,
     /// What the agent was told last.
     lease_ms: u64,
     /// It goes at once, whatever it works at.
@@ -418,13 +432,13 @@ impl Task {
             let has_unsent = !served.lines().unsent.is_empty();
             tokio::select! {
                 biased;
-                read = read_frames(&mut self.frames, &mut self.incoming) => match read {
+                read = read_frames(&mut self.answers, &mut self.incoming) => match read {
                     Ok(0) => {
-                        self.frames = None;
+                        self.answers = None;
                         let mut lines = served.lines();
                         (lines.closed, lines.is_deaf) = (true, true);
                     }
-                    Ok(_) => if let Err(over) = self.answers() { return over },
+                    Ok(_) => if let Err(over) = self.take_answers() { return over },
                     Err(error) => return Over::Lost(error.to_string()),
                 },
                 Some(order) = self.orders.recv() => if let Err(over) = self.order(order).await { return over },
@@ -461,7 +475,7 @@ impl Task {
     async fn last_words(&mut self) -> Over {
         match tokio::time::timeout(LAST_WORDS, self.agent.receive()).await {
             Ok(Ok((ToMiniworker::Ended(ended), _))) => Over::Ended(ended),
-            _ => Over::Lost("its process closed its standard input".to_owned()),
+            _ => Over::Lost("its process closed what it answers on".to_owned()),
         }
     }
 
@@ -478,7 +492,7 @@ impl Task {
     }
 
     /// Takes the answers that have come apart.
-    fn answers(&mut self) -> Result<(), Over> {
+    fn take_answers(&mut self) -> Result<(), Over> {
         let lost = |why: &str| Over::Lost(why.to_owned());
         loop {
             let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
@@ -493,6 +507,12 @@ impl Task {
             }
             if self.incoming.len() < HEADER + length {
                 self.incoming.reserve(HEADER + length - self.incoming.len());
+                if length > CHUNK
+                    && !std::mem::replace(&mut self.is_widened, true)
+                    && let Some(answers) = &self.answers
+                {
+                    widen(answers);
+                }
                 return Ok(());
             }
             self.incoming.advance(HEADER);
@@ -714,14 +734,14 @@ impl Served {
     async fn writable(&self) {
         match &self.speech {
             // A failure shows when it is read from.
-            Speech::Frames(stream) => drop(stream.writable().await),
+            Speech::Frames(calls) => drop(calls.writable().await),
             Speech::Http(_) => std::future::pending().await,
         }
     }
 
     fn flush(&self) -> bool {
         match &self.speech {
-            Speech::Frames(stream) => flush(stream, &mut self.lines()),
+            Speech::Frames(calls) => flush(calls, &mut self.lines()),
             Speech::Http(_) => true,
         }
     }
@@ -731,14 +751,14 @@ fn far() -> tokio::time::Instant {
     tokio::time::Instant::now() + FAR
 }
 
-async fn read_frames(frames: &mut Option<OwnedReadHalf>, incoming: &mut BytesMut) -> io::Result<usize> {
-    match frames {
-        Some(frames) => {
+async fn read_frames(answers: &mut Option<Receiver>, incoming: &mut BytesMut) -> io::Result<usize> {
+    match answers {
+        Some(answers) => {
             // What was answered still holds the room before it; only where little is left is there anew.
             if incoming.capacity() - incoming.len() < CHUNK / 8 {
                 incoming.reserve(CHUNK);
             }
-            frames.read_buf(incoming).await
+            answers.read_buf(incoming).await
         }
         None => std::future::pending().await,
     }

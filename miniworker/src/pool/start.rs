@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, Resident};
 use faena_instance_protocol::handler::{self, FORKS, HEADER, Header, Kind};
 use faena_instance_protocol::{DEFAULT_PATH, Ended, RESIDENT, Run, SHIMS, ToAgent, ToMiniworker};
 use faena_protocol::records::Code;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe::Receiver;
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tracing::debug;
 
 use super::parked::Parked;
@@ -100,14 +101,14 @@ async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool)
         return Ok(Made::Parked(Box::new(parked)));
     };
     let since = Instant::now();
-    let Wired { run, resident, mut voice, output, .. } = wired;
-    match voice.as_mut().filter(|_| instance.is_inhabited) {
+    let Wired { run, resident, mut frames, output, .. } = wired;
+    match frames.as_mut().filter(|_| instance.is_inhabited) {
         Some(frames) => say_begin(frames, &run).await.map_err(node_failure)?,
         None => launch(&mut instance, run, &resident).await?,
     }
     // The process has its ends; its own end shows only when nobody else holds them.
     drop(resident);
-    let begun = match voice {
+    let begun = match frames {
         Some(frames) => greet(&code, frames, output, instance).await?,
         None => listen(&code, output, instance).await?,
     };
@@ -124,7 +125,7 @@ struct Wired {
     /// Whether it may be a clone of an interpreter that is held ready.
     may_be_clone: bool,
     /// Where frames go to and come from; none where it speaks HTTP.
-    voice: Option<tokio::net::UnixStream>,
+    frames: Option<Frames>,
     output: Receiver,
 }
 
@@ -133,21 +134,20 @@ impl Wired {
         let program = Program::of(code, tree)?;
         let (output, end) = capture::pipe().map_err(node_failure)?;
         capture::share(&end);
-        let (voice, input) = match code.serving.contract {
-            Contract::Http => (None, std::fs::File::open("/dev/null").map_err(node_failure)?.into()),
+        let (frames, input, answers) = match code.serving.contract {
+            Contract::Http => (None, std::fs::File::open("/dev/null").map_err(node_failure)?.into(), None),
             Contract::Handler | Contract::Command => {
-                let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(node_failure)?;
-                ours.set_nonblocking(true).map_err(node_failure)?;
-                (Some(tokio::net::UnixStream::from_std(ours).map_err(node_failure)?), theirs.into())
+                let (frames, input, answers) = Frames::new().map_err(node_failure)?;
+                (Some(frames), input, Some(answers))
             }
         };
         let may_be_clone = program.may_be_clone(pool, code, tree);
         let (waiting, domain) = (waiting_run(&code.path, false), code.namespace.to_string());
         Ok(Self {
             run: run_frame(pool, code, program.words),
-            resident: Arc::new(Resident { run: waiting, domain, input, output: end }),
+            resident: Arc::new(Resident { run: waiting, domain, input, output: end, answers }),
             may_be_clone,
-            voice,
+            frames,
             output,
         })
     }
@@ -158,25 +158,44 @@ impl Wired {
 
     /// Goes over to an interpreter that waits in an instance which has its code now.
     fn take_over(&mut self, Voice { frames, output }: Voice) {
-        (self.voice, self.output) = (Some(frames), output);
+        (self.frames, self.output) = (Some(frames), output);
     }
 }
 
-/// Tells an interpreter that waits what it is to do. That goes over its own socket: the zygote that it is a clone of, and so
+/// Tells an interpreter that waits what it is to do. That goes the way of its calls: the zygote that it is a clone of, and so
 /// all of its other clones, know nothing of it.
-async fn say_begin(frames: &mut tokio::net::UnixStream, run: &Run) -> io::Result<()> {
+async fn say_begin(frames: &mut Frames, run: &Run) -> io::Result<()> {
     let path = format!("{}{DEFAULT_PATH}", run.path_prefix);
     let env = run.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let body = handler::begin(env.chain([("PATH", path.as_str())]), &run.words);
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     let header = Header { kind: Kind::Begin, id: 0, length }.encode();
-    frames.write_all(&[&header[..], &body].concat()).await
+    frames.calls.write_all(&[&header[..], &body].concat()).await
+}
+
+/// Our ends of the pipes of a process that speaks frames. Two pipes cost half of what a socket does: nobody is woken because
+/// the other has read.
+#[derive(Debug)]
+pub(super) struct Frames {
+    calls: Sender,
+    answers: Receiver,
+}
+
+impl Frames {
+    /// Our ends, and those of the process: what it reads calls from, and what it answers on.
+    fn new() -> io::Result<(Self, OwnedFd, OwnedFd)> {
+        let (input, calls) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (answers, end) = capture::pipe()?;
+        // A program may open what it answers on by its name.
+        capture::share(&end);
+        Ok((Self { calls: Sender::from_owned_fd(calls)?, answers }, input, end))
+    }
 }
 
 /// Our ends of what joins us with a process that speaks frames.
 #[derive(Debug)]
 pub(super) struct Voice {
-    pub(super) frames: tokio::net::UnixStream,
+    pub(super) frames: Frames,
     pub(super) output: Receiver,
 }
 
@@ -184,11 +203,9 @@ pub(super) struct Voice {
 pub(super) fn waiting(domain: &str, path: &str) -> io::Result<(Resident, Voice)> {
     let (output, end) = capture::pipe()?;
     capture::share(&end);
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    let frames = tokio::net::UnixStream::from_std(ours)?;
-    let run = waiting_run(path, true);
-    Ok((Resident { run, domain: domain.to_owned(), input: theirs.into(), output: end }, Voice { frames, output }))
+    let (frames, input, answers) = Frames::new()?;
+    let (run, domain) = (waiting_run(path, true), domain.to_owned());
+    Ok((Resident { run, domain, input, output: end, answers: Some(answers) }, Voice { frames, output }))
 }
 
 /// An interpreter that waits for what it is to do; with time to do it, it rehearses before.
@@ -201,6 +218,7 @@ fn waiting_run(path: &str, has_time: bool) -> Run {
         env: Vec::new(),
         path_prefix: String::new(),
         path: path.to_owned(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     }
@@ -367,6 +385,7 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
         env: env.into_iter().collect(),
         path_prefix: path_prefix(&code.path),
         path: code.path.clone(),
+        has_answers: false,
         wants_output: false,
         has_params: false,
     }
@@ -376,9 +395,10 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
 async fn launch(
     instance: &mut Instance,
     run: Run,
-    Resident { input, output, .. }: &Resident,
+    Resident { input, output, answers, .. }: &Resident,
 ) -> Result<(), StartError> {
-    let streams = [input.as_fd(), output.as_fd(), output.as_fd()];
+    let streams = [input, output, output].into_iter().chain(answers).map(AsFd::as_fd).collect::<Vec<_>>();
+    let run = Run { has_answers: answers.is_some(), ..run };
     instance.agent.send(&ToAgent::Run(run), &streams).await.map_err(gone)?;
     match instance.agent.receive().await.map_err(gone)?.0 {
         ToMiniworker::Started { id: RESIDENT } => Ok(()),
@@ -404,19 +424,18 @@ fn nonsense() -> StartError {
 /// Waits until a process that speaks frames says that it may be called.
 async fn greet(
     code: &Code,
-    frames: tokio::net::UnixStream,
+    Frames { calls, mut answers }: Frames,
     output: Receiver,
     mut instance: Unfinished,
 ) -> Result<Begun, StartError> {
-    let (mut frames, writing) = frames.into_split();
     let mut head = [0; HEADER];
     let mut log = Vec::new();
     let greeted = tokio::select! {
-        read = frames.read_exact(&mut head) => read.ok().and_then(|_| is_ready(&head)),
+        read = answers.read_exact(&mut head) => read.ok().and_then(|_| is_ready(&head)),
         left = follow(&mut instance, &output, &mut log) => return Err(ended(left?, &output, log, code).await),
     };
     let Some(forks) = greeted else {
-        // A process that closes its input ends as a rule, and says why.
+        // A process that closes what it answers on ends as a rule, and says why.
         let left = follow(&mut instance, &output, &mut log).await?;
         return Err(ended(left, &output, log, code).await);
     };
@@ -425,7 +444,7 @@ async fn greet(
             "reuse = \"fork\" needs a process that forks for each call; of the handlers, those in Python do",
         ));
     }
-    Ok(Begun { instance: instance.finish(), speech: Speech::Frames(writing), frames: Some(frames), output, log })
+    Ok(Begun { instance: instance.finish(), speech: Speech::Frames(calls), answers: Some(answers), output, log })
 }
 
 /// Whether a process that may be called forks for each call; none where it may not be called.
@@ -498,5 +517,5 @@ async fn listen(code: &Code, output: Receiver, mut instance: Unfinished) -> Resu
         }
         read_some(&output, &mut log);
     }
-    Ok(Begun { instance: instance.finish(), speech: Speech::Http(http::Client::default()), frames: None, output, log })
+    Ok(Begun { instance: instance.finish(), speech: Speech::Http(http::Client::default()), answers: None, output, log })
 }

@@ -328,7 +328,7 @@ impl Sandbox {
         let (spawner, mut fds) = (zygote.as_ref().unwrap_or(&self.spawner), vec![theirs.as_fd()]);
         if let Some(resident) = spec.resident.as_ref().filter(|_| zygote.is_some()) {
             wanted.process = Some(resident.run.clone());
-            fds.extend([resident.input.as_fd(), resident.output.as_fd()]);
+            fds.extend([&resident.input, &resident.output].into_iter().chain(&resident.answers).map(AsFd::as_fd));
         }
         let is_inhabited = wanted.process.is_some();
         match spawner.order(Order::Launch(Box::new(wanted)), &fds).await {

@@ -10,6 +10,7 @@ use bytes::Buf;
 use faena_domain::Layer;
 use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
+use tokio::net::unix::pipe::Receiver;
 
 use super::{InFlight, Over, PoolEnd, Task};
 use crate::instance::{self, CLEAN, Unclean};
@@ -42,6 +43,21 @@ fn exit_of(body: &[u8]) -> Option<Exit> {
     })
 }
 
+/// Takes all that a pipe holds, as the kernel knows it; whether there was anything. Whoever could write to it is dead.
+fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, Over> {
+    let (mut chunk, mut has_come) = ([0; 4096], false);
+    loop {
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(0) | Err(rustix::io::Errno::WOULDBLOCK) => return Ok(has_come),
+            Ok(read) => {
+                into.extend(chunk[..read].iter().copied());
+                has_come = true;
+            }
+            Err(error) => return Err(Over::Lost(error.to_string())),
+        }
+    }
+}
+
 impl Task {
     /// A fork has ended: that of the call under way, or of the one that was answered just now. Earlier ones are of no
     /// interest any more.
@@ -56,7 +72,7 @@ impl Task {
         Ok(())
     }
 
-    /// Takes what is left on the socket: the word that the fork has ended, and nothing else. Whoever could have written
+    /// Takes what is left of its answers: the word that the fork has ended, and nothing else. Whoever could have written
     /// to it is dead by now, but for the process that forks, which waits for the next call.
     async fn last_frames(&mut self, used: &mut Used) -> Result<(), Over> {
         let lost = |why: &str| Over::Lost(why.to_owned());
@@ -76,17 +92,19 @@ impl Task {
                     used.exit = exit;
                 }
             }
-            let Some(frames) = &mut self.frames else { return Err(lost("its process listens no more")) };
-            match frames.try_read_buf(&mut self.incoming) {
-                Ok(0) => return Err(lost("its process closed its standard input")),
+            let Some(answers) = &mut self.answers else { return Err(lost("its process listens no more")) };
+            match answers.try_read_buf(&mut self.incoming) {
+                Ok(0) => return Err(lost("its process closed what it answers on")),
                 Ok(_) => {}
+                // It may be that the runtime has not heard yet of what the pipe holds: only the kernel knows.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest_of(answers, &mut self.incoming)? => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if used.exit.is_some() {
                         let is_whole = self.incoming.is_empty();
                         return if is_whole { Ok(()) } else { Err(lost("a call's process left half a frame behind")) };
                     }
                     // One that was not forked before the others were killed would run now.
-                    match tokio::time::timeout_at(end, frames.readable()).await {
+                    match tokio::time::timeout_at(end, answers.readable()).await {
                         Ok(Ok(())) => {}
                         _ => return Err(lost("its process does not tell that the call's own has ended")),
                     }
@@ -105,6 +123,9 @@ impl Task {
         })?;
         self.last_frames(&mut used).await?;
         self.drain_output();
+        if let Some(output) = &self.output {
+            rest_of(output, &mut self.log)?;
+        }
         if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
             let when = (Layer::Run, " before it answered");
             let error = result::fallen(exit, oom_kills, self.served.code.limits.memory, when);
