@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::process::{Gid, Uid};
 
@@ -45,8 +46,13 @@ fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 /// Becomes the agent, or says which step failed. Returns in the process beside the agent, where the clone of an
 /// interpreter goes on as one, with what that is to do.
-pub(crate) fn run(spec: &Spec, inherited: &Inherited, parent: UnixStream, resident: Option<&Resident<'_>>) -> Begun {
-    let begun = confine(spec, inherited, &parent).and_then(|words| match resident {
+pub(crate) fn run(
+    (spec, base): (&Spec, Option<&Path>),
+    inherited: &Inherited,
+    parent: UnixStream,
+    resident: Option<&Resident<'_>>,
+) -> Begun {
+    let begun = confine(spec, base, inherited, &parent).and_then(|words| match resident {
         None => exec(words).map(|never| match never {}),
         Some(resident) => resident.begin(|more| exec(words.into_iter().chain(more).collect())),
     });
@@ -62,7 +68,12 @@ pub(crate) fn give_up(Failure { step, error }: &Failure, mut parent: &UnixStream
 }
 
 /// All that a child goes through before it is the agent, whose words are returned.
-fn confine(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<Vec<String>, Failure> {
+fn confine(
+    spec: &Spec,
+    base: Option<&Path>,
+    inherited: &Inherited,
+    parent: &UnixStream,
+) -> Result<Vec<String>, Failure> {
     // The spawner's children are collected by the kernel; the agent collects its own.
     // SAFETY: the default action is installed, no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -70,7 +81,7 @@ fn confine(spec: &Spec, inherited: &Inherited, parent: &UnixStream) -> Result<Ve
     let code = wait_for_go(parent).step("waiting for the parent")?;
     let words = inherited.arguments(spec)?;
     mounts::make_private().step("making mounts private")?;
-    let trees = root::Trees::open(spec, code)?;
+    let trees = root::Trees::open(spec, base, code)?;
     become_inside_user(spec.privileged).step("becoming the instance's user")?;
     silence().step("closing the streams")?;
     trees.build(spec)?;

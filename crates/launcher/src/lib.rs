@@ -12,6 +12,7 @@
 //! worker ◀── reply ──── spawner ◀─ end of pipe ────┘ (or the step that failed)
 //! ```
 
+mod bases;
 mod child;
 mod clone;
 mod idmap;
@@ -59,6 +60,8 @@ pub struct Spec {
     pub code: Option<PathBuf>,
     /// Programs of ours that keep a user's handler alive.
     pub shims: PathBuf,
+    /// A folder over which a spawner may mount the roots that it prepares, for nobody else to see.
+    pub roots: PathBuf,
     /// Where the code appears.
     pub path: String,
     /// What may be written in `path`, in bytes.

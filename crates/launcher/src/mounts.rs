@@ -23,22 +23,22 @@ pub(crate) fn attach(tree: &OwnedFd, to: &Path) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// Puts a detached mount into place and makes it read-only there.
+/// Makes a detached mount read-only and puts it into place.
 pub(crate) fn attach_read_only(tree: &OwnedFd, to: &Path) -> io::Result<()> {
-    attach(tree, to)?;
-    seal(to, READ_ONLY, Below::Too)
+    seal(tree, READ_ONLY, Below::Too)?;
+    attach(tree, to)
 }
 
-/// Makes a mount point read-only, and whatever else is asked.
-fn seal(path: &Path, attributes: u64, below: Below) -> io::Result<()> {
-    let point = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+/// Makes a mount read-only, and whatever else is asked.
+fn seal(mount: &OwnedFd, attributes: u64, below: Below) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    set_attributes(&point, &attributes, below)
+    set_attributes(mount, &attributes, below)
 }
 
 /// Makes an existing mount read-only in place.
 pub(crate) fn remount_read_only(path: &str) -> io::Result<()> {
-    seal(path.as_ref(), libc::MOUNT_ATTR_RDONLY, Below::Not)
+    let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    seal(&mount, libc::MOUNT_ATTR_RDONLY, Below::Not)
 }
 
 /// A file or folder over itself, read-only; nothing where it is not there.
@@ -50,7 +50,7 @@ pub(crate) fn read_only_in_place(path: &str) -> io::Result<()> {
 }
 
 /// A bounded file system in memory.
-pub(crate) fn tmpfs(to: &str, bytes: u64, mode: u32, flags: MountFlags) -> io::Result<()> {
+pub(crate) fn tmpfs(to: impl rustix::path::Arg, bytes: u64, mode: u32, flags: MountFlags) -> io::Result<()> {
     // An inode costs about a kilobyte of memory, so they are bounded with the bytes.
     let options = format!("size={bytes},mode={mode:o},nr_inodes={}", (bytes / 4096).clamp(64, 262_144));
     mount("tmpfs", to, "tmpfs", flags | MountFlags::NOSUID | MountFlags::NODEV, Some(c_string(&options).as_c_str()))?;
@@ -71,11 +71,17 @@ pub(crate) fn proc(to: &str) -> io::Result<()> {
 }
 
 /// Takes a mount out of sight; what uses it keeps it.
-pub(crate) fn detach(path: &str) -> io::Result<()> {
+pub(crate) fn detach(path: impl rustix::path::Arg) -> io::Result<()> {
     Ok(unmount(path, UnmountFlags::DETACH)?)
 }
 
-/// Lets nothing that is mounted here reach the host.
+/// Lets nothing that is mounted here reach the host, while what the host mounts is seen here.
+pub(crate) fn make_slave() -> io::Result<()> {
+    let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change("/", flags)?)
+}
+
+/// Lets nothing that is mounted here reach the host, nor the other way.
 pub(crate) fn make_private() -> io::Result<()> {
     let flags = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
     Ok(rustix::mount::mount_change("/", flags)?)

@@ -7,14 +7,16 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// How many wait.
-const POOL: usize = 32;
+/// How many wait at first, and at most: twice as many each time that there were too few.
+const LEAST: usize = 16;
+const MOST: usize = 64;
 
 /// Namespaces with nothing but a loopback that is up. Each is used once: what its last user left is nobody else's.
 #[derive(Debug)]
 pub(crate) struct Pool {
     home: OwnedFd,
     made: VecDeque<OwnedFd>,
+    wanted: usize,
 }
 
 fn current() -> io::Result<OwnedFd> {
@@ -28,12 +30,12 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
 impl Pool {
     /// An empty pool of this process, which has one thread.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { home: current()?, made: VecDeque::new() })
+        Ok(Self { home: current()?, made: VecDeque::new(), wanted: LEAST })
     }
 
     /// Whether fewer wait than should.
     pub(crate) fn wants_more(&self) -> bool {
-        self.made.len() < POOL
+        self.made.len() < self.wanted
     }
 
     /// Makes one.
@@ -49,6 +51,7 @@ impl Pool {
     /// Enters one, which nobody uses again; whoever is cloned now is born in it.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         if self.made.is_empty() {
+            self.wanted = MOST.min(2 * self.wanted);
             self.fill()?;
         }
         enter(&self.made.pop_front().ok_or(io::ErrorKind::NotFound)?)

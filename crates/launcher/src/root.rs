@@ -1,7 +1,8 @@
 //! The root of an instance: the host's `/usr` and an `/etc` of ours, or the folders of an imported image; and little else.
 //!
 //! The root itself is a tmpfs, and every mount point in it is a folder that we made: no link of an image leads a mount
-//! anywhere.
+//! anywhere. What is the same in many of them, the *base*, a privileged spawner prepares once, and an instance takes a copy
+//! of its mounts; without privilege each child makes one of its own.
 
 use std::ffi::OsString;
 use std::fs;
@@ -36,12 +37,24 @@ const ROOT_BYTES: u64 = 1024 * 1024;
 
 /// Trees of the host, taken hold of while they can still be seen.
 pub(crate) struct Trees {
+    base: Base,
+    ca_bundle: Option<OwnedFd>,
+    code: Option<OwnedFd>,
+}
+
+enum Base {
+    /// A copy of what a spawner has prepared.
+    Prepared(OwnedFd),
+    /// What it is made of.
+    Parts(Parts),
+}
+
+/// What a base is made of.
+struct Parts {
     system: Vec<(OsString, Part)>,
     agent: OwnedFd,
-    ca_bundle: Option<OwnedFd>,
     shims: OwnedFd,
     devices: Vec<OwnedFd>,
-    code: Option<OwnedFd>,
 }
 
 /// What stands at the top of the system.
@@ -90,18 +103,25 @@ fn of_image(root: &Path, path: &str) -> Result<Vec<(OsString, Part)>, Failure> {
     Ok(system)
 }
 
+/// Prepares a base, mounted at a folder of ours. What it holds belongs to us: no instance's user may write to it, whatever
+/// it is mounted as.
+pub(crate) fn prepare(place: &Path, spec: &Spec) -> Result<(), Failure> {
+    let parts = Parts::open(spec)?;
+    mounts::tmpfs(place, ROOT_BYTES, 0o755, MountFlags::NOATIME).step("mounting a root")?;
+    std::env::set_current_dir(place).step("entering a root")?;
+    parts.assemble(&spec.path)
+}
+
 impl Trees {
-    /// Takes hold of them. `code` is the tree whose owner was mapped, where that could be done.
-    pub(crate) fn open(spec: &Spec, code: Option<OwnedFd>) -> Result<Self, Failure> {
+    /// Takes hold of them. `base` is where the base was prepared, and `code` the tree whose owner was mapped, where that
+    /// could be done.
+    pub(crate) fn open(spec: &Spec, base: Option<&Path>, code: Option<OwnedFd>) -> Result<Self, Failure> {
         Ok(Self {
-            system: match &spec.root {
-                Some(root) => of_image(root, &spec.path)?,
-                None => of_host(&spec.etc)?,
+            base: match base {
+                Some(place) => Base::Prepared(tree(place)?),
+                None => Base::Parts(Parts::open(spec)?),
             },
-            agent: tree(&spec.agent)?,
             ca_bundle: spec.ca_bundle.as_deref().map(tree).transpose()?,
-            devices: DEVICES.iter().map(|name| tree(&Path::new("/dev").join(name))).collect::<Result<_, _>>()?,
-            shims: tree(&spec.shims)?,
             code: match (code, &spec.code) {
                 (Some(code), _) => Some(code),
                 (None, path) => path.as_deref().map(tree).transpose()?,
@@ -109,17 +129,73 @@ impl Trees {
         })
     }
 
-    /// Builds the root in the working directory, which becomes it. Runs as the instance's user.
+    /// Builds the root, which becomes that of this process. Runs as the instance's user.
     pub(crate) fn build(&self, spec: &Spec) -> Result<(), Failure> {
         // Any folder will do: the mount is ours alone, and the root moves over it.
-        mounts::tmpfs("/tmp", ROOT_BYTES, 0o755, MountFlags::NOATIME).step("mounting the root")?;
-        std::env::set_current_dir("/tmp").step("entering the root")?;
-        self.system().step("mounting the system")?;
-        self.devices(spec).step("mounting devices")?;
+        let place = Path::new("/tmp");
+        match &self.base {
+            Base::Prepared(base) => mounts::attach(base, place),
+            Base::Parts(_) => mounts::tmpfs(place, ROOT_BYTES, 0o755, MountFlags::NOATIME),
+        }
+        .step("mounting the root")?;
+        std::env::set_current_dir(place).step("entering the root")?;
+        if let Base::Parts(parts) = &self.base {
+            parts.assemble(&spec.path)?;
+        }
+        mounts::tmpfs("dev/shm", spec.shm, 0o1777, MountFlags::NOEXEC).step("mounting /dev/shm")?;
         processes().step("mounting /proc")?;
         self.folders(spec).step("mounting the code")?;
         pivot().step("pivot_root")?;
         mounts::remount_read_only("/").step("sealing the root")
+    }
+
+    fn folders(&self, spec: &Spec) -> io::Result<()> {
+        mounts::tmpfs("tmp", spec.tmp, 0o1777, MountFlags::empty())?;
+        let path = spec.path.trim_start_matches('/');
+        // It may lie in what was mounted just now.
+        folders_to(path)?;
+        if let Some(bundle) = &self.ca_bundle {
+            mounts::attach_read_only(bundle, CA_BUNDLE.trim_start_matches('/').as_ref())?;
+        }
+        match &self.code {
+            Some(code) => lay(code, path, spec.disk),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes what is not there of a folder and those above it.
+fn folders_to(path: &str) -> io::Result<()> {
+    let mut so_far = String::new();
+    for part in path.split('/') {
+        so_far = format!("{so_far}{part}/");
+        if !Path::new(&so_far).exists() {
+            folder_at(so_far.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+impl Parts {
+    fn open(spec: &Spec) -> Result<Self, Failure> {
+        Ok(Self {
+            system: match &spec.root {
+                Some(root) => of_image(root, &spec.path)?,
+                None => of_host(&spec.etc)?,
+            },
+            agent: tree(&spec.agent)?,
+            shims: tree(&spec.shims)?,
+            devices: DEVICES.iter().map(|name| tree(&Path::new("/dev").join(name))).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Puts them together in the working directory, with a folder or a file wherever an instance has something of its own.
+    fn assemble(&self, path: &str) -> Result<(), Failure> {
+        self.system().step("mounting the system")?;
+        self.devices().step("mounting devices")?;
+        let own = [CODE, LAYER, path.trim_start_matches('/')];
+        own.into_iter().try_for_each(folders_to).step("making folders")?;
+        fs::write(CA_BUNDLE.trim_start_matches('/'), "").step("making a mount point")
     }
 
     fn system(&self) -> io::Result<()> {
@@ -146,15 +222,10 @@ impl Trees {
         let shims = SHIMS.trim_start_matches('/');
         folder_at(shims.as_ref())?;
         mounts::attach_read_only(&self.shims, shims.as_ref())?;
-        if let Some(bundle) = &self.ca_bundle {
-            let point = CA_BUNDLE.trim_start_matches('/');
-            fs::write(point, "")?;
-            mounts::attach_read_only(bundle, point.as_ref())?;
-        }
         Ok(())
     }
 
-    fn devices(&self, spec: &Spec) -> io::Result<()> {
+    fn devices(&self) -> io::Result<()> {
         for (name, device) in DEVICES.iter().zip(&self.devices) {
             let point = format!("dev/{name}");
             fs::write(&point, "")?;
@@ -163,27 +234,7 @@ impl Trees {
         for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
             symlink(target, format!("dev/{name}"))?;
         }
-        folder_at("dev/shm".as_ref())?;
-        mounts::tmpfs("dev/shm", spec.shm, 0o1777, MountFlags::NOEXEC)
-    }
-
-    fn folders(&self, spec: &Spec) -> io::Result<()> {
-        mounts::tmpfs("tmp", spec.tmp, 0o1777, MountFlags::empty())?;
-        let path = spec.path.trim_start_matches('/');
-        let mut so_far = String::new();
-        for part in path.split('/') {
-            so_far = format!("{so_far}{part}/");
-            if !Path::new(&so_far).exists() {
-                folder_at(so_far.as_ref())?;
-            }
-        }
-        for folder in [CODE, LAYER] {
-            folder_at(folder.as_ref())?;
-        }
-        match &self.code {
-            Some(code) => lay(code, path, spec.disk),
-            None => Ok(()),
-        }
+        folder_at("dev/shm".as_ref())
     }
 }
 

@@ -12,9 +12,10 @@ use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::bases::Bases;
 use crate::zygote::{self, Resident};
 use crate::{
-    Failure, Inherited, Numbered, Order, READY, Relay, Reply, Spec, Step, child, clone, idmap, network, relay,
+    Failure, Inherited, Numbered, Order, READY, Relay, Reply, Spec, Step, child, clone, idmap, mounts, network, relay,
 };
 
 /// How long nothing is asked for before network namespaces are made in advance: long enough that what was asked for last
@@ -56,17 +57,29 @@ struct Spawner {
     privileged: bool,
     /// What is installed in clones of ours, where we are an interpreter.
     filters: Option<Filters>,
+    bases: Bases,
 }
 
 /// Serves orders from standard input until that ends.
 pub(crate) fn main() -> ExitCode {
-    match serve(None) {
+    let served = be_alone().and_then(|()| serve(None));
+    match served {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("the spawner of instances ended: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a privileged spawner mounts is for its children alone.
+fn be_alone() -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; this process has one thread.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    mounts::make_slave()
 }
 
 /// Serves orders from standard input until that ends; in a clone that goes on as an interpreter, returns what its process
@@ -100,6 +113,7 @@ impl Spawner {
             networks: network::Pool::new()?,
             privileged: rustix::process::geteuid().is_root(),
             filters,
+            bases: Bases::default(),
         })
     }
 
@@ -181,6 +195,7 @@ impl Spawner {
 
     fn launch(&mut self, id: u64, spec: &Spec, socket: OwnedFd, streams: Option<&Streams>) -> Result<Begun, Failure> {
         let inherited = Inherited::open(spec, socket)?;
+        let base = spec.privileged.then(|| self.bases.of(spec)).transpose()?;
         let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
         let group = inherited.birth_group.as_ref();
         if spec.privileged {
@@ -196,7 +211,7 @@ impl Spawner {
                     }
                     _ => None,
                 };
-                return Ok(Begun::Inside(child::run(spec, &inherited, theirs, resident.as_ref())));
+                return Ok(Begun::Inside(child::run((spec, base.as_deref()), &inherited, theirs, resident.as_ref())));
             }
             Ok(Some(made)) => Ok(made),
             Err(error) => Err(error),

@@ -10,14 +10,16 @@ use tracing::warn;
 
 use crate::cgroup::{Group, Trees};
 
-/// How many wait.
-const POOL: usize = 16;
+/// How many wait at first, and at most: twice as many each time that there were too few.
+const LEAST: usize = 8;
+const MOST: usize = 64;
 /// How long nothing is asked for before others are made: what was asked for last shall have the processor for itself.
 const CALM: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Ready {
     groups: Vec<Group>,
+    wanted: usize,
     taken: Instant,
 }
 
@@ -34,7 +36,7 @@ pub(super) struct Groups {
 impl Groups {
     /// None yet; their names begin with `prefix`.
     pub(super) fn new(trees: Trees, prefix: String) -> Arc<Self> {
-        let ready = Mutex::new(Ready { groups: Vec::new(), taken: Instant::now() });
+        let ready = Mutex::new(Ready { groups: Vec::new(), wanted: LEAST, taken: Instant::now() });
         Arc::new(Self { trees, prefix, next: AtomicU64::new(1), ready, is_filling: AtomicBool::new(false) })
     }
 
@@ -51,6 +53,9 @@ impl Groups {
         let ready = {
             let mut ready = self.ready();
             ready.taken = Instant::now();
+            if ready.groups.is_empty() {
+                ready.wanted = MOST.min(2 * ready.wanted);
+            }
             ready.groups.pop()
         };
         let group = match ready {
@@ -95,7 +100,7 @@ impl Groups {
             Ok(group) => {
                 let mut ready = self.ready();
                 ready.groups.push(group);
-                ready.groups.len() >= POOL
+                ready.groups.len() >= ready.wanted
             }
             Err(error) => {
                 warn!(%error, "control groups cannot be made beforehand");

@@ -30,6 +30,8 @@ use crate::cgroup::{Controller, Freezer, Group, Trees};
 use crate::uids::{Uid, Uids};
 use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
 
+/// The folder over which spawners mount the roots that they prepare.
+const ROOTS: &str = "roots";
 /// How long an agent may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(10);
 /// How long a killed instance may take until it is gone.
@@ -173,7 +175,9 @@ impl Sandbox {
         let prepare = |source| SandboxError::Prepare { folder: config.folder.clone(), source };
         let etc = etc::make(&config.folder).map_err(prepare)?;
         let empty = config.folder.join("empty");
-        std::fs::create_dir_all(&empty).map_err(prepare)?;
+        for folder in [&empty, &config.folder.join(ROOTS)] {
+            std::fs::create_dir_all(folder).map_err(prepare)?;
+        }
         let trees = Trees::prepare(&config.belonging);
         let mut sandbox = Self {
             groups: Groups::new(trees.clone(), config.belonging.incarnation.clone()),
@@ -263,6 +267,7 @@ impl Sandbox {
             etc: self.etc.clone(),
             code: spec.code.clone(),
             shims: self.config.shims.clone(),
+            roots: self.config.folder.join(ROOTS),
             path: spec.path.clone(),
             disk: spec.limits.disk.0,
             tmp: spec.limits.tmp.0,
@@ -292,7 +297,7 @@ impl Sandbox {
     /// of an imported image starts within its instance.
     async fn zygote(&self, spec: &InstanceSpec, wanted: &Spec) -> Option<Arc<Spawner>> {
         let (resident, zygotes) = (spec.resident.as_ref()?, self.zygotes.as_ref()?);
-        if wanted.root.is_some() || !wanted.privileged {
+        if wanted.root.is_some() || !wanted.privileged || resident.answers.is_none() {
             return None;
         }
         zygotes.ready(&resident.domain).await
