@@ -230,10 +230,10 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
     app.shared().clone().spawn(async move {
         let blobs = app.blobs();
         let stored = async {
-            let params = blobs.payload(begun.params.to_vec()).await?;
-            let (result, logs) = (blobs.payload(result.into()).await?, blobs.payload(log).await?);
+            let params = blobs.payload(begun.params.clone()).await?;
+            let (result, logs) = (blobs.payload(result).await?, blobs.payload(log).await?);
             let body = match &begun.body {
-                Some(body) => Some(blobs.payload(body.to_vec()).await?),
+                Some(body) => Some(blobs.payload(body.clone()).await?),
                 None => None,
             };
             Ok::<_, faena_blob::BlobError>(EndedCall {

@@ -291,7 +291,7 @@ async fn call_served(
     }
     Ok(Outcome {
         status: end.status,
-        result: node.blobs.payload(end.result.into()).await?,
+        result: node.blobs.payload(end.result).await?,
         error: end.error,
         logs: node.blobs.payload(end.log).await?,
         attempt,

@@ -204,14 +204,14 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`BlobError`] where they had to be written.
-    pub async fn payload(&self, bytes: Vec<u8>) -> Result<Payload, BlobError> {
-        let (bytes, utf8) = match String::from_utf8(bytes) {
-            Ok(text) if text.len() <= MAX_INLINE => return Ok(Payload::Text(text)),
-            Ok(text) => (text.into_bytes(), true),
-            Err(error) => (error.into_bytes(), false),
+    pub async fn payload(&self, bytes: impl Into<Bytes>) -> Result<Payload, BlobError> {
+        let bytes = bytes.into();
+        let utf8 = match std::str::from_utf8(&bytes) {
+            Ok(text) if text.len() <= MAX_INLINE => return Ok(Payload::Text(text.to_owned())),
+            text => text.is_ok(),
         };
         let length = bytes.len() as u64;
-        Ok(Payload::Blob { key: self.put_bytes(bytes.into()).await?, bytes: length, utf8 })
+        Ok(Payload::Blob { key: self.put_bytes(bytes).await?, bytes: length, utf8 })
     }
 
     /// The bytes of a payload.
