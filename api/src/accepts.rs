@@ -11,6 +11,8 @@ use faena_protocol::records::{CallRecord, NewCall};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::batch;
+
 /// The most calls of one message.
 const BATCH: usize = 256;
 /// What the payloads of one message hold before it takes no more; written as JSON they may be six times as long, and the
@@ -56,25 +58,15 @@ impl Accepts {
     }
 }
 
-fn held_by(call: &NewCall) -> u64 {
-    let inline = |payload: &Payload| match payload {
-        Payload::Text(text) => text.len() as u64,
-        Payload::Blob { .. } => 0,
-    };
-    inline(&call.spec.params) + call.spec.body.as_ref().map_or(0, inline)
+fn held_by(NewCall { spec, .. }: &NewCall) -> u64 {
+    spec.params.inline_len() + spec.body.as_ref().map_or(0, Payload::inline_len)
 }
 
 async fn send_all(db: DbClient, mut queue: mpsc::Receiver<Asked>) {
     let under_way = Arc::new(Semaphore::new(UNDER_WAY));
     while let Ok(place) = Arc::clone(&under_way).acquire_owned().await {
         let Some(first) = queue.recv().await else { return };
-        let mut bytes = held_by(&first.call);
-        let mut batch = vec![first];
-        while batch.len() < BATCH && bytes < BATCH_BYTES {
-            let Ok(next) = queue.try_recv() else { break };
-            bytes += held_by(&next.call);
-            batch.push(next);
-        }
+        let batch = batch::gather(first, || queue.try_recv().ok(), |asked| held_by(&asked.call), (BATCH, BATCH_BYTES));
         let db = db.clone();
         tokio::spawn(async move {
             send(&db, batch).await;

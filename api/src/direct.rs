@@ -69,7 +69,7 @@ async fn target(app: &App, request: &Request<Incoming>) -> Option<(Arc<dyn Direc
     let current = match app.versions().known(name) {
         Some(current) => current,
         // Whatever is wrong is told by the road that everything else takes.
-        None => app.versions().ask(&Caller::local().namespace, &name.parse::<FunctionName>().ok()?).await.ok()?,
+        None => app.versions().of(&Caller::local().namespace, &name.parse::<FunctionName>().ok()?, None).await.ok()?,
     };
     let is_ours = current.status == FunctionStatus::Ready
         && current.code.serving.contract != Contract::Command

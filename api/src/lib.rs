@@ -5,6 +5,7 @@
 
 mod accepts;
 mod app;
+mod batch;
 mod body;
 mod callbacks;
 mod direct;

@@ -12,6 +12,8 @@ use faena_protocol::records::{CallRecord, EndedCall, SEGMENT_SPAN, Segment};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::error;
 
+use crate::batch;
+
 /// Calls that may be on their way: running without a row, or ended and not yet written.
 const BACKLOG: u32 = 10_000;
 /// What they may hold in memory before no further one is taken.
@@ -102,11 +104,7 @@ impl Shown {
 }
 
 fn held_by(call: &CallRecord) -> u64 {
-    let inline = |payload: &Payload| match payload {
-        Payload::Text(text) => text.len() as u64,
-        Payload::Blob { .. } => 0,
-    };
-    KB + inline(&call.params) + inline(&call.result) + inline(&call.logs)
+    KB + call.params.inline_len() + call.result.inline_len() + call.logs.inline_len()
 }
 
 /// A place in the backlog; free again when the call is written or has a row of its own.
@@ -178,13 +176,8 @@ async fn write_all(db: DbClient, shown: Arc<Mutex<Shown>>, mut queue: mpsc::Unbo
         if queue.len() < BATCH {
             tokio::time::sleep(GATHER).await;
         }
-        let mut bytes = held_by(&first.0.call);
-        let mut batch = vec![first];
-        while batch.len() < BATCH && bytes < BATCH_BYTES {
-            let Ok(next) = queue.try_recv() else { break };
-            bytes += held_by(&next.0.call);
-            batch.push(next);
-        }
+        let batch =
+            batch::gather(first, || queue.try_recv().ok(), |(ended, _)| held_by(&ended.call), (BATCH, BATCH_BYTES));
         let request = sorted(batch.iter().map(|(ended, _)| Arc::clone(ended)));
         if let Err(error) = db.ask_until_known(&request).await {
             error!(%error, calls = batch.len(), "calls could not be recorded");

@@ -53,25 +53,23 @@ impl Versions {
         function: &FunctionName,
         version: Option<Version>,
     ) -> Result<Arc<Current>, DbError> {
-        let Some(version) = version else {
-            return match self.known(function.as_str()) {
-                Some(current) => Ok(current),
-                None => self.ask(namespace, function).await,
-            };
-        };
-        let request =
-            VersionResolve { namespace: namespace.clone(), function: function.clone(), version: Some(version) };
-        let (resolved, seen) = self.db.ask_seeing(&request, ANSWER).await?;
-        Ok(Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code), seen }))
+        match self.known(function.as_str()).filter(|_| version.is_none()) {
+            Some(current) => Ok(current),
+            None => self.ask(namespace, function, version).await,
+        }
     }
 
-    /// The version that a function's calls run, asked of db.
-    ///
-    /// # Errors
-    /// What db says, where there is no such function or it cannot tell.
-    pub(crate) async fn ask(&self, namespace: &Namespace, function: &FunctionName) -> Result<Arc<Current>, DbError> {
-        let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version: None };
+    async fn ask(
+        &self,
+        namespace: &Namespace,
+        function: &FunctionName,
+        version: Option<Version>,
+    ) -> Result<Arc<Current>, DbError> {
+        let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version };
         let (resolved, seen) = self.db.ask_seeing(&request, ANSWER).await?;
+        if version.is_some() {
+            return Ok(Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code), seen }));
+        }
         let name = function.to_string();
         let before = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         // Whoever knows instances by their code finds them again.

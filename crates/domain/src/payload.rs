@@ -38,6 +38,14 @@ impl Payload {
         }
     }
 
+    /// How many of them lie in memory with it.
+    pub fn inline_len(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::Blob { .. } => 0,
+        }
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -92,8 +92,8 @@ pub struct Spec {
     pub egress: bool,
     /// Whether Landlock may be missing.
     pub without_landlock: bool,
-    /// What the interpreter goes on with, where the instance is a clone of one ([`zygote`]); its standard input and what
-    /// takes its output come with the order, after the agent's socket.
+    /// What the interpreter goes on with, where the instance is a clone of one ([`zygote`]); its standard input, what takes
+    /// its output and what takes its answers come with the order, after the agent's socket.
     pub process: Option<Run>,
 }
 

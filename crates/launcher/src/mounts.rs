@@ -75,6 +75,13 @@ pub(crate) fn detach(path: impl rustix::path::Arg) -> io::Result<()> {
     Ok(unmount(path, UnmountFlags::DETACH)?)
 }
 
+/// Leaves the host's mount namespace for a copy of it.
+pub(crate) fn leave_namespace() -> io::Result<()> {
+    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; whoever calls this has one thread.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    Ok(())
+}
+
 /// Lets nothing that is mounted here reach the host, while what the host mounts is seen here.
 pub(crate) fn make_slave() -> io::Result<()> {
     let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;

@@ -77,8 +77,7 @@ fn be_alone() -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; this process has one thread.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    mounts::leave_namespace()?;
     mounts::make_slave()
 }
 

@@ -25,7 +25,6 @@ use faena_agent::user::{self, Streams};
 use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{DEFAULT_PATH, Run, handler};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::thread::UnshareFlags;
 
 use crate::{Failure, Step, clone, mounts, spawner};
 
@@ -38,8 +37,7 @@ pub(crate) fn hold() -> ExitCode {
 
 /// The system that instances see is read-only, and so is whatever the interpreter has mapped of it.
 fn become_interpreter(words: Vec<String>) -> io::Result<Infallible> {
-    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; this process has one thread.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mounts::leave_namespace()?;
     mounts::make_private()?;
     mounts::attach_read_only(&mounts::clone_tree(Path::new("/usr"))?, "/usr".as_ref())?;
     let (program, words) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;

@@ -98,11 +98,7 @@ fn millis(span: u64) -> i64 {
 
 /// What a call holds while it waits.
 fn weight(spec: &CallSpec) -> u64 {
-    let bytes = |payload: &Payload| match payload {
-        Payload::Text(text) => text.len() as u64,
-        Payload::Blob { bytes, .. } => *bytes,
-    };
-    bytes(&spec.params) + spec.body.as_ref().map_or(0, bytes)
+    spec.params.len() + spec.body.as_ref().map_or(0, Payload::len)
 }
 
 impl NewRow<'_> {

@@ -43,16 +43,16 @@ fn parse(records: &str) -> Result<Vec<EndedCall>, DbError> {
 
 /// One call.
 pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<Option<EndedCall>, DbError> {
+    let failed = |error: rusqlite::Error| broken(&error);
     // Calls that ended together have numbers close to each other: its segment is among the nearest below.
     let mut statement = connection
         .prepare_cached(
             "SELECT records FROM journal WHERE namespace = ?1 AND span = ?2 AND first <= ?3 ORDER BY first DESC",
         )
-        .map_err(|error| broken(&error))?;
-    let mut rows =
-        statement.query((namespace.as_str(), num.0 / SEGMENT_SPAN, num.0)).map_err(|error| broken(&error))?;
-    while let Some(row) = rows.next().map_err(|error| broken(&error))? {
-        let records: String = row.get(0).map_err(|error| broken(&error))?;
+        .map_err(failed)?;
+    let mut rows = statement.query((namespace.as_str(), num.0 / SEGMENT_SPAN, num.0)).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let records: String = row.get(0).map_err(failed)?;
         if let Some(call) = parse(&records)?.into_iter().find(|ended| ended.call.num == num) {
             return Ok(Some(call));
         }

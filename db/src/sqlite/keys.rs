@@ -42,13 +42,12 @@ pub(super) fn has_room(connection: &Connection, spec: &CallSpec) -> Result<(), D
     if spec.key.is_none() {
         return Ok(());
     }
-    let names = (spec.namespace.as_str(), spec.function.key());
     let count = || -> rusqlite::Result<i64> {
         connection
             .prepare_cached(
                 "SELECT count(*) FROM (SELECT 1 FROM keys WHERE namespace = ?1 AND function = ?2 LIMIT ?3)",
             )?
-            .query_row((names.0, &names.1, MAX_KEYS), |row| row.get(0))
+            .query_row((spec.namespace.as_str(), spec.function.key(), MAX_KEYS), |row| row.get(0))
     };
     // Counting is cheap while there are few, and happens for nobody who uses no keys.
     if count().map_err(|error| internal("counting keys", &error))? >= MAX_KEYS {

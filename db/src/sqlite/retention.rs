@@ -10,9 +10,10 @@ use super::{blobs, internal, journal};
 /// The most calls that are forgotten at once: more than any steady load ends in a second.
 const BATCH: u32 = 2000;
 
-/// A call that may go although it is young: nobody has given it up, and it is needed by no key and for no callback.
-const FREE: &str = "NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.num = c.num)
-     AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
+/// A call that is no dead letter.
+const NO_LETTER: &str = "NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.num = c.num)";
+/// A call that no key stands for, and of whose end nobody is still to be told.
+const UNNEEDED: &str = "NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
      AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')";
 
 /// When the youngest of so many calls ended that ended first, whether they have rows or lie in segments.
@@ -25,7 +26,7 @@ fn oldest(connection: &Connection, too_many: u64) -> rusqlite::Result<Option<i64
             "SELECT max(ended_at) FROM (SELECT ended_at, sum(calls) OVER (ORDER BY ended_at ROWS UNBOUNDED PRECEDING) AS so_far FROM (
                  SELECT * FROM (SELECT ended_at, calls FROM journal ORDER BY ended_at LIMIT ?2)
                  UNION ALL
-                 SELECT * FROM (SELECT ended_at, 1 AS calls FROM calls c WHERE ended_at IS NOT NULL AND {FREE}
+                 SELECT * FROM (SELECT ended_at, 1 AS calls FROM calls c WHERE ended_at IS NOT NULL AND {NO_LETTER} AND {UNNEEDED}
                      ORDER BY ended_at LIMIT ?2)
                  ORDER BY ended_at LIMIT ?2)) WHERE so_far <= ?1"
         ))?
@@ -47,11 +48,11 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
     let keep = &moment.settings.keep;
     let before = moment.now.saturating_sub(keep.calls_for_ms);
     let letters_before = moment.now.saturating_sub(keep.dead_letters_for_ms);
-    let old = "SELECT num FROM calls c WHERE ended_at < ?1 AND (ended_at < ?2 OR NOT EXISTS
-         (SELECT 1 FROM dead_letters d WHERE d.num = c.num)) AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
-         AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')
-         ORDER BY ended_at LIMIT ?3";
-    let mut gone = numbers(connection, old, (before, letters_before.min(before), BATCH))?;
+    let old = format!(
+        "SELECT num FROM calls c WHERE ended_at < ?1 AND (ended_at < ?2 OR {NO_LETTER}) AND {UNNEEDED}
+         ORDER BY ended_at LIMIT ?3"
+    );
+    let mut gone = numbers(connection, &old, (before, letters_before.min(before), BATCH))?;
     let mut journaled = journal::forget(connection, before, BATCH)?;
     if gone.is_empty() && journaled == 0 {
         let ended: u64 = connection
@@ -61,8 +62,10 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
         let too_many = ended.saturating_sub(keep.calls);
         if let Some(oldest) = oldest(connection, too_many).map_err(broken)? {
             let most = u32::try_from(too_many).unwrap_or(BATCH).min(BATCH);
-            let free = format!("SELECT num FROM calls c WHERE ended_at < ?1 AND {FREE} ORDER BY ended_at LIMIT ?2");
-            gone = numbers(connection, &free, (oldest + 1, most))?;
+            let young = format!(
+                "SELECT num FROM calls c WHERE ended_at < ?1 AND {NO_LETTER} AND {UNNEEDED} ORDER BY ended_at LIMIT ?2"
+            );
+            gone = numbers(connection, &young, (oldest + 1, most))?;
             journaled = journal::forget(connection, oldest + 1, BATCH)?;
         }
     }

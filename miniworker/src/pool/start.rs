@@ -173,8 +173,8 @@ async fn say_begin(frames: &mut Frames, run: &Run) -> io::Result<()> {
     frames.calls.write_all(&[&header[..], &body].concat()).await
 }
 
-/// Our ends of the pipes of a process that speaks frames. Two pipes cost half of what a socket does: nobody is woken because
-/// the other has read.
+/// Our ends of the pipes of a process that speaks frames. Two pipes cost two thirds of what a socket does: nobody is
+/// woken because the other has read (docs/adr/0012-two-pipes-for-frames.md).
 #[derive(Debug)]
 pub(super) struct Frames {
     calls: Sender,
