@@ -208,6 +208,63 @@ fn an_interpreter_that_is_killed_is_replaced() {
     }
 }
 
+#[test]
+fn as_many_clones_wait_as_were_asked_for_at_once() {
+    const CALLS: u64 = 12;
+    let mut platform = Platform::start();
+    function(
+        &platform,
+        Engine::Sandbox,
+        "once",
+        &[("handler.py", "def handle(params, context):\n    return params[\"n\"]\n")],
+        "reuse = \"never\"\n",
+    );
+    let pool = || platform.get("/workers").json()[0]["pool"].clone();
+    eventually(Duration::from_secs(20), "a clone that waits", || {
+        if pool()["blank"].as_u64() > Some(0) { Ok(()) } else { Err(pool()) }
+    });
+    let burst = || {
+        std::thread::scope(|scope| {
+            let call = |n: u64| (platform.post("/f/once", &json!({"n": n})).text(), n.to_string());
+            let calls: Vec<_> = (0..CALLS).map(|n| scope.spawn(move || call(n))).collect();
+            for (found, wanted) in calls.into_iter().map(|call| call.join().expect("a call")) {
+                assert_eq!(found, wanted);
+            }
+        });
+    };
+    burst();
+    // A burst that crosses the border of a second counts as two.
+    eventually(Duration::from_secs(20), "clones for the next burst", || {
+        if pool()["blank"].as_u64() >= Some(CALLS / 2) { Ok(()) } else { Err(pool()) }
+    });
+    burst();
+    // What the calls left is taken apart: those that wait are all there is.
+    eventually(Duration::from_secs(20), "the end of what is done with", || {
+        let (waiting, there) = (pool()["blank"].as_u64(), instances(&platform));
+        if waiting == Some(there) { Ok(()) } else { Err((waiting, there)) }
+    });
+    assert!(platform.stop());
+}
+
+/// Agents among what a platform has started, and what that has started.
+fn instances(platform: &Platform) -> u64 {
+    let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        Some((pid, (parent, command)))
+    });
+    let processes: std::collections::HashMap<u32, (u32, String)> = processes.collect();
+    let own = platform.pid(Role::Up);
+    let is_own = |pid: u32| {
+        let mut parents = std::iter::successors(Some(pid), |pid| processes.get(pid).map(|(parent, _)| *parent));
+        parents.any(|pid| pid == own)
+    };
+    let agents = processes.iter().filter(|(pid, (_, command))| command.starts_with("faena-agent") && is_own(**pid));
+    agents.count() as u64
+}
+
 /// With one slot a call waits until the instance is as new.
 fn with_one_slot() -> Platform {
     let mut platform = Platform::stopped();

@@ -5,6 +5,7 @@
 //! calls of one version wait in one line and whichever instance is free first takes the next. A task that belongs to
 //! the instance owns a call from there on ([`served`]), never whoever waits for it.
 
+mod aside;
 mod call;
 mod http;
 mod keeper;
@@ -32,6 +33,7 @@ pub(crate) use parked::{Leave, State, Taken};
 pub(crate) use start::StartError;
 
 use crate::Node;
+use aside::Aside;
 use metrics::Metrics;
 use state::{Action, Key, Waiting, Work};
 use stock::Stock;
@@ -67,6 +69,7 @@ struct Shared {
     metrics: Metrics,
     state: Mutex<state::State>,
     stock: Stock,
+    aside: Aside,
     /// Whatever makes, renews or destroys instances: a stop waits for it.
     tasks: TaskTracker,
     /// Told when something waits that has to be watched.
@@ -82,8 +85,9 @@ impl Pool {
     pub fn new(node: Arc<Node>, config: PoolConfig, metrics: Metrics) -> Self {
         let state = Mutex::new(state::State::new(&config));
         let home = config.home.clone();
-        let (stock, tasks, waits) = (Stock::default(), TaskTracker::new(), Notify::new());
-        let pool = Self(Arc::new(Shared { node, config, metrics, state, stock, tasks, waits }));
+        let (stock, aside) = (Stock::default(), Aside::default());
+        let (tasks, waits) = (TaskTracker::new(), Notify::new());
+        let pool = Self(Arc::new(Shared { node, config, metrics, state, stock, aside, tasks, waits }));
         home.spawn(keeper::keep(Arc::downgrade(&pool.0)));
         pool
     }

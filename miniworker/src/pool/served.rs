@@ -396,8 +396,10 @@ impl Task {
             client.close();
         }
         let guard = self.served.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(guard) = guard {
-            guard.destroy().await;
+        match guard {
+            Some(guard) if self.served.code.serving.reuse == Reuse::Never => pool.put_aside(guard).await,
+            Some(guard) => guard.destroy().await,
+            None => {}
         }
         let actions = pool.state().replenish(key, Instant::now());
         pool.perform(actions);

@@ -21,7 +21,7 @@ use super::{PoolConfig, StartError};
 /// Calls that may wait for an instance.
 const WAITING: usize = 10_000;
 /// What an instance counts for until its memory was measured, in bytes.
-const UNMEASURED: u64 = 32 << 20;
+pub(super) const UNMEASURED: u64 = 32 << 20;
 /// How much longer after each failed start nothing is made that nobody asked for.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -607,6 +607,11 @@ impl State {
             blank: 0,
             interpreters: 0,
         }
+    }
+
+    /// Whether calls wait for instances, or for one that is being made.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.waiting > 0 || self.creating > 0
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use faena_domain::keep_alive::Window;
 use faena_domain::{EngineKind, Limits, Network};
 use faena_engine::{Engine, EngineError, ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
@@ -12,11 +13,16 @@ use tracing::{debug, warn};
 
 use super::Shared;
 use super::start::{Voice, waiting};
+use super::state::UNMEASURED;
 use crate::{Node, instance};
 
-/// Instances of one kind that wait.
-const SHELF: usize = 1;
-/// How long after a call one is made for the next: the call itself shall have the processor first.
+/// The most instances of one kind that wait: of those that hold an interpreter and are cheap, and of those that an engine
+/// takes long to make.
+const MOST: u32 = 64;
+const MOST_SLOW: u32 = 4;
+/// What all of them may hold together of the memory that the pool may: this part.
+const SHARE: u64 = 8;
+/// How long after a call more are made for the next ones: the call itself shall have the processor first.
 const CALM: Duration = Duration::from_millis(200);
 
 /// All that has to be known of an instance before it is made, but for its code.
@@ -37,17 +43,19 @@ pub(super) struct Spare {
     pub(super) instance: Instance,
     /// The way to the interpreter in it.
     pub(super) voice: Option<Voice>,
+    /// What it holds, in bytes, as it was when it was made.
+    memory: u64,
 }
 
 impl Blank {
     /// What a version's instances are made as, where they may be made before they are asked for; `domain` is whose they
     /// are, where an interpreter may wait in them.
-    fn of(code: &Code, domain: Option<&str>, pool: &Shared) -> Option<Self> {
+    fn of(code: &Code, domain: Option<&str>, pool: &Shared) -> Option<(Self, Arc<dyn Engine>)> {
         let engine = code.engine?;
         let maker = pool.node.engines.get(&engine)?;
         let domain = domain.filter(|_| maker.interpreters() > 0).map(str::to_owned);
         let is_worth_it = maker.is_slow_to_make() || domain.is_some();
-        (is_worth_it && pool.preloads(code)).then(|| Self {
+        let blank = || Self {
             engine,
             image: code.image_id.clone().unwrap_or_else(|| code.image.clone()),
             path: code.path.clone(),
@@ -55,7 +63,8 @@ impl Blank {
             limits: Limits { timeout: Limits::DEFAULT.timeout, ..code.limits },
             has_egress: code.network == Network::Egress,
             domain,
-        })
+        };
+        (is_worth_it && pool.preloads(code)).then(|| (blank(), Arc::clone(maker)))
     }
 
     /// The instance itself, with code or without.
@@ -73,24 +82,96 @@ impl Blank {
     }
 }
 
+/// Instances of one kind: as many wait as were asked for within one second, at most, of the last 300.
 #[derive(Debug)]
 struct Shelf {
     blank: Blank,
+    engine: Arc<dyn Engine>,
     ready: Vec<Spare>,
-    making: usize,
-    /// When it was last asked for.
+    is_refilled: bool,
+    /// When it was first and last asked for.
+    since: Instant,
     used: Instant,
+    /// The second that it was last asked in, since the first, and how often in it.
+    second: (u64, u32),
+    window: Window,
     /// Tries that failed since the last one that did not.
     failures: u32,
+}
+
+impl Shelf {
+    fn new((blank, engine): (Blank, Arc<dyn Engine>), now: Instant) -> Self {
+        Self {
+            blank,
+            engine,
+            ready: Vec::new(),
+            is_refilled: false,
+            since: now,
+            used: now,
+            second: (0, 0),
+            window: Window::default(),
+            failures: 0,
+        }
+    }
+
+    fn age_ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Somebody needs one.
+    fn asked(&mut self, now: Instant) {
+        let at = self.age_ms(now);
+        self.second = match self.second {
+            (second, asked) if second == at / 1000 => (second, asked + 1),
+            _ => (at / 1000, 1),
+        };
+        self.used = now;
+        self.window.began(at, self.second.1);
+    }
+
+    /// How many should wait.
+    fn wanted(&mut self, now: Instant) -> usize {
+        let most = if self.engine.is_slow_to_make() { MOST_SLOW } else { MOST };
+        self.window.peak(self.age_ms(now)).clamp(1, most) as usize
+    }
+
+    fn memory(&self) -> u64 {
+        self.ready.iter().map(|spare| spare.memory).sum()
+    }
 }
 
 /// What waits without code.
 #[derive(Debug, Default)]
 pub(super) struct Stock(Mutex<HashMap<String, Shelf>>);
 
+/// What becomes of a shelf next.
+enum Next {
+    /// It is full, or gone, or could not be filled.
+    Done,
+    /// Somebody has just been served.
+    Rest(Duration),
+    Make(Blank, Arc<dyn Engine>),
+}
+
 impl Stock {
     fn shelves(&self) -> MutexGuard<'_, HashMap<String, Shelf>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What whoever refills a shelf does next; after `Done` another may.
+    fn next(&self, name: &str, memory: u64, now: Instant) -> Next {
+        let mut shelves = self.shelves();
+        let held: u64 = shelves.values().map(Shelf::memory).sum();
+        let Some(shelf) = shelves.get_mut(name) else { return Next::Done };
+        let is_enough = shelf.ready.len() >= shelf.wanted(now) || (held >= memory && !shelf.ready.is_empty());
+        if is_enough || shelf.failures > 0 {
+            shelf.is_refilled = false;
+            return Next::Done;
+        }
+        match CALM.saturating_sub(now.saturating_duration_since(shelf.used)) {
+            Duration::ZERO => Next::Make(shelf.blank.clone(), Arc::clone(&shelf.engine)),
+            rest => Next::Rest(rest),
+        }
     }
 
     /// How many there are.
@@ -103,19 +184,18 @@ impl Stock {
         self.shelves().drain().flat_map(|(_, shelf)| shelf.ready).map(|spare| spare.instance).collect()
     }
 
-    /// Takes out what nobody has asked for in a while.
+    /// Takes out what nobody has asked for in a while, and what is more than was asked for lately.
     pub(super) fn forget(&self, unused_for: Duration) -> Vec<Instance> {
+        let now = Instant::now();
         let mut shelves = self.shelves();
-        let old: Vec<String> = shelves
-            .iter()
-            .filter(|(_, shelf)| shelf.used.elapsed() >= unused_for && shelf.making == 0)
-            .map(|(name, _)| name.clone())
-            .collect();
-        old.into_iter()
-            .filter_map(|name| shelves.remove(&name))
-            .flat_map(|shelf| shelf.ready)
-            .map(|spare| spare.instance)
-            .collect()
+        let is_old = |shelf: &mut Shelf| now.saturating_duration_since(shelf.used) >= unused_for && !shelf.is_refilled;
+        let mut spares: Vec<Spare> =
+            shelves.extract_if(|_, shelf| is_old(shelf)).flat_map(|(_, shelf)| shelf.ready).collect();
+        for shelf in shelves.values_mut() {
+            let wanted = shelf.wanted(now).min(shelf.ready.len());
+            spares.extend(shelf.ready.drain(wanted..));
+        }
+        spares.into_iter().map(|spare| spare.instance).collect()
     }
 }
 
@@ -128,37 +208,42 @@ impl Shared {
     pub(super) fn take_blank(&self, code: &Code, domain: Option<&str>) -> Option<Spare> {
         let blank = Blank::of(code, domain, self)?;
         let mut shelves = self.stock.shelves();
-        let shelf = shelves.get_mut(&name(&blank))?;
-        shelf.used = Instant::now();
+        let now = Instant::now();
+        let shelf = shelves.entry(name(&blank.0)).or_insert_with(|| Shelf::new(blank, now));
+        shelf.asked(now);
         shelf.ready.pop()
     }
 
     /// A version like this one may be called soon: what waits without code is made, where it is not there.
     pub(super) fn restock(self: &Arc<Self>, code: &Code, domain: Option<&str>) {
         let Some(blank) = Blank::of(code, domain, self) else { return };
+        let (name, now) = (name(&blank.0), Instant::now());
         let mut shelves = self.stock.shelves();
-        let shelf = shelves.entry(name(&blank)).or_insert_with(|| Shelf {
-            blank,
-            ready: Vec::new(),
-            making: 0,
-            used: Instant::now(),
-            failures: 0,
-        });
-        shelf.used = Instant::now();
+        let shelf = shelves.entry(name.clone()).or_insert_with(|| Shelf::new(blank, now));
+        shelf.used = now;
         // What could not be made is tried again when somebody needs it.
-        if shelf.ready.len() + shelf.making >= SHELF || shelf.failures > 0 {
-            shelf.failures = 0;
+        if std::mem::take(&mut shelf.failures) > 0 || std::mem::replace(&mut shelf.is_refilled, true) {
             return;
         }
-        shelf.making += 1;
-        let (shared, blank) = (Arc::clone(self), shelf.blank.clone());
-        let making = async move {
-            tokio::time::sleep(CALM).await;
-            if !shared.state().is_closed() {
-                shared.make_blank(blank).await;
+        drop(shelves);
+        self.tasks.spawn_on(Arc::clone(self).refill(name), &self.config.home);
+    }
+
+    /// Makes one after the other, until as many wait as should.
+    async fn refill(self: Arc<Self>, name: String) {
+        loop {
+            match self.stock.next(&name, self.config.memory.0 / SHARE, Instant::now()) {
+                Next::Done => return,
+                Next::Rest(rest) => tokio::time::sleep(rest).await,
+                Next::Make(..) if self.state().is_closed() => return,
+                Next::Make(blank, engine) => {
+                    let began = Instant::now();
+                    self.make_blank(&name, &blank, &*engine).await;
+                    // Half of a processor is everybody else's.
+                    tokio::time::sleep(began.elapsed()).await;
+                }
             }
-        };
-        self.tasks.spawn_on(making, &self.config.home);
+        }
     }
 
     async fn try_blank(&self, blank: &Blank, engine: &dyn Engine) -> Result<Spare, EngineError> {
@@ -175,7 +260,10 @@ impl Shared {
         // An agent that is never told of a lease ends after a minute.
         let told = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await;
         let why = match told {
-            Ok(()) if voice.is_none() || instance.is_inhabited => return Ok(Spare { instance, voice }),
+            Ok(()) if voice.is_none() || instance.is_inhabited => {
+                let memory = instance.guard.memory().unwrap_or(UNMEASURED);
+                return Ok(Spare { instance, voice, memory });
+            }
             Ok(()) => failed(&"no interpreter is held ready"),
             Err(error) => failed(&error),
         };
@@ -183,17 +271,15 @@ impl Shared {
         Err(why)
     }
 
-    async fn make_blank(self: Arc<Self>, blank: Blank) {
-        let Some(engine) = self.node.engines.get(&blank.engine) else { return };
-        let made = self.try_blank(&blank, engine.as_ref()).await;
+    async fn make_blank(&self, name: &str, blank: &Blank, engine: &dyn Engine) {
+        let made = self.try_blank(blank, engine).await;
         if let Err(error) = &made {
             warn!(%error, "an instance without code could not be made");
         }
         let left = {
             let mut shelves = self.stock.shelves();
-            match shelves.get_mut(&name(&blank)) {
+            match shelves.get_mut(name) {
                 Some(shelf) => {
-                    shelf.making -= 1;
                     shelf.failures += u32::from(made.is_err());
                     match made {
                         Ok(spare) if !self.state().is_closed() => {
@@ -211,5 +297,62 @@ impl Shared {
             debug!("an instance without code came too late");
             spare.instance.guard.destroy().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use faena_test_support::FakeEngine;
+
+    use super::*;
+
+    fn shelf(now: Instant) -> Shelf {
+        let blank = Blank {
+            engine: EngineKind::Sandbox,
+            image: "image".to_owned(),
+            path: "/ws".to_owned(),
+            limits: Limits::DEFAULT,
+            has_egress: false,
+            domain: None,
+        };
+        Shelf::new((blank, Arc::new(FakeEngine::default())), now)
+    }
+
+    #[test]
+    fn as_many_wait_as_were_asked_for_within_a_second() {
+        let began = Instant::now();
+        let (mut shelf, at) = (shelf(began), |ms| began + Duration::from_millis(ms));
+        assert_eq!(shelf.wanted(began), 1);
+        for n in 0..10 {
+            shelf.asked(at(1000 + 50 * n));
+        }
+        // Ten more, but never two within one second.
+        for n in 0..10 {
+            shelf.asked(at(10_000 + 1000 * n));
+        }
+        assert_eq!(shelf.wanted(at(20_000)), 10);
+        assert_eq!(shelf.wanted(at(400_000)), 1);
+    }
+
+    #[test]
+    fn there_is_a_bound_to_what_waits() {
+        let now = Instant::now();
+        let mut shelf = shelf(now);
+        (0..1000).for_each(|_| shelf.asked(now));
+        assert_eq!(shelf.wanted(now), MOST as usize);
+    }
+
+    #[test]
+    fn a_shelf_is_refilled_by_one_and_only_when_nobody_asks() {
+        let now = Instant::now();
+        let stock = Stock::default();
+        let mut full = shelf(now);
+        full.asked(now);
+        stock.shelves().insert("a".to_owned(), full);
+        assert!(matches!(stock.next("a", 1, now), Next::Rest(rest) if rest == CALM));
+        assert!(matches!(stock.next("a", 1, now + CALM), Next::Make(..)));
+        stock.shelves().get_mut("a").unwrap().failures = 1;
+        assert!(matches!(stock.next("a", 1, now + CALM), Next::Done));
+        assert!(matches!(stock.next("b", 1, now), Next::Done));
     }
 }
