@@ -83,7 +83,7 @@ struct Begun {
     num: CallNum,
     code: Arc<Code>,
     params: Bytes,
-    /// The body, where that was not the params.
+    /// The body, where that was no JSON.
     body: Option<Bytes>,
     created_at: i64,
     traceparent: Arc<str>,
@@ -99,14 +99,16 @@ impl Begun {
 impl Running for Begun {
     fn record(&self) -> CallRecord {
         let params = inline(&self.params).unwrap_or_else(Payload::empty);
-        CallRecord { params, status: CallStatus::Running, ..self.head() }
+        let body = self.body.as_deref().map(|body| inline(body).unwrap_or_else(Payload::empty));
+        CallRecord { params, body, status: CallStatus::Running, ..self.head() }
     }
 }
 
 /// Bytes that a record holds itself; none where they belong into the blob store.
 fn inline(bytes: &[u8]) -> Option<Payload> {
-    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_INLINE)?;
-    Some(Payload::Text(text.to_owned()))
+    // However long it is, the length is told at once.
+    let bytes = (bytes.len() <= MAX_INLINE).then_some(bytes)?;
+    Some(Payload::Text(std::str::from_utf8(bytes).ok()?.to_owned()))
 }
 
 async fn call(
@@ -141,6 +143,7 @@ async fn call(
         num,
         code: Arc::clone(&begun.code),
         params: begun.params.clone(),
+        body: begun.body.clone(),
         request: told.request,
         timeout_ms,
         deadline: Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
@@ -205,7 +208,7 @@ fn told(parts: &axum::http::request::Parts, code: &Code, body: &Bytes) -> Reply<
         invoke::check_json(body)?;
         return Ok(Told { params: body.clone(), body: None, request });
     }
-    let params = direct::request_params(&parts.method, path, query, &parts.headers, body);
+    let params = direct::request_params(&parts.method, path, query, &parts.headers);
     Ok(Told { params: params.into(), body: Some(body.clone()), request })
 }
 
@@ -214,7 +217,7 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
     let DirectEnd { status, result, error, log, mut attempt, head: _ } = end;
     attempt.error.clone_from(&error);
     let call = CallRecord { status, error, attempts: vec![attempt], ended_at: Some(unix_ms()), ..begun.head() };
-    let ended = EndedCall { namespace: begun.code.namespace.clone(), call, body: None, direct: true, timeout_ms: None };
+    let ended = EndedCall { namespace: begun.code.namespace.clone(), call, direct: true, timeout_ms: None };
     let body = match &begun.body {
         None => Some(None),
         Some(body) => inline(body).map(Some),
@@ -222,11 +225,11 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
     if let (Some(params), Some(result), Some(logs), Some(body)) =
         (inline(&begun.params), inline(&result), inline(&log), body)
     {
-        let call = CallRecord { params, result, logs, ..ended.call };
-        return app.recorder().write(EndedCall { call, body, ..ended }, place);
+        let call = CallRecord { params, body, result, logs, ..ended.call };
+        return app.recorder().write(EndedCall { call, ..ended }, place);
     }
     let (app, begun) = (app.clone(), Arc::clone(begun));
-    // Naming a large payload by its hash takes milliseconds.
+    // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
         let blobs = app.blobs();
         let stored = async {
@@ -237,8 +240,7 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
                 None => None,
             };
             Ok::<_, faena_blob::BlobError>(EndedCall {
-                call: CallRecord { params, result, logs, ..ended.call.clone() },
-                body,
+                call: CallRecord { params, body, result, logs, ..ended.call.clone() },
                 ..ended.clone()
             })
         };

@@ -104,7 +104,8 @@ impl Shown {
 }
 
 fn held_by(call: &CallRecord) -> u64 {
-    KB + call.params.inline_len() + call.result.inline_len() + call.logs.inline_len()
+    let payloads = [&call.params, &call.result, &call.logs].into_iter().chain(&call.body);
+    KB + payloads.map(Payload::inline_len).sum::<u64>()
 }
 
 /// A place in the backlog; free again when the call is written or has a row of its own.
@@ -194,7 +195,7 @@ fn is_plain(ended: &EndedCall) -> bool {
     call.status == CallStatus::Done
         && call.replay_of.is_none()
         && call.callback.is_none()
-        && [&call.params, &call.result, &call.logs].into_iter().chain(&ended.body).all(is_inline)
+        && [&call.params, &call.result, &call.logs].into_iter().chain(&call.body).all(is_inline)
 }
 
 /// Puts the calls of one function together, and gives those a row each that are not plain.

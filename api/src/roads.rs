@@ -200,12 +200,12 @@ impl Wire {
         let mut lines = self.lines();
         let Ok(code) = self.number(&mut lines, &call.code) else { return Err(Box::new(call)) };
         let now = Instant::now();
-        let (request, body) = match &call.request {
-            None => (None, &call.params),
+        let (request, bodies) = match &call.request {
+            None => (None, [&call.params[..], call.body.as_deref().unwrap_or_default()]),
             Some(request) => {
                 let (method, target, headers) =
                     (request.method.clone(), request.target.clone(), request.headers.clone());
-                (Some(RequestHead { method, target, headers }), &request.body)
+                (Some(RequestHead { method, target, headers }), [&request.body[..], &[]])
             }
         };
         let left = call.deadline.saturating_duration_since(now);
@@ -216,9 +216,10 @@ impl Wire {
             left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             deadline_unix_ms: call.deadline_unix_ms,
             traceparent: call.traceparent.to_string(),
+            body: call.body.as_ref().map(Bytes::len),
             request,
         };
-        if !wire::call(&head, body).is_ok_and(|bytes| self.link.try_send(bytes)) {
+        if !wire::call(&head, &bodies).is_ok_and(|bytes| self.link.try_send(bytes)) {
             return Err(Box::new(call));
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);

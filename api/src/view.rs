@@ -3,6 +3,7 @@
 use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
+use faena_protocol::direct;
 use faena_protocol::records::{CallRecord, CallbackState};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -108,22 +109,30 @@ impl CallView {
 
     /// The whole call.
     pub(crate) async fn whole(call: CallRecord, blobs: &BlobStore) -> Result<Self, BlobError> {
-        let params = blobs.bytes(&call.params, 2 * MAX_BODY).await?;
+        let params = blobs.bytes(&call.params, MAX_BODY).await?;
+        let mut params = String::from_utf8_lossy(&params).into_owned();
+        if let Some(body) = &call.body {
+            params = direct::with_body(&params, &blobs.bytes(body, MAX_BODY).await?);
+        }
         let result = blobs.bytes(&call.result, MAX_RESULT).await?;
         let (result, encoding) = match String::from_utf8(result.into()) {
             Ok(text) => (text, None),
             Err(error) => (base64(error.as_bytes()), Some("base64")),
         };
-        let params = raw(String::from_utf8_lossy(&params).into_owned());
-        Ok(Self { result_encoding: encoding, ..Self::new(call, params, result) })
+        Ok(Self { result_encoding: encoding, ..Self::new(call, raw(params), result) })
     }
 
     /// The call as a list shows it: long params and results cut.
     pub(crate) fn listed(call: CallRecord) -> Self {
-        let (params, params_cut) = match &call.params {
-            Payload::Text(text) if text.len() <= LIST_CUT => (raw(text.clone()), false),
-            Payload::Text(text) => (quoted(beginning(text)), true),
-            Payload::Blob { .. } => (quoted(""), true),
+        let whole = match (&call.params, &call.body) {
+            (Payload::Text(params), None) => Some(params.clone()),
+            (Payload::Text(params), Some(Payload::Text(body))) => Some(direct::with_body(params, body.as_bytes())),
+            _ => None,
+        };
+        let (params, params_cut) = match (whole.filter(|text| text.len() <= LIST_CUT), &call.params) {
+            (Some(text), _) => (raw(text), false),
+            (None, Payload::Text(text)) => (quoted(beginning(text)), true),
+            (None, Payload::Blob { .. }) => (quoted(""), true),
         };
         let (result, result_cut) = match &call.result {
             Payload::Text(text) => (beginning(text).to_owned(), text.len() > LIST_CUT),

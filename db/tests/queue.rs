@@ -6,8 +6,8 @@ mod support;
 use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::units::ByteSize;
 use faena_domain::{
-    BlobKey, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Manifest, Owner, Payload, Timestamp,
-    Version,
+    BlobKey, CallError, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Manifest, Owner, Payload,
+    Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
@@ -80,7 +80,7 @@ async fn no_more_of_a_function_run_than_it_permits() {
     service.ask(RuntimePut { namespace: space(), spec: runtime("x") }).await.unwrap();
     let manifest = Manifest::parse("[limits]\nconcurrency = 2").unwrap();
     service.ask(VersionPut { manifest, ..upload("up", "narrow") }).await.unwrap();
-    build(&service, Ok(BlobKey::from_digest([9; 32]))).await;
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [9; 32]))).await;
     for num in 1..=4 {
         accept(&service, spec(num, "narrow")).await;
     }
@@ -122,7 +122,7 @@ async fn calls_that_are_accepted_together_are_judged_alone() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());
     with_built(&service, "dice").await;
-    let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([1; 32]) });
+    let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::new(DigestKind::Sha256, [1; 32]) });
     let specs = [
         spec(1, "dice"),
         spec(2, "nobody"),
@@ -146,7 +146,7 @@ async fn a_key_is_one_call_whatever_else_happens() {
     let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
     with_built(&service, "dice").await;
     let ask = |num, hash: u8| {
-        let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([hash; 32]) });
+        let key = Some(IdempotencyKey { key: "k".into(), hash: BlobKey::new(DigestKind::Sha256, [hash; 32]) });
         try_accept(&service, CallSpec { key, ..spec(num, "dice") })
     };
     assert_eq!(ask(1, 1).await.unwrap().num, CallNum(1));
@@ -292,7 +292,7 @@ async fn a_replay_is_a_new_call_of_the_version_that_runs_now() {
     service.ask(finish(&job, exit())).await.unwrap();
     let before = get(&service, 1).await;
     service.ask(upload("second", "dice")).await.unwrap();
-    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [8; 32]))).await;
     let replay = |num, version| CallReplay {
         num: CallNum(num),
         namespace: space(),
@@ -329,7 +329,7 @@ async fn ended_calls_are_forgotten_by_age_and_by_number_and_their_blobs_released
     let keep = Keep { calls: 3, calls_for_ms: DAY, dead_letters_for_ms: 3 * DAY };
     let service = Service::start_with(folder.path(), StoreSettings { keep, ..StoreSettings::default() }, time.clone());
     with_built(&service, "dice").await;
-    let blob = BlobKey::from_digest([3; 32]);
+    let blob = BlobKey::new(DigestKind::Sha256, [3; 32]);
     accept(&service, CallSpec { params: Payload::Blob { key: blob, bytes: 70_000, utf8: true }, ..spec(1, "dice") })
         .await;
     for num in 2..=6 {
@@ -339,7 +339,7 @@ async fn ended_calls_are_forgotten_by_age_and_by_number_and_their_blobs_released
         let failed = (job.num == CallNum(6)).then(exit).flatten();
         service.ask(finish(&job, failed)).await.unwrap();
     }
-    let unused = || service.ask(BlobsUnused { keys: vec![blob, BlobKey::from_digest([9; 32])] });
+    let unused = || service.ask(BlobsUnused { keys: vec![blob, BlobKey::new(DigestKind::Sha256, [9; 32])] });
     assert_eq!(unused().await.unwrap(), []);
     assert_eq!(reap(&service).await.forgotten, 3, "only three are kept");
     assert_eq!(unused().await.unwrap(), [blob], "the artifact stays");
@@ -374,7 +374,7 @@ async fn what_ended_first_is_forgotten_first_however_it_is_kept() {
                 ended_at: Some(1000 * DAY + 10 * num),
                 ..accepted
             };
-            let ended = EndedCall { namespace: space(), call, body: None, direct: true, timeout_ms: None };
+            let ended = EndedCall { namespace: space(), call, direct: true, timeout_ms: None };
             let segment = Segment {
                 first: ended.call.num,
                 namespace: space(),
@@ -441,7 +441,7 @@ async fn a_key_outlives_its_day_while_its_call_has_not_ended() {
     let time = Time::at(1000 * DAY);
     let service = Service::start_with(folder.path(), StoreSettings::default(), time.clone());
     with_built(&service, "dice").await;
-    let key = || Some(IdempotencyKey { key: "k".into(), hash: BlobKey::from_digest([1; 32]) });
+    let key = || Some(IdempotencyKey { key: "k".into(), hash: BlobKey::new(DigestKind::Sha256, [1; 32]) });
     let run_at = Some(Timestamp(1003 * DAY));
     accept(&service, CallSpec { key: key(), run_at, ..spec(1, "dice") }).await;
     time.pass(2 * DAY);
@@ -471,7 +471,7 @@ async fn what_runs_of_a_deleted_function_never_runs_its_successor() {
     claim(&service, "c").await;
     service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
     service.ask(upload("again", "dice")).await.unwrap();
-    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [8; 32]))).await;
     service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
     assert_eq!(claim_as(&service, owner("b"), 10).await.len(), 0);
     reap(&service).await;

@@ -4,7 +4,7 @@
 mod support;
 
 use faena_domain::{
-    BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, ErrorKind, Layer, Payload, Version,
+    BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, ErrorKind, Layer, Payload, Version,
 };
 use faena_protocol::db::*;
 use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec};
@@ -143,7 +143,7 @@ async fn current_moves_when_a_version_is_ready_and_not_before() {
     service.ask(upload("second", "dice")).await.unwrap();
     let call = accept(&service, spec(1, "dice")).await;
     assert_eq!(call.version, Version(1), "the old version serves while the new one builds");
-    build(&service, Ok(BlobKey::from_digest([8; 32]))).await;
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [8; 32]))).await;
     assert_eq!(accept(&service, spec(2, "dice")).await.version, Version(2));
 }
 
@@ -216,7 +216,7 @@ async fn a_build_of_a_deleted_function_is_not_its_successors() {
     let outcome = BuildOutcome {
         engine: Some(EngineKind::Sandbox),
         image_id: None,
-        result: Ok(BlobKey::from_digest([3; 32])),
+        result: Ok(BlobKey::new(DigestKind::Sha256, [3; 32])),
         log: Payload::empty(),
         log_tail: String::new(),
     };

@@ -12,7 +12,7 @@ use faena_domain::limits::{MAX_BODY, MAX_CALL_LOG, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, Command, Contract, EngineKind, ErrorKind, Layer, Network, Payload};
 use faena_engine::{CA_BUNDLE, EngineError};
 use faena_instance_protocol::{EGRESS_PORT, Run};
-use faena_protocol::direct::HttpRequest;
+use faena_protocol::direct::{self, HttpRequest};
 use faena_protocol::records::{CallJob, Code, Outcome};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -243,20 +243,19 @@ async fn call_served(
 ) -> Result<Outcome, Failure> {
     let node = pool.node();
     let since = std::time::Instant::now();
-    let (params, request) = match &job.body {
-        None => (node.blobs.bytes(&job.params, MAX_PARAMS).await?, None),
-        Some(body) => {
-            let (params, body) =
-                (node.blobs.bytes(&job.params, MAX_PARAMS).await?, node.blobs.bytes(body, MAX_BODY).await?);
-            let request = http_request(&params, body);
-            (params, request)
-        }
+    let params = node.blobs.bytes(&job.params, MAX_PARAMS).await?;
+    let body = match &job.body {
+        Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
+        None => None,
     };
+    let is_http = job.code.serving.contract == Contract::Http;
+    let request = body.clone().filter(|_| is_http).and_then(|body| http_request(&params, body));
     let (tell, told) = oneshot::channel();
     let call = Box::new(PoolCall {
         num: job.num,
         attempt: job.attempt,
         params,
+        body,
         request,
         timeout_ms: job.timeout_ms,
         deadline: since + Duration::from_millis(job.timeout_ms),
@@ -353,16 +352,20 @@ async fn run_command(
 /// An instance with all that its process needs.
 struct Ready {
     parked: Taken,
+    /// The params with the body in them, where that was no JSON.
     params: Bytes,
-    body: Option<Bytes>,
+    stdin: Bytes,
 }
 
 async fn prepare(pool: &Pool, job: &CallJob, deadline: Instant, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
     let blobs = &pool.node().blobs;
     let params = blobs.bytes(&job.params, MAX_PARAMS).await?;
-    let body = match &job.body {
-        Some(body) => Some(blobs.bytes(body, MAX_BODY).await?),
-        None => None,
+    let (params, stdin) = match &job.body {
+        Some(body) => {
+            let body = blobs.bytes(body, MAX_BODY).await?;
+            (direct::with_body(&String::from_utf8_lossy(&params), &body).into(), body)
+        }
+        None => (params.clone(), params),
     };
     let taken = pool.take(&Arc::new(job.code.clone()), deadline.into_std()).await;
     let mut parked = taken.map_err(|error| Failure::Call(error.into_call_error()))?;
@@ -374,7 +377,7 @@ async fn prepare(pool: &Pool, job: &CallJob, deadline: Instant, lease: &mut Leas
         Err(failure) => Err(failure),
     };
     match leased {
-        Ok(()) => Ok(Ready { parked, params, body }),
+        Ok(()) => Ok(Ready { parked, params, stdin }),
         Err(failure) => {
             parked.done(State::Spent);
             Err(failure)
@@ -392,7 +395,7 @@ async fn run_in(
     let (node, job) = (telling.node, telling.job);
     let order = Order {
         run: run_frame(node, job)?,
-        stdin: ready.body.as_deref().unwrap_or(&ready.params),
+        stdin: &ready.stdin,
         params: Some(&ready.params),
         deadline,
         lease,

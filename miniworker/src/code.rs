@@ -228,6 +228,7 @@ fn unpack_into(mut file: std::fs::File, folder: &Path) -> Result<(), CodeError> 
 
 #[cfg(test)]
 mod tests {
+    use faena_domain::DigestKind;
     use faena_test_support::zip;
 
     use super::*;
@@ -237,7 +238,7 @@ mod tests {
         let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
         let mut keys = Vec::new();
         for name in ["a", "b"] {
-            keys.push(blobs.put_bytes(zip(&[(name, &[7; 8192])]).into()).await.unwrap());
+            keys.push(blobs.put_bytes(DigestKind::Sha256, zip(&[(name, &[7; 8192])]).into()).await.unwrap());
         }
         let code = CodeStore::open(folder.path().join("code"), blobs, ByteSize(most)).unwrap();
         (code, [keys[0], keys[1]], folder)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, Reuse, RuntimeSpec,
-    Version,
+    BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, Reuse,
+    RuntimeSpec, Version,
 };
 use faena_engine::{Engine, Pull};
 use faena_miniworker::{
@@ -36,7 +36,7 @@ impl Bench {
     async fn new(trouble: Trouble) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
-        let archive = blobs.put_bytes(zip(&[("a", b"b")]).into()).await.unwrap();
+        let archive = blobs.put_bytes(DigestKind::Sha256, zip(&[("a", b"b")]).into()).await.unwrap();
         let engine = FakeEngine::with(trouble);
         let shared: Arc<dyn Engine> = Arc::new(engine.clone());
         let node = Node {
@@ -154,7 +154,7 @@ async fn every_step_before_the_process_can_fail() {
     }
     let bench = Bench::new(Trouble::None).await;
     let mut job = bench.job("echo");
-    job.code.archive = BlobKey::from_digest([1; 32]);
+    job.code.archive = BlobKey::new(DigestKind::Sha256, [1; 32]);
     let error = bench.attempt(&job, &CancellationToken::new()).await.unwrap().error.unwrap();
     assert_eq!(error.kind, ErrorKind::Start, "another delivery would not find it either");
     job = bench.job("echo");

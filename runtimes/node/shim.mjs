@@ -7,6 +7,7 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const HEADER = 16;
+const LENGTHS = 8;
 const [READY, RESULT, EXCEPTION] = [0x80, 0x81, 0x82];
 
 const calls = new Socket({ fd: 0, readable: true, writable: false });
@@ -25,8 +26,10 @@ class Context {
   #text;
   #values;
 
-  constructor(text) {
+  constructor(text, body) {
     this.#text = text;
+    /** The body of a request that is no JSON; none otherwise. */
+    this.body = body;
   }
 
   #get(name) {
@@ -47,11 +50,14 @@ class Context {
   }
 }
 
-async function answer(handle, id, body) {
-  const split = 4 + body.readUInt32LE(0);
+async function answer(handle, id, frame) {
+  const first = LENGTHS + frame.readUInt32LE(0);
+  const end = first + frame.readUInt32LE(4);
   try {
-    const params = JSON.parse(body.toString("utf8", split));
-    const result = await handle(params, new Context(body.subarray(4, split)));
+    const params = JSON.parse(frame.toString("utf8", first, end));
+    const body = end < frame.length ? frame.subarray(end) : undefined;
+    if (body) params.bodyBase64 = body.toString("base64");
+    const result = await handle(params, new Context(frame.subarray(LENGTHS, first), body));
     const text = typeof result === "string" ? result : (JSON.stringify(result) ?? "null");
     send(RESULT, id, Buffer.from(text));
   } catch (error) {

@@ -7,7 +7,7 @@ imports is paid at every cold start, so this file imports what every interpreter
 import os
 import sys
 
-HEADER = 16
+HEADER, LENGTHS = 16, 8
 ANSWERS = 3
 CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED = 1, 2, 0x80, 0x81, 0x82, 0x83
 # Read at once. From 128 KiB on, glibc gives each piece of memory fresh pages, and takes them back after it.
@@ -90,10 +90,12 @@ loads, dumps = json_functions()
 class Context:
     """What a call knows of itself; read from its JSON when it is first asked for."""
 
-    __slots__ = ("_text", "_values")
+    __slots__ = ("_text", "_values", "body")
 
-    def __init__(self, text):
+    def __init__(self, text, body):
         self._text, self._values = text, None
+        # The body of a request that is no JSON; None otherwise.
+        self.body = body
 
     def _get(self, name):
         if self._values is None:
@@ -168,11 +170,23 @@ def settler():
 settle = settler()
 
 
-def answer(handle, body):
-    """One call; the kind of its frame and the frame's body."""
-    split = 4 + int.from_bytes(body[:4], "little")
+def with_body(params, body):
+    """Params of a request whose body is no JSON."""
+    from binascii import b2a_base64
+
+    params["bodyBase64"] = str(b2a_base64(body, newline=False), "ascii")
+
+
+def answer(handle, frame):
+    """One call; the kind of its answer's frame and what that carries."""
+    first = LENGTHS + int.from_bytes(frame[:4], "little")
+    end = first + int.from_bytes(frame[4:LENGTHS], "little")
     try:
-        result = handle(loads(str(body[split:], "utf-8")), Context(body[4:split]))
+        params, body = loads(str(frame[first:end], "utf-8")), None
+        if end < len(frame):
+            body = frame[end:]
+            with_body(params, body)
+        result = handle(params, Context(frame[LENGTHS:first], body))
         if hasattr(result, "__await__"):
             result = settle(result)
         if type(result) is not str:

@@ -19,7 +19,7 @@ def rehearse(times):
     place = f"/proc/self/fd/{memory}:handle"
     begun = b"NAME=value\0" * 30 + b"\0-S\0" + sys.argv[0].encode() + b"\0" + place.encode()
     context, params = b'{"call":1}', b'{"name":"rehearsal"}'
-    body = len(context).to_bytes(4, "little") + context + params
+    body = len(context).to_bytes(4, "little") + len(params).to_bytes(4, "little") + context + params
     frame = len(body).to_bytes(4, "little") + bytes((CALL, 0, 0, 0)) + bytes(8) + body
     ours, theirs = os.pipe()
     for _ in range(times):

@@ -101,17 +101,22 @@ impl Road {
         calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
         let engine = code.engine.unwrap_or(EngineKind::Sandbox);
         let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
-        let (request, params) = match head.request {
-            None => (None, body),
+        let (request, params, body) = match head.request {
+            None => {
+                let mut params = body;
+                let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
+                (None, params, body)
+            }
             Some(request) => {
                 let (method, target, headers) = (request.method, request.target, request.headers);
-                (Some(HttpRequest { method, target, headers, body }), Bytes::new())
+                (Some(HttpRequest { method, target, headers, body }), Bytes::new(), None)
             }
         };
         let call = DirectCall {
             num,
             code,
             params,
+            body,
             request,
             timeout_ms: head.timeout_ms,
             deadline: Instant::now() + Duration::from_millis(head.left_ms),

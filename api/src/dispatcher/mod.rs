@@ -357,8 +357,8 @@ impl Dispatcher {
         let num = call.spec.num;
         match call.place.take() {
             Some(place) => {
-                let CallSpec { namespace, body, direct, timeout_ms, .. } = call.spec.clone();
-                self.recorder.write(EndedCall { namespace, call: record.clone(), body, direct, timeout_ms }, place);
+                let CallSpec { namespace, direct, timeout_ms, .. } = call.spec.clone();
+                self.recorder.write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, place);
             }
             None => self.recorder.forget(num),
         }

@@ -163,6 +163,7 @@ impl Waited {
         CallRecord {
             function: self.spec.function.clone(),
             params: self.spec.params.clone(),
+            body: self.spec.body.clone(),
             status: if self.started { CallStatus::Running } else { CallStatus::Pending },
             ..CallRecord::begin(self.spec.num, &self.code, self.created_at, self.spec.traceparent.clone())
         }

@@ -6,8 +6,6 @@ use axum::body::Body;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::limits::{MAX_BODY, MAX_RESULT};
 use faena_domain::{CallError, CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
@@ -101,16 +99,9 @@ pub(crate) fn keep_headers(told: Vec<(String, Vec<u8>)>, headers: &mut HeaderMap
     }
 }
 
-/// Params of a body that is no JSON: the request itself.
-pub(crate) fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap, bytes: &[u8]) -> String {
-    let head = json!({"method": method.as_str(), "path": path, "query": query, "headers": headers_of(headers)});
-    let mut params = head.to_string();
-    // An object's last brace. What is written in base64 needs no second look, however long it is.
-    params.truncate(params.len() - 1);
-    params.push_str(",\"bodyBase64\":\"");
-    STANDARD.encode_string(bytes, &mut params);
-    params.push_str("\"}");
-    params
+/// Params of a body that is no JSON: the request itself, but for its body, which travels beside them.
+pub(crate) fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> String {
+    json!({"method": method.as_str(), "path": path, "query": query, "headers": headers_of(headers)}).to_string()
 }
 
 async fn params(
@@ -118,7 +109,7 @@ async fn params(
     uri: &OriginalUri,
     method: &Method,
     headers: &HeaderMap,
-    bytes: &[u8],
+    bytes: &Bytes,
     name: &str,
 ) -> Reply<(Payload, Option<Payload>)> {
     if body::is_json(headers) {
@@ -126,9 +117,8 @@ async fn params(
     }
     let path = uri.path().strip_prefix("/f/").and_then(|rest| rest.strip_prefix(name)).unwrap_or_default();
     let path = if path.is_empty() { "/" } else { path };
-    let params = request_params(method, path, uri.query().unwrap_or_default(), headers, bytes);
-    let (params, body) = (params.into_bytes(), bytes.to_vec());
-    Ok((app.blobs().payload(params).await?, Some(app.blobs().payload(body).await?)))
+    let params = request_params(method, path, uri.query().unwrap_or_default(), headers);
+    Ok((app.blobs().payload(params).await?, Some(app.blobs().payload(bytes.clone()).await?)))
 }
 
 /// Calls a function with the body of the request, and answers with what it put out.
@@ -147,7 +137,7 @@ pub(crate) async fn call(
     let current = app.versions().of(&namespace, &function, None).await?;
     let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
     let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
-    let (params, body) = params(&app, &uri, &method, &headers, &bytes, &name).await?;
+    let (params, body) = params(&app, &uri, &method, &headers, bytes.bytes(), &name).await?;
     let timeout_ms = current.code.limits.timeout.0;
     let spec = CallSpec {
         num: app.numbers().next().await?,
@@ -284,11 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_json_travels_in_the_request() {
+    fn a_body_that_is_no_json_is_the_last_of_its_params() {
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("a\"b"))]);
-        let params = request_params(&Method::PUT, "/a", "b=c", &headers, b"\xffbody");
+        let params = request_params(&Method::PUT, "/a", "b=c", &headers);
         let expected = json!({"method": "PUT", "path": "/a", "query": "b=c", "headers": {"accept": "a\"b"}, "bodyBase64": "/2JvZHk="});
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&params).unwrap(), expected);
+        let whole = faena_protocol::direct::with_body(&params, b"\xffbody");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&whole).unwrap(), expected);
     }
 
     #[test]

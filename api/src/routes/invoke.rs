@@ -12,7 +12,7 @@ use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{BlobKey, FunctionName, FunctionStatus, Payload, Timestamp, Version};
+use faena_domain::{BlobKey, DigestKind, FunctionName, FunctionStatus, Payload, Timestamp, Version};
 use faena_protocol::db::CallPromised;
 use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
@@ -103,7 +103,7 @@ pub(crate) fn idempotency_key(
         hash.update([0]);
     }
     hash.update(body);
-    Ok(Some(IdempotencyKey { key: key.to_owned(), hash: BlobKey::from_digest(hash.finalize().into()) }))
+    Ok(Some(IdempotencyKey { key: key.to_owned(), hash: BlobKey::new(DigestKind::Sha256, hash.finalize().into()) }))
 }
 
 fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {

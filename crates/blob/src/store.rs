@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use faena_domain::{BlobKey, Payload, payload::MAX_INLINE};
+use faena_domain::{BlobKey, DigestKind, Payload, payload::MAX_INLINE};
 use futures_util::StreamExt;
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
@@ -69,9 +69,24 @@ fn is_older(meta: &ObjectMeta, age: Duration) -> bool {
     written.elapsed().is_ok_and(|elapsed| elapsed > age)
 }
 
+fn key(digest: DigestKind, bytes: &[u8]) -> BlobKey {
+    let value = match digest {
+        DigestKind::Sha256 => Sha256::digest(bytes).into(),
+        DigestKind::Blake3 => blake3::hash(bytes).into(),
+    };
+    BlobKey::new(digest, value)
+}
+
+/// The key of what lies there, where it is a blob.
+fn key_at(location: &ObjectPath) -> Option<BlobKey> {
+    let digits: String = location.parts().skip(1).map(|part| part.as_ref().to_owned()).collect();
+    let keys = [digits.parse(), format!("blake3-{digits}").parse()];
+    keys.into_iter().flatten().find(|key| self::location(key) == *location)
+}
+
 fn location(key: &BlobKey) -> ObjectPath {
-    let name = key.to_string();
-    ObjectPath::from_iter(["sha256", &name[..2], &name[2..]])
+    let digits = key.digits();
+    ObjectPath::from_iter([key.digest().as_str(), &digits[..2], &digits[2..]])
 }
 
 impl BlobStore {
@@ -124,15 +139,12 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`].
     pub async fn older_than(&self, age: Duration) -> Result<Vec<BlobKey>, BlobError> {
-        let mut listed = self.store.list(Some(&ObjectPath::from("sha256")));
+        let mut listed = self.store.list(None);
         let mut old = Vec::new();
         while let Some(meta) = listed.next().await {
             let meta = meta?;
-            let name: String = meta.location.parts().skip(1).map(|part| part.as_ref().to_owned()).collect();
-            if is_older(&meta, age)
-                && let Ok(key) = name.parse()
-            {
-                old.push(key);
+            if is_older(&meta, age) {
+                old.extend(key_at(&meta.location));
             }
         }
         Ok(old)
@@ -192,8 +204,8 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`BlobError`]; nothing is then named by the key.
-    pub async fn put_bytes(&self, bytes: Bytes) -> Result<BlobKey, BlobError> {
-        let key = BlobKey::from_digest(Sha256::digest(&bytes).into());
+    pub async fn put_bytes(&self, digest: DigestKind, bytes: Bytes) -> Result<BlobKey, BlobError> {
+        let key = key(digest, &bytes);
         if !self.is_fresh(&key).await? {
             self.store.put(&location(&key), bytes.into()).await?;
         }
@@ -211,7 +223,7 @@ impl BlobStore {
             text => text.is_ok(),
         };
         let length = bytes.len() as u64;
-        Ok(Payload::Blob { key: self.put_bytes(bytes).await?, bytes: length, utf8 })
+        Ok(Payload::Blob { key: self.put_bytes(DigestKind::Blake3, bytes).await?, bytes: length, utf8 })
     }
 
     /// The bytes of a payload.
@@ -231,11 +243,7 @@ impl BlobStore {
             return Err(BlobError::TooLarge(*key, most));
         }
         let bytes = found.bytes().await?;
-        if BlobKey::from_digest(Sha256::digest(&bytes).into()) == *key {
-            Ok(bytes)
-        } else {
-            Err(BlobError::Damaged(*key))
-        }
+        if self::key(key.digest(), &bytes) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
     }
 
     async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
@@ -282,7 +290,7 @@ pub fn key_of(mut file: File) -> std::io::Result<(File, BlobKey)> {
         hash.update(&chunk[..read]);
     }
     file.rewind()?;
-    Ok((file, BlobKey::from_digest(hash.finalize().into())))
+    Ok((file, BlobKey::new(DigestKind::Sha256, hash.finalize().into())))
 }
 
 /// A passing file that is being written.
@@ -326,7 +334,11 @@ impl Spool {
     /// A file that cannot be rewound.
     pub fn finish(mut self) -> Result<Spooled, BlobError> {
         self.file.rewind()?;
-        Ok(Spooled { file: self.file, key: BlobKey::from_digest(self.hash.finalize().into()), bytes: self.bytes })
+        Ok(Spooled {
+            file: self.file,
+            key: BlobKey::new(DigestKind::Sha256, self.hash.finalize().into()),
+            bytes: self.bytes,
+        })
     }
 }
 
@@ -356,7 +368,7 @@ mod tests {
     async fn old_blobs_are_listed_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = BlobStore::local(folder.path()).unwrap();
-        let key = store.put_bytes(Bytes::from_static(b"hello")).await.unwrap();
+        let key = store.put_bytes(DigestKind::Sha256, Bytes::from_static(b"hello")).await.unwrap();
         assert_eq!(store.older_than(Duration::from_secs(60)).await.unwrap(), []);
         let name = key.to_string();
         let path = folder.path().join("objects/sha256").join(&name[..2]).join(&name[2..]);
@@ -366,11 +378,13 @@ mod tests {
         };
         set_back(3);
         assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [key]);
-        store.put_bytes(Bytes::from_static(b"hello")).await.unwrap();
+        store.put_bytes(DigestKind::Sha256, Bytes::from_static(b"hello")).await.unwrap();
         assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [], "what is put again is young again");
         store.remove(&key).await.unwrap();
         store.remove(&key).await.unwrap();
         assert!(!path.exists());
+        let of_a_call = store.put_bytes(DigestKind::Blake3, Bytes::from_static(b"hello")).await.unwrap();
+        assert_eq!(store.older_than(Duration::ZERO).await.unwrap(), [of_a_call]);
     }
 
     #[tokio::test]

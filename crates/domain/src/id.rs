@@ -74,21 +74,61 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The name of a blob: the SHA-256 of its bytes.
+/// The function whose value names a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DigestKind {
+    /// SHA-256, which people compare: archives, artifacts, images.
+    Sha256,
+    /// BLAKE3, which costs a tenth: what calls carry.
+    Blake3,
+}
+
+impl DigestKind {
+    /// The name of the algorithm.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Blake3 => "blake3",
+        }
+    }
+}
+
+/// The name of a blob: the digest of its bytes. As a text it is 64 hexadecimal digits, after `blake3-` where it is no
+/// SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct BlobKey([u8; 32]);
+pub struct BlobKey {
+    digest: DigestKind,
+    value: [u8; 32],
+}
+
+/// What a key begins with that is no SHA-256.
+const BLAKE3: &str = "blake3-";
 
 impl BlobKey {
-    /// The key of a blob with this SHA-256.
-    pub fn from_digest(digest: [u8; 32]) -> Self {
-        Self(digest)
+    /// The key of a blob whose digest has this value.
+    pub fn new(digest: DigestKind, value: [u8; 32]) -> Self {
+        Self { digest, value }
+    }
+
+    /// Which digest it is.
+    pub fn digest(&self) -> DigestKind {
+        self.digest
+    }
+
+    /// The value in hexadecimal digits.
+    pub fn digits(&self) -> String {
+        let digits = self.to_string();
+        digits.strip_prefix(BLAKE3).map(str::to_owned).unwrap_or(digits)
     }
 }
 
 impl fmt::Display for BlobKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        if self.digest == DigestKind::Blake3 {
+            f.write_str(BLAKE3)?;
+        }
+        self.value.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -100,7 +140,7 @@ impl fmt::Debug for BlobKey {
 
 /// A text that is no blob key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a blob key is 64 lower-case hexadecimal digits")]
+#[error("a blob key is 64 lower-case hexadecimal digits, or those behind blake3-")]
 pub struct InvalidBlobKey;
 
 impl FromStr for BlobKey {
@@ -112,12 +152,16 @@ impl FromStr for BlobKey {
             b'a'..=b'f' => Ok(c - b'a' + 10),
             _ => Err(InvalidBlobKey),
         };
+        let (digest, text) = match text.strip_prefix(BLAKE3) {
+            Some(text) => (DigestKind::Blake3, text),
+            None => (DigestKind::Sha256, text),
+        };
         let text: &[u8; 64] = text.as_bytes().try_into().map_err(|_| InvalidBlobKey)?;
         let mut key = [0; 32];
         for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
             *byte = digit(pair[0])? << 4 | digit(pair[1])?;
         }
-        Ok(Self(key))
+        Ok(Self::new(digest, key))
     }
 }
 
@@ -150,9 +194,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_blob_key_reads_back_as_itself(digest: [u8; 32]) {
-            let key = BlobKey::from_digest(digest);
-            prop_assert_eq!(key.to_string().parse(), Ok(key));
+        fn a_blob_key_reads_back_as_itself(value: [u8; 32]) {
+            for key in [BlobKey::new(DigestKind::Sha256, value), BlobKey::new(DigestKind::Blake3, value)] {
+                prop_assert_eq!(key.to_string().parse(), Ok(key));
+                prop_assert_eq!(key.digits().len(), 64);
+            }
         }
 
         #[test]

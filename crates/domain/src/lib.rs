@@ -28,7 +28,7 @@ pub use build::{BuildFailure, BuildStatus};
 pub use call::{Attempt, CallError, CallStatus, ErrorKind, Exit, Layer};
 pub use command::Command;
 pub use function::{FunctionStatus, Network};
-pub use id::{BlobKey, CallNum, Epoch, Owner, Revision, Version};
+pub use id::{BlobKey, CallNum, DigestKind, Epoch, Owner, Revision, Version};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::Manifest;

@@ -8,8 +8,8 @@ struct Params {
 }
 
 fn main() -> std::io::Result<()> {
-    faena_handler::serve(|params, _context| {
-        let params: Params = serde_json::from_slice(params)?;
+    faena_handler::serve(|call| {
+        let params: Params = serde_json::from_slice(call.params)?;
         Ok(format!("Hello, {}", params.name).into_bytes())
     })
 }

@@ -1,13 +1,13 @@
 //! Functions in Rust that stay alive between calls.
 //!
 //! A program that calls [`serve`] is a function of the contract `handler`: put it into an archive, let the runtime's
-//! `run` name it, and say `contract = "handler"` in faena.toml. It is called with the params as JSON, one call at a
-//! time; what it returns is the result.
+//! `run` name it, and say `contract = "handler"` in faena.toml. It is called with the params as JSON, and the body of a
+//! request that was none, one call at a time; what it returns is the result.
 //!
 //! ```no_run
 //! fn main() -> std::io::Result<()> {
-//!     faena_handler::serve(|params, _context| {
-//!         let name: String = serde_json::from_slice(params)?;
+//!     faena_handler::serve(|call| {
+//!         let name: String = serde_json::from_slice(call.params)?;
 //!         Ok(format!("Hello, {name}").into_bytes())
 //!     })
 //! }
@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
-use faena_instance_protocol::handler::{ANSWERS, HEADER, Header, Kind, split};
+use faena_instance_protocol::handler::{self, ANSWERS, HEADER, Header, Kind};
 use serde::Deserialize;
 
 /// What a call knows of itself.
@@ -41,19 +41,28 @@ pub struct Context {
     pub traceparent: String,
 }
 
-/// The JSON of a [`Context`], which is read only when it is asked for.
+/// A call.
 #[derive(Clone, Copy, Debug)]
-pub struct RawContext<'a>(&'a [u8]);
+pub struct Call<'a> {
+    /// The params, JSON: of a request whose body is no JSON `{method, path, query, headers}`.
+    pub params: &'a [u8],
+    /// The body of a request that is no JSON; empty otherwise.
+    pub body: &'a [u8],
+    context: &'a [u8],
+}
 
-impl RawContext<'_> {
-    /// Reads it.
+impl Call<'_> {
+    /// What the call knows of itself, which is read from its JSON each time that it is asked for.
     ///
     /// # Errors
     /// A worker of another version.
-    pub fn parse(self) -> Result<Context, serde_json::Error> {
-        serde_json::from_slice(self.0)
+    pub fn context(&self) -> Result<Context, serde_json::Error> {
+        serde_json::from_slice(self.context)
     }
 }
+
+/// What is copied to be written at once, and room for what is read at first.
+const SMALL: usize = 64 * 1024;
 
 /// What went wrong in a call: it fails with the kind `exception`, and the program lives on.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -62,7 +71,7 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 ///
 /// # Errors
 /// Descriptors that are not those of a worker, or what is no frame.
-pub fn serve(handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<()> {
+pub fn serve(handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<()> {
     let calls = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let answers = File::options().write(true).open(format!("/proc/self/fd/{ANSWERS}"))?;
     serve_on(calls, answers, handle)
@@ -71,11 +80,11 @@ pub fn serve(handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failur
 fn serve_on(
     mut calls: impl Read,
     mut answers: impl Write,
-    mut handle: impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>,
+    mut handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>,
 ) -> io::Result<()> {
     let mut out = Vec::new();
     send(&mut answers, &mut out, Header { kind: Kind::Ready, id: 0, length: 0 }, &[])?;
-    let (mut bytes, mut filled) = (vec![0; 64 * 1024], 0);
+    let (mut bytes, mut filled) = (vec![0; SMALL], 0);
     loop {
         let read = calls.read(&mut bytes[filled..])?;
         if read == 0 {
@@ -105,12 +114,10 @@ fn frame(bytes: &[u8]) -> io::Result<Option<(Header, &[u8])>> {
     Ok(rest.get(..header.length as usize).map(|body| (header, body)))
 }
 
-fn answer(
-    body: &[u8],
-    handle: &mut impl FnMut(&[u8], RawContext<'_>) -> Result<Vec<u8>, Failure>,
-) -> io::Result<(Kind, Vec<u8>)> {
-    let (context, params) = split(body).ok_or_else(|| io::Error::other("a call without a context"))?;
-    Ok(match handle(params, RawContext(context)) {
+fn answer(body: &[u8], handle: &mut impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<(Kind, Vec<u8>)> {
+    let call = handler::Call::decode(body).ok_or_else(|| io::Error::other("a call without a context"))?;
+    let handler::Call { context, params, body } = call;
+    Ok(match handle(Call { params, body, context }) {
         Ok(result) => (Kind::Result, result),
         Err(error) => {
             let message = error.to_string();
@@ -124,6 +131,10 @@ fn answer(
 
 /// Header and body leave in one write where they are small.
 fn send(answers: &mut impl Write, out: &mut Vec<u8>, header: Header, body: &[u8]) -> io::Result<()> {
+    if body.len() > SMALL {
+        answers.write_all(&header.encode())?;
+        return answers.write_all(body);
+    }
     out.clear();
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(body);
@@ -138,14 +149,11 @@ mod tests {
 
     use super::*;
 
-    fn call(id: u64, params: &[u8]) -> Vec<u8> {
+    fn call(id: u64, params: &[u8], body: &[u8]) -> Vec<u8> {
         let context = br#"{"call":1,"function":"f","version":2,"attempt":1,"deadlineMs":3,"traceparent":"t"}"#;
-        let length = 4 + context.len() + params.len();
-        let mut bytes = Header { kind: Kind::Call, id, length: length.try_into().unwrap() }.encode().to_vec();
-        bytes.extend_from_slice(&u32::try_from(context.len()).unwrap().to_le_bytes());
-        bytes.extend_from_slice(context);
-        bytes.extend_from_slice(params);
-        bytes
+        let mut bytes = Vec::new();
+        handler::Call { context, params, body }.begin(id, &mut bytes);
+        [&bytes, params, body].concat()
     }
 
     fn reply(stream: &mut UnixStream) -> (Header, Vec<u8>) {
@@ -161,23 +169,26 @@ mod tests {
     fn calls_are_answered_in_turn_however_they_come() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let served = std::thread::spawn(move || {
-            serve_on(&theirs, &theirs, |params, context| {
-                let context = context.parse()?;
-                match params {
+            serve_on(&theirs, &theirs, |call| {
+                let context = call.context()?;
+                match call.params {
                     b"bad" => Err("no such thing".into()),
-                    params => Ok([params, context.function.as_bytes()].concat()),
+                    params => Ok([params, context.function.as_bytes(), call.body].concat()),
                 }
             })
         });
         assert_eq!(reply(&mut ours).0.kind, Kind::Ready);
         let large = vec![b'x'; 200_000];
-        let bytes = [call(1, b"a"), call(2, b"bad"), call(3, &large)].concat();
+        let bytes = [call(1, b"a", b"!"), call(2, b"bad", b""), call(3, b"x", &large)].concat();
         let mut writer = ours.try_clone().unwrap();
         let written = std::thread::spawn(move || writer.write_all(&bytes).unwrap());
-        assert_eq!(reply(&mut ours), (Header { kind: Kind::Result, id: 1, length: 2 }, b"af".to_vec()));
+        assert_eq!(reply(&mut ours), (Header { kind: Kind::Result, id: 1, length: 3 }, b"af!".to_vec()));
         let (header, body) = reply(&mut ours);
-        assert_eq!((header.kind, header.id, split(&body).unwrap().0), (Kind::Exception, 2, &b"no such thing"[..]));
-        assert_eq!(reply(&mut ours).0.length, 200_001);
+        assert_eq!(
+            (header.kind, header.id, handler::split(&body).unwrap().0),
+            (Kind::Exception, 2, &b"no such thing"[..])
+        );
+        assert_eq!(reply(&mut ours).0.length, 200_002);
         written.join().unwrap();
         drop(ours);
         served.join().unwrap().unwrap();

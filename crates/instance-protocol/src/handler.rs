@@ -7,7 +7,7 @@
 //! ```text
 //! worker                                  process
 //!   │ ◀──────────────────────── ready ─────── │   it may be called from now on
-//!   │ ── call: context length, context, params ▶ │
+//!   │ ── call: context, params, body ───────▶ │
 //!   │ ◀──────────────── result | exception ──── │
 //!   │ ◀─────────────────────────────── ended ── │   where each call has a process of its own
 //! ```
@@ -18,13 +18,16 @@ pub const ANSWERS: i32 = 3;
 pub const HEADER: usize = 16;
 /// The id of a ready frame whose process forks for each call; 0 for any other.
 pub const FORKS: u64 = 1;
-/// The bytes of a call's body before its context: the context's length.
-pub const CONTEXT_LENGTH: usize = 4;
+/// The bytes at the beginning of a call's frame, before its context: the lengths of the context and of the params.
+pub const LENGTHS: usize = 8;
+/// The bytes at the beginning of an exception's frame, before its message: the length of that.
+const LENGTH: usize = 4;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// To the process: the context's length as `u32`, the context in JSON, the params in JSON.
+    /// To the process: the lengths of context and params, each a `u32`, the context in JSON, the params in JSON, and the
+    /// request's body where that was no JSON.
     Call,
     /// To an interpreter that waits without code: what [`begin`] makes. Only our own shim is ever sent this.
     Begin,
@@ -103,10 +106,42 @@ pub fn begin<'a>(env: impl Iterator<Item = (&'a str, &'a str)>, words: &[String]
     body
 }
 
-/// Splits the body of a call into context and params, or that of an exception into message and origin.
+/// Splits what an exception's frame carries into message and origin.
 pub fn split(body: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = body.split_first_chunk::<CONTEXT_LENGTH>()?;
+    let (length, rest) = body.split_first_chunk::<LENGTH>()?;
     rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+/// What a call's frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// What the process is told of the call, in JSON.
+    pub context: &'a [u8],
+    /// The params, in JSON.
+    pub params: &'a [u8],
+    /// The body of the request, where that was no JSON; empty otherwise.
+    pub body: &'a [u8],
+}
+
+impl<'a> Call<'a> {
+    /// Splits what the frame carries; none where it is too short for what it says.
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let ([a, b, c, d, params @ ..], rest) = bytes.split_first_chunk::<LENGTHS>()?;
+        let (context, rest) = rest.split_at_checked(u32::from_le_bytes([*a, *b, *c, *d]) as usize)?;
+        let (params, body) = rest.split_at_checked(u32::from_le_bytes(*params) as usize)?;
+        Some(Self { context, params, body })
+    }
+
+    /// Writes the frame but for the params and the body, which follow as they are.
+    pub fn begin(&self, id: u64, out: &mut Vec<u8>) {
+        // Both are bounded to some megabytes (docs/reference/guarantees.md).
+        let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let whole = LENGTHS + self.context.len() + self.params.len() + self.body.len();
+        out.extend_from_slice(&Header { kind: Kind::Call, id, length: length(whole) }.encode());
+        out.extend_from_slice(&length(self.context.len()).to_le_bytes());
+        out.extend_from_slice(&length(self.params.len()).to_le_bytes());
+        out.extend_from_slice(self.context);
+    }
 }
 
 #[cfg(test)]
@@ -132,5 +167,19 @@ mod tests {
         assert_eq!(split(&[2, 0, 0, 0, b'{', b'}', b'1']), Some((&b"{}"[..], &b"1"[..])));
         assert_eq!(split(&[9, 0, 0, 0, b'x']), None);
         assert_eq!(split(&[9, 0]), None);
+    }
+
+    #[test]
+    fn a_call_is_split_where_it_says() {
+        let call = Call { context: b"{}", params: b"7", body: b"body" };
+        let mut frame = Vec::new();
+        call.begin(5, &mut frame);
+        frame.extend_from_slice(b"7body");
+        let (header, bytes) = frame.split_first_chunk().unwrap();
+        assert_eq!(Header::decode(header), Some(Header { kind: Kind::Call, id: 5, length: 15 }));
+        assert_eq!(Call::decode(bytes), Some(call));
+        assert_eq!(Call::decode(&bytes[..11]), Some(Call { context: b"{}", params: b"7", body: b"" }));
+        assert_eq!(Call::decode(&bytes[..10]), None);
+        assert_eq!(Call::decode(&bytes[..7]), None);
     }
 }

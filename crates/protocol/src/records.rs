@@ -166,9 +166,9 @@ pub struct CallSpec {
     pub namespace: Namespace,
     /// Its function.
     pub function: FunctionName,
-    /// The params, JSON.
+    /// The params, JSON; without the body, where there is one.
     pub params: Payload,
-    /// Standard input where it is not the params (the direct road).
+    /// The body of a request that was no JSON (the direct road). It is standard input, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Payload>,
     /// Whether any bytes are a result (the direct road) or only UTF-8.
@@ -259,8 +259,11 @@ pub struct CallRecord {
     pub function: FunctionName,
     /// The version that was fixed at acceptance.
     pub version: Version,
-    /// The params, JSON.
+    /// The params, JSON; without the body, where there is one.
     pub params: Payload,
+    /// The body of a request that was no JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Payload>,
     /// How it stands.
     pub status: CallStatus,
     /// What it put out.
@@ -298,6 +301,7 @@ impl CallRecord {
             function: code.function.clone(),
             version: code.version,
             params: Payload::empty(),
+            body: None,
             status: CallStatus::Pending,
             result: Payload::empty(),
             error: None,
@@ -322,9 +326,6 @@ pub struct EndedCall {
     pub namespace: Namespace,
     /// The call.
     pub call: CallRecord,
-    /// Standard input where it was not the params; a replay has it too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub body: Option<Payload>,
     /// Whether any bytes were a result.
     pub direct: bool,
     /// How long one attempt was allowed to take.
@@ -385,9 +386,9 @@ pub struct CallJob {
     pub attempt: u32,
     /// What runs.
     pub code: Code,
-    /// The params, JSON.
+    /// The params, JSON; without the body, where there is one.
     pub params: Payload,
-    /// Standard input where it is not the params.
+    /// The body of a request that was no JSON. It is standard input, too.
     pub body: Option<Payload>,
     /// Whether any bytes are a result.
     pub direct: bool,

@@ -49,6 +49,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         function: spec.function,
         version: Version(row.get(2)?),
         params: spec.params,
+        body: spec.body,
         status,
         result,
         error: row.get::<_, Option<Json<CallError>>>(5)?.map(|json| json.0),
@@ -192,6 +193,7 @@ fn accept(
     Ok(CallRecord {
         function: spec.function.clone(),
         params: spec.params.clone(),
+        body: spec.body.clone(),
         replay_of: spec.replay_of,
         run_at: spec.run_at,
         ..CallRecord::begin(spec.num, &resolved.code, moment.now, spec.traceparent.clone())
@@ -473,7 +475,7 @@ fn shorten(call: &mut CallRecord) {
             error.stderr_tail.clear();
         }
     }
-    for payload in [&mut call.params, &mut call.result] {
+    for payload in [&mut call.params, &mut call.result].into_iter().chain(&mut call.body) {
         if let Payload::Text(text) = payload {
             // One character beyond the cut shows that it was one.
             let end = (LIST_CUT + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());

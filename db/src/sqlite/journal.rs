@@ -68,7 +68,7 @@ pub(super) fn spec(ended: EndedCall) -> CallSpec {
         namespace: ended.namespace,
         function: call.function,
         params: call.params,
-        body: ended.body,
+        body: call.body,
         direct: ended.direct,
         timeout_ms: ended.timeout_ms,
         max_age_ms: 0,

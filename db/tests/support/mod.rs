@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use faena_db::{KernelTime, SqliteStore, Store, StoreSettings, TimeSource};
 use faena_db_client::DbClient;
 use faena_domain::{
-    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Exit, FunctionName, Limits, Manifest,
-    Namespace, Owner, Payload, RuntimeSpec, call::StartKind,
+    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, Exit, FunctionName, Limits,
+    Manifest, Namespace, Owner, Payload, RuntimeSpec, call::StartKind,
 };
 use faena_protocol::db::*;
 use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec, NewCall, Outcome};
@@ -113,7 +113,7 @@ pub(crate) fn upload(request: &str, function: &str) -> VersionPut {
         namespace: space(),
         runtime: "pythonruntime".parse().unwrap(),
         function: name(function),
-        source: BlobKey::from_digest([7; 32]),
+        source: BlobKey::new(DigestKind::Sha256, [7; 32]),
         source_bytes: 10,
         manifest: Manifest::default(),
         limits: Limits::DEFAULT,
@@ -150,7 +150,7 @@ pub(crate) async fn build(service: &Service, result: Result<BlobKey, BuildFailur
 
 pub(crate) async fn with_built(service: &Service, function: &str) {
     with_function(service, function).await;
-    build(service, Ok(BlobKey::from_digest([9; 32]))).await;
+    build(service, Ok(BlobKey::new(DigestKind::Sha256, [9; 32]))).await;
 }
 
 pub(crate) fn uuid() -> String {

@@ -22,6 +22,8 @@ pub(crate) struct PoolCall {
     pub(crate) num: CallNum,
     pub(crate) attempt: u32,
     pub(crate) params: Bytes,
+    /// The request's body, where that was no JSON.
+    pub(crate) body: Option<Bytes>,
     pub(crate) request: Option<HttpRequest>,
     pub(crate) timeout_ms: u64,
     /// When the attempt has to have ended.
@@ -77,6 +79,7 @@ impl PoolCall {
             num: call.num,
             attempt: 1,
             params: call.params,
+            body: call.body,
             request: call.request,
             timeout_ms: call.timeout_ms,
             deadline: call.deadline,
@@ -108,6 +111,7 @@ impl PoolCall {
             num: self.num,
             code: Arc::clone(code),
             params: self.params,
+            body: self.body,
             request: self.request,
             timeout_ms: self.timeout_ms,
             deadline: self.deadline,

@@ -15,8 +15,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT, STDERR_TAIL};
 use faena_domain::{CallError, CallNum, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Guard, Instance};
-use faena_instance_protocol::handler::{CONTEXT_LENGTH, HEADER, Header, Kind, split};
+use faena_instance_protocol::handler::{Call, HEADER, Header, Kind, LENGTHS, split};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
+use faena_protocol::direct;
 use faena_protocol::records::Code;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -249,19 +250,25 @@ impl Served {
     fn send(&self, calls: &Sender, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
         let mut context = String::with_capacity(256);
         call.context(&self.code, &mut context);
-        let body = CONTEXT_LENGTH + context.len() + call.params.len();
-        let length = u32::try_from(body).unwrap_or(u32::MAX);
-        let is_small = call.params.len() <= CHUNK;
-        let mut frame = BytesMut::with_capacity(HEADER + if is_small { body } else { body - call.params.len() });
-        frame.extend_from_slice(&Header { kind: Kind::Call, id, length }.encode());
-        frame.extend_from_slice(&u32::try_from(context.len()).unwrap_or(0).to_le_bytes());
-        frame.extend_from_slice(context.as_bytes());
+        let (params, body) = match &call.body {
+            None => (call.params.clone(), Bytes::new()),
+            // Nothing in the frame would tell it from no body at all.
+            Some(body) if body.is_empty() => {
+                (direct::with_body(&String::from_utf8_lossy(&call.params), body).into(), Bytes::new())
+            }
+            Some(body) => (call.params.clone(), body.clone()),
+        };
+        let carried = params.len() + body.len();
+        let is_small = carried <= CHUNK;
+        let mut frame = Vec::with_capacity(HEADER + LENGTHS + context.len() + if is_small { carried } else { 0 });
+        Call { context: context.as_bytes(), params: &params, body: &body }.begin(id, &mut frame);
         if is_small {
-            frame.extend_from_slice(&call.params);
-        }
-        lines.unsent.push_back(frame.freeze());
-        if !is_small {
-            lines.unsent.push_back(call.params.clone());
+            frame.extend_from_slice(&params);
+            frame.extend_from_slice(&body);
+            lines.unsent.push_back(frame.into());
+        } else {
+            let parts = [frame.into(), params, body];
+            lines.unsent.extend(parts.into_iter().filter(|part| !part.is_empty()));
             if !std::mem::replace(&mut lines.is_widened, true) {
                 widen(calls);
             }

@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::call::StartKind;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch};
@@ -24,6 +26,13 @@ pub struct HttpRequest {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body.
     pub body: Bytes,
+}
+
+/// Params of a request whose body is no JSON, with that body as their last member; without it they are an object that is
+/// not empty.
+pub fn with_body(params: &str, body: &[u8]) -> String {
+    let members = params.strip_suffix('}').unwrap_or(params);
+    format!("{members},\"bodyBase64\":\"{}\"}}", Base64Display::new(body, &STANDARD))
 }
 
 /// The head of what a function that speaks HTTP answered; its body is the result.
@@ -44,6 +53,8 @@ pub struct DirectCall {
     pub code: Arc<Code>,
     /// The params, JSON.
     pub params: Bytes,
+    /// The request's body, where that was no JSON.
+    pub body: Option<Bytes>,
     /// The request as it came, for functions that speak HTTP.
     pub request: Option<HttpRequest>,
     /// How long the attempt may take, in milliseconds.

@@ -56,6 +56,8 @@ pub struct CallHead {
     pub deadline_unix_ms: i64,
     /// The W3C trace context that it carries.
     pub traceparent: String,
+    /// How many of the message's last bytes are the body of a request, where that was no JSON.
+    pub body: Option<usize>,
     /// For a function that speaks HTTP: its request, whose body is the message's.
     pub request: Option<RequestHead>,
 }
@@ -99,7 +101,7 @@ struct EndHead {
 pub enum ToWorker {
     /// This number stands for this version from now on.
     Code(u32, Box<Code>),
-    /// Run this; the params, or the body of its request.
+    /// Run this; the params and the body behind them, or the body of its request.
     Call(CallHead, Bytes),
     /// Nobody wants this call any longer.
     Cancel(CallNum),
@@ -144,8 +146,8 @@ pub fn code(id: u32, code: &Code) -> Result<Bytes, WireError> {
 ///
 /// # Errors
 /// What serde says.
-pub fn call(head: &CallHead, body: &[u8]) -> Result<Bytes, WireError> {
-    encode(CALL, head, &[body])
+pub fn call(head: &CallHead, bodies: &[&[u8]]) -> Result<Bytes, WireError> {
+    encode(CALL, head, bodies)
 }
 
 /// A call that nobody wants any longer, as bytes.
@@ -215,13 +217,14 @@ mod tests {
             left_ms: 900,
             deadline_unix_ms: 5,
             traceparent: "00-1-2-01".to_owned(),
+            body: Some(4),
             request: Some(RequestHead {
                 method: "PUT".to_owned(),
                 target: "/a?b".to_owned(),
                 headers: vec![("x".to_owned(), vec![0xff])],
             }),
         };
-        let bytes = call(&head, b"body").expect("bytes");
+        let bytes = call(&head, &[b"body"]).expect("bytes");
         let ToWorker::Call(read, body) = ToWorker::decode(&bytes).expect("a call") else { panic!("no call") };
         assert_eq!((read, &body[..]), (head, &b"body"[..]));
     }
