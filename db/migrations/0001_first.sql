@@ -62,6 +62,8 @@ CREATE TABLE versions (
     PRIMARY KEY (namespace, function, version)
 ) STRICT, WITHOUT ROWID;
 
+-- Versions of which instances wait whether or not calls come.
+CREATE INDEX versions_minimum ON versions (namespace, function, version) WHERE manifest ->> 'minimum' > 0;
 CREATE INDEX versions_unbuilt ON versions (status, created_at) WHERE status IN ('PENDING', 'BUILDING');
 
 CREATE TABLE calls (

@@ -148,6 +148,30 @@ async fn current_moves_when_a_version_is_ready_and_not_before() {
 }
 
 #[tokio::test]
+async fn what_waits_whether_or_not_calls_come_is_of_versions_that_calls_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "other").await;
+    let upload_with = |request: &str, minimum: u32| {
+        let mut put = upload(request, "dice");
+        put.manifest.serving.minimum = minimum;
+        put
+    };
+    let waiting = async || {
+        let codes = service.ask(VersionsMinimum {}).await.unwrap();
+        codes.iter().map(|code| (code.function.to_string(), code.version.0, code.serving.minimum)).collect::<Vec<_>>()
+    };
+    service.ask(upload_with("first", 2)).await.unwrap();
+    assert_eq!(waiting().await, [], "nothing of it can be called");
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [8; 32]))).await;
+    assert_eq!(waiting().await, [("dice".to_owned(), 1, 2)]);
+    service.ask(upload_with("second", 0)).await.unwrap();
+    assert_eq!(waiting().await, [("dice".to_owned(), 1, 2)]);
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [9; 32]))).await;
+    assert_eq!(waiting().await, []);
+}
+
+#[tokio::test]
 async fn an_old_call_expires_and_names_what_it_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());

@@ -357,6 +357,46 @@ fn a_new_version_runs_as_soon_as_it_is_seen_in_another_process() {
     a_new_version_runs_as_soon_as_it_is_seen(Platform::start_apart());
 }
 
+/// What waits whether or not calls come waits after a start, too, and wherever there is a worker.
+fn what_always_waits_is_there_before_a_call(mut platform: Platform, worker: Role) {
+    python(&platform, Engine::Sandbox, "kept", &format!("minimum = 2\n{TOML}"));
+    let two_wait = |platform: &Platform| {
+        eventually(Duration::from_secs(20), "two that wait", || {
+            let workers = platform.get("/workers").json();
+            let there =
+                workers.as_array().and_then(|workers| workers.iter().find(|worker| worker["status"] == "ready"));
+            let waiting = there.and_then(|worker| worker["pool"]["instances"].as_u64());
+            if waiting == Some(2) { Ok(()) } else { Err(workers) }
+        });
+    };
+    two_wait(&platform);
+    platform.kill(worker);
+    platform.start_role(worker);
+    platform.ready();
+    two_wait(&platform);
+    let call = platform.call("kept", &json!({}));
+    assert_eq!(call["attempts"][0]["start"], "warm", "{call}");
+    // Of a version that has a successor nothing waits any longer.
+    python(&platform, Engine::Sandbox, "kept", TOML);
+    eventually(Duration::from_secs(40), "the end of what waited", || {
+        let workers = platform.get("/workers").json();
+        let there = workers.as_array().and_then(|workers| workers.iter().find(|worker| worker["status"] == "ready"));
+        let waiting = there.and_then(|worker| worker["pool"]["instances"].as_u64());
+        if waiting == Some(0) { Ok(()) } else { Err(workers) }
+    });
+    assert!(platform.stop());
+}
+
+#[test]
+fn what_always_waits_is_there_after_a_start() {
+    what_always_waits_is_there_before_a_call(Platform::start(), Role::Up);
+}
+
+#[test]
+fn what_always_waits_is_there_in_a_new_worker() {
+    what_always_waits_is_there_before_a_call(Platform::start_apart(), Role::Worker);
+}
+
 /// What waits is told, kept as asked for, and frozen while nobody calls it; a call finds it all the same.
 #[test]
 fn what_waits_is_kept_and_frozen() {

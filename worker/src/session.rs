@@ -8,7 +8,8 @@ use faena_db_client::DbClient;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_miniworker::{Node, Pool, run_attempt, run_build};
 use faena_protocol::Envelope;
-use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed};
+use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
+use faena_protocol::direct::DirectRoad;
 use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
@@ -38,7 +39,8 @@ type Claim = (CallNum, Epoch);
 enum Event {
     Tell(ToApi),
     CallGone,
-    BuildGone(BuildRef),
+    /// A build, and whether its version can be called now.
+    BuildGone(BuildRef, bool),
     Started(Claim),
     Engines(Vec<EngineInfo>),
     Pool(PoolView),
@@ -204,6 +206,7 @@ impl Session {
             LinkEvent::Up => {
                 self.is_up = true;
                 self.hello().await;
+                self.expect_minimum();
             }
             LinkEvent::Down => {
                 self.is_up = false;
@@ -230,6 +233,10 @@ impl Session {
                     held.has_row = true;
                 }
             }
+            ToWorker::Built { build } => {
+                self.shared.pool.supersede(&build.namespace, &build.function, build.version);
+                self.expect_minimum();
+            }
             ToWorker::Forget { namespace, function } => self.shared.pool.forget(&namespace, &function),
             ToWorker::Cancel { num, epoch } => {
                 if let Some(held) = self.calls.get(&(num, epoch)) {
@@ -237,6 +244,20 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Has the pool make what waits whether or not calls come.
+    fn expect_minimum(&self) {
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            match shared.db.ask(&VersionsMinimum {}).await {
+                Ok(codes) => {
+                    let is_ours = |code: &&Code| shared.pool.offers(code);
+                    codes.iter().filter(is_ours).for_each(|code| shared.pool.expect(code));
+                }
+                Err(error) => warn!(%error, "what should wait for calls is not known until they come"),
+            }
+        });
     }
 
     /// What is kept of a claim, and what its task is told. While the node drains nothing begins any more.
@@ -292,9 +313,9 @@ impl Session {
                 self.leaving -= 1;
                 self.shared.metrics.busy.dec();
             }
-            Event::BuildGone(build) => {
+            Event::BuildGone(build, is_ready) => {
                 self.builds.remove(&build);
-                self.tell(&ToApi::BuildEnded { build }).await;
+                self.tell(&ToApi::BuildEnded { build, is_ready }).await;
             }
             Event::Started(claim) => {
                 if self.calls.get(&claim).is_some_and(|held| held.has_row) {
@@ -472,12 +493,13 @@ impl Shared {
     async fn build(self, job: BuildJob, mut reins: Reins) {
         self.confirm(&mut reins, Vec::new(), vec![(reference(&job), job.epoch)]).await;
         let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
+        let is_ready = outcome.as_ref().is_some_and(|outcome| outcome.result.is_ok());
         if let Some(outcome) = &outcome {
             if let Ok(archive) = outcome.result {
                 let code = job.code.clone();
                 self.pool.expect(&Code { engine: outcome.engine, image_id: outcome.image_id.clone(), archive, ..code });
             }
-            let status = if outcome.result.is_ok() { "READY" } else { "ERROR" };
+            let status = if is_ready { "READY" } else { "ERROR" };
             self.metrics.builds.get_or_create(&Built { status }).inc();
         }
         let build = reference(&job);
@@ -490,7 +512,7 @@ impl Shared {
             outcome,
         };
         outbox::deliver(&self.db, &finish).await;
-        self.say(Event::BuildGone(build)).await;
+        self.say(Event::BuildGone(build, is_ready)).await;
     }
 }
 

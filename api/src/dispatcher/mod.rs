@@ -285,9 +285,12 @@ impl Dispatcher {
                 self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
                 self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
             }
-            ToApi::BuildEnded { build } => {
+            ToApi::BuildEnded { build, is_ready } => {
                 self.fleet.build_ended(&peer, &build);
                 self.dirty = true;
+                for other in self.fleet.peers().into_iter().filter(|other| is_ready && *other != peer) {
+                    self.say(&other, &ToWorker::Built { build: build.clone() }).await;
+                }
             }
             ToApi::Engines { engines } => {
                 info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");

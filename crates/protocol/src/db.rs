@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::records::{
-    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, EndedCall, FunctionRecord,
+    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, Code, EndedCall, FunctionRecord,
     NewCall, Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
 };
 
@@ -213,6 +213,9 @@ requests! {
         /// The version, where the call names one.
         version: Option<Version>,
     }
+
+    /// The versions that calls run and of which instances wait whether or not calls come, of every namespace; read.
+    VersionsMinimum = "versions.minimum" -> Vec<Code> {}
 
     /// The build of a function's newest version; read.
     BuildGet = "build.get" -> BuildRecord {

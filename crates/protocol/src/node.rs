@@ -128,6 +128,8 @@ pub enum ToApi {
     },
     /// This build has ended, its slot is free.
     BuildEnded {
+        /// Whether the version can be called now.
+        is_ready: bool,
         /// The build.
         build: BuildRef,
     },
@@ -185,6 +187,11 @@ pub enum ToWorker {
         num: CallNum,
         /// Its claim.
         epoch: Epoch,
+    },
+    /// A version can be called from now on that another worker has built.
+    Built {
+        /// Which.
+        build: BuildRef,
     },
     /// This function is deleted: nothing of it waits for calls any longer.
     Forget {

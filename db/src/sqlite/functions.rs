@@ -6,7 +6,9 @@ use faena_domain::{
     Version,
 };
 use faena_protocol::DbError;
-use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve};
+use faena_protocol::db::{
+    FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve, VersionsMinimum,
+};
 use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -291,5 +293,28 @@ impl Read for VersionResolve {
     fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<ResolvedVersion, DbError> {
         moment.takes_new_work()?;
         resolve(connection, &self.namespace, &self.function, self.version)
+    }
+}
+
+impl Read for VersionsMinimum {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<Code>, DbError> {
+        let current = |connection: &Connection| -> rusqlite::Result<Vec<(Namespace, FunctionName, Version)>> {
+            let mut statement = connection.prepare_cached(
+                "SELECT f.namespace, f.name, f.current FROM versions v JOIN functions f
+                 ON f.namespace = v.namespace AND f.key = v.function AND f.current = v.version
+                 WHERE v.manifest ->> 'minimum' > 0",
+            )?;
+            let names = |row: &Row<'_>| {
+                let (Text(namespace), Text(name)) = (row.get(0)?, row.get(1)?);
+                Ok((namespace, name, Version(row.get(2)?)))
+            };
+            statement.query_map([], names)?.collect()
+        };
+        let current = current(connection).map_err(|error| internal("listing versions", &error))?;
+        let codes = current.into_iter().filter_map(|(namespace, name, version)| {
+            let resolved = code(connection, &namespace, &name, version).transpose()?;
+            Some(resolved.map(|resolved| resolved.code))
+        });
+        codes.collect()
     }
 }

@@ -4,7 +4,8 @@ use faena_protocol::db::{
     BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel, CallFinish, CallGet, CallList,
     CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbacksDue, CallbacksTake, CallsAccept, CallsClaim,
     CallsRecord, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
-    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, WorkerJoin,
+    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum,
+    WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
@@ -95,6 +96,7 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         FunctionDelete::TYPE => write::<FunctionDelete>(envelope),
         VersionList::TYPE => read::<VersionList>(envelope),
         VersionResolve::TYPE => read::<VersionResolve>(envelope),
+        VersionsMinimum::TYPE => read::<VersionsMinimum>(envelope),
         BuildGet::TYPE => read::<BuildGet>(envelope),
         BuildRetry::TYPE => write::<BuildRetry>(envelope),
         BuildsClaim::TYPE => write::<BuildsClaim>(envelope),

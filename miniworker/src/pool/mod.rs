@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use faena_domain::units::ByteSize;
-use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload, Version};
 use faena_protocol::direct::{DirectCall, DirectRoad};
 use faena_protocol::node::PoolView;
 use faena_protocol::records::Code;
@@ -130,7 +130,8 @@ impl Pool {
         PoolView { blank, interpreters, ..self.0.state().view(&self.0.metrics) }
     }
 
-    /// A version was built here: what its first call needs is made, where that takes long.
+    /// A version was built here, or its instances wait whether or not calls come: what its next call needs is made, where
+    /// that takes long.
     pub fn expect(&self, code: &Code) {
         self.0.restock(code, None);
         if code.serving.contract == Contract::Handler && self.0.preloads(code) {
@@ -151,6 +152,11 @@ impl Pool {
                 Err(error) => tracing::debug!(%error, "code could not be unpacked before it is called"),
             }
         });
+    }
+
+    /// A version was built elsewhere: earlier ones of its function wait for nobody any longer.
+    pub fn supersede(&self, namespace: &Namespace, function: &FunctionName, version: Version) {
+        self.0.state().supersede(namespace, function, version);
     }
 
     /// A function is deleted: its instances go as soon as nobody calls them.

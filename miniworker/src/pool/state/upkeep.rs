@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::mix;
-use faena_domain::{FunctionName, Namespace, Preload, Reuse};
+use faena_domain::{FunctionName, Namespace, Preload, Reuse, Version};
 use faena_protocol::records::Code;
 
 use super::{Action, Key, Leaving, Pooled, State};
@@ -100,6 +100,14 @@ impl State {
             }
         }
         self.replenish(&key, now)
+    }
+
+    /// A later version of a function can be called.
+    pub(in crate::pool) fn supersede(&mut self, namespace: &Namespace, function: &FunctionName, by: Version) {
+        for (key, pooled) in &mut self.versions {
+            let is_earlier = key.namespace == *namespace && key.function == *function && key.version < by;
+            pooled.is_superseded |= is_earlier;
+        }
     }
 
     /// A function is deleted.
