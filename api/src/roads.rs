@@ -14,7 +14,7 @@ use faena_protocol::direct::wire::{self, CallHead, RequestHead};
 use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
-use faena_transport::{Endpoint, Link, LinkEvent, LinkHandle};
+use faena_transport::{Endpoint, LinkEvent, LinkHandle, UnopenedLink};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -310,28 +310,22 @@ async fn keep(
     wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
     in_flight: Arc<AtomicU32>,
 ) {
-    let mut link = Link::connect(endpoint);
-    let wire = Arc::new(Wire {
-        worker,
-        link: link.handle(),
-        is_up: AtomicBool::new(false),
-        lines: Mutex::default(),
-        in_flight,
-    });
+    let (handle, link) = UnopenedLink::new();
+    let wire =
+        Arc::new(Wire { worker, link: handle, is_up: AtomicBool::new(false), lines: Mutex::default(), in_flight });
     wires.write().unwrap_or_else(PoisonError::into_inner).insert(std::thread::current().id(), Arc::clone(&wire));
+    let heard = Arc::clone(&wire);
+    let _open = link.open(endpoint, move |event| match event {
+        LinkEvent::Message(bytes) => heard.ended(&bytes),
+        LinkEvent::Up => heard.is_up.store(true, Ordering::Release),
+        LinkEvent::Down => {
+            debug!(worker = heard.worker, "the direct road to a worker is down");
+            heard.lose_all("its connection ended");
+        }
+    });
     let mut look = tokio::time::interval(LOOK);
     loop {
-        tokio::select! {
-            event = link.next() => match event {
-                Some(LinkEvent::Message(bytes)) => wire.ended(&bytes),
-                Some(LinkEvent::Up) => wire.is_up.store(true, Ordering::Release),
-                Some(LinkEvent::Down) => {
-                    debug!(worker = wire.worker, "the direct road to a worker is down");
-                    wire.lose_all("its connection ended");
-                }
-                None => return,
-            },
-            _ = look.tick() => wire.lose_late(),
-        }
+        look.tick().await;
+        wire.lose_late();
     }
 }

@@ -11,7 +11,7 @@ use faena_miniworker::Pool;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
 use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpRequest};
 use faena_protocol::records::Code;
-use faena_transport::{Endpoint, Peer, Server, ServerEvent, ServerHandle};
+use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use tracing::{debug, warn};
 
 /// What is known of a thread of an api.
@@ -25,25 +25,24 @@ struct Caller {
 
 /// Serves one socket until the task is aborted.
 pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: String) {
-    let mut server = match Server::bind(&endpoint).await {
-        Ok(server) => server,
-        Err(error) => {
-            return warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the dispatcher");
+    let (handle, server) = UnopenedServer::new();
+    let road = Road { pool, codes, handle, worker };
+    let mut callers: HashMap<Peer, Caller> = HashMap::new();
+    let heard = move |event| match event {
+        ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
+            Ok(message) => road.heard(callers.entry(peer.clone()).or_default(), peer, message),
+            Err(error) => warn!(%error, "a message of an api was dropped"),
+        },
+        ServerEvent::Lost(peer) => {
+            if let Some(caller) = callers.remove(&peer) {
+                road.lost(&caller);
+            }
         }
     };
-    let mut callers: HashMap<Peer, Caller> = HashMap::new();
-    let road = Road { pool, codes, handle: server.handle(), worker };
-    while let Some(event) = server.next().await {
-        match event {
-            ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
-                Ok(message) => road.heard(callers.entry(peer.clone()).or_default(), peer, message),
-                Err(error) => warn!(%error, "a message of an api was dropped"),
-            },
-            ServerEvent::Lost(peer) => {
-                if let Some(caller) = callers.remove(&peer) {
-                    road.lost(&caller);
-                }
-            }
+    match server.open(&endpoint, heard).await {
+        Ok(_open) => std::future::pending().await,
+        Err(error) => {
+            warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the dispatcher");
         }
     }
 }

@@ -11,6 +11,7 @@
 //! An empty message is a heartbeat; it never reaches a user of this crate.
 
 mod boot;
+mod ear;
 mod link;
 mod rpc;
 mod server;
@@ -19,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use boot::{boot_id, boot_ms};
-pub use link::{Link, LinkEvent, LinkHandle};
+pub use link::{Link, LinkEvent, LinkHandle, OpenLink, UnopenedLink};
 pub use rpc::{RpcClient, RpcError};
-pub use server::{Peer, Server, ServerEvent, ServerHandle};
+pub use server::{OpenServer, Peer, Server, ServerEvent, ServerHandle, UnopenedServer};
 
 /// How often a side that has nothing to say is heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 use zeromq::util::PeerIdentity;
 use zeromq::{
@@ -13,6 +13,7 @@ use zeromq::{
     ZmqMessage,
 };
 
+use crate::ear::{Ear, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// How long one try to connect may take.
@@ -36,7 +37,38 @@ pub enum LinkEvent {
 pub struct Link {
     events: mpsc::Receiver<LinkEvent>,
     handle: LinkHandle,
-    stop: CancellationToken,
+    _open: OpenLink,
+}
+
+/// A connection that is not there yet: what is sent through its handle waits for it.
+#[derive(Debug)]
+pub struct UnopenedLink(mpsc::Receiver<Bytes>);
+
+/// Holds a connection open. Dropping it closes the socket.
+#[derive(Debug)]
+pub struct OpenLink {
+    _stop: DropGuard,
+}
+
+impl UnopenedLink {
+    /// The connection, and what sends through it.
+    pub fn new() -> (LinkHandle, Self) {
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        (LinkHandle { outgoing }, Self(queue))
+    }
+
+    /// Starts connecting, and never stops trying. Whatever is heard is told on the socket's own task, which waits for it:
+    /// this is for those who are quick, and saves a change of tasks.
+    pub fn open(self, endpoint: Endpoint, heard: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
+        self.open_to(endpoint, Told(heard))
+    }
+
+    fn open_to(self, endpoint: Endpoint, heard: impl Ear<LinkEvent> + 'static) -> OpenLink {
+        let stop = CancellationToken::new();
+        let task = Task { endpoint, queue: self.0, heard };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(task.run()));
+        OpenLink { _stop: stop.drop_guard() }
+    }
 }
 
 /// Sends through a [`Link`].
@@ -60,12 +92,9 @@ impl LinkHandle {
 impl Link {
     /// Starts connecting, and never stops trying.
     pub fn connect(endpoint: Endpoint) -> Self {
-        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let (handle, link) = UnopenedLink::new();
         let (heard, events) = mpsc::channel(QUEUE);
-        let stop = CancellationToken::new();
-        let task = Task { endpoint, queue, heard };
-        tokio::spawn(stop.clone().run_until_cancelled_owned(task.run()));
-        Self { events, handle: LinkHandle { outgoing }, stop }
+        Self { events, handle, _open: link.open_to(endpoint, heard) }
     }
 
     /// The next thing heard; cancel-safe.
@@ -79,16 +108,10 @@ impl Link {
     }
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-struct Task {
+struct Task<E> {
     endpoint: Endpoint,
     queue: mpsc::Receiver<Bytes>,
-    heard: mpsc::Sender<LinkEvent>,
+    heard: E,
 }
 
 /// Why a connection was left.
@@ -99,73 +122,45 @@ enum End {
     Link,
 }
 
-impl Task {
+impl<E: Ear<LinkEvent>> Task<E> {
     async fn run(mut self) {
         loop {
-            let Some(socket) = self.open().await else {
+            let Some(socket) = open(&self.endpoint).await else {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
             let (mut socket, monitor) = socket;
             // A server that was never heard would hide behind a connection that the kernel took.
-            if self.greet(&mut socket).await.is_none() {
+            if greet(&mut socket).await.is_none() {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            if self.heard.send(LinkEvent::Up).await.is_err() {
+            if !self.heard.hear(LinkEvent::Up).await {
                 return;
             }
             let end = self.talk(socket, monitor).await;
-            if matches!(end, End::Link) || self.heard.send(LinkEvent::Down).await.is_err() {
+            if matches!(end, End::Link) || !self.heard.hear(LinkEvent::Down).await {
                 return;
             }
         }
     }
 
-    /// A new socket under a new identity: an old one would let the server's late cleanup throw us out.
-    async fn open(&self) -> Option<(DealerSocket, impl Stream<Item = SocketEvent> + Unpin + use<>)> {
-        if !self.endpoint.path().exists() {
-            return None;
-        }
-        let identity = uuid::Uuid::new_v4().simple().to_string();
-        let mut options = SocketOptions::default();
-        options.peer_identity(PeerIdentity::try_from(identity.into_bytes()).ok()?).connect_timeout(CONNECT_TIMEOUT);
-        let mut socket = DealerSocket::with_options(options);
-        let monitor = socket.monitor();
-        match tokio::time::timeout(2 * CONNECT_TIMEOUT, socket.connect(&self.endpoint.uri())).await {
-            Ok(Ok(())) => Some((socket, monitor)),
-            Ok(Err(error)) => {
-                debug!(%error, endpoint = %self.endpoint.path().display(), "connecting failed");
-                None
-            }
-            Err(_) => None,
-        }
-    }
-
-    async fn greet(&self, socket: &mut DealerSocket) -> Option<()> {
-        socket.send(ZmqMessage::from(Bytes::new())).await.ok()?;
-        tokio::time::timeout(SILENCE, socket.recv()).await.ok()?.ok().map(drop)
-    }
-
     async fn talk(&mut self, socket: DealerSocket, mut monitor: impl Stream<Item = SocketEvent> + Unpin) -> End {
-        let (sending, mut receiving) = socket.split();
-        let (outgoing, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(send_all(sending, queue));
+        let (mut sending, mut receiving) = socket.split();
         let mut tick = tokio::time::interval(HEARTBEAT);
         let (mut last_heard, mut last_tick) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 message = self.queue.recv() => {
                     let Some(message) = message else { return End::Link };
-                    // A full queue means that the server has not read for thousands of messages.
-                    if outgoing.try_send(message).is_err() {
+                    if !send(&mut sending, message) {
                         return End::Connection;
                     }
                 }
                 bytes = receive(&mut receiving) => {
                     let Some(bytes) = bytes else { return End::Connection };
                     last_heard = Instant::now();
-                    if !bytes.is_empty() && self.heard.send(LinkEvent::Message(bytes)).await.is_err() {
+                    if !bytes.is_empty() && !self.heard.hear(LinkEvent::Message(bytes)).await {
                         return End::Link;
                     }
                 }
@@ -184,7 +179,7 @@ impl Task {
                         last_heard = Instant::now();
                     }
                     last_tick = Instant::now();
-                    if last_heard.elapsed() > SILENCE || outgoing.try_send(Bytes::new()).is_err() {
+                    if last_heard.elapsed() > SILENCE || !send(&mut sending, Bytes::new()) {
                         return End::Connection;
                     }
                 }
@@ -193,16 +188,38 @@ impl Task {
     }
 }
 
+/// A new socket under a new identity: an old one would let the server's late cleanup throw us out.
+async fn open(endpoint: &Endpoint) -> Option<(DealerSocket, impl Stream<Item = SocketEvent> + Unpin + use<>)> {
+    if !endpoint.path().exists() {
+        return None;
+    }
+    let identity = uuid::Uuid::new_v4().simple().to_string();
+    let mut options = SocketOptions::default();
+    options.peer_identity(PeerIdentity::try_from(identity.into_bytes()).ok()?).connect_timeout(CONNECT_TIMEOUT);
+    let mut socket = DealerSocket::with_options(options);
+    let monitor = socket.monitor();
+    match tokio::time::timeout(2 * CONNECT_TIMEOUT, socket.connect(&endpoint.uri())).await {
+        Ok(Ok(())) => Some((socket, monitor)),
+        Ok(Err(error)) => {
+            debug!(%error, endpoint = %endpoint.path().display(), "connecting failed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn greet(socket: &mut DealerSocket) -> Option<()> {
+    socket.send(ZmqMessage::from(Bytes::new())).await.ok()?;
+    tokio::time::timeout(SILENCE, socket.recv()).await.ok()?.ok().map(drop)
+}
+
 async fn receive(half: &mut DealerRecvHalf) -> Option<Bytes> {
     let message = half.recv().await.ok()?;
     Some(message.into_vec().pop().unwrap_or_default())
 }
 
-/// Owns the sending half: a send that is begun is never cancelled.
-async fn send_all(mut half: DealerSendHalf, mut queue: mpsc::Receiver<Bytes>) {
-    while let Some(bytes) = queue.recv().await {
-        if half.send(ZmqMessage::from(bytes)).await.is_err() {
-            return;
-        }
-    }
+/// Queues a message; false where the connection is gone, or its queue is full: the server has not read for 100,000 messages.
+/// The one case in which a send is begun and not finished is then the end of its socket.
+fn send(half: &mut DealerSendHalf, bytes: Bytes) -> bool {
+    half.send(ZmqMessage::from(bytes)).now_or_never().is_some_and(|sent| sent.is_ok())
 }

@@ -7,10 +7,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
+use crate::ear::{Ear, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// One connection of a client; a client that connects anew is another peer.
@@ -31,7 +32,54 @@ pub enum ServerEvent {
 pub struct Server {
     events: mpsc::Receiver<ServerEvent>,
     handle: ServerHandle,
-    stop: CancellationToken,
+    _open: OpenServer,
+}
+
+/// A ROUTER that is not bound yet: what is sent through its handle waits for it.
+#[derive(Debug)]
+pub struct UnopenedServer {
+    handle: ServerHandle,
+    queue: mpsc::Receiver<(Peer, Bytes)>,
+}
+
+/// Holds a ROUTER open. Dropping it closes the socket.
+#[derive(Debug)]
+pub struct OpenServer {
+    _stop: DropGuard,
+}
+
+impl UnopenedServer {
+    /// The server, and what sends through it.
+    pub fn new() -> (ServerHandle, Self) {
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let handle = ServerHandle { outgoing };
+        (handle.clone(), Self { handle, queue })
+    }
+
+    /// Binds; a socket file that stands there already is replaced. Whatever is heard is told on the socket's own task, which
+    /// waits for it: this is for those who are quick, and saves a change of tasks.
+    ///
+    /// # Errors
+    /// What the operating system says of that path.
+    pub async fn open(
+        self,
+        endpoint: &Endpoint,
+        heard: impl FnMut(ServerEvent) + Send + 'static,
+    ) -> std::io::Result<OpenServer> {
+        self.open_to(endpoint, Told(heard)).await
+    }
+
+    async fn open_to(self, endpoint: &Endpoint, heard: impl Ear<ServerEvent> + 'static) -> std::io::Result<OpenServer> {
+        let mut socket = RouterSocket::new();
+        let monitor = socket.monitor();
+        socket.bind_listener(listen(endpoint)?).await.map_err(std::io::Error::other)?;
+        let (sending, receiving) = socket.split();
+        let stop = CancellationToken::new();
+        tokio::spawn(send_all(sending, self.queue));
+        let receiver = Receiver { handle: self.handle, heard, seen: HashMap::new() };
+        tokio::spawn(receiver.run(receiving, monitor, stop.clone()));
+        Ok(OpenServer { _stop: stop.drop_guard() })
+    }
 }
 
 /// Sends through a [`Server`].
@@ -60,21 +108,9 @@ impl Server {
     /// # Errors
     /// What the operating system says of that path.
     pub async fn bind(endpoint: &Endpoint) -> std::io::Result<Self> {
-        let mut socket = RouterSocket::new();
-        let monitor = socket.monitor();
-        socket.bind_listener(listen(endpoint)?).await.map_err(std::io::Error::other)?;
-        let (sending, receiving) = socket.split();
-        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let (handle, server) = UnopenedServer::new();
         let (heard, events) = mpsc::channel(QUEUE);
-        let handle = ServerHandle { outgoing };
-        let stop = CancellationToken::new();
-        tokio::spawn(send_all(sending, queue));
-        tokio::spawn(Receiver { handle: handle.clone(), heard, seen: HashMap::new() }.run(
-            receiving,
-            monitor,
-            stop.clone(),
-        ));
-        Ok(Self { events, handle, stop })
+        Ok(Self { events, handle, _open: server.open_to(endpoint, heard).await? })
     }
 
     /// The next thing heard; cancel-safe.
@@ -85,12 +121,6 @@ impl Server {
     /// What sends.
     pub fn handle(&self) -> ServerHandle {
         self.handle.clone()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.cancel();
     }
 }
 
@@ -115,13 +145,13 @@ async fn send_all(mut half: RouterSendHalf, mut queue: mpsc::Receiver<(Peer, Byt
     }
 }
 
-struct Receiver {
+struct Receiver<E> {
     handle: ServerHandle,
-    heard: mpsc::Sender<ServerEvent>,
+    heard: E,
     seen: HashMap<Peer, Instant>,
 }
 
-impl Receiver {
+impl<E: Ear<ServerEvent>> Receiver<E> {
     async fn run(
         mut self,
         mut half: RouterRecvHalf,
@@ -166,11 +196,11 @@ impl Receiver {
         if bytes.is_empty() {
             return self.handle.send(&peer, Bytes::new()).await;
         }
-        self.heard.send(ServerEvent::Message(peer, bytes)).await.is_ok()
+        self.heard.hear(ServerEvent::Message(peer, bytes)).await
     }
 
     async fn lost(&mut self, peer: Peer) -> bool {
-        self.seen.remove(&peer).is_none() || self.heard.send(ServerEvent::Lost(peer)).await.is_ok()
+        self.seen.remove(&peer).is_none() || self.heard.hear(ServerEvent::Lost(peer)).await
     }
 
     async fn drop_silent(&mut self) -> bool {
