@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use faena_db_client::{DEADLINE, DbClient};
 use faena_domain::Payload;
-use faena_domain::units::KB;
 use faena_protocol::DbError;
 use faena_protocol::db::CallsAccept;
 use faena_protocol::records::{CallRecord, NewCall};
@@ -13,11 +12,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::batch;
 
-/// The most calls of one message.
-const BATCH: usize = 256;
-/// What the payloads of one message hold before it takes no more; written as JSON they may be six times as long, and the
-/// last call may bring another 128 KB.
-const BATCH_BYTES: u64 = 256 * KB;
 /// Messages on their way: while db writes the calls of one it has the next.
 const UNDER_WAY: usize = 2;
 /// The most calls that wait for a message.
@@ -66,7 +60,7 @@ async fn send_all(db: DbClient, mut queue: mpsc::Receiver<Asked>) {
     let under_way = Arc::new(Semaphore::new(UNDER_WAY));
     while let Ok(place) = Arc::clone(&under_way).acquire_owned().await {
         let Some(first) = queue.recv().await else { return };
-        let batch = batch::gather(first, || queue.try_recv().ok(), |asked| held_by(&asked.call), (BATCH, BATCH_BYTES));
+        let batch = batch::gather(first, || queue.try_recv().ok(), |asked| held_by(&asked.call), batch::BOUNDS);
         let db = db.clone();
         tokio::spawn(async move {
             send(&db, batch).await;

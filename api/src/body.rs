@@ -44,7 +44,7 @@ impl std::ops::Deref for Whole {
 
 /// Reads a body of at most `most` bytes.
 pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
-    let held = room.body(headers, most)?;
+    let held = room.body(headers, most).await?;
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let whole = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect());
     match whole.await.map_err(|_| too_slow())? {

@@ -99,7 +99,7 @@ impl Begun {
 impl Running for Begun {
     fn record(&self) -> CallRecord {
         let params = inline(&self.params).unwrap_or_else(Payload::empty);
-        let body = self.body.as_deref().map(|body| inline(body).unwrap_or_else(Payload::empty));
+        let body = self.body.as_deref().and_then(inline);
         CallRecord { params, body, status: CallStatus::Running, ..self.head() }
     }
 }
@@ -153,11 +153,10 @@ async fn call(
             let (app, begun) = (app.clone(), Arc::clone(&begun));
             move |end: DirectEnd| {
                 let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), end.attempt.clone());
-                record(&app, &begun, end, place);
+                // The call holds memory for its body whoever waits, until it is written.
+                record(&app, &begun, end, (place, held));
                 // Whoever waited may have gone.
                 let _ = tell.send(answer);
-                // Memory for the body is free only now: the call held it whoever waited.
-                drop(held);
             }
         }),
     };
@@ -213,7 +212,7 @@ fn told(parts: &axum::http::request::Parts, code: &Code, body: &Bytes) -> Reply<
 }
 
 /// Writes a call behind its answer.
-fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
+fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, body::Whole)) {
     let DirectEnd { status, result, error, log, mut attempt, head: _ } = end;
     attempt.error.clone_from(&error);
     let call = CallRecord { status, error, attempts: vec![attempt], ended_at: Some(unix_ms()), ..begun.head() };
@@ -229,6 +228,8 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
         return app.recorder().write(EndedCall { call, ..ended }, place);
     }
     let (app, begun) = (app.clone(), Arc::clone(begun));
+    let bytes = (result.len() + log.len()) as u64;
+    app.recorder().show_stored(ended.namespace.clone(), begun.num, Arc::<Begun>::clone(&begun), bytes);
     // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
         let blobs = app.blobs();
@@ -249,5 +250,6 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, place: Place) {
             ended
         });
         app.recorder().write(whole, place);
+        drop(held);
     });
 }

@@ -18,9 +18,6 @@ use crate::batch;
 const BACKLOG: u32 = 10_000;
 /// What they may hold in memory before no further one is taken.
 const BACKLOG_BYTES: u64 = 64 * MB;
-/// The most calls of one message, and what it may hold.
-const BATCH: usize = 256;
-const BATCH_BYTES: u64 = MB;
 /// How long ends are gathered before they are written: a message and a commit cost much more than one call's part.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -47,6 +44,8 @@ enum Entry {
     Standing(Namespace, Box<CallRecord>),
     /// It runs in an instance of this process.
     Running(Namespace, Arc<dyn Running>),
+    /// It has ended, and what it answered, which is so many bytes, is on its way into the blob store.
+    Stored(Namespace, Arc<dyn Running>, u64),
     /// It has ended and is being written.
     Ended(Arc<EndedCall>),
 }
@@ -54,7 +53,7 @@ enum Entry {
 impl Entry {
     fn namespace(&self) -> &Namespace {
         match self {
-            Self::Standing(namespace, _) | Self::Running(namespace, _) => namespace,
+            Self::Standing(namespace, _) | Self::Running(namespace, _) | Self::Stored(namespace, ..) => namespace,
             Self::Ended(ended) => &ended.namespace,
         }
     }
@@ -62,7 +61,7 @@ impl Entry {
     fn record(&self) -> CallRecord {
         match self {
             Self::Standing(_, call) => (**call).clone(),
-            Self::Running(_, running) => running.record(),
+            Self::Running(_, running) | Self::Stored(_, running, _) => running.record(),
             Self::Ended(ended) => ended.call.clone(),
         }
     }
@@ -72,6 +71,7 @@ impl Entry {
         match self {
             Self::Standing(_, call) => held_by(call),
             Self::Running(..) => KB,
+            Self::Stored(_, _, bytes) => KB + bytes,
             Self::Ended(ended) => held_by(&ended.call),
         }
     }
@@ -140,6 +140,11 @@ impl Recorder {
         self.calls().put(num, Entry::Running(namespace, running));
     }
 
+    /// Shows a call that has ended, while so many bytes of it are written elsewhere.
+    pub(crate) fn show_stored(&self, namespace: Namespace, num: CallNum, running: Arc<dyn Running>, bytes: u64) {
+        self.calls().put(num, Entry::Stored(namespace, running, bytes));
+    }
+
     /// A call that has no row yet.
     pub(crate) fn get(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
         self.calls().calls.get(&num).filter(|entry| entry.namespace() == namespace).map(Entry::record)
@@ -174,17 +179,30 @@ fn lock(calls: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
 /// Writes what has ended while the last was being written: one message, one commit.
 async fn write_all(db: DbClient, shown: Arc<Mutex<Shown>>, mut queue: mpsc::UnboundedReceiver<Ended>) {
     while let Some(first) = queue.recv().await {
-        if queue.len() < BATCH {
+        if queue.len() < batch::BOUNDS.0 {
             tokio::time::sleep(GATHER).await;
         }
-        let batch =
-            batch::gather(first, || queue.try_recv().ok(), |(ended, _)| held_by(&ended.call), (BATCH, BATCH_BYTES));
+        let batch = batch::gather(first, || queue.try_recv().ok(), |(ended, _)| held_by(&ended.call), batch::BOUNDS);
         let request = sorted(batch.iter().map(|(ended, _)| Arc::clone(ended)));
-        if let Err(error) = db.ask_until_known(&request).await {
-            error!(%error, calls = batch.len(), "calls could not be recorded");
+        match db.ask_until_known(&request).await {
+            Ok(()) => {}
+            // What is wrong with one of them is nothing to the others; one that is there already stays as it is.
+            Err(_) if batch.len() > 1 => {
+                for (ended, _) in &batch {
+                    record_one(&db, ended).await;
+                }
+            }
+            Err(error) => error!(%error, call = %batch[0].0.call.num, "a call could not be recorded"),
         }
         let mut shown = lock(&shown);
         batch.iter().for_each(|(ended, _)| shown.remove(ended.call.num));
+    }
+}
+
+async fn record_one(db: &DbClient, ended: &Arc<EndedCall>) {
+    let request = CallsRecord { calls: vec![Arc::clone(ended)], segments: Vec::new() };
+    if let Err(error) = db.ask_until_known(&request).await {
+        error!(%error, call = %ended.call.num, "a call could not be recorded");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use faena_blob::BlobStore;
@@ -13,6 +13,9 @@ use crate::problem::{Problem, Reply, disk_low};
 
 /// Memory for bodies that are being read or handed over.
 const BODIES: u64 = 256 * MB;
+
+/// How long a body waits for its memory: what others carried has to be written first.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The bounds of one api.
 #[derive(Debug)]
@@ -64,10 +67,11 @@ impl Room {
         }
     }
 
-    /// Memory for a body of at most `most` bytes.
-    pub(crate) fn body(&self, headers: &HeaderMap, most: u64) -> Reply<OwnedSemaphorePermit> {
+    /// Memory for a body of at most `most` bytes; where there is none, it is waited for a moment.
+    pub(crate) async fn body(&self, headers: &HeaderMap, most: u64) -> Reply<OwnedSemaphorePermit> {
         let permits = u32::try_from(declared(headers, most).div_ceil(KB)).unwrap_or(u32::MAX);
-        Arc::clone(&self.bodies).try_acquire_many_owned(permits).map_err(|_| {
+        let free = Arc::clone(&self.bodies).acquire_many_owned(permits);
+        tokio::time::timeout(PATIENCE, free).await.ok().and_then(Result::ok).ok_or_else(|| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many large bodies at once").retry_after(1)
         })
     }
@@ -115,13 +119,21 @@ mod tests {
         HeaderMap::from_iter([(header::CONTENT_LENGTH, bytes.into())])
     }
 
-    #[test]
-    fn bodies_share_their_memory() {
+    #[tokio::test]
+    async fn bodies_share_their_memory() {
         let (room, _folder) = room(0);
-        let held: Vec<_> = (0..256).map(|_| room.body(&length(MB), 6 * MB).unwrap()).collect();
-        assert!(room.body(&length(1), 6 * MB).is_err());
-        drop(held);
-        assert!(room.body(&HeaderMap::new(), 6 * MB).is_ok());
+        let mut held = Vec::new();
+        for _ in 0..256 {
+            held.push(room.body(&length(MB), 6 * MB).await.unwrap());
+        }
+        let one = length(1);
+        let no_time = tokio::time::timeout(Duration::ZERO, room.body(&one, 6 * MB));
+        assert!(no_time.await.is_err(), "it waits");
+        let (most, none) = (length(6 * MB), HeaderMap::new());
+        let (waited, ()) = tokio::join!(room.body(&most, 6 * MB), async { drop(held.split_off(250)) });
+        assert!(waited.is_ok());
+        drop((waited, held));
+        assert!(room.body(&none, 6 * MB).await.is_ok());
     }
 
     #[test]

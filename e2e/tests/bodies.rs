@@ -60,9 +60,13 @@ fn kept(platform: &Platform, reply: &Reply) -> Value {
 }
 
 fn are_whole(platform: &Platform, name: &str) {
-    // Within the frame, beside it, and in the blob store.
-    for length in [0, 1, 3000, 100_000, 3_000_000] {
-        let body: Vec<u8> = (0..length).map(|n| [0xff, 0x00, b'a', b'"'][n % 4]).collect();
+    // Within the frame and beside it; kept in the record and in the blob store.
+    const BINARY: [u8; 4] = [0xff, 0x00, b'a', b'"'];
+    const TEXT: [u8; 4] = *b"\0a\"b";
+    for (length, bytes) in
+        [(0, TEXT), (1, BINARY), (1, TEXT), (600, TEXT), (60_000, TEXT), (100_000, BINARY), (3_000_000, TEXT)]
+    {
+        let body: Vec<u8> = (0..length).map(|n| bytes[n % 4]).collect();
         let path = format!("/f/{name}/a%20b?c=d");
         let reply = platform.send("PUT", &path, &[("Content-Type", "application/octet-stream")], &body);
         let first: String = body.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
@@ -81,7 +85,7 @@ fn are_whole(platform: &Platform, name: &str) {
     let listed = listed.as_object().expect("calls");
     let is_cut =
         |call: &Value| call["paramsCut"] == true && call["params"].as_str().is_some_and(|text| text.len() < 1100);
-    assert!(listed.values().filter(|call| is_cut(call)).count() >= 6, "a list shows whole bodies");
+    assert!(listed.values().filter(|call| is_cut(call)).count() >= 6, "a list shows long bodies");
 }
 
 fn every_contract(platform: &mut Platform) {
@@ -107,4 +111,53 @@ fn a_body_reaches_every_contract_whole_and_is_kept() {
 #[test]
 fn a_body_reaches_a_worker_in_another_process() {
     every_contract(&mut Platform::start_apart());
+}
+
+/// As JSON, which messages are, such bodies are six times as long.
+#[test]
+fn calls_that_end_together_are_all_kept() {
+    let mut platform = Platform::start();
+    function(&platform, "many", ("pythonruntime", "handler.py", PYTHON), "contract = \"handler\"\nparallel = 16\n");
+    let body = vec![0; 64_000];
+    let send = || platform.send("POST", "/f/many", &[("Content-Type", "application/octet-stream")], &body);
+    send();
+    let replies: Vec<Reply> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..32).map(|_| scope.spawn(send)).collect();
+        calls.into_iter().map(|call| call.join().expect("a call")).collect()
+    });
+    for reply in &replies {
+        assert!(kept(&platform, reply)["params"]["bodyBase64"] == STANDARD.encode(&body));
+    }
+    assert!(platform.stop());
+}
+
+/// A body reaches a handler by the dispatcher too, and a function that speaks HTTP as it is.
+#[test]
+fn a_body_takes_every_road() {
+    let mut platform = Platform::start();
+    function(&platform, "py", ("pythonruntime", "handler.py", PYTHON), "contract = \"handler\"\n");
+    const SERVER: &str = r#"
+import http.server, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body[::-1])
+
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+    function(&platform, "web", ("pythonruntime", "server.py", SERVER), "contract = \"http\"\n");
+    for (key, body) in [("a", &b"\xff\x00"[..]), ("b", b"text"), ("c", b"")] {
+        let headers = [("Content-Type", "application/octet-stream"), ("Idempotency-Key", key)];
+        let told = told(&platform.send("POST", "/f/py", &headers, body));
+        assert_eq!(told["bytes"], body.len(), "{told}");
+        for headers in [&headers[..], &headers[..1]] {
+            let reply = platform.send("POST", "/f/web", headers, body);
+            let backwards: Vec<u8> = body.iter().rev().copied().collect();
+            assert_eq!((reply.status, &reply.body[..]), (200, &backwards[..]));
+        }
+    }
+    assert!(platform.stop());
 }

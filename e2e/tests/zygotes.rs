@@ -170,7 +170,7 @@ fn a_clone_is_confined_as_a_process_that_was_started() {
     // One that waited for its code is no other.
     eventually(Duration::from_secs(10), "an interpreter that waits", || {
         let pool = platform.get("/workers").json()[0]["pool"].clone();
-        if (&pool["interpreters"], &pool["blank"]) == (&json!(1), &json!(1)) { Ok(()) } else { Err(pool) }
+        if pool["interpreters"] == 1 && pool["blank"].as_u64() > Some(0) { Ok(()) } else { Err(pool) }
     });
     same(&called(&platform, "cloned", &json!({})));
 }

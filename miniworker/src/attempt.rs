@@ -25,9 +25,6 @@ use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken};
 use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::result;
 
-/// Params of the direct road hold a body in base64, and the request's headers.
-const MAX_PARAMS: u64 = 2 * MAX_BODY;
-
 /// An attempt that is over.
 #[derive(Debug)]
 pub struct Ended {
@@ -243,7 +240,7 @@ async fn call_served(
 ) -> Result<Outcome, Failure> {
     let node = pool.node();
     let since = std::time::Instant::now();
-    let params = node.blobs.bytes(&job.params, MAX_PARAMS).await?;
+    let params = node.blobs.bytes(&job.params, MAX_BODY).await?;
     let body = match &job.body {
         Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
         None => None,
@@ -359,7 +356,7 @@ struct Ready {
 
 async fn prepare(pool: &Pool, job: &CallJob, deadline: Instant, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
     let blobs = &pool.node().blobs;
-    let params = blobs.bytes(&job.params, MAX_PARAMS).await?;
+    let params = blobs.bytes(&job.params, MAX_BODY).await?;
     let (params, stdin) = match &job.body {
         Some(body) => {
             let body = blobs.bytes(body, MAX_BODY).await?;

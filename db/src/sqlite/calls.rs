@@ -475,11 +475,22 @@ fn shorten(call: &mut CallRecord) {
             error.stderr_tail.clear();
         }
     }
-    for payload in [&mut call.params, &mut call.result].into_iter().chain(&mut call.body) {
+    if let Some(error) = &mut call.error {
+        cut(&mut error.stderr_tail, LIST_CUT);
+    }
+    for payload in [&mut call.params, &mut call.result] {
         if let Payload::Text(text) = payload {
-            // One character beyond the cut shows that it was one.
-            let end = (LIST_CUT + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-            text.truncate(end);
+            cut(text, LIST_CUT);
         }
     }
+    // Of a body no more than shows, beside the params, that there is too much.
+    if let Some(Payload::Text(text)) = &mut call.body {
+        cut(text, LIST_CUT.saturating_sub(usize::try_from(call.params.inline_len()).unwrap_or(LIST_CUT)));
+    }
+}
+
+/// Cuts a text; one character beyond the cut shows that it was one.
+fn cut(text: &mut String, most: usize) {
+    let end = (most + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    text.truncate(end);
 }

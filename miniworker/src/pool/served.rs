@@ -162,6 +162,7 @@ impl Served {
             is_widened: false,
             lease_ms: u64::MAX,
             is_given_up: false,
+            is_spent: false,
             used: None,
         };
         tokio::spawn(task.run());
@@ -369,6 +370,8 @@ struct Task {
     lease_ms: u64,
     /// It goes at once, whatever it works at.
     is_given_up: bool,
+    /// It has served the one call that it was for.
+    is_spent: bool,
     tree: CodeLease,
     /// A call has had a process of its own here, of which nothing may be left before the next.
     used: Option<Used>,
@@ -404,7 +407,7 @@ impl Task {
         }
         let guard = self.served.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
         match guard {
-            Some(guard) if self.served.code.serving.reuse == Reuse::Never => pool.put_aside(guard).await,
+            Some(guard) if self.is_spent => pool.put_aside(guard).await,
             Some(guard) => guard.destroy().await,
             None => {}
         }
@@ -567,6 +570,7 @@ impl Task {
             Reuse::Version => pool.finished(key, id, took_ms),
             Reuse::Fork => self.used = Some(Used::of(&flight)),
             Reuse::Never => {
+                self.is_spent = true;
                 self.served.retire();
                 pool.retire(key, id);
             }

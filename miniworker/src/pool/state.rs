@@ -611,7 +611,7 @@ impl State {
 
     /// Whether calls wait for instances, or for one that is being made.
     pub(super) fn is_pressed(&self) -> bool {
-        self.waiting > 0 || self.creating > 0
+        !self.closed && (self.waiting > 0 || self.creating > 0)
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Instances that wait without code, for engines that take long to make one: code enters them at the call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,13 @@ use super::start::{Voice, waiting};
 use super::state::UNMEASURED;
 use crate::{Node, instance};
 
-/// The most instances of one kind that wait: of those that hold an interpreter and are cheap, and of those that an engine
-/// takes long to make.
+/// The most instances of one kind that wait, of those that hold an interpreter and are cheap, and the most of all kinds but
+/// for the first of each.
 const MOST: u32 = 64;
+/// The most of one kind that an engine takes long to make.
 const MOST_SLOW: u32 = 4;
+/// How long one waits at most: what clones of one interpreter have in common is not known for longer.
+const AGE: Duration = Duration::from_secs(3600);
 /// What all of them may hold together of the memory that the pool may: this part.
 const SHARE: u64 = 8;
 /// How long after a call more are made for the next ones: the call itself shall have the processor first.
@@ -43,8 +46,9 @@ pub(super) struct Spare {
     pub(super) instance: Instance,
     /// The way to the interpreter in it.
     pub(super) voice: Option<Voice>,
-    /// What it holds, in bytes, as it was when it was made.
+    /// What it holds, in bytes, as it was looked at last.
     memory: u64,
+    made: Instant,
 }
 
 impl Blank {
@@ -87,7 +91,8 @@ impl Blank {
 struct Shelf {
     blank: Blank,
     engine: Arc<dyn Engine>,
-    ready: Vec<Spare>,
+    /// The oldest first.
+    ready: VecDeque<Spare>,
     is_refilled: bool,
     /// When it was first and last asked for.
     since: Instant,
@@ -104,7 +109,7 @@ impl Shelf {
         Self {
             blank,
             engine,
-            ready: Vec::new(),
+            ready: VecDeque::new(),
             is_refilled: false,
             since: now,
             used: now,
@@ -158,20 +163,23 @@ impl Stock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What whoever refills a shelf does next; after `Done` another may.
-    fn next(&self, name: &str, memory: u64, now: Instant) -> Next {
+    /// What whoever refills a shelf does next, who has rested for so long already; after `Done` another may.
+    fn next(&self, name: &str, memory: u64, rested: Duration, now: Instant) -> Next {
         let mut shelves = self.shelves();
         let held: u64 = shelves.values().map(Shelf::memory).sum();
+        let count: usize = shelves.values().map(|shelf| shelf.ready.len()).sum();
         let Some(shelf) = shelves.get_mut(name) else { return Next::Done };
-        let is_enough = shelf.ready.len() >= shelf.wanted(now) || (held >= memory && !shelf.ready.is_empty());
-        if is_enough || shelf.failures > 0 {
+        let is_full = !shelf.ready.is_empty() && (held >= memory || count >= MOST as usize);
+        if is_full || shelf.ready.len() >= shelf.wanted(now) || shelf.failures > 0 {
             shelf.is_refilled = false;
             return Next::Done;
         }
-        match CALM.saturating_sub(now.saturating_duration_since(shelf.used)) {
-            Duration::ZERO => Next::Make(shelf.blank.clone(), Arc::clone(&shelf.engine)),
-            rest => Next::Rest(rest),
+        let rest = CALM.saturating_sub(now.saturating_duration_since(shelf.used));
+        // Where calls come all the time there is no calm; the first is made all the same.
+        if rest.is_zero() || (shelf.ready.is_empty() && rested >= CALM) {
+            return Next::Make(shelf.blank.clone(), Arc::clone(&shelf.engine));
         }
+        Next::Rest(rest)
     }
 
     /// How many there are.
@@ -192,8 +200,13 @@ impl Stock {
         let mut spares: Vec<Spare> =
             shelves.extract_if(|_, shelf| is_old(shelf)).flat_map(|(_, shelf)| shelf.ready).collect();
         for shelf in shelves.values_mut() {
-            let wanted = shelf.wanted(now).min(shelf.ready.len());
-            spares.extend(shelf.ready.drain(wanted..));
+            let surplus = shelf.ready.len().saturating_sub(shelf.wanted(now));
+            let is_old = |spare: &Spare| now.saturating_duration_since(spare.made) >= AGE;
+            let old = shelf.ready.iter().take_while(|spare| is_old(spare)).count();
+            spares.extend(shelf.ready.drain(..surplus.max(old)));
+            for spare in &mut shelf.ready {
+                spare.memory = spare.instance.guard.memory().unwrap_or(UNMEASURED);
+            }
         }
         spares.into_iter().map(|spare| spare.instance).collect()
     }
@@ -211,7 +224,7 @@ impl Shared {
         let now = Instant::now();
         let shelf = shelves.entry(name(&blank.0)).or_insert_with(|| Shelf::new(blank, now));
         shelf.asked(now);
-        shelf.ready.pop()
+        shelf.ready.pop_front()
     }
 
     /// A version like this one may be called soon: what waits without code is made, where it is not there.
@@ -222,7 +235,8 @@ impl Shared {
         let shelf = shelves.entry(name.clone()).or_insert_with(|| Shelf::new(blank, now));
         shelf.used = now;
         // What could not be made is tried again when somebody needs it.
-        if std::mem::take(&mut shelf.failures) > 0 || std::mem::replace(&mut shelf.is_refilled, true) {
+        shelf.failures = 0;
+        if std::mem::replace(&mut shelf.is_refilled, true) {
             return;
         }
         drop(shelves);
@@ -231,13 +245,18 @@ impl Shared {
 
     /// Makes one after the other, until as many wait as should.
     async fn refill(self: Arc<Self>, name: String) {
+        let mut rested = Duration::ZERO;
         loop {
-            match self.stock.next(&name, self.config.memory.0 / SHARE, Instant::now()) {
+            match self.stock.next(&name, self.config.memory.0 / SHARE, rested, Instant::now()) {
                 Next::Done => return,
-                Next::Rest(rest) => tokio::time::sleep(rest).await,
+                Next::Rest(rest) => {
+                    tokio::time::sleep(rest).await;
+                    rested += rest;
+                }
                 Next::Make(..) if self.state().is_closed() => return,
                 Next::Make(blank, engine) => {
                     let began = Instant::now();
+                    rested = Duration::ZERO;
                     self.make_blank(&name, &blank, &*engine).await;
                     // Half of a processor is everybody else's.
                     tokio::time::sleep(began.elapsed()).await;
@@ -262,7 +281,7 @@ impl Shared {
         let why = match told {
             Ok(()) if voice.is_none() || instance.is_inhabited => {
                 let memory = instance.guard.memory().unwrap_or(UNMEASURED);
-                return Ok(Spare { instance, voice, memory });
+                return Ok(Spare { instance, voice, memory, made: Instant::now() });
             }
             Ok(()) => failed(&"no interpreter is held ready"),
             Err(error) => failed(&error),
@@ -284,7 +303,7 @@ impl Shared {
                     match made {
                         Ok(spare) if !self.state().is_closed() => {
                             self.metrics.refills.inc();
-                            shelf.ready.push(spare);
+                            shelf.ready.push_back(spare);
                             None
                         }
                         made => made.ok(),
@@ -349,10 +368,12 @@ mod tests {
         let mut full = shelf(now);
         full.asked(now);
         stock.shelves().insert("a".to_owned(), full);
-        assert!(matches!(stock.next("a", 1, now), Next::Rest(rest) if rest == CALM));
-        assert!(matches!(stock.next("a", 1, now + CALM), Next::Make(..)));
+        let next = |name: &str, rested: Duration, after: Duration| stock.next(name, 1, rested, now + after);
+        assert!(matches!(next("a", Duration::ZERO, Duration::ZERO), Next::Rest(rest) if rest == CALM));
+        assert!(matches!(next("a", Duration::ZERO, CALM), Next::Make(..)));
+        assert!(matches!(next("a", CALM, Duration::ZERO), Next::Make(..)), "calls that never cease leave it empty");
         stock.shelves().get_mut("a").unwrap().failures = 1;
-        assert!(matches!(stock.next("a", 1, now + CALM), Next::Done));
-        assert!(matches!(stock.next("b", 1, now), Next::Done));
+        assert!(matches!(next("a", Duration::ZERO, CALM), Next::Done));
+        assert!(matches!(next("b", Duration::ZERO, Duration::ZERO), Next::Done));
     }
 }
