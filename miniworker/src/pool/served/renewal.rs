@@ -12,7 +12,8 @@ use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
 use tokio::net::unix::pipe::Receiver;
 
-use super::{InFlight, Over, PoolEnd, Task};
+use super::task::{Over, Task};
+use super::{InFlight, PoolEnd};
 use crate::instance::{self, CLEAN, Unclean};
 use crate::result;
 
