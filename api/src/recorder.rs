@@ -105,7 +105,9 @@ impl Shown {
 
 fn held_by(call: &CallRecord) -> u64 {
     let payloads = [&call.params, &call.result, &call.logs].into_iter().chain(&call.body);
-    KB + payloads.map(Payload::inline_len).sum::<u64>()
+    // What went wrong is told twice, each time with the end of what was written.
+    let errors = if call.error.is_some() { 8 * KB } else { 0 };
+    KB + errors + payloads.map(Payload::inline_len).sum::<u64>()
 }
 
 /// A place in the backlog; free again when the call is written or has a row of its own.
@@ -178,11 +180,14 @@ fn lock(calls: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
 
 /// Writes what has ended while the last was being written: one message, one commit.
 async fn write_all(db: DbClient, shown: Arc<Mutex<Shown>>, mut queue: mpsc::UnboundedReceiver<Ended>) {
+    let mut is_behind = false;
     while let Some(first) = queue.recv().await {
-        if queue.len() < batch::BOUNDS.0 {
+        // What a message had no room for has waited long enough.
+        if !is_behind && queue.len() < batch::BOUNDS.0 {
             tokio::time::sleep(GATHER).await;
         }
         let batch = batch::gather(first, || queue.try_recv().ok(), |(ended, _)| held_by(&ended.call), batch::BOUNDS);
+        is_behind = !queue.is_empty();
         let request = sorted(batch.iter().map(|(ended, _)| Arc::clone(ended)));
         match db.ask_until_known(&request).await {
             Ok(()) => {}

@@ -14,8 +14,9 @@ use crate::problem::{Problem, Reply, disk_low};
 /// Memory for bodies that are being read or handed over.
 const BODIES: u64 = 256 * MB;
 
-/// How long a body waits for its memory: what others carried has to be written first.
+/// How long a body waits for its memory, and how often it looks: what others carried has to be written first.
 const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The bounds of one api.
 #[derive(Debug)]
@@ -70,10 +71,18 @@ impl Room {
     /// Memory for a body of at most `most` bytes; where there is none, it is waited for a moment.
     pub(crate) async fn body(&self, headers: &HeaderMap, most: u64) -> Reply<OwnedSemaphorePermit> {
         let permits = u32::try_from(declared(headers, most).div_ceil(KB)).unwrap_or(u32::MAX);
-        let free = Arc::clone(&self.bodies).acquire_many_owned(permits);
-        tokio::time::timeout(PATIENCE, free).await.ok().and_then(Result::ok).ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many large bodies at once").retry_after(1)
-        })
+        let begun = Instant::now();
+        loop {
+            // No line is formed: a large body that waits would take what is free from every small one.
+            if let Ok(held) = Arc::clone(&self.bodies).try_acquire_many_owned(permits) {
+                return Ok(held);
+            }
+            if begun.elapsed() > PATIENCE {
+                let busy = "too many large bodies at once";
+                return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Whether the disk has room for new work.
@@ -128,7 +137,7 @@ mod tests {
         }
         let one = length(1);
         let no_time = tokio::time::timeout(Duration::ZERO, room.body(&one, 6 * MB));
-        assert!(no_time.await.is_err(), "it waits");
+        assert!(no_time.await.is_err(), "it does not wait");
         let (most, none) = (length(6 * MB), HeaderMap::new());
         let (waited, ()) = tokio::join!(room.body(&most, 6 * MB), async { drop(held.split_off(250)) });
         assert!(waited.is_ok());

@@ -9,7 +9,6 @@ use faena_domain::{CallNum, Epoch, Owner};
 use faena_miniworker::{Node, Pool, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
-use faena_protocol::direct::DirectRoad;
 use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
@@ -163,7 +162,10 @@ impl Session {
                     tell_begun = None;
                     self.tell_begun();
                 }
-                _ = renew.tick() => self.renew(),
+                _ = renew.tick() => {
+                    self.renew();
+                    self.expect_minimum();
+                }
                 () = stop.cancelled(), if !self.draining => {
                     info!(calls = self.calls.len(), builds = self.builds.len(), "draining");
                     self.draining = true;
@@ -234,7 +236,7 @@ impl Session {
                 }
             }
             ToWorker::Built { build } => {
-                self.shared.pool.supersede(&build.namespace, &build.function, build.version);
+                debug!(function = %build.function, version = %build.version, "another worker has built a version");
                 self.expect_minimum();
             }
             ToWorker::Forget { namespace, function } => self.shared.pool.forget(&namespace, &function),
@@ -248,14 +250,15 @@ impl Session {
 
     /// Has the pool make what waits whether or not calls come.
     fn expect_minimum(&self) {
-        let shared = self.shared.clone();
+        if self.draining {
+            return;
+        }
+        let (shared, asked) = (self.shared.clone(), std::time::Instant::now());
         tokio::spawn(async move {
             match shared.db.ask(&VersionsMinimum {}).await {
-                Ok(codes) => {
-                    let is_ours = |code: &&Code| shared.pool.offers(code);
-                    codes.iter().filter(is_ours).for_each(|code| shared.pool.expect(code));
-                }
-                Err(error) => warn!(%error, "what should wait for calls is not known until they come"),
+                Ok(codes) => shared.pool.reconcile(codes, asked),
+                // It is asked again, as often as leases are renewed.
+                Err(error) => debug!(%error, "what should wait for calls is not known"),
             }
         });
     }
@@ -494,10 +497,11 @@ impl Shared {
         self.confirm(&mut reins, Vec::new(), vec![(reference(&job), job.epoch)]).await;
         let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
         let is_ready = outcome.as_ref().is_some_and(|outcome| outcome.result.is_ok());
+        let mut built = None;
         if let Some(outcome) = &outcome {
             if let Ok(archive) = outcome.result {
                 let code = job.code.clone();
-                self.pool.expect(&Code { engine: outcome.engine, image_id: outcome.image_id.clone(), archive, ..code });
+                built = Some(Code { engine: outcome.engine, image_id: outcome.image_id.clone(), archive, ..code });
             }
             let status = if is_ready { "READY" } else { "ERROR" };
             self.metrics.builds.get_or_create(&Built { status }).inc();
@@ -512,6 +516,10 @@ impl Shared {
             outcome,
         };
         outbox::deliver(&self.db, &finish).await;
+        // Whoever asks db knows it from now on.
+        if let Some(code) = built {
+            self.pool.expect(&code);
+        }
         self.say(Event::BuildGone(build, is_ready)).await;
     }
 }

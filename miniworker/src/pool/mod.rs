@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use faena_domain::units::ByteSize;
-use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload, Version};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
 use faena_protocol::direct::{DirectCall, DirectRoad};
 use faena_protocol::node::PoolView;
 use faena_protocol::records::Code;
@@ -130,7 +130,7 @@ impl Pool {
         PoolView { blank, interpreters, ..self.0.state().view(&self.0.metrics) }
     }
 
-    /// A version was built here, or its instances wait whether or not calls come: what its next call needs is made, where
+    /// A version can be called, or its instances wait whether or not calls come: what its next call needs is made, where
     /// that takes long.
     pub fn expect(&self, code: &Code) {
         self.0.restock(code, None);
@@ -154,9 +154,11 @@ impl Pool {
         });
     }
 
-    /// A version was built elsewhere: earlier ones of its function wait for nobody any longer.
-    pub fn supersede(&self, namespace: &Namespace, function: &FunctionName, version: Version) {
-        self.0.state().supersede(namespace, function, version);
+    /// These are all versions of which instances wait whether or not calls come, as they were when db was asked.
+    pub fn reconcile(&self, codes: Vec<Code>, asked: std::time::Instant) {
+        let ours = codes.into_iter().filter(|code| self.offers(code)).collect();
+        let unknown = self.0.state().reconcile(ours, asked);
+        unknown.iter().for_each(|code| self.expect(code));
     }
 
     /// A function is deleted: its instances go as soon as nobody calls them.

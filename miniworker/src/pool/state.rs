@@ -194,6 +194,8 @@ struct Pooled {
     again_at: Instant,
     /// A newer version has come; this one is kept only while it is called.
     is_superseded: bool,
+    /// When it was first heard of.
+    known: Instant,
 }
 
 impl Pooled {
@@ -230,6 +232,8 @@ pub(super) struct State {
     next: u64,
     dual: GreedyDual,
     born: Instant,
+    /// When db was asked last what waits whether or not calls come.
+    reconciled: Instant,
     closed: bool,
     config: PoolConfig,
 }
@@ -246,6 +250,7 @@ impl State {
             next: 1,
             dual: GreedyDual::default(),
             born: Instant::now(),
+            reconciled: Instant::now(),
             closed: false,
             config: config.clone(),
         }
@@ -278,6 +283,7 @@ impl State {
             failures: 0,
             again_at: self.born,
             is_superseded: false,
+            known: Instant::now(),
         });
         // The newest allocation of the same version is what the next calls come with.
         self.by_code.remove(&(Arc::as_ptr(&pooled.code) as usize));

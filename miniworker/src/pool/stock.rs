@@ -25,6 +25,8 @@ const MOST_SLOW: u32 = 4;
 const AGE: Duration = Duration::from_secs(3600);
 /// What all of them may hold together of the memory that the pool may: this part.
 const SHARE: u64 = 8;
+/// How long after one could not be made it is not tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How long after a call more are made for the next ones: the call itself shall have the processor first.
 const CALM: Duration = Duration::from_millis(200);
 
@@ -100,8 +102,8 @@ struct Shelf {
     /// The second that it was last asked in, since the first, and how often in it.
     second: (u64, u32),
     window: Window,
-    /// Tries that failed since the last one that did not.
-    failures: u32,
+    /// When one could not be made; it is not tried again at once.
+    failed: Option<Instant>,
 }
 
 impl Shelf {
@@ -115,7 +117,7 @@ impl Shelf {
             used: now,
             second: (0, 0),
             window: Window::default(),
-            failures: 0,
+            failed: None,
         }
     }
 
@@ -132,6 +134,11 @@ impl Shelf {
         };
         self.used = now;
         self.window.began(at, self.second.1);
+    }
+
+    /// Whether one could not be made a moment ago.
+    fn has_failed(&self, now: Instant) -> bool {
+        self.failed.is_some_and(|failed| now.saturating_duration_since(failed) < AGAIN)
     }
 
     /// How many should wait.
@@ -170,7 +177,7 @@ impl Stock {
         let count: usize = shelves.values().map(|shelf| shelf.ready.len()).sum();
         let Some(shelf) = shelves.get_mut(name) else { return Next::Done };
         let is_full = !shelf.ready.is_empty() && (held >= memory || count >= MOST as usize);
-        if is_full || shelf.ready.len() >= shelf.wanted(now) || shelf.failures > 0 {
+        if is_full || shelf.ready.len() >= shelf.wanted(now) || shelf.has_failed(now) {
             shelf.is_refilled = false;
             return Next::Done;
         }
@@ -235,8 +242,7 @@ impl Shared {
         let shelf = shelves.entry(name.clone()).or_insert_with(|| Shelf::new(blank, now));
         shelf.used = now;
         // What could not be made is tried again when somebody needs it.
-        shelf.failures = 0;
-        if std::mem::replace(&mut shelf.is_refilled, true) {
+        if shelf.has_failed(now) || std::mem::replace(&mut shelf.is_refilled, true) {
             return;
         }
         drop(shelves);
@@ -299,7 +305,7 @@ impl Shared {
             let mut shelves = self.stock.shelves();
             match shelves.get_mut(name) {
                 Some(shelf) => {
-                    shelf.failures += u32::from(made.is_err());
+                    shelf.failed = made.is_err().then(Instant::now);
                     match made {
                         Ok(spare) if !self.state().is_closed() => {
                             self.metrics.refills.inc();
@@ -372,7 +378,7 @@ mod tests {
         assert!(matches!(next("a", Duration::ZERO, Duration::ZERO), Next::Rest(rest) if rest == CALM));
         assert!(matches!(next("a", Duration::ZERO, CALM), Next::Make(..)));
         assert!(matches!(next("a", CALM, Duration::ZERO), Next::Make(..)), "calls that never cease leave it empty");
-        stock.shelves().get_mut("a").unwrap().failures = 1;
+        stock.shelves().get_mut("a").unwrap().failed = Some(now);
         assert!(matches!(next("a", Duration::ZERO, CALM), Next::Done));
         assert!(matches!(next("b", Duration::ZERO, Duration::ZERO), Next::Done));
     }

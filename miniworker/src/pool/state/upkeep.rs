@@ -1,10 +1,11 @@
 //! What a pool does about instances that nobody uses: which are made beforehand, which rest, which go.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::mix;
-use faena_domain::{FunctionName, Namespace, Preload, Reuse, Version};
+use faena_domain::{FunctionName, Namespace, Preload, Reuse};
 use faena_protocol::records::Code;
 
 use super::{Action, Key, Leaving, Pooled, State};
@@ -102,12 +103,21 @@ impl State {
         self.replenish(&key, now)
     }
 
-    /// A later version of a function can be called.
-    pub(in crate::pool) fn supersede(&mut self, namespace: &Namespace, function: &FunctionName, by: Version) {
-        for (key, pooled) in &mut self.versions {
-            let is_earlier = key.namespace == *namespace && key.function == *function && key.version < by;
-            pooled.is_superseded |= is_earlier;
+    /// These are all versions of which instances wait whether or not calls come, as they were when db was asked: nothing
+    /// waits any longer of those that are not among them. Returns those that nobody has expected yet.
+    pub(in crate::pool) fn reconcile(&mut self, codes: Vec<Code>, asked: Instant) -> Vec<Code> {
+        if asked < self.reconciled {
+            return Vec::new();
         }
+        self.reconciled = asked;
+        let current: HashSet<Key> = codes.iter().map(Key::of).collect();
+        for (key, pooled) in &mut self.versions {
+            // One that came meanwhile was not known then.
+            if pooled.code.serving.minimum > 0 && pooled.known < asked {
+                pooled.is_superseded = !current.contains(&**key);
+            }
+        }
+        codes.into_iter().filter(|code| !self.versions.contains_key(&Key::of(code))).collect()
     }
 
     /// A function is deleted.
