@@ -46,7 +46,10 @@ impl Reply {
 
 /// Sends bytes and takes whatever comes back until the peer closes.
 pub fn raw(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the platform listens");
+    exchange(TcpStream::connect(("127.0.0.1", port)).expect("the platform listens"), bytes)
+}
+
+fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a socket");
     // A server that refuses a body may close before it has read all of it.
     let _ = stream.write_all(bytes);
@@ -70,8 +73,11 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], bo
 
 /// GET of a server that may not be there yet, or no longer.
 pub(crate) fn try_get(port: u16, path: &str) -> Option<Reply> {
-    TcpStream::connect(("127.0.0.1", port)).ok()?;
-    let reply = raw(port, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes());
+    // One connection: whoever looked for a free port listens on it until its children have executed their program, so a
+    // second one may find nobody.
+    let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let reply = exchange(stream, request.as_bytes());
     (!reply.is_empty()).then(|| parse(&reply))
 }
 
