@@ -81,8 +81,11 @@ impl Shared {
     /// Destroys an instance that has served its call: now, or where calls wait as soon as none does. Nothing in it runs from
     /// now on.
     pub(super) async fn put_aside(self: &Arc<Self>, guard: Box<dyn Guard>) {
+        if !self.state().is_pressed() {
+            return guard.destroy().await;
+        }
         // What cannot be measured may hold anything.
-        let Some(memory) = guard.memory().filter(|_| self.state().is_pressed()) else { return guard.destroy().await };
+        let Some(memory) = guard.memory() else { return guard.destroy().await };
         if guard.freeze().is_err() {
             return guard.destroy().await;
         }
