@@ -107,19 +107,20 @@ CREATE TABLE calls (
     claim        TEXT
 ) STRICT;
 
-CREATE INDEX calls_due ON calls (namespace, function, priority DESC, num) WHERE status = 'PENDING' AND due = 1;
+-- A claim reads what is due in its order; whoever looks for all that waits, or for what is not due yet, finds that beside it.
+CREATE INDEX calls_waiting ON calls (namespace, function, due, priority DESC, num) WHERE status = 'PENDING';
 CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND run_at IS NULL;
 CREATE INDEX calls_run_at ON calls (run_at) WHERE status = 'PENDING' AND run_at IS NOT NULL;
-CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING';
+CREATE INDEX calls_expiring ON calls (expires_at) WHERE status = 'PENDING' AND run_at IS NULL;
 CREATE INDEX calls_leased ON calls (worker, lease_end) WHERE status = 'RUNNING';
 CREATE INDEX calls_claimed ON calls (claim) WHERE status = 'RUNNING';
-CREATE INDEX calls_of_version ON calls (namespace, function, version) WHERE status = 'PENDING';
 -- The status is there so that a list of one function's failures looks at no row that is none.
 CREATE INDEX calls_of_function ON calls (namespace, function, num, status);
 CREATE INDEX calls_of_status ON calls (namespace, status, num);
 CREATE INDEX calls_ended ON calls (ended_at) WHERE ended_at IS NOT NULL;
 
--- One function's calls that wait or run, and when it had its turn: who waited longest is served first.
+-- One function's calls that wait or run, and when it had its turn: who waited longest is served first. Whoever inserts a
+-- call adds it, many at once; triggers keep it from then on.
 CREATE TABLE lanes (
     namespace   TEXT NOT NULL,
     function    TEXT NOT NULL,
@@ -144,18 +145,6 @@ CREATE TABLE totals (
 ) STRICT;
 
 INSERT INTO totals (one) VALUES (1);
-
-CREATE TRIGGER calls_enter AFTER INSERT ON calls WHEN NEW.ended_at IS NULL BEGIN
-    INSERT INTO lanes (namespace, function, pending, bytes, due)
-    VALUES (NEW.namespace, NEW.function, 1, NEW.bytes, NEW.due)
-    ON CONFLICT (namespace, function) DO UPDATE
-        SET pending = pending + 1, bytes = bytes + excluded.bytes, due = due + excluded.due;
-    UPDATE totals SET pending = pending + 1, bytes = bytes + NEW.bytes;
-END;
-
-CREATE TRIGGER calls_enter_ended AFTER INSERT ON calls WHEN NEW.ended_at IS NOT NULL BEGIN
-    UPDATE totals SET ended = ended + 1;
-END;
 
 CREATE TRIGGER calls_move AFTER UPDATE OF status, due ON calls WHEN OLD.status <> NEW.status OR OLD.due <> NEW.due BEGIN
     UPDATE lanes SET

@@ -1,25 +1,23 @@
-//! Calls that are accepted durably go to db many at once: those that come while others are on their way go together.
-
-use std::sync::Arc;
+//! Calls that are accepted durably go to db many at once: those that come while a message is on its way go in the next.
 
 use faena_db_client::{DEADLINE, DbClient};
 use faena_domain::Payload;
 use faena_protocol::DbError;
 use faena_protocol::db::CallsAccept;
-use faena_protocol::records::{CallRecord, NewCall};
+use faena_protocol::records::{Accepted, CallRecord, NewCall};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::batch;
 
-/// Messages on their way: while db writes the calls of one it has the next.
-const UNDER_WAY: usize = 2;
 /// The most calls that wait for a message.
 const WAITING: usize = 4096;
 
+type Reply = oneshot::Sender<Result<CallRecord, DbError>>;
+
 struct Asked {
     call: NewCall,
-    reply: oneshot::Sender<Result<CallRecord, DbError>>,
+    reply: Reply,
 }
 
 /// What accepts calls; clones share it.
@@ -27,7 +25,7 @@ struct Asked {
 pub(crate) struct Accepts(mpsc::Sender<Asked>);
 
 impl Accepts {
-    /// Starts the task that sends, which ends when nobody can ask it any more.
+    /// Starts the task that sends, on the runtime that this is called in; it ends when nobody can ask it any more.
     pub(crate) fn new(db: DbClient) -> Self {
         let (queue, asked) = mpsc::channel(WAITING);
         tokio::spawn(send_all(db, asked));
@@ -57,15 +55,10 @@ fn held_by(NewCall { spec, .. }: &NewCall) -> u64 {
 }
 
 async fn send_all(db: DbClient, mut queue: mpsc::Receiver<Asked>) {
-    let under_way = Arc::new(Semaphore::new(UNDER_WAY));
-    while let Ok(place) = Arc::clone(&under_way).acquire_owned().await {
-        let Some(first) = queue.recv().await else { return };
+    // One message at a time: the more calls share a commit, the less it costs each.
+    while let Some(first) = queue.recv().await {
         let batch = batch::gather(first, || queue.try_recv().ok(), |asked| held_by(&asked.call), batch::BOUNDS);
-        let db = db.clone();
-        tokio::spawn(async move {
-            send(&db, batch).await;
-            drop(place);
-        });
+        send(&db, batch).await;
     }
 }
 
@@ -83,15 +76,20 @@ async fn send(db: &DbClient, mut batch: Vec<Asked>) {
         // been accepted meanwhile is answered as it is.
         Err(DbError::Internal { .. } | DbError::Invalid { .. }) if replies.len() > 1 => {
             for (call, reply) in request.calls.into_iter().zip(replies) {
-                let answer = db.ask(&CallsAccept { calls: vec![call] }).await;
-                let _ = reply.send(answer.and_then(|mut answers| answers.pop().unwrap_or(Err(DbError::Unavailable))));
+                let one = CallsAccept { calls: vec![call.clone()] };
+                let answer = db.ask(&one).await.and_then(|mut one| one.pop().unwrap_or(Err(DbError::Unavailable)));
+                tell(reply, answer, call);
             }
             return;
         }
         Err(error) => vec![Err(error); replies.len()],
     };
-    for (reply, answer) in replies.into_iter().zip(answers) {
-        // Whoever asked may have gone; the call is there all the same.
-        let _ = reply.send(answer);
+    for ((reply, answer), call) in replies.into_iter().zip(answers).zip(request.calls) {
+        tell(reply, answer, call);
     }
+}
+
+fn tell(reply: Reply, answer: Result<Accepted, DbError>, call: NewCall) {
+    // Whoever asked may have gone; the call is there all the same.
+    let _ = reply.send(answer.map(|accepted| accepted.record(call.spec)));
 }

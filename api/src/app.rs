@@ -40,7 +40,10 @@ impl Caller {
 
 /// The state of the api; clones share it.
 #[derive(Clone, Debug)]
-pub struct App(Arc<Inner>);
+pub struct App {
+    inner: Arc<Inner>,
+    accepts: Accepts,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -49,7 +52,6 @@ struct Inner {
     dispatcher: DispatcherHandle,
     recorder: Recorder,
     numbers: Numbers,
-    accepts: Accepts,
     registry: Registry,
     metrics: Metrics,
     maximum: Limits,
@@ -74,10 +76,10 @@ impl App {
         registry: Registry,
     ) -> Self {
         let metrics = registry.register(Metrics::register);
-        Self(Arc::new(Inner {
+        let accepts = Accepts::new(db.clone());
+        let inner = Arc::new(Inner {
             recorder: dispatcher.recorder().clone(),
             numbers: Numbers::new(db.clone()),
-            accepts: Accepts::new(db.clone()),
             versions: Versions::new(db.clone()),
             roads: config.road.iter().cloned().chain([Arc::new(roads) as Arc<dyn DirectRoad>]).collect(),
             shared: Handle::current(),
@@ -94,86 +96,93 @@ impl App {
             // Whoever only waits may hold half of all connections.
             followers: Arc::new(Semaphore::new(config.connections / 2)),
             draining,
-        }))
+        });
+        Self { inner, accepts }
+    }
+
+    /// The same api, whose accepts are gathered on the thread that this is called on: whoever asks there is answered
+    /// without waking another.
+    pub(crate) fn on_this_thread(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), accepts: Accepts::new(self.db().clone()) }
     }
 
     pub(crate) fn db(&self) -> &DbClient {
-        &self.0.db
+        &self.inner.db
     }
 
     pub(crate) fn blobs(&self) -> &BlobStore {
-        &self.0.blobs
+        &self.inner.blobs
     }
 
     pub(crate) fn dispatcher(&self) -> &DispatcherHandle {
-        &self.0.dispatcher
+        &self.inner.dispatcher
     }
 
     pub(crate) fn recorder(&self) -> &Recorder {
-        &self.0.recorder
+        &self.inner.recorder
     }
 
     pub(crate) fn numbers(&self) -> &Numbers {
-        &self.0.numbers
+        &self.inner.numbers
     }
 
     /// What accepts calls durably.
     pub(crate) fn accepts(&self) -> &Accepts {
-        &self.0.accepts
+        &self.accepts
     }
 
     pub(crate) fn registry(&self) -> &Registry {
-        &self.0.registry
+        &self.inner.registry
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.0.metrics
+        &self.inner.metrics
     }
 
     /// The most that any runtime or function may ask for.
     pub(crate) fn maximum(&self) -> &Limits {
-        &self.0.maximum
+        &self.inner.maximum
     }
 
     pub(crate) fn host_names(&self) -> &[String] {
-        &self.0.host_names
+        &self.inner.host_names
     }
 
     pub(crate) fn uploads(&self) -> &Arc<Semaphore> {
-        &self.0.uploads
+        &self.inner.uploads
     }
 
     pub(crate) fn followers(&self) -> &Arc<Semaphore> {
-        &self.0.followers
+        &self.inner.followers
     }
 
     /// Whom callbacks may reach.
     pub(crate) fn egress(&self) -> &EgressPolicy {
-        &self.0.egress
+        &self.inner.egress
     }
 
     /// What requests may hold between them.
     pub(crate) fn room(&self) -> &Room {
-        &self.0.room
+        &self.inner.room
     }
 
     /// The versions that calls run.
     pub(crate) fn versions(&self) -> &Versions {
-        &self.0.versions
+        &self.inner.versions
     }
 
     /// The ways to instances that answer many calls, the shortest first.
     pub(crate) fn roads(&self) -> &[Arc<dyn DirectRoad>] {
-        &self.0.roads
+        &self.inner.roads
     }
 
     /// Where whatever takes its time runs, away from the threads that own connections.
     pub(crate) fn shared(&self) -> &Handle {
-        &self.0.shared
+        &self.inner.shared
     }
 
     /// Cancelled when the api begins to stop: whoever only waits is answered.
     pub(crate) fn draining(&self) -> &CancellationToken {
-        &self.0.draining
+        &self.inner.draining
     }
 }

@@ -27,6 +27,7 @@ use crate::ApiConfig;
 use crate::app::App;
 use crate::direct::{self, Taken};
 use crate::problem::Problem;
+use crate::routes::{self, invoke};
 use crate::stall::Impatient;
 
 /// How long a client may take to send the head of a request.
@@ -48,17 +49,17 @@ pub(crate) async fn serve(
     let here = app.shared().clone();
     let shards = if config.shards.is_empty() { vec![here.clone()] } else { config.shards.clone() };
     let listener = listener.into_std()?;
-    let edge = Edge {
-        app: app.clone(),
-        router,
-        shared: here,
-        connections: Arc::new(Semaphore::new(config.connections)),
-        most: config.grace + Duration::from_secs(2),
-    };
+    let connections = Arc::new(Semaphore::new(config.connections));
+    let most = config.grace + Duration::from_secs(2);
     let mut serving = Vec::new();
     for shard in shards {
-        let (listener, edge, stop) = (listener.try_clone()?, edge.clone(), stop.clone());
-        serving.push(shard.spawn(async move { edge.serve(TcpListener::from_std(listener)?, &stop).await }));
+        let (listener, stop, app, router) = (listener.try_clone()?, stop.clone(), app.clone(), router.clone());
+        let (shared, connections) = (here.clone(), Arc::clone(&connections));
+        serving.push(shard.spawn(async move {
+            let app = app.on_this_thread();
+            let edge = Edge { accepting: routes::accepting(app.clone()), app, router, shared, connections, most };
+            edge.serve(TcpListener::from_std(listener)?, &stop).await
+        }));
     }
     drop(listener);
     stop.cancelled().await;
@@ -75,6 +76,8 @@ pub(crate) async fn serve(
 #[derive(Clone)]
 struct Edge {
     app: App,
+    /// What is answered once it is stored.
+    accepting: Router,
     router: Router,
     /// Where everything runs that is not the direct road.
     shared: Handle,
@@ -121,12 +124,16 @@ impl Edge {
         Ok(())
     }
 
-    /// Answers on this thread what an instance can be asked at once; everything else runs where it may take its time.
+    /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
+    /// may take its time.
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let request = match direct::take(&self.app, request).await {
             Taken::Answered(response) => return Ok(response),
             Taken::Not(request) => request,
         };
+        if invoke::is_only_stored(&request) {
+            return self.accepting.oneshot(request).await;
+        }
         let asked = AbortOnDrop(self.shared.spawn(self.router.oneshot(request)));
         match asked.await {
             Ok(response) => response,

@@ -47,7 +47,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     raise_descriptor_limit();
     faena_telemetry::init_logs(&settings.log, settings.log_format.into())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)))
+        .worker_threads(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(8)))
         .enable_all()
         .build()
         .context("cannot start the runtime")?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
+use faena_domain::payload::MAX_INLINE;
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
 use faena_domain::{BlobKey, DigestKind, FunctionName, FunctionStatus, Payload, Timestamp, Version};
@@ -212,6 +213,16 @@ pub(crate) async fn accept_and_wait(
         app.db().ask(&CallPromised { num: call.num }).await?;
     }
     Ok(call)
+}
+
+/// Whether a request is an invocation that is answered once it is stored, and short.
+pub(crate) fn is_only_stored<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    request.method() == Method::POST
+        && request.uri().path() == "/invokeFunction"
+        && !headers.contains_key("prefer")
+        && length.is_some_and(|length: usize| length <= MAX_INLINE)
 }
 
 /// Invokes a function: 202 when the call is stored, or with `Prefer: wait=N` 200 when it ended in time.

@@ -68,10 +68,21 @@ pub fn openapi() -> Document {
 pub fn router(app: App) -> Router {
     let (router, _) = documented().split_for_parts();
     let document = openapi();
-    router
+    let all = router
         .route("/openapi.json", get(|| async move { Json(document) }))
         .route("/f/{name}", axum::routing::any(direct::call))
-        .route("/f/{name}/{*path}", axum::routing::any(direct::call))
+        .route("/f/{name}/{*path}", axum::routing::any(direct::call));
+    guarded(all, app)
+}
+
+/// The route for calls that are answered once they are stored, which needs no other thread.
+pub(crate) fn accepting(app: App) -> Router {
+    let (router, _) = OpenApiRouter::new().routes(routes!(invoke::invoke)).split_for_parts();
+    guarded(router, app)
+}
+
+fn guarded(router: Router<App>, app: App) -> Router {
+    router
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(app.clone(), guard::guard))

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::records::{
-    BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, Code, EndedCall, FunctionRecord,
-    NewCall, Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
+    Accepted, BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, Code, EndedCall,
+    FunctionRecord, NewCall, Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
 };
 
 /// The message type of a reply that holds what was asked for.
@@ -264,7 +264,7 @@ requests! {
         count: u32,
     }
     /// Accepts calls, each for itself; write. The reply has one for each, in their order.
-    CallsAccept = "calls.accept" -> Vec<Result<CallRecord, DbError>> {
+    CallsAccept = "calls.accept" -> Vec<Result<Accepted, DbError>> {
         /// The calls.
         calls: Vec<NewCall>,
     }

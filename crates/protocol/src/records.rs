@@ -318,6 +318,52 @@ impl CallRecord {
     }
 }
 
+/// A call whose row is committed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Accepted {
+    /// It waits from now on; this is what whoever asked does not know of it.
+    #[serde(rename_all = "camelCase")]
+    New {
+        /// The version that was fixed for it.
+        version: Version,
+        /// The engine of that version.
+        engine: Option<EngineKind>,
+        /// When that was, in Unix milliseconds.
+        created_at: i64,
+    },
+    /// It had been accepted before, or has ended already: as it stands.
+    Known(Box<CallRecord>),
+}
+
+impl Accepted {
+    /// The call as it stands.
+    pub fn record(self, spec: CallSpec) -> CallRecord {
+        match self {
+            Self::Known(call) => *call,
+            Self::New { version, engine, created_at } => CallRecord {
+                num: spec.num,
+                function: spec.function,
+                version,
+                params: spec.params,
+                body: spec.body,
+                status: CallStatus::Pending,
+                result: Payload::empty(),
+                error: None,
+                logs: Payload::empty(),
+                engine,
+                attempts: Vec::new(),
+                created_at,
+                ended_at: None,
+                traceparent: spec.traceparent,
+                replay_of: spec.replay_of,
+                run_at: spec.run_at,
+                callback: None,
+            },
+        }
+    }
+}
+
 /// A waited call that has ended, as it is written behind its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -15,13 +15,14 @@ use faena_protocol::db::{
     CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallsAccept,
     CallsRecord, CallsStarted, Cancelled,
 };
-use faena_protocol::records::{CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
+use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
+use super::lanes::Intake;
 use super::queue::{Because, NotTaken, end_of, load, take, try_take};
 use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, builds, functions, internal, journal, keys, lanes};
+use super::{blobs, builds, functions, internal, journal, keys};
 
 const NEXT_NUM: &str = "next_call";
 
@@ -103,8 +104,9 @@ fn weight(spec: &CallSpec) -> u64 {
 }
 
 impl NewRow<'_> {
-    fn insert(&self, connection: &Connection, now: i64) -> Result<(), DbError> {
+    fn insert(&self, connection: &Connection, now: i64, intake: &mut Intake) -> Result<(), DbError> {
         let (spec, entry) = (self.spec, &self.entry);
+        let weight = weight(spec);
         let is_due = entry.ready && entry.not_before <= now && spec.run_at.is_none();
         let write = || -> rusqlite::Result<()> {
             connection
@@ -119,7 +121,7 @@ impl NewRow<'_> {
                     spec.function.key(),
                     self.version.0,
                     Json(spec),
-                    weight(spec),
+                    weight,
                     entry.ready,
                     is_due,
                     self.engine.map(Text),
@@ -136,7 +138,9 @@ impl NewRow<'_> {
                 ])?;
             blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
         };
-        write().map_err(|error| internal("writing a call", &error))
+        write().map_err(|error| internal("writing a call", &error))?;
+        intake.enter(spec, weight, is_due);
+        Ok(())
     }
 }
 
@@ -148,32 +152,39 @@ fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, moment: &Moment<'_>) ->
     Entry::accepted(retries, moment.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
 }
 
-/// Versions that were looked up for one message, by namespace, function and the version that was asked for.
-type Looked = HashMap<(Namespace, String, Option<Version>), ResolvedVersion>;
+/// What the calls of one message have in common.
+#[derive(Default)]
+struct Accepting {
+    /// Versions that were looked up, by namespace, function and the version that was asked for.
+    versions: HashMap<(Namespace, String, Option<Version>), ResolvedVersion>,
+    intake: Intake,
+}
 
 /// Accepts a call. Where it is refused for what it is, nothing has been written.
 fn accept(
     connection: &Connection,
     moment: &Moment<'_>,
     NewCall { spec, version }: &NewCall,
-    looked: &mut Looked,
-) -> Result<CallRecord, DbError> {
+    Accepting { versions, intake }: &mut Accepting,
+) -> Result<Accepted, DbError> {
+    let known = |num| find(connection, &spec.namespace, num).map(Box::new).map(Accepted::Known);
     if exists(connection, spec.num)? {
-        return find(connection, &spec.namespace, spec.num);
+        return known(spec.num);
     }
     if let Some(earlier) = keys::earlier(connection, spec)? {
         if !spec.waited {
             // Whoever asks now hears 202, even if somebody else waits.
+            intake.settle(connection)?;
             try_take(connection, earlier, &Event::Promised, moment, Because::default())?;
         }
-        return find(connection, &spec.namespace, earlier);
+        return known(earlier);
     }
     moment.takes_new_work()?;
-    let resolved = match looked.entry((spec.namespace.clone(), spec.function.key(), *version)) {
+    let resolved = match versions.entry((spec.namespace.clone(), spec.function.key(), *version)) {
         Occupied(known) => known.into_mut(),
         Vacant(place) => place.insert(functions::resolve(connection, &spec.namespace, &spec.function, *version)?),
     };
-    lanes::has_room(connection, spec, weight(spec), &moment.settings.queue)?;
+    intake.has_room(connection, spec, weight(spec), &moment.settings.queue)?;
     keys::has_room(connection, spec)?;
     let call = NewRow {
         spec,
@@ -182,33 +193,30 @@ fn accept(
         entry: accepted(spec, resolved, moment),
         created_at: moment.now,
     };
-    call.insert(connection, moment.now)?;
+    call.insert(connection, moment.now, intake)?;
     keys::remember(connection, spec, moment)?;
     if resolved.status == FunctionStatus::Error {
         let error = build_error(connection, spec, resolved.code.version)?;
         let because = Because { error, ..Because::default() };
+        intake.settle(connection)?;
         try_take(connection, spec.num, &Event::BuildFailed, moment, because)?;
-        return find(connection, &spec.namespace, spec.num);
+        return known(spec.num);
     }
-    Ok(CallRecord {
-        function: spec.function.clone(),
-        params: spec.params.clone(),
-        body: spec.body.clone(),
-        replay_of: spec.replay_of,
-        run_at: spec.run_at,
-        ..CallRecord::begin(spec.num, &resolved.code, moment.now, spec.traceparent.clone())
-    })
+    let (version, engine) = (resolved.code.version, resolved.code.engine);
+    Ok(Accepted::New { version, engine, created_at: moment.now })
 }
 
 impl Write for CallsAccept {
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
-        let mut looked = Looked::new();
-        let accepted = self.calls.iter().map(|call| match accept(connection, moment, call, &mut looked) {
+        let mut accepting = Accepting::default();
+        let accepted = self.calls.iter().map(|call| match accept(connection, moment, call, &mut accepting) {
             // What has been written of it has to go, and all the others with it.
             Err(error @ DbError::Internal { .. }) => Err(error),
             answer => Ok(answer),
         });
-        accepted.collect()
+        let accepted = accepted.collect::<Result<_, _>>()?;
+        accepting.intake.settle(connection)?;
+        Ok(accepted)
     }
 }
 
@@ -254,23 +262,37 @@ impl Write for CallReplay {
             retries: old.retries.filter(|_| !old.waited),
             ..old
         };
-        accept(connection, moment, &NewCall { spec, version: self.version }, &mut Looked::new())
+        let mut accepting = Accepting::default();
+        let call = NewCall { spec, version: self.version };
+        let accepted = accept(connection, moment, &call, &mut accepting)?;
+        accepting.intake.settle(connection)?;
+        Ok(accepted.record(call.spec))
     }
 }
 
 impl Write for CallsRecord {
     fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
         self.segments.iter().try_for_each(|segment| journal::write(connection, segment))?;
-        self.calls.into_iter().try_for_each(|call| write_ended(connection, std::sync::Arc::unwrap_or_clone(call)))
+        let mut written = 0;
+        for call in self.calls {
+            written += write_ended(connection, std::sync::Arc::unwrap_or_clone(call))?;
+        }
+        if written > 0 {
+            connection
+                .prepare_cached("UPDATE totals SET ended = ended + ?1")
+                .and_then(|mut statement| statement.execute([written]))
+                .map_err(|error| internal("counting calls", &error))?;
+        }
+        Ok(())
     }
 }
 
-/// Writes one waited call whole; one that is there already stays as it is.
-fn write_ended(connection: &Connection, ended: EndedCall) -> Result<(), DbError> {
+/// Writes one waited call whole, and tells how many rows that made: one that is there already stays as it is.
+fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbError> {
     let call = ended.call.clone();
     let spec = journal::spec(ended);
-    let write = || -> rusqlite::Result<()> {
-        connection
+    let write = || -> rusqlite::Result<usize> {
+        let written = connection
             .prepare_cached(
                 "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
                      waited, retries, created_at, queued_at, not_before, expires_at, ended_at)
@@ -296,7 +318,8 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<(), DbError>
             connection,
             &blobs::of_call(call.num),
             [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
-        )
+        )?;
+        Ok(written)
     };
     write().map_err(|error| internal("recording a call", &error))
 }
@@ -321,7 +344,9 @@ impl Write for CallAdopt {
                 },
                 created_at: self.created_at,
             };
-            call.insert(connection, moment.now)?;
+            let mut intake = Intake::default();
+            call.insert(connection, moment.now, &mut intake)?;
+            intake.settle(connection)?;
             if let Some(owner) = &self.running {
                 run_adopted(connection, spec.num, owner, self.epoch, moment.now)?;
             }

@@ -1,11 +1,14 @@
 //! One lane for each function: how much waits in it, whose turn it is, and what a worker gets.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
 use faena_domain::queue::Event;
-use faena_domain::{CallNum, CallStatus, Epoch, Version};
+use faena_domain::{CallNum, CallStatus, Epoch, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::calls::cancelled;
 use super::queue::{Because, try_take};
@@ -22,41 +25,126 @@ const BEST: &str =
     "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
      AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
-/// Whether one more call may wait.
-///
-/// # Errors
-/// [`DbError::QueueFull`] names the bound.
-pub(super) fn has_room(
-    connection: &Connection,
-    spec: &CallSpec,
-    weight: u64,
-    bounds: &QueueBounds,
-) -> Result<(), DbError> {
-    let read = || -> rusqlite::Result<[u64; 4]> {
-        let lane = connection
-            .prepare_cached("SELECT pending, bytes FROM lanes WHERE namespace = ?1 AND function = ?2")?
-            .query_row((spec.namespace.as_str(), spec.function.key()), |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let (pending, bytes) = lane.unwrap_or_default();
-        connection
-            .prepare_cached("SELECT pending, bytes FROM totals")?
-            .query_row([], |row| Ok([pending, bytes, row.get(0)?, row.get(1)?]))
-    };
-    let [calls, bytes, all_calls, all_bytes] = read().map_err(|error| internal("counting calls", &error))?;
-    let full = |message: String| Err(DbError::QueueFull { message });
-    match () {
-        () if calls >= bounds.function_calls => {
-            full(format!("{} calls of {} wait already, and no more may", calls, spec.function))
+/// A lane's key: the namespace, and the function's name in lower case.
+type Key = (Namespace, String);
+
+/// What waits in a lane, or in all of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    calls: u64,
+    bytes: u64,
+}
+
+/// Calls on their way into a lane.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entering {
+    calls: u64,
+    bytes: u64,
+    due: u64,
+}
+
+/// The calls that one request puts into lanes: what waits there is read once, and what comes is added once, by
+/// [`Intake::settle`], which has to happen before any of these calls takes a step, and at the end.
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    waiting: HashMap<Key, Waiting>,
+    everywhere: Option<Waiting>,
+    entering: HashMap<Key, Entering>,
+}
+
+impl Intake {
+    /// Whether one more call may wait.
+    ///
+    /// # Errors
+    /// [`DbError::QueueFull`] names the bound.
+    pub(super) fn has_room(
+        &mut self,
+        connection: &Connection,
+        spec: &CallSpec,
+        weight: u64,
+        bounds: &QueueBounds,
+    ) -> Result<(), DbError> {
+        let broken = |error| internal("counting calls", &error);
+        let lane = match self.waiting.entry(key(spec)) {
+            Occupied(read) => read.into_mut(),
+            Vacant(place) => {
+                let read = waiting_in(connection, place.key()).map_err(broken)?;
+                place.insert(read)
+            }
+        };
+        let all = match &mut self.everywhere {
+            Some(read) => read,
+            none => none.insert(waiting_everywhere(connection).map_err(broken)?),
+        };
+        let full = |message: String| Err(DbError::QueueFull { message });
+        match () {
+            () if lane.calls >= bounds.function_calls => {
+                full(format!("{} calls of {} wait already, and no more may", lane.calls, spec.function))
+            }
+            () if lane.bytes + weight > bounds.function_bytes.0 => {
+                full(format!("the waiting calls of {} hold {}, and no more may", spec.function, bounds.function_bytes))
+            }
+            () if all.calls >= bounds.calls => full(format!("{} calls wait already, and no more may", all.calls)),
+            () if all.bytes + weight > bounds.bytes.0 => {
+                full(format!("the waiting calls hold {}, and no more may", bounds.bytes))
+            }
+            () => Ok(()),
         }
-        () if bytes + weight > bounds.function_bytes.0 => {
-            full(format!("the waiting calls of {} hold {}, and no more may", spec.function, bounds.function_bytes))
-        }
-        () if all_calls >= bounds.calls => full(format!("{all_calls} calls wait already, and no more may")),
-        () if all_bytes + weight > bounds.bytes.0 => {
-            full(format!("the waiting calls hold {}, and no more may", bounds.bytes))
-        }
-        () => Ok(()),
     }
+
+    /// One more call waits: its row has been written.
+    pub(super) fn enter(&mut self, spec: &CallSpec, weight: u64, is_due: bool) {
+        let key = key(spec);
+        for waiting in self.waiting.get_mut(&key).into_iter().chain(&mut self.everywhere) {
+            waiting.calls += 1;
+            waiting.bytes += weight;
+        }
+        let entering = self.entering.entry(key).or_default();
+        entering.calls += 1;
+        entering.bytes += weight;
+        entering.due += u64::from(is_due);
+    }
+
+    /// Adds to the lanes what came since the last time.
+    pub(super) fn settle(&mut self, connection: &Connection) -> Result<(), DbError> {
+        let mut write = || -> rusqlite::Result<()> {
+            for ((namespace, function), entering) in self.entering.drain() {
+                let Entering { calls, bytes, due } = entering;
+                connection
+                    .prepare_cached(
+                        "INSERT INTO lanes (namespace, function, pending, bytes, due) VALUES (?1, ?2, ?3, ?4, ?5)
+                         ON CONFLICT (namespace, function) DO UPDATE
+                             SET pending = pending + excluded.pending, bytes = bytes + excluded.bytes, due = due + excluded.due",
+                    )?
+                    .execute((namespace.as_str(), function, calls, bytes, due))?;
+                connection
+                    .prepare_cached("UPDATE totals SET pending = pending + ?1, bytes = bytes + ?2")?
+                    .execute((calls, bytes))?;
+            }
+            Ok(())
+        };
+        write().map_err(|error| internal("counting calls", &error))
+    }
+}
+
+fn key(spec: &CallSpec) -> Key {
+    (spec.namespace.clone(), spec.function.key())
+}
+
+fn waiting_in(connection: &Connection, (namespace, function): &Key) -> rusqlite::Result<Waiting> {
+    let read = connection
+        .prepare_cached("SELECT pending, bytes FROM lanes WHERE namespace = ?1 AND function = ?2")?
+        .query_row((namespace.as_str(), function), waiting)
+        .optional()?;
+    Ok(read.unwrap_or_default())
+}
+
+fn waiting_everywhere(connection: &Connection) -> rusqlite::Result<Waiting> {
+    connection.prepare_cached("SELECT pending, bytes FROM totals")?.query_row([], waiting)
+}
+
+fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
+    Ok(Waiting { calls: row.get(0)?, bytes: row.get(1)? })
 }
 
 /// Sets how many calls of a function may run at once.
@@ -114,7 +202,7 @@ fn lanes(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusqli
              AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
          ORDER BY turn LIMIT ?2",
     )?;
-    let lane = |row: &rusqlite::Row<'_>| Ok(Lane { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
+    let lane = |row: &Row<'_>| Ok(Lane { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
     statement.query_map((engines, limit, now), lane)?.collect()
 }
 

@@ -46,6 +46,9 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 const READERS: usize = 2;
 /// How long a connection waits for another's lock.
 const BUSY: Duration = Duration::from_secs(5);
+/// Pages in the WAL before they are carried over, 16 MB; the same few pages are written again and again, so what is carried
+/// over more seldom is less.
+const CHECKPOINT_PAGES: u32 = 4000;
 /// The WAL is truncated above this.
 const WAL_LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -171,6 +174,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", i64::try_from(WAL_LIMIT).unwrap_or(i64::MAX))?;
     }
     connection.set_prepared_statement_cache_capacity(64);

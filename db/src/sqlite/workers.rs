@@ -72,7 +72,7 @@ impl Write for Reap {
         Clock::keep(connection, now).map_err(broken)?;
         lanes::promote(connection, moment).map_err(broken)?;
         let lost = "SELECT num FROM calls WHERE status = 'RUNNING' AND lease_end < ?1 LIMIT ?2";
-        let old = "SELECT num FROM calls WHERE status = 'PENDING' AND expires_at <= ?1 LIMIT ?2";
+        let old = "SELECT num FROM calls WHERE status = 'PENDING' AND run_at IS NULL AND expires_at <= ?1 LIMIT ?2";
         Ok(Reaped {
             lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, moment)?,
             expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, moment)?,

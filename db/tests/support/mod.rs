@@ -179,8 +179,9 @@ pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
 }
 
 pub(crate) async fn try_accept(service: &Service, spec: CallSpec) -> Result<CallRecord, DbError> {
-    let calls = vec![NewCall { spec, version: None }];
-    service.ask(CallsAccept { calls }).await?.pop().expect("one answer")
+    let calls = vec![NewCall { spec: spec.clone(), version: None }];
+    let accepted = service.ask(CallsAccept { calls }).await?.pop().expect("one answer");
+    accepted.map(|accepted| accepted.record(spec))
 }
 
 pub(crate) async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
