@@ -5,13 +5,16 @@
 //! magnitude; timers are regular, everything else arrives at random. The seed is printed, and the same seed is the same day.
 //!
 //! `keep_alive [SEED] [FUNCTIONS] [GIGABYTES…]` prints, for each memory: cold starts, what they cost, and that cost over
-//! the one of a fixed ten minutes. Offline is a policy that knows when each function is called next: no real one can do
-//! what it does, and it bounds what is left to gain.
+//! the one of a fixed ten minutes. The best of all policies is hard to find even for whoever knows the day to come, so
+//! [`offline`] brackets it: a plan that could be followed, and a bound that no policy passes.
+
+#[path = "keep_alive/offline.rs"]
+mod offline;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use faena_domain::keep_alive::{GreedyDual, Window};
+use faena_domain::keep_alive::GreedyDual;
 
 const DAY_S: f64 = 86_400.0;
 const MB: f64 = 1024.0 * 1024.0;
@@ -92,14 +95,22 @@ enum Policy {
     Lru,
     /// What this platform does.
     GreedyDual,
-    /// Knows when each function is called next.
-    Offline,
 }
 
 struct Idle {
     function: usize,
     since: f64,
+    /// Calls that it has answered.
+    calls: u64,
     worth: f64,
+}
+
+/// An instance that works. The first to end is the greatest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Busy {
+    end: Reverse<u64>,
+    function: usize,
+    calls: u64,
 }
 
 struct Node<'a> {
@@ -109,9 +120,7 @@ struct Node<'a> {
     held: u64,
     idle: BTreeMap<u64, Idle>,
     of: Vec<Vec<u64>>,
-    /// Instances that work, by when they end.
-    busy: BinaryHeap<(Reverse<u64>, usize)>,
-    windows: Vec<Window>,
+    busy: BinaryHeap<Busy>,
     dual: GreedyDual,
     next_id: u64,
     cold: u64,
@@ -134,7 +143,6 @@ impl<'a> Node<'a> {
             idle: BTreeMap::new(),
             of: vec![Vec::new(); functions.len()],
             busy: BinaryHeap::new(),
-            windows: (0..functions.len()).map(|_| Window::default()).collect(),
             dual: GreedyDual::default(),
             next_id: 0,
             cold: 0,
@@ -144,35 +152,24 @@ impl<'a> Node<'a> {
     }
 
     /// What an instance that is idle from now on is worth; the least goes first.
-    #[expect(clippy::cast_precision_loss, reason = "bytes of one instance")]
-    fn worth(&mut self, function: usize, at: f64) -> f64 {
+    fn worth(&self, function: usize, at: f64, calls: u64) -> f64 {
         let known = &self.functions[function];
-        // Of several that wait for the same function the last one is used only when so many are called at once.
-        let others = self.of[function].len();
         match self.policy {
             Policy::Fixed(_) | Policy::Lru => at,
-            Policy::GreedyDual => {
-                let calls = self.windows[function].calls(ms(at)).max(1);
-                self.dual.worth(calls, others, known.start_ms, known.bytes)
-            }
-            Policy::Offline => {
-                let next = known.calls.partition_point(|call| *call <= at);
-                let wait = known.calls.get(next + others).map_or(f64::INFINITY, |call| call - at);
-                known.start_ms / (known.bytes as f64 * wait.max(1e-6))
-            }
+            Policy::GreedyDual => self.dual.worth(calls, known.start_ms, known.bytes),
         }
     }
 
     fn release(&mut self, at: f64) {
-        while let Some((Reverse(end), function)) = self.busy.peek().copied()
+        while let Some(&Busy { end: Reverse(end), function, calls }) = self.busy.peek()
             && end <= ms(at)
         {
             self.busy.pop();
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of a day")]
             let since = end as f64 / 1000.0;
-            let worth = self.worth(function, since);
+            let worth = self.worth(function, since, calls);
             self.next_id += 1;
-            self.idle.insert(self.next_id, Idle { function, since, worth });
+            self.idle.insert(self.next_id, Idle { function, since, calls, worth });
             self.of[function].push(self.next_id);
         }
         if let Policy::Fixed(most) = self.policy {
@@ -203,12 +200,11 @@ impl<'a> Node<'a> {
 
     fn call(&mut self, at: f64, function: usize) {
         self.release(at);
-        self.windows[function].began(ms(at), 1);
         let known = &self.functions[function];
         let end = |start_ms: f64| Reverse(ms(at + known.run_s + start_ms / 1000.0));
-        if let Some(id) = self.of[function].pop() {
-            self.idle.remove(&id);
-            return self.busy.push((end(0.0), function));
+        // The one that was used last.
+        if let Some(idle) = self.of[function].pop().and_then(|id| self.idle.remove(&id)) {
+            return self.busy.push(Busy { end: end(0.0), function, calls: idle.calls + 1 });
         }
         if !self.make_room(known.bytes) {
             self.refused += 1;
@@ -217,44 +213,50 @@ impl<'a> Node<'a> {
         self.cold += 1;
         self.cost_ms += known.start_ms;
         self.held += known.bytes;
-        self.busy.push((end(known.start_ms), function));
+        self.busy.push(Busy { end: end(known.start_ms), function, calls: 1 });
     }
 }
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
     let (seed, count) = (numbers.first().copied().unwrap_or(1), numbers.get(1).copied().unwrap_or(300));
-    let sizes: Vec<u64> = if numbers.len() > 2 { numbers[2..].to_vec() } else { vec![24, 32, 48, 64] };
+    let sizes: Vec<u64> = if numbers.len() > 2 { numbers[2..].to_vec() } else { vec![32, 48, 64, 96, 128] };
     let mut random = Random(seed);
     let functions: Vec<Function> = (0..count).map(|_| function(&mut random)).collect();
     let calls = trace(&functions);
+    let day = offline::Day::new(&functions);
     println!("synthetic day, seed {seed}: {count} functions, {} calls", calls.len());
     println!("| memory | policy | cold starts | % of calls | their cost, s | ÷ fixed 10 min | found no room |");
     println!("|---|---|---|---|---|---|---|");
     for gigabytes in sizes {
+        let memory = gigabytes << 30;
         let mut base = f64::NAN;
-        let policies = [
+        let mut row = |name: &str, cold: u64, cost_ms: f64, refused: &str| {
+            if base.is_nan() {
+                base = cost_ms;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "counts of a day")]
+            let share = 100.0 * cold as f64 / calls.len() as f64;
+            println!(
+                "| {gigabytes} GB | {name} | {cold} | {share:.2} | {:.0} | {:.2} | {refused} |",
+                cost_ms / 1000.0,
+                cost_ms / base,
+            );
+        };
+        for (name, policy) in [
             ("fixed 10 min", Policy::Fixed(600.0)),
             ("fixed 20 min", Policy::Fixed(1200.0)),
             ("least recently used", Policy::Lru),
             ("greedy-dual (ours)", Policy::GreedyDual),
-            ("offline, knows the future", Policy::Offline),
-        ];
-        for (name, policy) in policies {
-            let mut node = Node::new(&functions, policy, gigabytes << 30);
+        ] {
+            let mut node = Node::new(&functions, policy, memory);
             calls.iter().for_each(|(at, function)| node.call(*at, *function));
-            if policy == Policy::Fixed(600.0) {
-                base = node.cost_ms;
-            }
-            #[expect(clippy::cast_precision_loss, reason = "counts of a day")]
-            let share = 100.0 * node.cold as f64 / calls.len() as f64;
-            println!(
-                "| {gigabytes} GB | {name} | {} | {share:.2} | {:.0} | {:.2} | {} |",
-                node.cold,
-                node.cost_ms / 1000.0,
-                node.cost_ms / base,
-                node.refused
-            );
+            row(name, node.cold, node.cost_ms, &node.refused.to_string());
+        }
+        for (name, (cold, cost_ms)) in
+            [("offline, a plan", day.plan(memory)), ("offline, no policy is below", day.bound(memory))]
+        {
+            row(name, cold, cost_ms, "–");
         }
     }
 }

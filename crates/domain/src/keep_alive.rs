@@ -86,7 +86,7 @@ pub fn mix(loads: &[(u64, u32)], places: u32) -> Vec<u32> {
 }
 
 /// Greedy-dual with frequency and size (Cherkasova, HPL-98-69R1; for keep-alive: Fuerst and Sharma, `FaasCache`,
-/// ASPLOS 2021): what costs much to start, is called often and holds little is worth most, and worth is relative to a
+/// ASPLOS 2021): what costs much to start, was called often and holds little is worth most, and worth is relative to a
 /// clock that rises with every eviction, so that what was worth much once does not stay for ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GreedyDual {
@@ -94,13 +94,15 @@ pub struct GreedyDual {
 }
 
 impl GreedyDual {
-    /// What an instance is worth when it was used just now, while so many others of its version wait: the calls are shared
-    /// between them, since the last one is used only when as many are called at once.
+    /// What an instance is worth when it was used just now and has answered so many calls; one that was made beforehand
+    /// counts as if it had answered one. Among a version's instances the one that was used last is used next, so the calls
+    /// of an instance tell how often as many are wanted at once, which the version's calls do not. Their logarithm is
+    /// taken: with the count itself, what was called much once stays for too long (`make keepalive`).
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes of one node")]
-    pub fn worth(&self, calls: u64, others: usize, start_ms: f64, bytes: u64) -> f64 {
+    pub fn worth(&self, calls: u64, start_ms: f64, bytes: u64) -> f64 {
         const MB: f64 = 1024.0 * 1024.0;
-        let share = calls as f64 / (others + 1) as f64;
-        self.clock + share * start_ms / (bytes as f64 / MB).max(1.0)
+        let frequency = (calls.max(1) as f64).ln_1p();
+        self.clock + frequency * start_ms / (bytes as f64 / MB).max(1.0)
     }
 
     /// Something of this worth was evicted.
@@ -135,12 +137,12 @@ mod tests {
     #[test]
     fn the_cheapest_to_lose_goes_first_and_the_clock_rises() {
         let mut dual = GreedyDual::default();
-        let (rare, often) = (dual.worth(1, 0, 10.0, 64 << 20), dual.worth(100, 0, 10.0, 64 << 20));
-        let large = dual.worth(100, 0, 10.0, 640 << 20);
-        assert!(rare < large && large < often);
-        assert!(dual.worth(100, 9, 10.0, 64 << 20) < often);
+        let (rare, often) = (dual.worth(1, 10.0, 64 << 20), dual.worth(100, 10.0, 64 << 20));
+        let (large, slow) = (dual.worth(100, 10.0, 640 << 20), dual.worth(100, 100.0, 64 << 20));
+        assert!(large < rare && rare < often && often < slow);
+        assert!(dual.worth(0, 10.0, 64 << 20).total_cmp(&rare).is_eq());
         dual.evicted(often);
-        assert!(dual.worth(1, 0, 10.0, 64 << 20) > often);
+        assert!(dual.worth(1, 10.0, 64 << 20) > often);
     }
 
     proptest! {

@@ -39,6 +39,8 @@ pub(crate) struct Parked {
     pub(super) tree: CodeLease,
     pub(super) pool: Arc<Shared>,
     pub(super) is_frozen: bool,
+    /// Calls that it was used for.
+    pub(super) calls: u64,
 }
 
 /// An instance that somebody has taken: dropping it gives back its slot, and destroys it.

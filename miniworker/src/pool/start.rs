@@ -97,7 +97,7 @@ async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool)
     let (key, code, pool) = (Arc::clone(key), Arc::clone(code), Arc::clone(pool));
     let Some(wired) = wired else {
         let instance = instance.finish();
-        let parked = Parked { instance, egress, is_cold: asked, key, code, tree, pool, is_frozen: false };
+        let parked = Parked { instance, egress, is_cold: asked, key, code, tree, pool, is_frozen: false, calls: 0 };
         return Ok(Made::Parked(Box::new(parked)));
     };
     let since = Instant::now();

@@ -161,6 +161,8 @@ struct Member {
     idle_since: Instant,
     frozen: bool,
     memory: u64,
+    /// Calls that it has answered.
+    calls: u64,
     worth: f64,
 }
 
@@ -201,11 +203,6 @@ struct Pooled {
 impl Pooled {
     fn instances(&self) -> usize {
         self.members.len() + self.waiters.len() + (self.starting + self.renewing) as usize
-    }
-
-    /// Instances that nobody uses at the moment.
-    fn idle(&self) -> usize {
-        self.members.iter().filter(|member| member.in_flight == 0).count() + self.waiters.len()
     }
 
     /// Instances that should wait whether or not calls come.
@@ -444,7 +441,6 @@ impl State {
         self.busy -= u32::from(asked);
         let (id, dual) = (self.next, self.dual);
         self.next += 1;
-        let at = self.ms(now);
         let Some(pooled) = self.versions.get_mut(key) else {
             // The pool was closed meanwhile.
             return made.ok().map(|made| Action::Destroy(made.into())).into_iter().collect();
@@ -457,8 +453,7 @@ impl State {
             Ok(Made::Served(served)) if !served.is_open() => actions.push(Action::Destroy(Leaving::Served(served))),
             Ok(made) => {
                 pooled.failures = 0;
-                let worth = dual.worth(pooled.window.calls(at).max(1), pooled.idle(), pooled.start_ms, UNMEASURED);
-                pooled.take_in(made, id, worth, now);
+                pooled.take_in(made, id, &dual, now);
             }
             Err(error) => {
                 pooled.failures += 1;
@@ -486,11 +481,11 @@ impl State {
         let (at, dual) = (self.ms(now), self.dual);
         let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
         pooled.window.ended(at, took_ms);
-        let (calls, others, start_ms) = (pooled.window.calls(at), pooled.idle(), pooled.start_ms);
         if let Some(member) = pooled.members.iter_mut().find(|member| member.id == id && member.in_flight > 0) {
             member.in_flight -= 1;
             member.idle_since = now;
-            member.worth = dual.worth(calls, others, start_ms, member.memory);
+            member.calls += 1;
+            member.worth = dual.worth(member.calls, pooled.start_ms, member.memory);
             self.busy -= u32::from(member.in_flight == 0);
         }
         self.pump()
@@ -539,14 +534,14 @@ impl State {
     }
 
     /// An instance is as new again.
-    pub(super) fn renewed(&mut self, key: &Key, parked: Box<Parked>, now: Instant) -> Vec<Action> {
-        let (at, dual, closed) = (self.ms(now), self.dual, self.closed);
+    pub(super) fn renewed(&mut self, key: &Key, mut parked: Box<Parked>, now: Instant) -> Vec<Action> {
+        let (dual, closed) = (self.dual, self.closed);
         let Some(pooled) = self.versions.get_mut(key).filter(|_| !closed) else {
             return vec![Action::Destroy(Leaving::Parked(parked))];
         };
         pooled.renewing -= 1;
-        let worth = dual.worth(pooled.window.calls(at).max(1), pooled.idle(), pooled.start_ms, UNMEASURED);
-        pooled.take_in(Made::Parked(parked), 0, worth, now);
+        parked.calls += 1;
+        pooled.take_in(Made::Parked(parked), 0, &dual, now);
         self.pump()
     }
 
@@ -656,9 +651,11 @@ impl Waiting {
 }
 
 impl Pooled {
-    fn take_in(&mut self, made: Made, id: u64, worth: f64, now: Instant) {
+    fn take_in(&mut self, made: Made, id: u64, dual: &GreedyDual, now: Instant) {
+        let worth = |calls| dual.worth(calls, self.start_ms, UNMEASURED);
         match made {
             Made::Served(served) => {
+                let worth = worth(0);
                 served.named(id);
                 self.members.push(Member {
                     id,
@@ -667,10 +664,12 @@ impl Pooled {
                     idle_since: now,
                     frozen: false,
                     memory: UNMEASURED,
+                    calls: 0,
                     worth,
                 });
             }
             Made::Parked(parked) => {
+                let worth = worth(parked.calls);
                 self.waiters.push(Waiter { parked, idle_since: now, frozen: false, memory: UNMEASURED, worth });
             }
         }
