@@ -107,7 +107,7 @@ CREATE TABLE calls (
     claim        TEXT
 ) STRICT;
 
--- A claim reads what is due in its order; whoever looks for all that waits, or for what is not due yet, finds that beside it.
+-- A claim reads what is due in its order. Whoever looks for all that waits of a function names this index, or SQLite takes another.
 CREATE INDEX calls_waiting ON calls (namespace, function, due, priority DESC, num) WHERE status = 'PENDING';
 CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND run_at IS NULL;
 CREATE INDEX calls_run_at ON calls (run_at) WHERE status = 'PENDING' AND run_at IS NOT NULL;

@@ -20,7 +20,7 @@ struct Asked {
     reply: Reply,
 }
 
-/// What accepts calls; clones share it.
+/// What accepts the calls of one thread's connections; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Accepts(mpsc::Sender<Asked>);
 
@@ -75,9 +75,18 @@ async fn send(db: &DbClient, mut batch: Vec<Asked>) {
         // One of them cannot be accepted, or answered: what is wrong with it is nothing to the others. A call that has
         // been accepted meanwhile is answered as it is.
         Err(DbError::Internal { .. } | DbError::Invalid { .. }) if replies.len() > 1 => {
-            for (call, reply) in request.calls.into_iter().zip(replies) {
-                let one = CallsAccept { calls: vec![call.clone()] };
-                let answer = db.ask(&one).await.and_then(|mut one| one.pop().unwrap_or(Err(DbError::Unavailable)));
+            let mut gone = None;
+            for (call, reply) in request.calls.into_iter().zip(replies).filter(|(_, reply)| !reply.is_closed()) {
+                let answer = match &gone {
+                    None => accept_one(db, &call).await,
+                    Some(error) => Err(DbError::clone(error)),
+                };
+                // Where db has no time for one it has none for the others, and what comes next waits for us.
+                gone = answer
+                    .as_ref()
+                    .err()
+                    .filter(|error| matches!(error, DbError::Unavailable | DbError::Full))
+                    .cloned();
                 tell(reply, answer, call);
             }
             return;
@@ -87,6 +96,11 @@ async fn send(db: &DbClient, mut batch: Vec<Asked>) {
     for ((reply, answer), call) in replies.into_iter().zip(answers).zip(request.calls) {
         tell(reply, answer, call);
     }
+}
+
+async fn accept_one(db: &DbClient, call: &NewCall) -> Result<Accepted, DbError> {
+    let mut answers = db.ask(&CallsAccept { calls: vec![call.clone()] }).await?;
+    answers.pop().unwrap_or(Err(DbError::Unavailable))
 }
 
 fn tell(reply: Reply, answer: Result<Accepted, DbError>, call: NewCall) {

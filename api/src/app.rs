@@ -100,8 +100,8 @@ impl App {
         Self { inner, accepts }
     }
 
-    /// The same api, whose accepts are gathered on the thread that this is called on: whoever asks there is answered
-    /// without waking another.
+    /// The same api, whose accepts are gathered on the thread that this is called on: all who ask there are answered by one
+    /// message, and wake each other without the kernel.
     pub(crate) fn on_this_thread(&self) -> Self {
         Self { inner: Arc::clone(&self.inner), accepts: Accepts::new(self.db().clone()) }
     }

@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use faena_db_client::DbClient;
+use faena_db_client::{DEADLINE, DbClient};
 use faena_domain::CallNum;
 use faena_protocol::DbError;
 use faena_protocol::db::CallNumReserve;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 /// The fewest and the most that are taken at once. Taking them is a commit, for which every call of that moment waits.
 const LEAST: u32 = 256;
 const MOST: u32 = 4096;
-/// A block that does not last as long is followed by one of twice its size.
+/// A block that does not last as long is followed by one of twice its size, any other by one of half.
 const LASTS: Duration = Duration::from_secs(1);
 
 /// Gives out each number once.
@@ -36,7 +37,11 @@ impl Numbers {
 
     /// A number that nobody has.
     pub(crate) async fn next(&self) -> Result<CallNum, DbError> {
-        let mut block = self.block.lock().await;
+        let mut block = match self.block.try_lock() {
+            Ok(block) => block,
+            // Whoever takes a block waits for db, and everybody else for that.
+            Err(_) => timeout(DEADLINE, self.block.lock()).await.map_err(|_| DbError::Unavailable)?,
+        };
         if block.next == block.end {
             let size = following(block.size, block.end > 0, block.taken.elapsed());
             let first = self.db.ask(&CallNumReserve { count: size }).await?.0;
@@ -49,7 +54,7 @@ impl Numbers {
 
 /// How large the block is that follows one of this size, which lasted so long.
 fn following(size: u32, is_used: bool, lasted: Duration) -> u32 {
-    if is_used && lasted < LASTS { (size * 2).min(MOST) } else { LEAST }
+    if is_used && lasted < LASTS { (size * 2).min(MOST) } else { (size / 2).max(LEAST) }
 }
 
 #[cfg(test)]
@@ -62,6 +67,7 @@ mod tests {
         assert_eq!(following(LEAST, false, soon), LEAST, "the first");
         assert_eq!(following(LEAST, true, soon), 2 * LEAST);
         assert_eq!(following(MOST, true, soon), MOST);
-        assert_eq!(following(MOST, true, LASTS), LEAST);
+        assert_eq!(following(MOST, true, LASTS), MOST / 2);
+        assert_eq!(following(LEAST, true, LASTS), LEAST);
     }
 }

@@ -54,6 +54,17 @@ fn roles_apart_serve_like_all_in_one() {
 }
 
 #[test]
+fn an_interrupt_from_the_terminal_is_a_stop_like_any_other() {
+    let mut platform = Platform::start();
+    platform.shell_runtime(Engine::Sandbox, &json!({}));
+    platform.script("plain", "cat");
+    assert_eq!(platform.call("plain", &json!(1))["result"], "1");
+    assert!(platform.interrupt());
+    let logged = platform.logged();
+    assert!(!logged.contains("has ended error="), "what makes instances was hit, too: {logged}");
+}
+
+#[test]
 fn what_a_worker_held_when_it_died_is_delivered_again() {
     let mut platform = Platform::start_apart();
     let mark = mark();

@@ -215,13 +215,15 @@ pub(crate) async fn accept_and_wait(
     Ok(call)
 }
 
-/// Whether a request is an invocation that is answered once it is stored, and short.
+/// Whether a request is an invocation that is answered once it is stored, with little to read and to write: whoever waits
+/// for an end, or names a call that may have ended, may be answered with megabytes.
 pub(crate) fn is_only_stored<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     request.method() == Method::POST
         && request.uri().path() == "/invokeFunction"
         && !headers.contains_key("prefer")
+        && !headers.contains_key("idempotency-key")
         && length.is_some_and(|length: usize| length <= MAX_INLINE)
 }
 

@@ -75,7 +75,7 @@ pub fn router(app: App) -> Router {
     guarded(all, app)
 }
 
-/// The route for calls that are answered once they are stored, which needs no other thread.
+/// The route for calls that are answered once they are stored, for the thread that owns their connections.
 pub(crate) fn accepting(app: App) -> Router {
     let (router, _) = OpenApiRouter::new().routes(routes!(invoke::invoke)).split_for_parts();
     guarded(router, app)

@@ -96,6 +96,9 @@ pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<zygote::Begun
 impl Spawner {
     fn begin(filters: Option<Filters>) -> io::Result<Self> {
         close_on_exec()?;
+        // What a terminal sends to all of its processes at once is for whoever gives us orders: we end with those. Who leads
+        // a session already has been left alone.
+        let _ = rustix::process::setsid();
         // SAFETY: no handler is installed; ended children are collected by the kernel.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         // Standard input is the control socket; the number 0 is the agents' for something else.

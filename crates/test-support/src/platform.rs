@@ -1,6 +1,7 @@
 //! A running platform.
 
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -144,7 +145,8 @@ impl Platform {
     pub fn start_role(&mut self, role: Role) {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("a log");
         let errors = log.try_clone().expect("a log");
-        let child = self.command(role).stdout(log).stderr(errors).spawn().expect("the binary is built");
+        let child =
+            self.command(role).stdout(log).stderr(errors).process_group(0).spawn().expect("the binary is built");
         self.roles.push((role, child));
     }
 
@@ -177,10 +179,19 @@ impl Platform {
 
     /// Stops everything with SIGTERM and waits; returns whether each role ended well.
     pub fn stop(&mut self) -> bool {
+        self.signal_all("-TERM", "")
+    }
+
+    /// Stops everything as a terminal does: each role and all processes of its group are sent SIGINT.
+    pub fn interrupt(&mut self) -> bool {
+        self.signal_all("-INT", "-")
+    }
+
+    fn signal_all(&mut self, signal: &str, prefix: &str) -> bool {
         let mut well = true;
         for (_, mut child) in self.roles.drain(..).rev() {
-            let pid = child.id().to_string();
-            let _ = Command::new("kill").args(["-TERM", &pid]).status();
+            let target = format!("{prefix}{}", child.id());
+            let _ = Command::new("kill").args([signal, "--", &target]).status();
             well &= child.wait().is_ok_and(|status| status.success());
         }
         well

@@ -234,7 +234,7 @@ fn release_calls(
     }
     connection.execute(
         // `Event::Built` for all of them at once.
-        "UPDATE calls SET ready = 1, due = not_before <= ?5 AND run_at IS NULL, engine = ?4
+        "UPDATE calls INDEXED BY calls_waiting SET ready = 1, due = not_before <= ?5 AND run_at IS NULL, engine = ?4
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
         (key.0, &key.1, request.version.0, outcome.engine.map(Text), now),
     )?;
@@ -255,8 +255,8 @@ fn fail_calls(
     failure: &BuildFailure,
     moment: &Moment<'_>,
 ) -> Result<(), DbError> {
-    let waiting =
-        "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
+    let waiting = "SELECT num FROM calls INDEXED BY calls_waiting
+         WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
     for num in numbers(connection, waiting, (namespace, function, version.0))? {
         let because = Because { error: Some(call_error(failure)), ..Because::default() };
         try_take(connection, num, &Event::BuildFailed, moment, because)?;

@@ -189,7 +189,7 @@ impl Write for FunctionDelete {
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
         let key = (self.namespace.as_str(), self.name.key());
         head(connection, &self.namespace, &self.name)?;
-        let waiting = "SELECT num FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'";
+        let waiting = "SELECT num FROM calls INDEXED BY calls_waiting WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'";
         let why = format!("the function {} was deleted before this call ran", self.name);
         for num in numbers(connection, waiting, (key.0, &key.1))? {
             try_take(connection, num, &Event::Cancel, moment, cancelled(CallStatus::Pending, &why))?;

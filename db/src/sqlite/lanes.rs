@@ -105,8 +105,10 @@ impl Intake {
         entering.due += u64::from(is_due);
     }
 
-    /// Adds to the lanes what came since the last time.
+    /// Adds to the lanes what came since the last time, and forgets what waited there: what follows may be a step that changes it.
     pub(super) fn settle(&mut self, connection: &Connection) -> Result<(), DbError> {
+        self.waiting.clear();
+        self.everywhere = None;
         let mut write = || -> rusqlite::Result<()> {
             for ((namespace, function), entering) in self.entering.drain() {
                 let Entering { calls, bytes, due } = entering;

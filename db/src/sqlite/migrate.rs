@@ -17,6 +17,15 @@ pub enum MigrateError {
         /// What we know.
         known: usize,
     },
+    /// Somebody else wrote it, or has changed it.
+    #[error(
+        "its tables are not those of a Faena with schema version {found}: a Faena before its release wrote it, or somebody changed it; \
+         start the Faena that wrote it, or move the data folder away and begin anew"
+    )]
+    Foreign {
+        /// What the file says.
+        found: usize,
+    },
     /// A migration failed.
     #[error("migration {number} failed")]
     Failed {
@@ -42,6 +51,9 @@ fn migrate_with(connection: &mut Connection, migrations: &[&str]) -> Result<(), 
     if found > migrations.len() {
         return Err(MigrateError::Newer { found, known: migrations.len() });
     }
+    if found > 0 && !is_ours(connection, &migrations[..found]).map_err(MigrateError::Version)? {
+        return Err(MigrateError::Foreign { found });
+    }
     for (number, sql) in migrations.iter().enumerate().skip(found).map(|(index, sql)| (index + 1, sql)) {
         let run = |connection: &mut Connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -54,15 +66,25 @@ fn migrate_with(connection: &mut Connection, migrations: &[&str]) -> Result<(), 
     Ok(())
 }
 
+/// Whether the tables are those that these migrations make. Statements rely on triggers and indexes that are not in their
+/// text; with others they would count wrong without a word.
+fn is_ours(connection: &Connection, migrations: &[&str]) -> rusqlite::Result<bool> {
+    let like = Connection::open_in_memory()?;
+    migrations.iter().try_for_each(|sql| like.execute_batch(sql))?;
+    Ok(schema(connection)? == schema(&like)?)
+}
+
+/// The names and statements of all tables, indexes and triggers.
+fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut statement = connection.prepare(
+        "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name",
+    )?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn schema(connection: &Connection) -> Vec<(String, String)> {
-        let mut statement =
-            connection.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").unwrap();
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
-    }
 
     fn migrated() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
@@ -74,15 +96,15 @@ mod tests {
     fn the_schema_file_equals_the_sum_of_the_migrations() {
         let whole = Connection::open_in_memory().unwrap();
         whole.execute_batch(include_str!("../../schema.sql")).unwrap();
-        assert_eq!(schema(&whole), schema(&migrated()));
+        assert_eq!(schema(&whole).unwrap(), schema(&migrated()).unwrap());
     }
 
     #[test]
     fn a_second_start_changes_nothing() {
         let mut connection = migrated();
-        let before = schema(&connection);
+        let before = schema(&connection).unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(schema(&connection), before);
+        assert_eq!(schema(&connection).unwrap(), before);
     }
 
     #[test]
@@ -93,11 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn a_database_with_other_tables_is_refused() {
+        let mut connection = migrated();
+        connection.execute_batch("DROP INDEX calls_waiting").unwrap();
+        let before = schema(&connection).unwrap();
+        assert!(matches!(migrate(&mut connection), Err(MigrateError::Foreign { found: 1 })));
+        assert_eq!(schema(&connection).unwrap(), before);
+    }
+
+    #[test]
     fn a_migration_that_fails_leaves_everything_as_it_was() {
         let mut connection = migrated();
-        let before = schema(&connection);
+        let before = schema(&connection).unwrap();
         let broken = [MIGRATIONS[0], "CREATE TABLE new (a INTEGER); SELECT nonsense FROM nowhere;"];
         assert!(matches!(migrate_with(&mut connection, &broken), Err(MigrateError::Failed { number: 2, .. })));
-        assert_eq!(schema(&connection), before);
+        assert_eq!(schema(&connection).unwrap(), before);
     }
 }

@@ -210,3 +210,17 @@ fn internal(doing: &str, error: &rusqlite::Error) -> DbError {
     tracing::error!(%error, doing, "the database failed");
     DbError::Internal { message: doing.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cargo reads `.cargo/config.toml` only for builds within the tree, and another `LIBSQLITE3_FLAGS` goes before it.
+    #[test]
+    fn sqlite_is_compiled_as_the_tree_says() {
+        let connection = Connection::open_in_memory().unwrap();
+        let mut statement = connection.prepare("PRAGMA compile_options").unwrap();
+        let options = statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<Vec<String>, _>>().unwrap();
+        assert!(options.contains(&"DEFAULT_MEMSTATUS=0".to_owned()), "{options:?}");
+    }
+}

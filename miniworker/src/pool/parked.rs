@@ -39,7 +39,7 @@ pub(crate) struct Parked {
     pub(super) tree: CodeLease,
     pub(super) pool: Arc<Shared>,
     pub(super) is_frozen: bool,
-    /// Calls that it was used for.
+    /// Calls that it has answered.
     pub(super) calls: u64,
 }
 
@@ -114,6 +114,7 @@ impl Parked {
             return pool.perform(actions);
         }
         self.is_cold = false;
+        self.calls += u64::from(state == State::Used);
         let actions = pool.state().renewed(&key, Box::new(self), Instant::now());
         pool.perform(actions);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::{GreedyDual, Window};
-use faena_domain::{CallNum, Contract, FunctionName, Namespace, Version};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Reuse, Version};
 use faena_protocol::node::PoolView;
 use faena_protocol::records::Code;
 use tokio::sync::oneshot;
@@ -335,11 +335,12 @@ impl State {
             return false;
         }
         let parallel = pooled.code.serving.parallel();
-        // The one used last is the warmest; one that works takes no further slot.
+        // The one used last is the warmest, and one that was never used the coldest; one that works takes no further slot.
         let fits = |member: &&mut Member| {
             member.in_flight < parallel && (member.in_flight > 0 || has_slot) && member.served.is_open()
         };
-        if let Some(member) = pooled.members.iter_mut().filter(fits).max_by_key(|member| member.idle_since)
+        if let Some(member) =
+            pooled.members.iter_mut().filter(fits).max_by_key(|member| (member.calls > 0, member.idle_since))
             && let Some(Waiting { work: Work::Call(call) }) = pooled.waiting.pop_front_if(Waiting::is_call)
         {
             self.busy += u32::from(member.in_flight == 0);
@@ -425,7 +426,8 @@ impl State {
             return Some((Leaving::Served(member.served), member.memory));
         }
         let index = pooled.waiters.iter().position(|waiter| is_it(waiter.worth))?;
-        let waiter = pooled.waiters.swap_remove(index);
+        // The last one stays the one that was used last.
+        let waiter = pooled.waiters.remove(index);
         Some((Leaving::Parked(waiter.parked), waiter.memory))
     }
 
@@ -439,7 +441,7 @@ impl State {
     ) -> Vec<Action> {
         self.creating -= 1;
         self.busy -= u32::from(asked);
-        let (id, dual) = (self.next, self.dual);
+        let (at, id, dual) = (self.ms(now), self.next, self.dual);
         self.next += 1;
         let Some(pooled) = self.versions.get_mut(key) else {
             // The pool was closed meanwhile.
@@ -453,7 +455,7 @@ impl State {
             Ok(Made::Served(served)) if !served.is_open() => actions.push(Action::Destroy(Leaving::Served(served))),
             Ok(made) => {
                 pooled.failures = 0;
-                pooled.take_in(made, id, &dual, now);
+                pooled.take_in(made, id, &dual, (now, at));
             }
             Err(error) => {
                 pooled.failures += 1;
@@ -534,14 +536,13 @@ impl State {
     }
 
     /// An instance is as new again.
-    pub(super) fn renewed(&mut self, key: &Key, mut parked: Box<Parked>, now: Instant) -> Vec<Action> {
-        let (dual, closed) = (self.dual, self.closed);
+    pub(super) fn renewed(&mut self, key: &Key, parked: Box<Parked>, now: Instant) -> Vec<Action> {
+        let (at, dual, closed) = (self.ms(now), self.dual, self.closed);
         let Some(pooled) = self.versions.get_mut(key).filter(|_| !closed) else {
             return vec![Action::Destroy(Leaving::Parked(parked))];
         };
         pooled.renewing -= 1;
-        parked.calls += 1;
-        pooled.take_in(Made::Parked(parked), 0, &dual, now);
+        pooled.take_in(Made::Parked(parked), 0, &dual, (now, at));
         self.pump()
     }
 
@@ -651,8 +652,11 @@ impl Waiting {
 }
 
 impl Pooled {
-    fn take_in(&mut self, made: Made, id: u64, dual: &GreedyDual, now: Instant) {
-        let worth = |calls| dual.worth(calls, self.start_ms, UNMEASURED);
+    fn take_in(&mut self, made: Made, id: u64, dual: &GreedyDual, (now, at): (Instant, u64)) {
+        // One that answers a single call is worth what its version is.
+        let answers_once = self.code.serving.reuse == Reuse::Never;
+        let calls_of_all = if answers_once { self.window.calls(at) } else { 0 };
+        let worth = |calls| dual.worth(calls_of_all.max(calls), self.start_ms, UNMEASURED);
         match made {
             Made::Served(served) => {
                 let worth = worth(0);
