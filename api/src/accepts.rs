@@ -77,16 +77,14 @@ async fn send(db: &DbClient, mut batch: Vec<Asked>) {
         Err(DbError::Internal { .. } | DbError::Invalid { .. }) if replies.len() > 1 => {
             let mut gone = None;
             for (call, reply) in request.calls.into_iter().zip(replies).filter(|(_, reply)| !reply.is_closed()) {
-                let answer = match &gone {
+                let answer = match gone.clone() {
                     None => accept_one(db, &call).await,
-                    Some(error) => Err(DbError::clone(error)),
+                    Some(error) => Err(error),
                 };
                 // Where db has no time for one it has none for the others, and what comes next waits for us.
-                gone = answer
-                    .as_ref()
-                    .err()
-                    .filter(|error| matches!(error, DbError::Unavailable | DbError::Full))
-                    .cloned();
+                if let Err(error @ (DbError::Unavailable | DbError::Full)) = &answer {
+                    gone = Some(error.clone());
+                }
                 tell(reply, answer, call);
             }
             return;

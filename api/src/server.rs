@@ -79,7 +79,7 @@ struct Edge {
     /// What is answered once it is stored.
     accepting: Router,
     router: Router,
-    /// Where everything runs that is not the direct road.
+    /// Where everything else runs.
     shared: Handle,
     connections: Arc<Semaphore>,
     /// How long running requests may take at a stop.

@@ -17,7 +17,6 @@ pub struct Window {
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     calls: u64,
-    busy_ms: f64,
     peak: u32,
 }
 
@@ -45,11 +44,6 @@ impl Window {
         let bucket = self.bucket(now_ms);
         bucket.calls += 1;
         bucket.peak = bucket.peak.max(under_way);
-    }
-
-    /// Counts what a call took.
-    pub fn ended(&mut self, now_ms: u64, took_ms: f64) {
-        self.bucket(now_ms).busy_ms += took_ms;
     }
 
     /// Calls in the window.

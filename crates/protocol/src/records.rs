@@ -296,17 +296,26 @@ pub struct CallRecord {
 impl CallRecord {
     /// A call of a version that has been accepted, and of which nothing more is known.
     pub fn begin(num: CallNum, code: &Code, created_at: i64, traceparent: String) -> Self {
+        Self::pending((num, code.function.clone()), (code.version, code.engine), created_at, traceparent)
+    }
+
+    fn pending(
+        (num, function): (CallNum, FunctionName),
+        (version, engine): (Version, Option<EngineKind>),
+        created_at: i64,
+        traceparent: String,
+    ) -> Self {
         Self {
             num,
-            function: code.function.clone(),
-            version: code.version,
+            function,
+            version,
             params: Payload::empty(),
             body: None,
             status: CallStatus::Pending,
             result: Payload::empty(),
             error: None,
             logs: Payload::empty(),
-            engine: code.engine,
+            engine,
             attempts: Vec::new(),
             created_at,
             ended_at: None,
@@ -342,23 +351,11 @@ impl Accepted {
         match self {
             Self::Known(call) => *call,
             Self::New { version, engine, created_at } => CallRecord {
-                num: spec.num,
-                function: spec.function,
-                version,
                 params: spec.params,
                 body: spec.body,
-                status: CallStatus::Pending,
-                result: Payload::empty(),
-                error: None,
-                logs: Payload::empty(),
-                engine,
-                attempts: Vec::new(),
-                created_at,
-                ended_at: None,
-                traceparent: spec.traceparent,
                 replay_of: spec.replay_of,
                 run_at: spec.run_at,
-                callback: None,
+                ..CallRecord::pending((spec.num, spec.function), (version, engine), created_at, spec.traceparent)
             },
         }
     }

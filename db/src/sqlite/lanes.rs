@@ -1,7 +1,6 @@
 //! One lane for each function: how much waits in it, whose turn it is, and what a worker gets.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry::{Occupied, Vacant};
 
 use faena_domain::queue::Event;
 use faena_domain::{CallNum, CallStatus, Epoch, Namespace, Version};
@@ -29,15 +28,17 @@ const BEST: &str =
 type Key = (Namespace, String);
 
 /// What waits in a lane, or in all of them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Waiting {
     calls: u64,
     bytes: u64,
 }
 
-/// Calls on their way into a lane.
-#[derive(Clone, Copy, Debug, Default)]
+/// What one request knows of a lane, and puts into it.
+#[derive(Debug, Default)]
 struct Entering {
+    /// What waits there; none before that was asked.
+    waiting: Option<Waiting>,
     calls: u64,
     bytes: u64,
     due: u64,
@@ -47,9 +48,8 @@ struct Entering {
 /// [`Intake::settle`], which has to happen before any of these calls takes a step, and at the end.
 #[derive(Debug, Default)]
 pub(super) struct Intake {
-    waiting: HashMap<Key, Waiting>,
+    lanes: HashMap<Key, Entering>,
     everywhere: Option<Waiting>,
-    entering: HashMap<Key, Entering>,
 }
 
 impl Intake {
@@ -65,17 +65,17 @@ impl Intake {
         bounds: &QueueBounds,
     ) -> Result<(), DbError> {
         let broken = |error| internal("counting calls", &error);
-        let lane = match self.waiting.entry(key(spec)) {
-            Occupied(read) => read.into_mut(),
-            Vacant(place) => {
-                let read = waiting_in(connection, place.key()).map_err(broken)?;
-                place.insert(read)
-            }
-        };
-        let all = match &mut self.everywhere {
+        let key = key(spec);
+        let lane = match self.lanes.get(&key).and_then(|lane| lane.waiting) {
             Some(read) => read,
-            none => none.insert(waiting_everywhere(connection).map_err(broken)?),
+            None => waiting_in(connection, &key).map_err(broken)?,
         };
+        let all = match self.everywhere {
+            Some(read) => read,
+            None => waiting_everywhere(connection).map_err(broken)?,
+        };
+        self.lanes.entry(key).or_default().waiting = Some(lane);
+        self.everywhere = Some(all);
         let full = |message: String| Err(DbError::QueueFull { message });
         match () {
             () if lane.calls >= bounds.function_calls => {
@@ -94,24 +94,21 @@ impl Intake {
 
     /// One more call waits: its row has been written.
     pub(super) fn enter(&mut self, spec: &CallSpec, weight: u64, is_due: bool) {
-        let key = key(spec);
-        for waiting in self.waiting.get_mut(&key).into_iter().chain(&mut self.everywhere) {
+        let lane = self.lanes.entry(key(spec)).or_default();
+        for waiting in lane.waiting.iter_mut().chain(&mut self.everywhere) {
             waiting.calls += 1;
             waiting.bytes += weight;
         }
-        let entering = self.entering.entry(key).or_default();
-        entering.calls += 1;
-        entering.bytes += weight;
-        entering.due += u64::from(is_due);
+        lane.calls += 1;
+        lane.bytes += weight;
+        lane.due += u64::from(is_due);
     }
 
     /// Adds to the lanes what came since the last time, and forgets what waited there: what follows may be a step that changes it.
     pub(super) fn settle(&mut self, connection: &Connection) -> Result<(), DbError> {
-        self.waiting.clear();
-        self.everywhere = None;
-        let mut write = || -> rusqlite::Result<()> {
-            for ((namespace, function), entering) in self.entering.drain() {
-                let Entering { calls, bytes, due } = entering;
+        let came = std::mem::take(self).lanes.into_iter().filter(|(_, lane)| lane.calls > 0);
+        let write = || -> rusqlite::Result<()> {
+            for ((namespace, function), Entering { calls, bytes, due, .. }) in came {
                 connection
                     .prepare_cached(
                         "INSERT INTO lanes (namespace, function, pending, bytes, due) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -138,7 +135,7 @@ fn waiting_in(connection: &Connection, (namespace, function): &Key) -> rusqlite:
         .prepare_cached("SELECT pending, bytes FROM lanes WHERE namespace = ?1 AND function = ?2")?
         .query_row((namespace.as_str(), function), waiting)
         .optional()?;
-    Ok(read.unwrap_or_default())
+    Ok(read.unwrap_or(Waiting { calls: 0, bytes: 0 }))
 }
 
 fn waiting_everywhere(connection: &Connection) -> rusqlite::Result<Waiting> {

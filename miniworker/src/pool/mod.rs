@@ -274,8 +274,8 @@ impl Shared {
     }
 
     /// A call has ended in an instance, which may take another.
-    fn finished(self: &Arc<Self>, key: &Key, id: u64, took_ms: f64) {
-        let actions = self.state().finished(key, id, took_ms, std::time::Instant::now());
+    fn finished(self: &Arc<Self>, key: &Key, id: u64) {
+        let actions = self.state().finished(key, id, std::time::Instant::now());
         self.perform(actions);
     }
 

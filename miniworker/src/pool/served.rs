@@ -44,12 +44,6 @@ struct InFlight {
     call: Box<PoolCall>,
 }
 
-impl InFlight {
-    fn took_ms(&self) -> f64 {
-        self.began.elapsed().as_secs_f64() * 1000.0
-    }
-}
-
 /// What whoever hands a call over and the instance's task share.
 #[derive(Default)]
 struct Lines {

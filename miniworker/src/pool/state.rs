@@ -479,10 +479,9 @@ impl State {
     }
 
     /// A call has ended in an instance.
-    pub(super) fn finished(&mut self, key: &Key, id: u64, took_ms: f64, now: Instant) -> Vec<Action> {
-        let (at, dual) = (self.ms(now), self.dual);
+    pub(super) fn finished(&mut self, key: &Key, id: u64, now: Instant) -> Vec<Action> {
+        let dual = self.dual;
         let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
-        pooled.window.ended(at, took_ms);
         if let Some(member) = pooled.members.iter_mut().find(|member| member.id == id && member.in_flight > 0) {
             member.in_flight -= 1;
             member.idle_since = now;

@@ -24,14 +24,13 @@ const EXIT: u32 = 4;
 pub(super) struct Used {
     /// The number of the call in this instance.
     id: u64,
-    took_ms: f64,
     /// How its process ended, where that has been told.
     exit: Option<Exit>,
 }
 
 impl Used {
     pub(super) fn of(flight: &InFlight) -> Self {
-        Self { id: flight.id, took_ms: flight.took_ms(), exit: None }
+        Self { id: flight.id, exit: None }
     }
 }
 
@@ -148,7 +147,7 @@ impl Task {
         *self.served.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(guard);
         laid.map_err(|error| lost(&error))?;
         let served = &self.served;
-        served.pool.finished(&served.key, served.id(), used.took_ms);
+        served.pool.finished(&served.key, served.id());
         Ok(())
     }
 }

@@ -238,11 +238,10 @@ impl Task {
 
     /// Tells the end of a call, and before that that its place is free: whoever hears of the one may call again at once.
     pub(super) fn finish(&mut self, flight: InFlight, end: PoolEnd) {
-        let took_ms = flight.took_ms();
         let end = self.complete(end);
         let (Served { pool, key, code, .. }, id) = (&*self.served, self.served.id());
         match code.serving.reuse {
-            Reuse::Version => pool.finished(key, id, took_ms),
+            Reuse::Version => pool.finished(key, id),
             Reuse::Fork => self.used = Some(Used::of(&flight)),
             Reuse::Never => {
                 self.is_spent = true;
