@@ -43,6 +43,7 @@ CREATE TABLE versions (
     revision     INTEGER NOT NULL,
     source       TEXT NOT NULL, -- blob key
     source_bytes INTEGER NOT NULL,
+    root         TEXT NOT NULL DEFAULT '', -- the folder of the source that is used, with a slash at its end
     manifest     TEXT NOT NULL, -- Manifest
     limits       TEXT NOT NULL, -- Limits
     status       TEXT NOT NULL CHECK (status IN ('PENDING', 'BUILDING', 'READY', 'ERROR')),
@@ -81,6 +82,7 @@ CREATE TABLE calls (
     due          INTEGER NOT NULL DEFAULT 0, -- 1 once it is ready and its time has come, so that a claim looks at nothing else
     engine       TEXT,
     result       TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
+    head         TEXT, -- HttpHead of its answer
     error        TEXT, -- CallError
     logs         TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     attempts     TEXT NOT NULL DEFAULT '[]', -- [Attempt]
@@ -188,9 +190,10 @@ END;
 
 -- Calls that were promised and given up.
 CREATE TABLE dead_letters (
-    num       INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
-    namespace TEXT NOT NULL,
-    function  TEXT NOT NULL
+    num         INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
+    namespace   TEXT NOT NULL,
+    function    TEXT NOT NULL,
+    replayed_as INTEGER -- the last call that repeats it
 ) STRICT;
 
 CREATE INDEX dead_letters_of_function ON dead_letters (namespace, function, num);

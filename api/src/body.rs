@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use faena_domain::json::InvalidJson;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::{Problem, Reply};
-use crate::room::Room;
+use crate::room::{self, Room};
 
 /// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,18 +42,54 @@ impl std::ops::Deref for Whole {
     }
 }
 
+/// What is taken of the memory for bodies at once, for a body whose length shows only when it comes.
+const PIECE: u64 = 64 * 1024;
+
 /// Reads a body of at most `most` bytes.
 pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
-    let held = room.body(headers, most).await?;
+    let declared = room::declared(headers);
+    if declared.is_some_and(|length| length > most) {
+        // Nothing of it is read, so no client is told to go on with it (RFC 9110, 10.1.1).
+        return Err(Problem::too_large(format!("the body is over the limit of {most} bytes")));
+    }
+    let mut held = room.body(declared.unwrap_or(0)).await?;
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
-    let whole = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect());
-    match whole.await.map_err(|_| too_slow())? {
-        Ok(collected) => Ok(Whole { bytes: collected.to_bytes(), _room: held }),
+    let body = Limited::new(body, limit);
+    let whole = async {
+        match declared {
+            Some(_) => Ok(Ok(body.collect().await.map(Collected::to_bytes)?)),
+            None => counted(room, &mut held, body).await,
+        }
+    };
+    match tokio::time::timeout(PATIENCE, whole).await.map_err(|_| too_slow())? {
+        Ok(bytes) => Ok(Whole { bytes: bytes?, _room: held }),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))
         }
         Err(error) => Err(Problem::invalid("broken_body", format!("the body did not arrive whole: {error}"))),
     }
+}
+
+/// Reads a body of unknown length, and takes memory for it as it comes.
+async fn counted(
+    room: &Room,
+    held: &mut OwnedSemaphorePermit,
+    body: Limited<Body>,
+) -> Result<Reply<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut bytes, mut left, mut body) = (BytesMut::new(), 0, std::pin::pin!(body));
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        while (data.len() as u64) > left {
+            match room.body(PIECE).await {
+                Ok(more) => held.merge(more),
+                Err(problem) => return Ok(Err(problem)),
+            }
+            left += PIECE;
+        }
+        left -= data.len() as u64;
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Ok(bytes.freeze()))
 }
 
 /// Whether the headers name JSON as the body's kind.

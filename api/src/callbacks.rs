@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::Timestamp;
 use faena_egress::EgressPolicy;
-use faena_protocol::db::{CallbackFinish, CallbacksDue, CallbacksTake};
+use faena_protocol::db::{CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{Callback, CallbackJob};
 use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full, Limited};
@@ -176,7 +176,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
             for (job, place) in jobs.into_iter().zip(&mut places) {
                 let (sender, stop) = (sender.clone(), stop.clone());
                 tokio::spawn(async move {
-                    stop.run_until_cancelled(sender.deliver(job)).await;
+                    stop.run_until_cancelled(Box::pin(sender.deliver(job))).await;
                     drop(place);
                 });
             }
@@ -208,7 +208,13 @@ impl Sender {
         let (num, tries) = (job.call.num, job.tries);
         let host = Target::parse(&job.callback.url).map(|target| target.host).unwrap_or_default();
         let places = self.place(&host);
-        let _place = places.acquire().await;
+        // A host that is silent holds its own places alone: what else is for it goes back, and another host's is tried.
+        let Ok(_place) = places.try_acquire() else {
+            if let Err(error) = self.app.db().ask(&CallbackPostpone { num, tries }).await {
+                debug!(%error, call = %num, "a callback that was taken is tried again later");
+            }
+            return;
+        };
         let error = match tokio::time::timeout(PATIENCE, self.tell(job)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::{CallNum, CallStatus, Contract, FunctionName, FunctionStatus, Payload};
-use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpRequest};
+use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpHead, HttpRequest};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -22,14 +22,13 @@ use crate::app::{App, Caller};
 use crate::body;
 use crate::dispatcher::unix_ms;
 use crate::guard;
+use crate::handed::{self, Handed, PREFIX};
 use crate::problem::{Problem, Reply};
 use crate::recorder::{Place, Running};
 use crate::routes::direct::{self, QUEUE_MS};
-use crate::routes::{invoke, trace};
+use crate::routes::trace;
 use crate::versions::Current;
 
-/// Where the road begins.
-const PREFIX: &str = "/f/";
 /// The route that its requests are counted under.
 pub(crate) const ROUTE: &str = "/f/{name}";
 
@@ -46,7 +45,7 @@ pub(crate) async fn take(app: &App, request: Request<Incoming>) -> Taken {
     }
     let begun = Instant::now();
     // What is turned away is told by the road that everything else takes; nothing is asked of db for it.
-    if guard::judge(app, request.headers()).is_err() {
+    if guard::judge(app, request.uri(), request.headers()).is_err() {
         return Taken::Not(request);
     }
     let Some((road, current)) = target(app, &request).await else { return Taken::Not(request) };
@@ -83,8 +82,9 @@ struct Begun {
     num: CallNum,
     code: Arc<Code>,
     params: Bytes,
-    /// The body, where that was no JSON.
+    /// The body, where it is not the params.
     body: Option<Bytes>,
+    request: Arc<HttpRequest>,
     created_at: i64,
     traceparent: Arc<str>,
 }
@@ -92,7 +92,8 @@ struct Begun {
 impl Begun {
     /// The record without what it was called with.
     fn head(&self) -> CallRecord {
-        CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string())
+        let head = CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string());
+        CallRecord { request: Some(Arc::clone(&self.request)), ..head }
     }
 }
 
@@ -123,7 +124,9 @@ async fn call(
     let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
     let (parts, incoming) = request.into_parts();
     let held = body::read(app.room(), &parts.headers, Body::new(incoming), MAX_BODY).await?;
-    let told = told(&parts, &current.code, held.bytes())?;
+    let contract = current.code.serving.contract;
+    let Handed { params, body, request } =
+        handed::hand((&parts.method, &parts.uri, &parts.headers), contract, held.bytes())?;
     let num = app.numbers().next().await?;
     let traceparent: Arc<str> = trace::parent(&parts.headers).into();
     let timeout_ms = current.code.limits.timeout.0;
@@ -131,8 +134,9 @@ async fn call(
     let begun = Arc::new(Begun {
         num,
         code: Arc::clone(&current.code),
-        params: told.params,
-        body: told.body,
+        params,
+        body,
+        request,
         created_at,
         traceparent: Arc::clone(&traceparent),
     });
@@ -144,7 +148,7 @@ async fn call(
         code: Arc::clone(&begun.code),
         params: begun.params.clone(),
         body: begun.body.clone(),
-        request: told.request,
+        request: Arc::clone(&begun.request),
         timeout_ms,
         deadline: Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
         deadline_unix_ms: created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
@@ -171,7 +175,7 @@ async fn call(
         );
     };
     let mut response = match (status, head, error) {
-        (_, Some(head), error) => direct::passed_on(head, result, error.is_some()),
+        (_, Some(head), error) => direct::passed_on(head, result, error.is_some(), parts.method == Method::HEAD),
         (CallStatus::Done, None, _) => direct::bytes(result),
         (_, None, Some(error)) => direct::failed(&error),
         (_, None, None) => direct::failed(&missing()),
@@ -186,36 +190,14 @@ fn missing() -> faena_domain::CallError {
     faena_domain::CallError::new(faena_domain::ErrorKind::Infrastructure, faena_domain::Layer::Run, message)
 }
 
-/// What a function is told by a request.
-struct Told {
-    params: Bytes,
-    body: Option<Bytes>,
-    request: Option<HttpRequest>,
-}
-
-fn told(parts: &axum::http::request::Parts, code: &Code, body: &Bytes) -> Reply<Told> {
-    let after = parts.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.find('/').map(|at| &rest[at..]));
-    let (path, query) = (after.unwrap_or("/"), parts.uri.query().unwrap_or_default());
-    let is_json = body::is_json(&parts.headers);
-    let request = (code.serving.contract == Contract::Http).then(|| HttpRequest {
-        method: parts.method.to_string(),
-        target: if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") },
-        headers: direct::passed_headers(&parts.headers),
-        body: body.clone(),
-    });
-    if is_json {
-        invoke::check_json(body)?;
-        return Ok(Told { params: body.clone(), body: None, request });
-    }
-    let params = direct::request_params(&parts.method, path, query, &parts.headers);
-    Ok(Told { params: params.into(), body: Some(body.clone()), request })
-}
-
 /// Writes a call behind its answer.
 fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, body::Whole)) {
-    let DirectEnd { status, result, error, log, mut attempt, head: _ } = end;
+    let DirectEnd { status, result, error, log, mut attempt, head } = end;
     attempt.error.clone_from(&error);
-    let call = CallRecord { status, error, attempts: vec![attempt], ended_at: Some(unix_ms()), ..begun.head() };
+    // Its headers went with the answer; the record tells its status.
+    let head = head.map(|head| HttpHead { headers: Vec::new(), ..head });
+    let ended_at = Some(unix_ms());
+    let call = CallRecord { status, error, head, attempts: vec![attempt], ended_at, ..begun.head() };
     let ended = EndedCall { namespace: begun.code.namespace.clone(), call, direct: true, timeout_ms: None };
     let body = match &begun.body {
         None => Some(None),

@@ -4,10 +4,10 @@
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY};
+use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
 use crate::problem::{Problem, Reply};
@@ -17,7 +17,7 @@ pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
 /// Judges a request, and counts its answer.
 pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    if let Err(problem) = judge(&app, request.headers()) {
+    if let Err(problem) = judge(&app, request.uri(), request.headers()) {
         return problem.into_response();
     }
     let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
@@ -30,8 +30,41 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
 }
 
 /// What is judged of every request, on whichever road.
-pub(crate) fn judge(app: &App, headers: &HeaderMap) -> Reply<()> {
-    declared_size(headers).and_then(|()| not_a_page(app, headers))
+pub(crate) fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
+    declared_size(headers)?;
+    bounded(headers)?;
+    single(uri, headers)?;
+    not_a_page(app, headers)
+}
+
+/// The headers hold no more than is promised; the parser's own bound is that of its buffer.
+fn bounded(headers: &HeaderMap) -> Reply<()> {
+    // A colon and a space, and the end of the line.
+    const AROUND: usize = 4;
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + AROUND).sum();
+    if bytes > MAX_HEADER_BYTES {
+        let detail = format!("the headers have {bytes} bytes; {MAX_HEADER_BYTES} are permitted");
+        return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail));
+    }
+    Ok(())
+}
+
+/// What is judged below must be what every other reader of the request sees: one host, one origin.
+fn single(uri: &Uri, headers: &HeaderMap) -> Reply<()> {
+    for name in [header::HOST, header::ORIGIN] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::invalid("repeated_header", format!("the header {name} is there more than once")));
+        }
+    }
+    let differs =
+        uri.authority().is_some_and(|authority| text(headers, "host").is_some_and(|host| host != authority.as_str()));
+    if differs {
+        return Err(Problem::invalid(
+            "repeated_header",
+            "the request names one host in its first line and another in Host",
+        ));
+    }
+    Ok(())
 }
 
 /// A body that says it is larger than any route takes is refused before anything else is looked at.

@@ -11,6 +11,7 @@ mod callbacks;
 mod direct;
 mod dispatcher;
 mod guard;
+mod handed;
 pub mod metrics;
 mod numbers;
 mod path;
@@ -46,7 +47,7 @@ use tracing::info;
 use roads::Roads;
 
 pub use app::App;
-pub use routes::{openapi, router};
+pub use routes::{description, router};
 
 use dispatcher::Dispatcher;
 

@@ -106,6 +106,7 @@ impl From<DbError> for Problem {
                     "runtime" => "unknown_runtime",
                     "function" => "unknown_function",
                     "version" => "unknown_version",
+                    "dead letter" => "unknown_dead_letter",
                     _ => "unknown_call",
                 };
                 Self::new(StatusCode::NOT_FOUND, code, format!("there is no {what} {name}"))

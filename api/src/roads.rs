@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
-use faena_protocol::direct::wire::{self, CallHead, RequestHead};
+use faena_protocol::direct::wire::{self, CallHead};
 use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
@@ -200,14 +200,7 @@ impl Wire {
         let mut lines = self.lines();
         let Ok(code) = self.number(&mut lines, &call.code) else { return Err(Box::new(call)) };
         let now = Instant::now();
-        let (request, bodies) = match &call.request {
-            None => (None, [&call.params[..], call.body.as_deref().unwrap_or_default()]),
-            Some(request) => {
-                let (method, target, headers) =
-                    (request.method.clone(), request.target.clone(), request.headers.clone());
-                (Some(RequestHead { method, target, headers }), [&request.body[..], &[]])
-            }
-        };
+        let bodies = [&call.params[..], call.body.as_deref().unwrap_or_default()];
         let left = call.deadline.saturating_duration_since(now);
         let head = CallHead {
             num: call.num,
@@ -217,7 +210,7 @@ impl Wire {
             deadline_unix_ms: call.deadline_unix_ms,
             traceparent: call.traceparent.to_string(),
             body: call.body.as_ref().map(Bytes::len),
-            request,
+            request: Arc::clone(&call.request),
         };
         if !wire::call(&head, &bodies).is_ok_and(|bytes| self.link.try_send(bytes)) {
             return Err(Box::new(call));

@@ -49,10 +49,12 @@ impl Drop for UploadRoom {
     }
 }
 
-/// What a request says its body has, else the most that it may have.
-fn declared(headers: &HeaderMap, most: u64) -> u64 {
+/// What a request says its body has; none where that shows only when it comes. Without either header it has none (RFC
+/// 9112, 6.3).
+pub(crate) fn declared(headers: &HeaderMap) -> Option<u64> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    length.unwrap_or(most).min(most)
+    let comes_in_chunks = headers.contains_key(header::TRANSFER_ENCODING);
+    length.or(if comes_in_chunks { None } else { Some(0) })
 }
 
 impl Room {
@@ -68,9 +70,9 @@ impl Room {
         }
     }
 
-    /// Memory for a body of at most `most` bytes; where there is none, it is waited for a moment.
-    pub(crate) async fn body(&self, headers: &HeaderMap, most: u64) -> Reply<OwnedSemaphorePermit> {
-        let permits = u32::try_from(declared(headers, most).div_ceil(KB)).unwrap_or(u32::MAX);
+    /// Memory for so many bytes of a body; where there is none, it is waited for a moment.
+    pub(crate) async fn body(&self, bytes: u64) -> Reply<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.div_ceil(KB)).unwrap_or(u32::MAX);
         let begun = Instant::now();
         loop {
             // No line is formed: a large body that waits would take what is free from every small one.
@@ -99,7 +101,7 @@ impl Room {
 
     /// Disk for an upload of at most `most` bytes.
     pub(crate) fn upload(&self, headers: &HeaderMap, most: u64) -> Reply<UploadRoom> {
-        let bytes = declared(headers, most);
+        let bytes = declared(headers).unwrap_or(most).min(most);
         self.uploading.fetch_add(bytes, Ordering::Relaxed);
         let room = UploadRoom { bytes, uploading: Arc::clone(&self.uploading) };
         self.fits(self.uploading.load(Ordering::Relaxed))?;
@@ -133,16 +135,21 @@ mod tests {
         let (room, _folder) = room(0);
         let mut held = Vec::new();
         for _ in 0..256 {
-            held.push(room.body(&length(MB), 6 * MB).await.unwrap());
+            held.push(room.body(MB).await.unwrap());
         }
-        let one = length(1);
-        let no_time = tokio::time::timeout(Duration::ZERO, room.body(&one, 6 * MB));
+        assert!(room.body(0).await.is_ok(), "a request without a body needs none");
+        let no_time = tokio::time::timeout(Duration::ZERO, room.body(1));
         assert!(no_time.await.is_err(), "it does not wait");
-        let (most, none) = (length(6 * MB), HeaderMap::new());
-        let (waited, ()) = tokio::join!(room.body(&most, 6 * MB), async { drop(held.split_off(250)) });
+        let (waited, ()) = tokio::join!(room.body(6 * MB), async { drop(held.split_off(250)) });
         assert!(waited.is_ok());
-        drop((waited, held));
-        assert!(room.body(&none, 6 * MB).await.is_ok());
+    }
+
+    #[test]
+    fn a_request_that_declares_no_body_has_none() {
+        assert_eq!(declared(&HeaderMap::new()), Some(0));
+        assert_eq!(declared(&length(7)), Some(7));
+        let chunked = HeaderMap::from_iter([(header::TRANSFER_ENCODING, "chunked".parse().unwrap())]);
+        assert_eq!(declared(&chunked), None);
     }
 
     #[test]

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
+use faena_domain::limits::MAX_HEADER_BYTES;
+
 use crate::ApiConfig;
 use crate::app::App;
 use crate::direct::{self, Taken};
@@ -32,9 +34,10 @@ use crate::stall::Impatient;
 
 /// How long a client may take to send the head of a request.
 const HEADER_READ: Duration = Duration::from_secs(10);
-/// The most headers, and the most bytes that are read before they are parsed.
+/// The most headers, and the most bytes that are read before they are parsed: the headers that are permitted, and the first
+/// line.
 const MAX_HEADERS: usize = 100;
-const BUFFER: usize = 32 * 1024;
+const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
 /// The pause after an accept that failed: descriptors may come free meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -1,9 +1,11 @@
 //! A call as people see it.
 
+use std::collections::BTreeMap;
+
 use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
-use faena_protocol::direct;
+use faena_protocol::direct::HttpRequest;
 use faena_protocol::records::{CallRecord, CallbackState};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -20,6 +22,12 @@ pub(crate) struct CallView {
     /// Whether a list shows only the beginning of the params, as a text.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     params_cut: bool,
+    /// The HTTP request that it is, where it came on `/f/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<RequestView>,
+    /// The status code of its answer, where the function gave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_status: Option<u16>,
     /// Its number.
     call_num: i64,
     /// PENDING, RUNNING, DONE, FAILED, TIMEOUT, CANCELLED or EXPIRED.
@@ -49,6 +57,9 @@ pub(crate) struct CallView {
     /// The call that it repeats.
     #[serde(skip_serializing_if = "Option::is_none")]
     replay_of: Option<i64>,
+    /// For a dead letter: the last call that repeats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replayed_as: Option<i64>,
     /// When it may run, while that has not come.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -64,6 +75,33 @@ pub(crate) struct CallView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     ended_at: Option<Timestamp>,
+}
+
+/// A request, without what the function does not see of it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RequestView {
+    method: String,
+    /// After the function's name.
+    path: String,
+    query: String,
+    /// Names in lower case.
+    headers: BTreeMap<String, String>,
+    /// The body, where it is not the params; lists leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+}
+
+impl RequestView {
+    fn new(request: &HttpRequest) -> Self {
+        Self {
+            method: request.method.clone(),
+            path: request.path.clone(),
+            query: request.query.clone(),
+            headers: request.joined_headers(),
+            body_base64: None,
+        }
+    }
 }
 
 /// The beginning of a text, at most [`LIST_CUT`] bytes, on a character's border.
@@ -90,6 +128,8 @@ impl CallView {
             func_name: call.function.to_string(),
             params,
             params_cut: false,
+            request: call.request.as_deref().map(RequestView::new),
+            response_status: call.head.map(|head| head.status),
             call_num: call.num.0,
             status: call.status,
             result,
@@ -100,6 +140,7 @@ impl CallView {
             attempts: call.attempts,
             error: call.error,
             replay_of: call.replay_of.map(|num| num.0),
+            replayed_as: call.replayed_as.map(|num| num.0),
             run_at: call.run_at,
             callback: call.callback,
             created_at: Timestamp(call.created_at),
@@ -110,29 +151,29 @@ impl CallView {
     /// The whole call.
     pub(crate) async fn whole(call: CallRecord, blobs: &BlobStore) -> Result<Self, BlobError> {
         let params = blobs.bytes(&call.params, MAX_BODY).await?;
-        let mut params = String::from_utf8_lossy(&params).into_owned();
-        if let Some(body) = &call.body {
-            params = direct::with_body(&params, &blobs.bytes(body, MAX_BODY).await?);
-        }
+        let params = String::from_utf8_lossy(&params).into_owned();
+        let body = match &call.body {
+            Some(body) => Some(base64(&blobs.bytes(body, MAX_BODY).await?)),
+            None => None,
+        };
         let result = blobs.bytes(&call.result, MAX_RESULT).await?;
         let (result, encoding) = match String::from_utf8(result.into()) {
             Ok(text) => (text, None),
             Err(error) => (base64(error.as_bytes()), Some("base64")),
         };
-        Ok(Self { result_encoding: encoding, ..Self::new(call, raw(params), result) })
+        let mut view = Self { result_encoding: encoding, ..Self::new(call, raw(params), result) };
+        if let Some(request) = &mut view.request {
+            request.body_base64 = body;
+        }
+        Ok(view)
     }
 
     /// The call as a list shows it: long params and results cut.
     pub(crate) fn listed(call: CallRecord) -> Self {
-        let whole = match (&call.params, &call.body) {
-            (Payload::Text(params), None) => Some(params.clone()),
-            (Payload::Text(params), Some(Payload::Text(body))) => Some(direct::with_body(params, body.as_bytes())),
-            _ => None,
-        };
-        let (params, params_cut) = match (whole.filter(|text| text.len() <= LIST_CUT), &call.params) {
-            (Some(text), _) => (raw(text), false),
-            (None, Payload::Text(text)) => (quoted(beginning(text)), true),
-            (None, Payload::Blob { .. }) => (quoted(""), true),
+        let (params, params_cut) = match &call.params {
+            Payload::Text(text) if text.len() <= LIST_CUT => (raw(text.clone()), false),
+            Payload::Text(text) => (quoted(beginning(text)), true),
+            Payload::Blob { .. } => (quoted(""), true),
         };
         let (result, result_cut) = match &call.result {
             Payload::Text(text) => (beginning(text).to_owned(), text.len() > LIST_CUT),

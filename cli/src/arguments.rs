@@ -83,14 +83,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    /// Prints the settings in effect as TOML, and ends
+    /// Prints every setting as TOML, with where its value came from, and ends
     #[arg(long)]
     #[serde(skip)]
     pub(crate) print_config: bool,
     /// Address for people (default: 127.0.0.1:3000)
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    listen: Option<String>,
+    pub(crate) listen: Option<String>,
     /// Data folder (default: ~/.local/share/faena)
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]

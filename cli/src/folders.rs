@@ -28,6 +28,17 @@ fn private(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses a folder that holds something and was never a data folder, before anything about it is changed.
+fn ours_or_empty(data: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(data) else { return Ok(()) };
+    // Another role may be making the id at this moment; it makes nothing else before that is there.
+    let is_strange = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(PLATFORM_ID);
+    if entries.flatten().any(is_strange) && !data.join(PLATFORM_ID).exists() {
+        bail!("{} holds something and is no data folder of Faena; choose another with --data", data.display());
+    }
+    Ok(())
+}
+
 /// The data folder and the folder of the sockets, made and checked.
 #[derive(Debug)]
 pub(crate) struct Folders {
@@ -54,6 +65,7 @@ fn run_base() -> PathBuf {
 
 impl Folders {
     pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Self> {
+        ours_or_empty(settings.data())?;
         private(settings.data())?;
         let data = settings.data().canonicalize().context("cannot find the data folder that was just made")?;
         let platform = platform_id(&data)?;
@@ -106,27 +118,59 @@ impl Folders {
     }
 }
 
-/// Made once, when the data folder is: tells this platform's containers from another's.
+/// The file that holds the platform's id; what binds it to this very folder stands beside it.
+const PLATFORM_ID: &str = "platform-id";
+
+/// What a copy of the identity's file does not have: its inode, its time of birth, and the machine. Device numbers change
+/// across restarts.
+fn binding(file: &Path) -> anyhow::Result<String> {
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let wanted = rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME;
+    let stat = rustix::fs::statx(rustix::fs::CWD, file, flags, wanted).context("cannot look at the platform's id")?;
+    let born = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    Ok(format!("{} {}.{} {}", stat.stx_ino, born.0, born.1, machine.trim()))
+}
+
+/// Made once for each data folder: tells this platform's instances from another's. A folder that was copied or restored
+/// gets an id of its own at its first start, so that it touches nothing of the original's.
 fn platform_id(data: &Path) -> anyhow::Result<String> {
-    let path = data.join("platform-id");
-    match fs::read_to_string(&path) {
-        Ok(id) if id.trim().len() == 32 && id.trim().chars().all(|c| c.is_ascii_hexdigit()) => Ok(id.trim().to_owned()),
+    let beside = |name: &str| data.join(format!("{PLATFORM_ID}.{name}"));
+    let (path, bound) = (data.join(PLATFORM_ID), beside("bound"));
+    // Roles may start at once; the lock ends with this function.
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(beside("lock")).context("cannot make a lock")?;
+    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the platform's id")?;
+    let is_made_here = || -> anyhow::Result<bool> {
+        let binding = binding(&path)?;
+        Ok(fs::read_to_string(&bound).map_or(true, |bound| bound.trim() == binding))
+    };
+    if path.exists() && !is_made_here()? {
+        fs::rename(&path, beside("copied")).context("cannot replace the platform's id")?;
+        fs::remove_file(&bound).context("cannot replace the platform's id")?;
+        eprintln!(
+            "faena: the data folder {} is a copy, or was restored: it is a platform of its own from now on, and leaves the original's instances alone",
+            data.display()
+        );
+    }
+    let id = match fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() == 32 && text.trim().chars().all(|c| c.is_ascii_hexdigit()) => {
+            text.trim().to_owned()
+        }
         Ok(_) => bail!("{} does not hold the platform's id; restore it from a backup", path.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id = uuid::Uuid::new_v4().simple().to_string();
-            let passing = data.join(format!("platform-id.{}", std::process::id()));
+            let passing = beside("new");
             fs::write(&passing, format!("{id}\n")).context("cannot write the platform's id")?;
-            // Roles may start at once: whoever is first decides.
-            let linked = fs::hard_link(&passing, &path);
-            fs::remove_file(&passing).context("cannot remove a passing file")?;
-            match linked {
-                Ok(()) => Ok(id),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => platform_id(data),
-                Err(error) => Err(error).context("cannot write the platform's id"),
-            }
+            fs::rename(&passing, &path).context("cannot write the platform's id")?;
+            id
         }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    if !bound.exists() {
+        fs::write(&bound, binding(&path)?).context("cannot write what binds the platform's id")?;
     }
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -138,6 +182,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let id = platform_id(folder.path()).unwrap();
         assert_eq!(platform_id(folder.path()).unwrap(), id);
+    }
+
+    #[test]
+    fn a_copy_is_another_platform_and_the_original_stays_itself() {
+        let (original, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = platform_id(original.path()).unwrap();
+        for entry in fs::read_dir(original.path()).unwrap().flatten() {
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        let other = platform_id(copy.path()).unwrap();
+        assert_ne!(other, id);
+        assert_eq!(platform_id(copy.path()).unwrap(), other);
+        assert_eq!(platform_id(original.path()).unwrap(), id);
+        let moved = original.path().with_extension("moved");
+        fs::rename(original.path(), &moved).unwrap();
+        assert_eq!(platform_id(&moved).unwrap(), id, "a folder that was moved is itself");
+        fs::rename(&moved, original.path()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_a_strangers_files_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(ours_or_empty(folder.path()).is_ok() && ours_or_empty(&folder.path().join("new")).is_ok());
+        fs::write(folder.path().join("thesis.txt"), "x").unwrap();
+        assert!(ours_or_empty(folder.path()).is_err());
     }
 
     #[test]

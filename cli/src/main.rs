@@ -34,7 +34,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (task, options) = arguments.task.split();
     let settings = Settings::load(&options)?;
     if options.print_config {
-        print!("{}", settings.to_toml()?);
+        print!("{}", settings.explained(&options)?);
         return Ok(());
     }
     // Whatever we make is ours alone; what instances need is opened to them one by one.

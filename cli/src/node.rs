@@ -66,7 +66,7 @@ pub(crate) async fn node(
     if engines.is_empty() {
         bail!("no engine: Docker does not answer and the sandbox is switched off; start Docker, or set sandbox = true");
     }
-    let code = CodeStore::open(place.folder.join("code"), blobs.clone(), settings.code_cache)
+    let code = CodeStore::open(place.folder.join("code"), blobs.clone(), settings.code_cache, settings.disk_reserve)
         .context("cannot open the folder of unpacked code")?;
     Ok(Node {
         worker: owner.worker.clone(),
@@ -89,6 +89,7 @@ pub(crate) fn pool(settings: &Settings) -> PoolConfig {
         memory: settings.pool_memory.unwrap_or_else(|| ByteSize(faena_worker::memory_bytes() / 2)),
         idle: settings.idle.duration(),
         freeze_after: settings.freeze_after.duration(),
+        start_timeout: settings.start_timeout.duration(),
         preload: settings.preload,
         home: tokio::runtime::Handle::current(),
     }

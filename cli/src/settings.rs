@@ -50,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) idle: Span,
     /// How long it waits before it is frozen.
     pub(crate) freeze_after: Span,
+    /// How long a server (contract `http`) may take until it listens.
+    pub(crate) start_timeout: Span,
     /// What waits before calls come: `none`, `runtime` or `function`.
     pub(crate) preload: Preload,
     /// How long running work may take to finish at a stop.
@@ -164,6 +166,7 @@ impl Default for Settings {
             pool_memory: None,
             idle: Span(10 * 60_000),
             freeze_after: Span(10_000),
+            start_timeout: Span(60_000),
             preload: Preload::Runtime,
             grace: Span(10_000),
             log: "info".to_owned(),
@@ -246,6 +249,10 @@ impl Settings {
             None if Path::new(DEFAULT_FILE).is_file() => Toml::file_exact(DEFAULT_FILE),
             None => Toml::string(""),
         };
+        let listen = options.listen.clone().or_else(|| std::env::var("FAENA_LISTEN").ok());
+        if let Some(listen) = listen.filter(|listen| listen.parse::<SocketAddr>().is_err()) {
+            bail!("--listen takes ADDRESS:PORT, like 127.0.0.1:3000 or [::1]:3000, and got {listen:?}");
+        }
         let settings: Self = Figment::from(Serialized::defaults(Self::default()))
             .merge(file)
             .merge(Env::prefixed("FAENA_").only(&known))
@@ -269,8 +276,50 @@ impl Settings {
     }
 
     /// The settings as they would stand in a file.
-    pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
+    fn to_toml(&self) -> anyhow::Result<String> {
         toml::to_string_pretty(self).context("the settings cannot be written as TOML")
+    }
+
+    /// Every setting with its value and where that came from, as a file that reads back as these settings.
+    pub(crate) fn explained(&self, options: &Options) -> anyhow::Result<String> {
+        let file = options.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+        let in_file: toml::Table =
+            std::fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+        let flags = serde_json::to_value(options).context("the flags cannot be read")?;
+        let origin = |name: &str| {
+            let variable = format!("FAENA_{}", name.to_uppercase());
+            if flags.get(name).is_some() {
+                format!("flag --{}", name.replace('_', "-"))
+            } else if std::env::var_os(&variable).is_some() {
+                format!("variable {variable}")
+            } else if in_file.contains_key(name) {
+                format!("file {}", file.display())
+            } else {
+                "default".to_owned()
+            }
+        };
+        let mut unset: Vec<String> = names().into_iter().collect();
+        let mut text = String::new();
+        for line in self.to_toml()?.lines() {
+            let table = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            // Members of a table and of an array are indented, or belong to the line that names them.
+            let name = table
+                .or_else(|| line.split_once(" = ").map(|(name, _)| name))
+                .filter(|name| unset.iter().any(|known| known == name));
+            match name {
+                Some(name) if !line.ends_with('[') => {
+                    text.push_str(&format!("{line} # {}\n", origin(name)));
+                }
+                _ => text.push_str(&format!("{line}\n")),
+            }
+            if let Some(name) = name {
+                let name = name.to_owned();
+                unset.retain(|known| *known != name);
+            }
+        }
+        unset.sort_unstable();
+        let unset: String = unset.iter().map(|name| format!("# {name} is not set\n")).collect();
+        Ok(format!("{unset}{text}"))
     }
 
     /// Layers of the sandbox to go without.

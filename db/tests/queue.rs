@@ -31,7 +31,15 @@ async fn names(service: &Service, limit: u32) -> Vec<String> {
 }
 
 async fn dead_letters(service: &Service) -> Vec<i64> {
-    let list = CallList { namespace: space(), function: None, status: None, dead: true, before: None, limit: 10 };
+    let list = CallList {
+        namespace: space(),
+        function: None,
+        status: None,
+        dead: true,
+        unreplayed: false,
+        before: None,
+        limit: 10,
+    };
     service.ask(list).await.unwrap().into_iter().map(|call| call.num.0).collect()
 }
 
@@ -368,7 +376,21 @@ async fn a_replay_is_a_new_call_of_the_version_that_runs_now() {
     assert_eq!(service.ask(replay(2, None)).await.unwrap(), made, "sent again it is the same call");
     assert_eq!((made.version, made.replay_of, &made.params), (Version(2), Some(CallNum(1)), &before.params));
     assert_eq!(service.ask(replay(3, Some(Version(1)))).await.unwrap().version, Version(1));
-    assert_eq!(get(&service, 1).await, before);
+    let marked = faena_protocol::records::CallRecord { replayed_as: Some(CallNum(3)), ..before };
+    assert_eq!(get(&service, 1).await, marked);
+    let unreplayed = CallList {
+        namespace: space(),
+        function: Some(name("dice")),
+        status: None,
+        dead: true,
+        unreplayed: true,
+        before: None,
+        limit: 10,
+    };
+    assert_eq!(service.ask(unreplayed).await.unwrap(), []);
+    let forget = || DeadLetterForget { namespace: space(), num: CallNum(1) };
+    service.ask(forget()).await.unwrap();
+    assert!(service.ask(forget()).await.is_err(), "it is none any more");
 }
 
 #[tokio::test]

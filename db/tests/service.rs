@@ -196,6 +196,7 @@ async fn lists_are_paged_and_filtered() {
         function: function.map(name),
         status: Some(CallStatus::Pending),
         dead: false,
+        unreplayed: false,
         before: before.map(CallNum),
         limit: 2,
     };
@@ -267,7 +268,15 @@ async fn a_list_of_large_calls_is_cut_and_still_answered() {
         )
         .await;
     }
-    let list = CallList { namespace: space(), function: None, status: None, dead: false, before: None, limit: 200 };
+    let list = CallList {
+        namespace: space(),
+        function: None,
+        status: None,
+        dead: false,
+        unreplayed: false,
+        before: None,
+        limit: 200,
+    };
     let calls = service.ask(list).await.unwrap();
     assert_eq!(calls.len(), 200);
     assert!(calls.iter().all(|call| (1025..1030).contains(&call.params.len())));

@@ -7,34 +7,36 @@ use base64::engine::general_purpose::STANDARD;
 use faena_test_support::{Engine, Platform, Reply, eventually, zip};
 use serde_json::{Value, json};
 
-/// Answers with the body and its length, having looked at what came beside it.
+/// Answers with the request and the length of its body, having looked at the params beside it.
 const PYTHON: &str = r#"
-import base64
-
-
 def handle(params, context):
-    body = base64.b64decode(params["bodyBase64"])
-    assert (context.body or b"") == body, context.body
-    assert list(params)[-1] == "bodyBase64"
-    return {"method": params["method"], "path": params["path"], "query": params["query"], "bytes": len(body), "first": body[:4].hex()}
+    assert params == {"c": "d"}, params
+    body, request = context.body or b"", context.request
+    assert request.headers["content-type"] == "application/octet-stream", request.headers
+    return {"method": request.method, "path": request.path, "query": request.query, "bytes": len(body), "first": body[:4].hex()}
 "#;
 
 const NODE: &str = r#"
 export function handle(params, context) {
-  const body = Buffer.from(params.bodyBase64, "base64");
-  if (Buffer.compare(context.body ?? Buffer.alloc(0), body)) throw new Error("another body");
-  const { method, path, query } = params;
+  if (JSON.stringify(params) !== '{"c":"d"}') throw new Error("other params");
+  const body = Buffer.from(context.body ?? []);
+  const { method, path, query, headers } = context.request;
+  if (headers["content-type"] !== "application/octet-stream") throw new Error("other headers");
   return { method, path, query, bytes: body.length, first: body.toString("hex", 0, 4) };
 }
 "#;
 
 const COMMAND: &str = r#"
-import base64, json, sys
+import json, os, sys
 
 body = sys.stdin.buffer.read()
-params = json.load(open("input.json"))
-assert base64.b64decode(params.pop("bodyBase64")) == body
-print(json.dumps({"method": params["method"], "path": params["path"], "query": params["query"], "bytes": len(body), "first": body[:4].hex()}))
+params, request = json.load(open("input.json")), json.load(open("request.json"))
+assert params == {"c": "d"}, params
+body = b"" if json.dumps(params, separators=(",", ":")).encode() == body else body
+env = os.environ
+assert (env["REQUEST_METHOD"], env["PATH_INFO"], env["QUERY_STRING"]) == (request["method"], request["path"], request["query"])
+assert env["CONTENT_TYPE"] == request["headers"]["content-type"]
+print(json.dumps({"method": request["method"], "path": request["path"], "query": request["query"], "bytes": len(body), "first": body[:4].hex()}))
 "#;
 
 fn function(platform: &Platform, name: &str, (image, file, code): (&str, &str, &str), toml: &str) {
@@ -73,9 +75,11 @@ fn are_whole(platform: &Platform, name: &str) {
         let expected = json!({"method": "PUT", "path": "/a%20b", "query": "c=d", "bytes": length, "first": first});
         assert_eq!(told(&reply), expected, "{name}, {length} bytes");
         let call = kept(platform, &reply);
-        let (params, sent) = (&call["params"], STANDARD.encode(&body));
-        assert_eq!((&params["method"], &params["path"]), (&json!("PUT"), &json!("/a%20b")), "{name}, {length} bytes");
-        assert!(params["bodyBase64"] == sent, "{name}: what is kept of {length} bytes is another body");
+        let request = &call["request"];
+        assert_eq!((&request["method"], &request["path"]), (&json!("PUT"), &json!("/a%20b")), "{name}, {length} bytes");
+        assert_eq!(call["params"], json!({"c": "d"}), "{name}, {length} bytes");
+        let sent = if length > 0 { json!(STANDARD.encode(&body)) } else { Value::Null };
+        assert!(request["bodyBase64"] == sent, "{name}: what is kept of {length} bytes is another body");
         let again = platform.send("POST", &format!("/call/{}/replay", call["callNum"]), &[], b"").json();
         let again = platform.ended(again["callNum"].as_i64().expect("a number"));
         let result = again["result"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
@@ -83,9 +87,7 @@ fn are_whole(platform: &Platform, name: &str) {
     }
     let listed = platform.get(&format!("/calls?funcName={name}")).json();
     let listed = listed.as_object().expect("calls");
-    let is_cut =
-        |call: &Value| call["paramsCut"] == true && call["params"].as_str().is_some_and(|text| text.len() < 1100);
-    assert!(listed.values().filter(|call| is_cut(call)).count() >= 6, "a list shows long bodies");
+    assert!(listed.values().all(|call| call["request"].get("bodyBase64").is_none()), "a list shows no bodies");
 }
 
 fn every_contract(platform: &mut Platform) {
@@ -119,14 +121,14 @@ fn calls_that_end_together_are_all_kept() {
     let mut platform = Platform::start();
     function(&platform, "many", ("pythonruntime", "handler.py", PYTHON), "contract = \"handler\"\nparallel = 16\n");
     let body = vec![0; 64_000];
-    let send = || platform.send("POST", "/f/many", &[("Content-Type", "application/octet-stream")], &body);
+    let send = || platform.send("POST", "/f/many?c=d", &[("Content-Type", "application/octet-stream")], &body);
     send();
     let replies: Vec<Reply> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..32).map(|_| scope.spawn(send)).collect();
         calls.into_iter().map(|call| call.join().expect("a call")).collect()
     });
     for reply in &replies {
-        assert!(kept(&platform, reply)["params"]["bodyBase64"] == STANDARD.encode(&body));
+        assert!(kept(&platform, reply)["request"]["bodyBase64"] == STANDARD.encode(&body));
     }
     assert!(platform.stop());
 }
@@ -151,7 +153,7 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_fo
     function(&platform, "web", ("pythonruntime", "server.py", SERVER), "contract = \"http\"\n");
     for (key, body) in [("a", &b"\xff\x00"[..]), ("b", b"text"), ("c", b"")] {
         let headers = [("Content-Type", "application/octet-stream"), ("Idempotency-Key", key)];
-        let told = told(&platform.send("POST", "/f/py", &headers, body));
+        let told = told(&platform.send("POST", "/f/py?c=d", &headers, body));
         assert_eq!(told["bytes"], body.len(), "{told}");
         for headers in [&headers[..], &headers[..1]] {
             let reply = platform.send("POST", "/f/web", headers, body);

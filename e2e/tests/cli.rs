@@ -27,7 +27,15 @@ fn flags_win_over_variables_and_variables_over_the_file() {
     );
     std::fs::remove_dir_all(folder).expect("our folder");
     let text = String::from_utf8_lossy(&output.stdout);
-    for line in ["slots = 7", "name = \"flag\"", "grace = \"1s\""] {
+    let from_file = format!("grace = \"1s\" # file {file}");
+    let expected = [
+        "slots = 7 # variable FAENA_SLOTS",
+        "name = \"flag\" # flag --name",
+        &from_file,
+        "listen = \"127.0.0.1:3000\" # default",
+        "# egress_proxy is not set",
+    ];
+    for line in expected {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }
 }
@@ -38,6 +46,22 @@ fn what_is_misspelt_is_refused_with_its_neighbour() {
     assert!(refused(&["up"], &[("FAENA_LISTNE", "x")]).contains("FAENA_LISTEN"));
     assert!(refused(&["up", "--accept-missing", "landlok", "--print-config"], &[]).contains("landlock"));
     assert!(refused(&["up", "--config", "/nowhere.toml"], &[]).contains("/nowhere.toml"));
+    assert!(refused(&["up", "--listen", "3325"], &[]).contains("--listen takes ADDRESS:PORT"));
+}
+
+#[test]
+fn a_folder_that_is_not_ours_is_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = std::env::temp_dir().join(format!("faena-theirs-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).expect("ours");
+    std::fs::write(folder.join("thesis.txt"), "x").expect("a file");
+    let said = refused(&["up", "--listen", "127.0.0.1:0", "--data", &folder.display().to_string()], &[]);
+    let mode = std::fs::metadata(&folder).expect("it is there").permissions().mode() & 0o777;
+    let left = std::fs::read_dir(&folder).expect("a folder").count();
+    std::fs::remove_dir_all(&folder).expect("our folder");
+    assert!(said.contains("no data folder of Faena"), "{said}");
+    assert_eq!((mode, left), (0o755, 1));
 }
 
 #[test]

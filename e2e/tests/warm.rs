@@ -143,7 +143,7 @@ fn a_process_that_ends_is_told_and_replaced(engine: Engine) {
     assert!(["oom", "exception"].contains(&oom.as_str()), "{call}");
     assert_eq!(direct(&platform, "ends", &json!({})).0, 200);
     // One that cannot even be imported says why.
-    let broken = ("pythonruntime", "handler.py", "import no_such_module\n");
+    let broken = ("pythonruntime", "handler.py", "import no_such_module\ndef handle(p):\n    pass\n");
     function(&platform, engine, "broken", broken, TOML);
     let (status, text) = direct(&platform, "broken", &json!({}));
     assert_eq!(status, 502);

@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use faena_blob::BlobError;
 use faena_domain::call::StartKind;
-use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
+use faena_domain::environment::{ca_variables, cgi_variables, package_variables, path_prefix, proxy_variables};
 use faena_domain::limits::{MAX_BODY, MAX_CALL_LOG, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, Command, Contract, EngineKind, ErrorKind, Layer, Network, Payload};
 use faena_engine::{CA_BUNDLE, EngineError};
-use faena_instance_protocol::{EGRESS_PORT, Run};
-use faena_protocol::direct::{self, HttpRequest};
+use faena_instance_protocol::{EGRESS_PORT, INPUT, REQUEST, Run};
 use faena_protocol::records::{CallJob, Code, Outcome};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Node;
 use crate::code::CodeError;
 use crate::egress::Egress;
-use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken};
+use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken, told};
 use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::result;
 
@@ -125,6 +124,9 @@ fn environment(node: &Node, job: &CallJob) -> Vec<(String, String)> {
         ("TRACEPARENT", job.traceparent.clone()),
     ];
     env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    if let Some(request) = &job.request {
+        env.extend(cgi_variables(&request.method, &request.path, &request.query, request.joined_headers()));
+    }
     env.into_iter().collect()
 }
 
@@ -139,7 +141,7 @@ fn run_frame(node: &Node, job: &CallJob) -> Result<Run, Failure> {
         path: job.code.path.clone(),
         has_answers: false,
         wants_output: true,
-        has_params: true,
+        files: vec![INPUT.to_owned(), REQUEST.to_owned()],
     })
 }
 
@@ -245,15 +247,13 @@ async fn call_served(
         Some(body) => Some(node.blobs.bytes(body, MAX_BODY).await?),
         None => None,
     };
-    let is_http = job.code.serving.contract == Contract::Http;
-    let request = body.clone().filter(|_| is_http).and_then(|body| http_request(&params, body));
     let (tell, told) = oneshot::channel();
     let call = Box::new(PoolCall {
         num: job.num,
         attempt: job.attempt,
         params,
         body,
-        request,
+        request: job.request.clone(),
         timeout_ms: job.timeout_ms,
         deadline: since + Duration::from_millis(job.timeout_ms),
         expires: job.expires,
@@ -265,6 +265,7 @@ async fn call_served(
         done: Box::new(move |end| drop(tell.send(end))),
         since,
         cold: false,
+        has_moved: false,
     });
     if stop.is_cancelled() {
         return Err(Failure::Stopped);
@@ -293,21 +294,6 @@ async fn call_served(
         attempt,
         head: end.head,
     })
-}
-
-/// The request that params of the direct road tell of, with the body that came beside them.
-fn http_request(params: &[u8], body: Bytes) -> Option<HttpRequest> {
-    #[derive(serde::Deserialize)]
-    struct Told {
-        method: String,
-        path: String,
-        query: String,
-        headers: BTreeMap<String, String>,
-    }
-    let Told { method, path, query, headers } = serde_json::from_slice(params).ok()?;
-    let target = if query.is_empty() { path } else { format!("{path}?{query}") };
-    let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
-    Some(HttpRequest { method, target, headers, body })
 }
 
 /// A process of its own, in an instance that nobody else has meanwhile.
@@ -349,7 +335,6 @@ async fn run_command(
 /// An instance with all that its process needs.
 struct Ready {
     parked: Taken,
-    /// The params with the body in them, where that was no JSON.
     params: Bytes,
     stdin: Bytes,
 }
@@ -357,12 +342,9 @@ struct Ready {
 async fn prepare(pool: &Pool, job: &CallJob, deadline: Instant, lease: &mut LeaseEnd) -> Result<Ready, Failure> {
     let blobs = &pool.node().blobs;
     let params = blobs.bytes(&job.params, MAX_BODY).await?;
-    let (params, stdin) = match &job.body {
-        Some(body) => {
-            let body = blobs.bytes(body, MAX_BODY).await?;
-            (direct::with_body(&String::from_utf8_lossy(&params), &body).into(), body)
-        }
-        None => (params.clone(), params),
+    let stdin = match &job.body {
+        Some(body) => blobs.bytes(body, MAX_BODY).await?,
+        None => params.clone(),
     };
     let taken = pool.take(&Arc::new(job.code.clone()), deadline.into_std()).await;
     let mut parked = taken.map_err(|error| Failure::Call(error.into_call_error()))?;
@@ -393,7 +375,10 @@ async fn run_in(
     let order = Order {
         run: run_frame(node, job)?,
         stdin: &ready.stdin,
-        params: Some(&ready.params),
+        files: vec![
+            (INPUT, ready.params.clone()),
+            (REQUEST, job.request.as_deref().map(told).unwrap_or_else(|| "null".to_owned()).into()),
+        ],
         deadline,
         lease,
         stop,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faena_blob::archive::{self, Bounds as ArchiveBounds};
-use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network};
+use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network, reason};
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
+use faena_domain::program::Program;
 use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit};
 use faena_engine::{CA_BUNDLE, Engine, EngineError, ImageId, Instance, InstanceSpec, Pull};
 use faena_instance_protocol::{EGRESS_PORT, Run, ToAgent, ToMiniworker};
@@ -124,7 +125,7 @@ fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
         path: job.code.path.clone(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     })
 }
 
@@ -136,7 +137,7 @@ async fn build(
     log: &mut String,
 ) -> Result<BlobKey, Failure> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
-    let code = node.code.get(&job.code.archive).await.map_err(platform)?;
+    let code = node.code.get(&job.code).await.map_err(platform)?;
     let spec = InstanceSpec {
         name: instance::name('b'),
         image: image.clone(),
@@ -171,7 +172,7 @@ async fn build_in(
     let order = Order {
         run: run_frame(node, job)?,
         stdin: b"",
-        params: None,
+        files: Vec::new(),
         deadline,
         lease: lease.clone(),
         stop,
@@ -215,9 +216,7 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
     } else {
         end
     };
-    let last: Vec<&str> = log.lines().rev().filter(|line| !line.trim().is_empty()).take(3).collect();
-    let last: Vec<&str> = last.into_iter().rev().collect();
-    Err(failed(ErrorKind::Build, format!("{why}. The end of its log: {}", result::tail(&last.join(" | "), 600))))
+    Err(failed(ErrorKind::Build, format!("{why}. Its log says: {}", result::tail(&reason(log).join(" | "), 800))))
 }
 
 /// Takes the tree out of the instance; it is as hostile as an upload.
@@ -257,10 +256,12 @@ async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: L
     }
     let bounds = ArchiveBounds { bytes: most, ..ArchiveBounds::ARTIFACT };
     let mut file = spooled.file.try_clone().map_err(platform)?;
-    tokio::task::spawn_blocking(move || archive::check(&mut file, &bounds))
+    let checked = tokio::task::spawn_blocking(move || archive::check(&mut file, &bounds))
         .await
         .map_err(platform)?
         .map_err(|error| failed(ErrorKind::Build, format!("the artifact was refused: {error}")))?;
+    Program::of(&job.code.serving, &job.code.run, &job.code.path, &checked.listing.below(""))
+        .map_err(|error| failed(ErrorKind::Build, format!("after the build, {error}")))?;
     node.blobs.put(&spooled).await.map_err(platform)?;
     Ok(spooled.key)
 }

@@ -3,15 +3,21 @@
 //! What has not been used for longest goes first when all of it together is larger than the operator allows; code that
 //! an instance holds stays.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use faena_blob::archive::{ArchiveError, Bounds, unpack};
+use faena_blob::archive::{ArchiveError, Bounds, Disk, unpack};
 use faena_blob::{BlobError, BlobStore};
-use faena_domain::BlobKey;
+use faena_domain::limits::INODE;
+use faena_domain::program::Tree as CodeTree;
 use faena_domain::units::ByteSize;
+use faena_domain::{BlobKey, FunctionName, Namespace};
+use faena_protocol::records::Code;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
@@ -45,6 +51,16 @@ struct Tree {
 struct Known {
     tree: Arc<Tree>,
     used: Instant,
+    /// Functions that have used it since this process began, and are not deleted.
+    users: HashSet<(Namespace, FunctionName)>,
+    /// Every function that used it was deleted.
+    is_forgotten: bool,
+}
+
+impl Known {
+    fn new(tree: Tree) -> Self {
+        Self { tree: Arc::new(tree), used: Instant::now(), users: HashSet::new(), is_forgotten: false }
+    }
 }
 
 /// Unpacked code that somebody uses; it is not removed before this is dropped.
@@ -59,6 +75,36 @@ impl CodeLease {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether anything stands at a path below the folder. The code is a stranger's: no link of it is followed, so what
+    /// lies behind one counts as there.
+    pub fn may_have(&self, path: &str) -> bool {
+        !matches!(self.look(path), Err(Errno::NOENT | Errno::NOTDIR))
+    }
+
+    fn look(&self, path: &str) -> Result<OwnedFd, Errno> {
+        let top = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = openat2(CWD, &self.path, top, Mode::empty(), ResolveFlags::empty())?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat2(&top, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    }
+}
+
+impl CodeTree for CodeLease {
+    fn has_file(&self, path: &str) -> bool {
+        let kind = self.look(path).and_then(fstat).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        matches!(kind, Ok(FileType::RegularFile | FileType::Symlink))
+    }
+
+    fn top_files(&self) -> Vec<String> {
+        const MOST: usize = 10;
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()));
+        let mut names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names.truncate(MOST);
+        names
+    }
 }
 
 /// The unpacked code of one node.
@@ -68,17 +114,20 @@ pub struct CodeStore {
     blobs: BlobStore,
     /// How much may be kept.
     most: ByteSize,
+    /// What must stay free on the disk.
+    reserve: ByteSize,
     known: Arc<Mutex<HashMap<BlobKey, Known>>>,
     /// Held by whoever makes room.
     sweeping: Arc<Mutex<()>>,
 }
 
 impl CodeStore {
-    /// Keeps code below a folder, `most` bytes of it; what an interrupted unpacking left there is removed.
+    /// Keeps code below a folder, `most` bytes of it, and leaves `reserve` bytes of the disk free; what an interrupted
+    /// unpacking left there is removed.
     ///
     /// # Errors
     /// A folder that cannot be made.
-    pub fn open(folder: PathBuf, blobs: BlobStore, most: ByteSize) -> std::io::Result<Self> {
+    pub fn open(folder: PathBuf, blobs: BlobStore, most: ByteSize, reserve: ByteSize) -> std::io::Result<Self> {
         forget_other_boots(&folder)?;
         std::fs::create_dir_all(&folder)?;
         let mut known = HashMap::new();
@@ -86,27 +135,30 @@ impl CodeStore {
             match entry.file_name().to_string_lossy().parse::<BlobKey>() {
                 Ok(key) => {
                     let tree = Tree { place: OnceCell::new_with(Some(entry.path())), bytes: OnceCell::new() };
-                    known.insert(key, Known { tree: Arc::new(tree), used: Instant::now() });
+                    known.insert(key, Known::new(tree));
                 }
                 Err(_) => std::fs::remove_dir_all(entry.path())?,
             }
         }
-        Ok(Self { folder, blobs, most, known: Arc::new(Mutex::new(known)), sweeping: Arc::default() })
+        Ok(Self { folder, blobs, most, reserve, known: Arc::new(Mutex::new(known)), sweeping: Arc::default() })
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<BlobKey, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The folder with the code of a blob; whoever asks meanwhile waits for the same unpacking.
+    /// The folder with the code of a version; requests that come meanwhile wait for the same unpacking.
     ///
     /// # Errors
-    /// [`CodeError`]; the next one who asks tries again.
-    pub async fn get(&self, key: &BlobKey) -> Result<CodeLease, CodeError> {
+    /// [`CodeError`]; the next request tries again.
+    pub async fn get(&self, code: &Code) -> Result<CodeLease, CodeError> {
+        let key = &code.archive;
         let tree = {
             let mut known = self.known();
-            let found = known.entry(*key).or_insert_with(|| Known { tree: Arc::default(), used: Instant::now() });
+            let found = known.entry(*key).or_insert_with(|| Known::new(Tree::default()));
             found.used = Instant::now();
+            found.is_forgotten = false;
+            found.users.insert((code.namespace.clone(), code.function.clone()));
             Arc::clone(&found.tree)
         };
         let was_there = tree.place.initialized();
@@ -115,7 +167,36 @@ impl CodeStore {
             let store = self.clone();
             tokio::task::spawn_blocking(move || store.make_room());
         }
+        let path = if code.root.is_empty() { path } else { path.join(&code.root) };
         Ok(CodeLease { path, _tree: tree })
+    }
+
+    /// A function was deleted: code that no other function has used goes as soon as no instance holds it.
+    pub fn forget(&self, namespace: &Namespace, function: &FunctionName) {
+        let user = (namespace.clone(), function.clone());
+        for known in self.known().values_mut() {
+            if known.users.remove(&user) && known.users.is_empty() {
+                known.is_forgotten = true;
+            }
+        }
+    }
+
+    /// Has code of deleted functions removed that no instance holds any more; needs a runtime.
+    pub fn sweep(&self) {
+        let forgotten: Vec<BlobKey> =
+            self.known().iter().filter(|(_, known)| known.is_forgotten).map(|(key, _)| *key).collect();
+        if !forgotten.is_empty() {
+            let store = self.clone();
+            tokio::task::spawn_blocking(move || forgotten.iter().filter(|key| store.remove(key)).count());
+        }
+    }
+
+    fn remove(&self, key: &BlobKey) -> bool {
+        let Some(passing) = self.take_away(key) else { return false };
+        if let Err(error) = std::fs::remove_dir_all(&passing) {
+            warn!(%error, folder = %passing.display(), "unpacked code could not be removed; it goes at the next start");
+        }
+        true
     }
 
     /// Removes what has not been used for longest until the rest is no larger than it may be.
@@ -131,11 +212,8 @@ impl CodeStore {
             if total <= self.most.0 {
                 return;
             }
-            if let Some(passing) = self.take_away(&key) {
-                info!(code = %key, bytes, "removing unpacked code that has not been used for longest");
-                if let Err(error) = std::fs::remove_dir_all(&passing) {
-                    warn!(%error, folder = %passing.display(), "unpacked code could not be removed; it goes at the next start");
-                }
+            if self.remove(&key) {
+                info!(code = %key, bytes, "removed unpacked code that had not been used for longest");
                 total -= bytes;
             }
         }
@@ -157,8 +235,9 @@ impl CodeStore {
         let file = self.blobs.open(key).await?;
         // A try that was given up may still be writing under its own name.
         let passing = self.folder.join(format!("{key}.{}", instance::name('u')));
+        let reserve = self.reserve;
         tokio::task::spawn_blocking(move || {
-            let unpacked = unpack_into(file, &passing).and_then(|()| publish(&passing, &place));
+            let unpacked = unpack_into(file, &passing, reserve).and_then(|()| publish(&passing, &place));
             if passing.exists() {
                 // The reason is told; a folder that stays is removed at the next start.
                 let _ = std::fs::remove_dir_all(&passing);
@@ -197,15 +276,15 @@ impl Tree {
     }
 }
 
-/// What the files below a folder take on the disk; what cannot be read counts nothing.
+/// What a folder takes on the disk, with a block for everything in it; what cannot be read counts nothing more.
 fn bytes_below(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
-        Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
-        Err(_) => 0,
+        Ok(metadata) => INODE + std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+        Err(_) => INODE,
     };
-    entries.map(size).sum()
+    INODE + entries.map(size).sum::<u64>()
 }
 
 /// Puts a whole tree into its place; one that is there already is as good.
@@ -216,14 +295,14 @@ fn publish(passing: &Path, place: &Path) -> Result<(), CodeError> {
     }
 }
 
-fn unpack_into(mut file: std::fs::File, folder: &Path) -> Result<(), CodeError> {
+fn unpack_into(mut file: std::fs::File, folder: &Path, reserve: ByteSize) -> Result<(), CodeError> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => std::fs::create_dir(folder)?,
     }
     let owner = rustix::process::geteuid().is_root().then_some(OWNER);
     // A source was judged when it was uploaded; an artifact's rules let through what both may hold.
-    Ok(unpack(&mut file, folder, &Bounds::ARTIFACT, owner)?)
+    Ok(unpack(&mut file, folder, &Bounds::ARTIFACT, Disk { owner, reserve: reserve.0 })?)
 }
 
 #[cfg(test)]
@@ -233,20 +312,90 @@ mod tests {
 
     use super::*;
 
-    async fn store(most: u64) -> (CodeStore, [BlobKey; 2], tempfile::TempDir) {
+    fn code(function: &str, archive: BlobKey) -> Code {
+        Code {
+            namespace: Namespace::default(),
+            function: function.parse().unwrap(),
+            version: faena_domain::Version(1),
+            engine: None,
+            image: "fake".into(),
+            image_id: None,
+            path: "/ws".into(),
+            run: "run".into(),
+            archive,
+            root: String::new(),
+            env: std::collections::BTreeMap::new(),
+            limits: faena_domain::Limits::DEFAULT,
+            network: faena_domain::Network::None,
+            concurrency: None,
+            serving: faena_domain::Serving::default(),
+            since: 1,
+        }
+    }
+
+    async fn store_with(most: u64, reserve: u64) -> (CodeStore, [Code; 2], tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
-        let mut keys = Vec::new();
+        let mut codes = Vec::new();
         for name in ["a", "b"] {
-            keys.push(blobs.put_bytes(DigestKind::Sha256, zip(&[(name, &[7; 8192])]).into()).await.unwrap());
+            let archive = zip(&[(name, &[7; 8192]), ("sub/c", b"c")]);
+            codes.push(code(name, blobs.put_bytes(DigestKind::Sha256, archive.into()).await.unwrap()));
         }
-        let code = CodeStore::open(folder.path().join("code"), blobs, ByteSize(most)).unwrap();
-        (code, [keys[0], keys[1]], folder)
+        let store = CodeStore::open(folder.path().join("code"), blobs, ByteSize(most), ByteSize(reserve)).unwrap();
+        (store, [codes[0].clone(), codes[1].clone()], folder)
+    }
+
+    async fn store(most: u64) -> (CodeStore, [Code; 2], tempfile::TempDir) {
+        store_with(most, 0).await
+    }
+
+    #[tokio::test]
+    async fn code_of_a_deleted_function_goes_when_nothing_holds_it() {
+        let (store, [a, b], _folder) = store(1 << 30).await;
+        let lease = store.get(&a).await.unwrap();
+        let other =
+            store.get(&Code { function: "other".parse().unwrap(), ..b.clone() }).await.unwrap().path().to_owned();
+        drop(store.get(&b).await.unwrap());
+        for code in [&a, &b] {
+            store.forget(&code.namespace, &code.function);
+        }
+        let path = lease.path().to_owned();
+        store.sweep();
+        assert!(path.exists(), "an instance holds it");
+        drop(lease);
+        // A sweep that is under way has removed it when the next one's turn has come.
+        while path.exists() {
+            store.sweep();
+            tokio::task::yield_now().await;
+        }
+        assert!(other.exists(), "another function uses it");
+    }
+
+    #[tokio::test]
+    async fn a_short_disk_takes_no_code() {
+        let (store, [a, _], _folder) = store_with(1 << 30, u64::MAX / 2).await;
+        let error = store.get(&a).await.unwrap_err();
+        assert!(
+            matches!(error, CodeError::Archive(ArchiveError::Write(ref why)) if why.kind() == std::io::ErrorKind::StorageFull)
+        );
+    }
+
+    #[tokio::test]
+    async fn no_link_of_the_code_is_followed_on_the_host() {
+        let (store, [a, _], folder) = store(1 << 30).await;
+        let lease = store.get(&Code { root: "sub/".into(), ..a.clone() }).await.unwrap();
+        assert!(lease.has_file("c") && !lease.has_file("a"));
+        let lease = store.get(&a).await.unwrap();
+        std::fs::write(folder.path().join("outside"), "x").unwrap();
+        std::os::unix::fs::symlink(folder.path(), lease.path().join("out")).unwrap();
+        assert!(lease.has_file("sub/c") && lease.has_file("out") && !lease.has_file("sub"));
+        assert!(!lease.has_file("out/outside") && lease.may_have("out/outside"));
+        assert!(!lease.has_file("../a") && !lease.may_have("nothing/python3"));
     }
 
     #[tokio::test]
     async fn code_that_was_used_longest_ago_goes_first() {
-        let (store, [a, b], _folder) = store(10_000).await;
+        let (store, [a, b], _folder) = store(30_000).await;
         let first = store.get(&a).await.unwrap().path().to_owned();
         let second = store.get(&b).await.unwrap();
         store.make_room();

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use faena_blob::archive::{ArchiveError, Bounds, unpack};
+use faena_blob::archive::{ArchiveError, Bounds, Disk, unpack};
 use faena_blob::key_of;
 use faena_domain::ImageName;
 use faena_engine::{ImageId, Images, ImportError};
@@ -37,6 +37,7 @@ pub enum ImageError {
 pub fn import_image(worker: &Path, name: &ImageName, archive: &Path) -> Result<ImageId, ImageError> {
     let read = |source| ImageError::Read { path: archive.to_owned(), source };
     let (mut file, key) = File::open(archive).and_then(key_of).map_err(read)?;
-    Images::at(worker)
-        .import(&name.to_string(), &key.to_string(), |folder| Ok(unpack(&mut file, folder, &Bounds::IMAGE, None)?))
+    Images::at(worker).import(&name.to_string(), &key.to_string(), |folder| {
+        Ok(unpack(&mut file, folder, &Bounds::IMAGE, Disk::default())?)
+    })
 }

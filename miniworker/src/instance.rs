@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use faena_engine::{AgentSocket, Engine, EngineError, Guard, Instance, InstanceSpec};
+use faena_engine::{AgentSocket, Engine, EngineError, Guard, Instance, InstanceSpec, Usage};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::sync::oneshot;
 
@@ -101,6 +101,10 @@ impl Guard for Holding {
 
     fn memory(&self) -> Option<u64> {
         self.guard.memory()
+    }
+
+    fn usage(&self) -> Usage {
+        self.guard.usage()
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use bytes::Bytes;
 use faena_engine::{AgentError, AgentSocket};
 use faena_instance_protocol::{Ended, Run, ToAgent, ToMiniworker};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -22,8 +23,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(crate) struct Order<'a> {
     pub(crate) run: Run,
     pub(crate) stdin: &'a [u8],
-    /// The content of `input.json`.
-    pub(crate) params: Option<&'a [u8]>,
+    /// Files that are placed below `path` before it starts: name and content.
+    pub(crate) files: Vec<(&'static str, Bytes)>,
     pub(crate) deadline: Instant,
     /// Until when the agent lets anything run.
     pub(crate) lease: LeaseEnd,
@@ -108,7 +109,7 @@ struct Streams {
 
 async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunError> {
     let stdin = sealed(order.stdin)?;
-    let params = order.params.map(sealed).transpose()?;
+    let files = order.files.iter().map(|(_, content)| sealed(content)).collect::<io::Result<Vec<_>>>()?;
     let (stdout, stdout_end) = capture::pipe()?;
     let (stderr, stderr_end) = capture::pipe()?;
     let (output, output_end) = capture::pipe()?;
@@ -118,7 +119,7 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
     let error_end = if order.bounds.joined { &stdout_end } else { &stderr_end };
     let mut fds = vec![stdin.as_fd(), stdout_end.as_fd(), error_end.as_fd()];
     fds.extend(order.run.wants_output.then(|| output_end.as_fd()));
-    fds.extend(params.as_ref().map(AsFd::as_fd));
+    fds.extend(files.iter().map(AsFd::as_fd));
     agent.send(&ToAgent::Run(order.run.clone()), &fds).await?;
     let too_much = CancellationToken::new();
     let beyond = if order.bounds.joined { Beyond::Drop } else { Beyond::Stop };

@@ -103,7 +103,7 @@ fn output_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 /// What the process put out: from `output.json` where it wrote one, else from standard output. True in the former case.
-fn output(finished: &mut Finished) -> Result<(Vec<u8>, bool), String> {
+fn output(finished: &Finished) -> Result<(Vec<u8>, bool), String> {
     match &finished.ended.output {
         wire::Output::Invalid(why) => Err(why.clone()),
         wire::Output::File if finished.output.cut => {
@@ -111,20 +111,17 @@ fn output(finished: &mut Finished) -> Result<(Vec<u8>, bool), String> {
         }
         wire::Output::File => output_member(&finished.output.bytes).map(|result| (result, true)),
         wire::Output::None => {
-            let mut result = std::mem::take(&mut finished.stdout.bytes);
-            if result.last() == Some(&b'\n') {
-                result.pop();
-            }
-            Ok((result, false))
+            let result = &finished.stdout.bytes;
+            Ok((result.strip_suffix(b"\n").unwrap_or(result).to_vec(), false))
         }
     }
 }
 
 /// Judges a finished process. `direct` lets any bytes be a result.
-pub(crate) fn answer(mut finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> Answer {
+pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> Answer {
     let invalid = |message: String| CallError::new(ErrorKind::Output, Layer::Run, message);
     let failure = failure(&finished, timeout_ms, memory);
-    let (result, mut error, from_file) = match (failure, output(&mut finished)) {
+    let (result, mut error, from_file) = match (failure, output(&finished)) {
         (Some(error), Ok((_, from_file))) => (Vec::new(), Some(error), from_file),
         (Some(error), Err(_)) => (Vec::new(), Some(error), true),
         (None, Ok((result, from_file))) => (result, None, from_file),
@@ -137,7 +134,11 @@ pub(crate) fn answer(mut finished: Finished, direct: bool, timeout_ms: u64, memo
     if let Some(error) = &mut error {
         error.stderr_tail = tail(&stderr, STDERR_TAIL).to_owned();
     }
-    let mut log = if from_file { finished.stdout.into_log() } else { String::new() };
+    // Standard output is the log where it is not the result: output.json was, or there is none.
+    let mut log = if from_file || error.is_some() { finished.stdout.into_log() } else { String::new() };
+    if !log.is_empty() && !log.ends_with('\n') && !stderr.is_empty() {
+        log.push('\n');
+    }
     log.push_str(&stderr);
     let status = match &error {
         None => CallStatus::Done,
@@ -208,6 +209,7 @@ mod tests {
         let mut killed = finished(wire::Exit::Code(137), b"", None);
         killed.ended.oom_kills = 1;
         assert_eq!(of(killed).error.unwrap().kind, ErrorKind::Oom);
+        assert_eq!(of(finished(wire::Exit::Code(3), b"progress", None)).log, "progress\nwhisper");
         let mut late = finished(wire::Exit::Signal(9), b"", None);
         late.cut = Some(Cut::Deadline);
         assert_eq!(of(late).status, CallStatus::Timeout);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
+use faena_domain::units::ByteSize;
 use faena_domain::{
     BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, Reuse,
     RuntimeSpec, Version,
@@ -42,8 +43,7 @@ impl Bench {
         let node = Node {
             worker: "w".into(),
             engines: BTreeMap::from([(EngineKind::Fake, shared)]),
-            code: CodeStore::open(folder.path().join("code"), blobs.clone(), faena_domain::units::ByteSize(1 << 30))
-                .unwrap(),
+            code: CodeStore::open(folder.path().join("code"), blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
             blobs,
             ca_bundle: None,
             egress: Arc::new(EgressPolicy::web()),
@@ -55,9 +55,10 @@ impl Bench {
             slots: 4,
             creations: 4,
             instances: 8,
-            memory: faena_domain::units::ByteSize(1 << 30),
+            memory: ByteSize(1 << 30),
             idle: std::time::Duration::from_secs(60),
             freeze_after: std::time::Duration::from_secs(60),
+            start_timeout: std::time::Duration::from_secs(60),
             preload: faena_domain::Preload::None,
             home: tokio::runtime::Handle::current(),
         };
@@ -76,6 +77,7 @@ impl Bench {
             path: "/ws".into(),
             run: run.into(),
             archive: self.archive,
+            root: String::new(),
             env: BTreeMap::new(),
             limits: Limits::DEFAULT,
             network: Network::None,
@@ -93,6 +95,7 @@ impl Bench {
             code: self.code(run),
             params: Payload::Text("{\"n\":1}".into()),
             body: None,
+            request: None,
             direct: false,
             timeout_ms: 20_000,
             expires: false,

@@ -2,15 +2,27 @@
 //
 // Calls come in frames on standard input, and answers go to a descriptor (docs/reference/handler-protocol.md).
 
+import { closeSync, openSync } from "node:fs";
 import { Socket } from "node:net";
 import { resolve } from "node:path";
-import { pathToFileURL } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { inspect } from "node:util";
 
 const HEADER = 16;
 const LENGTHS = 8;
-const [READY, RESULT, EXCEPTION] = [0x80, 0x81, 0x82];
+const [READY, RESULT, EXCEPTION, REPLY] = [0x80, 0x81, 0x82, 0x84];
+const OURS = fileURLToPath(import.meta.url);
 
-const calls = new Socket({ fd: 0, readable: true, writable: false });
+/** Takes the calls' pipe away from standard input, which is empty for the function and for all that it starts. */
+function takeCalls() {
+  const calls = openSync("/proc/self/fd/0", "r");
+  closeSync(0);
+  // The lowest free descriptor is taken.
+  openSync("/dev/null", "r");
+  return new Socket({ fd: calls, readable: true, writable: false });
+}
+
+const calls = takeCalls();
 const answers = new Socket({ fd: 3, readable: false, writable: true });
 
 function send(kind, id, body) {
@@ -21,15 +33,24 @@ function send(kind, id, body) {
   answers.write(Buffer.concat([header, body]));
 }
 
+/** A text or bytes behind their length. */
+function measured(head, body) {
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(head.length, 0);
+  return Buffer.concat([length, head, body]);
+}
+
 /** What a call knows of itself; read from its JSON when it is first asked for. */
 class Context {
   #text;
   #values;
+  #params;
+  #body;
 
-  constructor(text, body) {
+  constructor(text, params, body) {
     this.#text = text;
-    /** The body of a request that is no JSON; none otherwise. */
-    this.body = body;
+    this.#params = params;
+    this.#body = body;
   }
 
   #get(name) {
@@ -44,27 +65,97 @@ class Context {
   get deadlineMs() { return this.#get("deadlineMs"); }
   get traceparent() { return this.#get("traceparent"); }
 
+  /** The HTTP request: method, path, query, and headers by their names in lower case. */
+  get request() { return this.#get("request"); }
+  /** The request's body; none where it is empty or there is no request. */
+  get body() { return this.#get("bodyIsParams") ? this.#params : this.#body; }
+
+  // The names that functions written for AWS Lambda use.
+  get awsRequestId() { return String(this.call); }
+  get functionName() { return this.function; }
+  get functionVersion() { return String(this.version); }
+  get memoryLimitInMB() { return String(this.#get("memoryMb")); }
+
   /** How long the attempt may still take. */
   remainingMs() {
     return Math.max(0, this.deadlineMs - Date.now());
   }
+
+  getRemainingTimeInMillis() {
+    return this.remainingMs();
+  }
+}
+
+/** What in a value JSON cannot express, or would silently change, and where; nothing where all is well. */
+function misplaced(value, place, above) {
+  if (typeof value === "bigint") return `${place} is a BigInt`;
+  if (typeof value === "function" || typeof value === "symbol") return `${place} is a ${typeof value}`;
+  if (typeof value !== "object" || value === null) return undefined;
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof Map || value instanceof Set || value instanceof Promise) {
+    return `${place} is a ${value.constructor?.name ?? "value"}`;
+  }
+  if (typeof value.toJSON === "function") return undefined;
+  if (above.includes(value)) return `${place} contains itself`;
+  const inside = [...above, value];
+  if (Array.isArray(value)) {
+    for (let index = 0; index < value.length; index += 1) {
+      const found = misplaced(value[index], `${place}[${index}]`, inside);
+      if (found) return found;
+    }
+    return undefined;
+  }
+  for (const key of Object.keys(value)) {
+    // JSON leaves functions out of objects, as programs expect.
+    if (typeof value[key] === "function") continue;
+    const found = misplaced(value[key], `${place}.${key}`, inside);
+    if (found) return found;
+  }
+  return undefined;
+}
+
+/** A result as bytes: texts and bytes as they are, anything else as JSON. */
+function written(result) {
+  if (typeof result === "string") return Buffer.from(result);
+  if (ArrayBuffer.isView(result)) return Buffer.from(result.buffer, result.byteOffset, result.byteLength);
+  if (result instanceof ArrayBuffer) return Buffer.from(result);
+  const found = misplaced(result, "result", []);
+  if (found) throw new TypeError(`the result cannot be written as JSON: ${found}`);
+  return Buffer.from(JSON.stringify(result) ?? "null");
+}
+
+/** What a thrown value says of itself: a message, and where it came from without the frames of this shim. */
+function told(error) {
+  if (error instanceof Error) {
+    const lines = String(error.stack ?? error).split("\n").filter((line) => !line.includes(OURS));
+    return [String(error), lines.join("\n")];
+  }
+  if (typeof error?.message === "string") {
+    return [`${error.name ?? error.code ?? "Error"}: ${error.message}`, inspect(error)];
+  }
+  return [typeof error === "string" ? error : inspect(error), inspect(error)];
 }
 
 async function answer(handle, id, frame) {
   const first = LENGTHS + frame.readUInt32LE(0);
   const end = first + frame.readUInt32LE(4);
   try {
-    const params = JSON.parse(frame.toString("utf8", first, end));
+    const text = frame.subarray(first, end);
+    const params = JSON.parse(text.toString());
     const body = end < frame.length ? frame.subarray(end) : undefined;
-    if (body) params.bodyBase64 = body.toString("base64");
-    const result = await handle(params, new Context(frame.subarray(LENGTHS, first), body));
-    const text = typeof result === "string" ? result : (JSON.stringify(result) ?? "null");
-    send(RESULT, id, Buffer.from(text));
+    // A parameter with a default does not count, and is no place for the context.
+    const result = await (handle.length === 1
+      ? handle(params)
+      : handle(params, new Context(frame.subarray(LENGTHS, first), text, body)));
+    if (result instanceof Response) {
+      const head = { status: result.status, headers: [...result.headers] };
+      const bytes = Buffer.from(await result.arrayBuffer());
+      send(REPLY, id, measured(Buffer.from(JSON.stringify(head)), bytes));
+    } else {
+      send(RESULT, id, written(result));
+    }
   } catch (error) {
-    const message = Buffer.from(String(error));
-    const length = Buffer.alloc(4);
-    length.writeUInt32LE(message.length, 0);
-    send(EXCEPTION, id, Buffer.concat([length, message, Buffer.from(String(error?.stack ?? ""))]));
+    const [message, origin] = told(error).map((text) => Buffer.from(text));
+    send(EXCEPTION, id, measured(message, origin));
   }
 }
 
@@ -94,13 +185,22 @@ function serve(handle) {
   calls.on("end", () => process.exit(0));
 }
 
-const place = process.argv[2];
-const [file, name] = [place.slice(0, place.lastIndexOf(":")), place.slice(place.lastIndexOf(":") + 1)];
-const module = await import(pathToFileURL(resolve(file)));
-const handle = module[name] ?? module.default?.[name];
-if (typeof handle !== "function") {
+/** The user's function: an export of that name, of an ES module or of CommonJS; else the one function that is exported. */
+async function load(file, name) {
+  const module = await import(pathToFileURL(resolve(file)));
+  const handle = module[name] ?? module.default?.[name] ?? module.default;
+  if (typeof handle === "function") return handle;
   console.error(`${file} exports no function ${name}; faena.toml names another with handler = "FILE:NAME"`);
   process.exit(1);
 }
-serve(handle);
+
+const place = process.argv[2];
+const [file, name] = [place.slice(0, place.lastIndexOf(":")), place.slice(place.lastIndexOf(":") + 1)];
+process.argv.splice(1, 2, resolve(file));
+try {
+  serve(await load(file, name));
+} catch (error) {
+  console.error(told(error)[1]);
+  process.exit(1);
+}
 send(READY, 0n, Buffer.alloc(0));

@@ -9,7 +9,7 @@ import sys
 
 HEADER, LENGTHS = 16, 8
 ANSWERS = 3
-CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED = 1, 2, 0x80, 0x81, 0x82, 0x83
+CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED, REPLY = 1, 2, 0x80, 0x81, 0x82, 0x83, 0x84
 # Read at once. From 128 KiB on, glibc gives each piece of memory fresh pages, and takes them back after it.
 CHUNK = 64 * 1024
 
@@ -50,6 +50,10 @@ def own_packages(first):
     del sys.path[first:]
     if base:
         packages((f"{base}/lib/{VERSION}/site-packages",))
+    # An interpreter of a virtual environment; -S keeps it from looking for that itself.
+    around = os.path.dirname(os.path.dirname(sys.executable or ""))
+    if os.path.exists(f"{around}/pyvenv.cfg"):
+        packages((f"{around}/lib/{VERSION}/site-packages",))
     sys.path += [place for place in systems if place not in sys.path]
 
 
@@ -75,7 +79,7 @@ def json_functions():
         return scan(text.strip(" \t\r\n"), 0)[0]
 
     def refuse(value):
-        raise TypeError(f"a result of the type {type(value).__name__} cannot be written as JSON")
+        raise TypeError
 
     def dumps(value):
         encode = make_encoder({}, refuse, encode_basestring, None, ":", ",", False, False, False)
@@ -87,15 +91,60 @@ def json_functions():
 loads, dumps = json_functions()
 
 
+def misplaced(value, place="result", above=()):
+    """What in a value JSON cannot express, and where; None where all is well."""
+    if value is None or isinstance(value, (bool, int)):
+        return None
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{place} is a str that is no Unicode text"
+        return None
+    if isinstance(value, float):
+        return None if value - value == 0 else f"{place} is {value!r}"
+    if any(value is other for other in above):
+        return f"{place} is a {type(value).__name__} that contains itself"
+    if isinstance(value, (list, tuple)):
+        inside = ((f"{place}[{index}]", item) for index, item in enumerate(value))
+    elif isinstance(value, dict):
+        for key in value:
+            if not (key is None or isinstance(key, (str, int, float, bool))):
+                return f"{place} has a key that is a {type(key).__name__}"
+        inside = ((f"{place}[{key!r}]", item) for key, item in value.items())
+    else:
+        return f"{place} is a {type(value).__name__}"
+    found = (misplaced(item, inner, (*above, value)) for inner, item in inside)
+    return next((text for text in found if text), None)
+
+
+class Request:
+    """The HTTP request that a call is."""
+
+    __slots__ = ("method", "path", "query", "headers")
+
+    def __init__(self, method, path, query, headers):
+        self.method, self.path, self.query = method, path, query
+        # By their names in lower case.
+        self.headers = headers
+
+
+class Response:
+    """A result with a status and headers; `body` is whatever a handler may return."""
+
+    __slots__ = ("body", "status", "headers")
+
+    def __init__(self, body=b"", status=200, headers=None):
+        self.body, self.status, self.headers = body, status, headers or {}
+
+
 class Context:
     """What a call knows of itself; read from its JSON when it is first asked for."""
 
-    __slots__ = ("_text", "_values", "body")
+    __slots__ = ("_text", "_values", "_params", "_body")
 
-    def __init__(self, text, body):
-        self._text, self._values = text, None
-        # The body of a request that is no JSON; None otherwise.
-        self.body = body
+    def __init__(self, text, params, body):
+        self._text, self._values, self._params, self._body = text, None, params, body
 
     def _get(self, name):
         if self._values is None:
@@ -109,23 +158,115 @@ class Context:
     deadline_ms = property(lambda self: self._get("deadlineMs"), doc="when the attempt has to end, in Unix milliseconds")
     traceparent = property(lambda self: self._get("traceparent"), doc="the W3C trace context")
 
+    # The names that functions written for AWS Lambda use.
+    aws_request_id = property(lambda self: str(self.call), doc="the call's number, as a text")
+    function_name = function
+    function_version = property(lambda self: str(self.version), doc="the function's version, as a text")
+    memory_limit_in_mb = property(lambda self: str(self._get("memoryMb")), doc="megabytes of memory, as a text")
+
+    @property
+    def request(self):
+        """The HTTP request; None for a call that did not come as one."""
+        request = self._get("request")
+        return request and Request(**request)
+
+    @property
+    def body(self):
+        """The request's body, as bytes; None where it is empty or there is no request."""
+        return self._params if self._get("bodyIsParams") else self._body
+
     def remaining_ms(self):
         """How long the attempt may still take."""
         import time
 
         return max(0, self.deadline_ms - int(time.time() * 1000))
 
+    get_remaining_time_in_millis = remaining_ms
 
-def module_of(file):
+
+class Offer:
+    """Finds the module `faena`, where the user's code brings none of that name."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "faena":
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, Offer)
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module):
+        module.Response = Response
+
+
+class Builtin:
+    """A name that -S leaves out of the builtins, made when it is first used."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def made(self):
+        import _sitebuiltins
+
+        if self.name == "help":
+            return _sitebuiltins._Helper()
+        return _sitebuiltins._Printer(self.name, f"Type help() for interactive help, see docs.python.org for the {self.name}.")
+
+    def __repr__(self):
+        return repr(self.made())
+
+    def __call__(self, *arguments, **named):
+        return self.made()(*arguments, **named)
+
+
+def leave(code=None):
+    """exit() and quit()."""
+    raise SystemExit(code)
+
+
+def add_builtins():
+    """What every Python script finds."""
+    import builtins
+
+    builtins.exit = builtins.quit = leave
+    for name in ("copyright", "credits", "license", "help"):
+        setattr(builtins, name, Builtin(name))
+
+
+def package_of(folder, here):
+    """The package that a folder below the code is, so that relative imports work in it; "" where it is none."""
+    names = os.path.relpath(folder, here).split(os.sep)
+    if names == ["."] or not all(name.isidentifier() for name in names):
+        return ""
+    # A folder without __init__.py never goes before a module of Python's own.
+    if names[0] in sys.modules or (
+        names[0] in getattr(sys, "stdlib_module_names", ())
+        and not os.path.exists(os.path.join(here, names[0], "__init__.py"))
+    ):
+        return ""
+    import importlib
+
+    package = ".".join(names)
+    importlib.import_module(package)
+    return package
+
+
+def module_of(file, package):
     """A module of its source, as the import system would make it but for looking for it."""
     from _frozen_importlib import ModuleSpec
     from _frozen_importlib_external import SourceFileLoader
 
     name = os.path.basename(file).removesuffix(".py")
+    name = f"{package}.{name}" if package else name
     spec = ModuleSpec(name, SourceFileLoader(name, file), origin=file)
     spec._set_fileattr = True
     module = type(sys)(name)
-    module.__file__, module.__spec__, module.__loader__, module.__package__ = file, spec, spec.loader, ""
+    module.__file__, module.__spec__, module.__loader__, module.__package__ = file, spec, spec.loader, package
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     source = os.read(fd, os.fstat(fd).st_size + 1)
     os.close(fd)
@@ -135,19 +276,46 @@ def module_of(file):
 
 
 def load(place):
-    """The user's function."""
+    """The user's function, called with params and context."""
     file, _, name = place.rpartition(":")
     here = os.getcwd()
     file = os.path.join(here, file)
     folder = os.path.dirname(file)
     sys.path[0] = here
+    package = ""
     if folder != here:
+        package = package_of(folder, here)
         sys.path.insert(0, folder)
-    module = module_of(file)
+    module = module_of(file, package)
     try:
-        return getattr(module, name)
+        handle = getattr(module, name)
     except AttributeError:
         sys.exit(f"{place} is not there: the file has no {name}; faena.toml names another with handler = \"FILE:NAME\"")
+    return taking(handle)
+
+
+def taking(handle):
+    """The function as it is called, with params and context, whatever number of these it takes."""
+    inner = handle
+    while hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    code = getattr(inner, "__code__", None)
+    if code is None or type(inner) is not type(taking):
+        import inspect
+
+        try:
+            kinds = [parameter.kind for parameter in inspect.signature(handle).parameters.values()]
+        except (TypeError, ValueError):
+            return handle
+        takes = 2 if inspect.Parameter.VAR_POSITIONAL in kinds else sum(kind <= 1 for kind in kinds)
+    else:
+        VARARGS = 4
+        takes = 2 if code.co_flags & VARARGS else code.co_argcount
+    if takes >= 2:
+        return handle
+    if takes == 1:
+        return lambda params, context: handle(params)
+    return lambda params, context: handle()
 
 
 def settler():
@@ -170,37 +338,73 @@ def settler():
 settle = settler()
 
 
-def with_body(params, body):
-    """Params of a request whose body is no JSON."""
-    from binascii import b2a_base64
-
-    params["bodyBase64"] = str(b2a_base64(body, newline=False), "ascii")
-
-
 def answer(handle, frame):
     """One call; the kind of its answer's frame and what that carries."""
     first = LENGTHS + int.from_bytes(frame[:4], "little")
     end = first + int.from_bytes(frame[4:LENGTHS], "little")
     try:
-        params, body = loads(str(frame[first:end], "utf-8")), None
-        if end < len(frame):
-            body = frame[end:]
-            with_body(params, body)
-        result = handle(params, Context(frame[LENGTHS:first], body))
+        text = frame[first:end]
+        params = loads(str(text, "utf-8"))
+        result = handle(params, Context(frame[LENGTHS:first], text, frame[end:] or None))
         if hasattr(result, "__await__"):
             result = settle(result)
-        if type(result) is not str:
-            result = dumps(result)
-        kind, out = RESULT, result.encode()
+        if type(result) is Response:
+            kind, out = REPLY, reply(result)
+        else:
+            kind, out = RESULT, written(result)
     except Exception as error:
-        import traceback
-
-        first = error.__traceback__.tb_next if error.__traceback__ else None
-        origin = "".join(traceback.format_exception(type(error), error, first)).encode("utf-8", "replace")
         message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
-        kind, out = EXCEPTION, len(message).to_bytes(4, "little") + message + origin
+        kind, out = EXCEPTION, len(message).to_bytes(4, "little") + message + origin(error).encode("utf-8", "replace")
     flush()
     return kind, out
+
+
+def written(result):
+    """A result as bytes: bytes and texts as they are, anything else as JSON."""
+    if isinstance(result, str):
+        try:
+            return str.encode(result)
+        except UnicodeEncodeError:
+            raise TypeError("the result is a str that is no Unicode text") from None
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return bytes(result)
+    try:
+        return dumps(result).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        found = misplaced(result)
+        if found is None:
+            raise
+        raise TypeError(f"the result cannot be written as JSON: {found}") from None
+
+
+def reply(response):
+    """A Response as it travels."""
+    body, status, headers = response.body, response.status, response.headers
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        raise ValueError(f"the status of a Response is a number from 200 to 599, not {status!r}")
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    head = dumps({"status": int(status), "headers": [[str(name), str(value)] for name, value in pairs]}).encode()
+    return len(head).to_bytes(4, "little") + head + written(b"" if body is None else body)
+
+
+def origin(error):
+    """Where an exception came from, without the frames of this shim."""
+    import traceback
+
+    whole = traceback.TracebackException.from_exception(error)
+    ours, seen, left = os.path.dirname(__file__), set(), [whole]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        kept = [frame for frame in one.stack if os.path.dirname(frame.filename) != ours]
+        # What runs an `async def` is not the user's either.
+        while len(kept) > 1 and kept[0].filename.endswith(("/asyncio/base_events.py", "/asyncio/runners.py")):
+            del kept[0]
+        one.stack = traceback.StackSummary.from_list(kept)
+        left += [one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ())]
+    return "".join(whole.format())
 
 
 def framed(kind, number, body):
@@ -315,8 +519,29 @@ def fill(fd, buffer):
 
 
 def flush():
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """What was printed goes out. A stream that the function has closed or replaced is its own business."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def begin(place):
+    """Loads the user's code. What goes wrong there is told without our frames."""
+    # Children that multiprocessing spawns import no main program: ours is none of the user's.
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    if hasattr(main, "__file__"):
+        del main.__file__
+    sys.meta_path.append(Offer)
+    add_builtins()
+    try:
+        return load(place)
+    except Exception as error:
+        sys.stderr.write(origin(error))
+        sys.stderr.flush()
+        sys.exit(1)
 
 
 def main():
@@ -339,7 +564,7 @@ def main():
     if parallel > 1:
         # Our modules are found no more once the user's are.
         from _faena_parallel import Turns
-    handle = load(sys.argv[1])
+    handle = begin(sys.argv[1])
     if os.environ.get("FAENA_FORK") == "1":
         return apart(calls, handle)
     turns = Turns(calls, handle, parallel) if parallel > 1 else None

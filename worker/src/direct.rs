@@ -9,7 +9,7 @@ use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
 use faena_miniworker::Pool;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
-use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpRequest};
+use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use tracing::{debug, warn};
@@ -100,23 +100,14 @@ impl Road {
         calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
         let engine = code.engine.unwrap_or(EngineKind::Sandbox);
         let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
-        let (request, params, body) = match head.request {
-            None => {
-                let mut params = body;
-                let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
-                (None, params, body)
-            }
-            Some(request) => {
-                let (method, target, headers) = (request.method, request.target, request.headers);
-                (Some(HttpRequest { method, target, headers, body }), Bytes::new(), None)
-            }
-        };
+        let mut params = body;
+        let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
         let call = DirectCall {
             num,
             code,
             params,
             body,
-            request,
+            request: head.request,
             timeout_ms: head.timeout_ms,
             deadline: Instant::now() + Duration::from_millis(head.left_ms),
             deadline_unix_ms: head.deadline_unix_ms,

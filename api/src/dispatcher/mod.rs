@@ -16,7 +16,6 @@ use faena_db_client::DbClient;
 use faena_domain::queue::LEASE_MS;
 use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
-use faena_protocol::direct::HttpHead;
 use faena_protocol::node::{Lease, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord, CallSpec, EndedCall, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
@@ -351,12 +350,7 @@ impl Dispatcher {
     }
 
     /// Answers a waited call and writes it behind the answer.
-    fn end_waited(&self, call: Waited, record: CallRecord) {
-        self.end_waited_with(call, record, None);
-    }
-
-    /// The same, with the head of what a function that speaks HTTP answered, which nobody keeps.
-    fn end_waited_with(&self, mut call: Waited, record: CallRecord, head: Option<HttpHead>) {
+    fn end_waited(&self, mut call: Waited, record: CallRecord) {
         let num = call.spec.num;
         match call.place.take() {
             Some(place) => {
@@ -365,7 +359,7 @@ impl Dispatcher {
             }
             None => self.recorder.forget(num),
         }
-        call.answer(Answer::Ended(Box::new(record), head));
+        call.answer(Answer::Ended(Box::new(record)));
         // Nobody may follow it.
         let _ = self.ends.send(num);
     }
@@ -400,7 +394,7 @@ impl Dispatcher {
         match outcome {
             Some(outcome) => {
                 let record = call.ended(&outcome);
-                self.end_waited_with(call, record, outcome.head);
+                self.end_waited(call, record);
             }
             // A worker that stops gives back what it had not finished.
             None => self.again(call),

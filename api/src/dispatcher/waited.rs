@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner};
 use faena_protocol::DbError;
-use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
 use tokio::sync::oneshot;
 
@@ -15,7 +14,7 @@ use crate::recorder::Place;
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// The call has ended.
-    Ended(Box<CallRecord>, Option<HttpHead>),
+    Ended(Box<CallRecord>),
     /// The wait ran out, and the call has its row.
     Adopted(Box<CallRecord>),
     /// The wait ran out, and the call could not be given its row.
@@ -148,6 +147,7 @@ impl Waited {
             code: (*self.code).clone(),
             params: self.spec.params.clone(),
             body: self.spec.body.clone(),
+            request: self.spec.request.clone(),
             direct: self.spec.direct,
             timeout_ms,
             expires: left < asked,
@@ -164,6 +164,7 @@ impl Waited {
             function: self.spec.function.clone(),
             params: self.spec.params.clone(),
             body: self.spec.body.clone(),
+            request: self.spec.request.clone(),
             status: if self.started { CallStatus::Running } else { CallStatus::Pending },
             ..CallRecord::begin(self.spec.num, &self.code, self.created_at, self.spec.traceparent.clone())
         }
@@ -176,6 +177,7 @@ impl Waited {
         CallRecord {
             status: outcome.status,
             result: outcome.result.clone(),
+            head: outcome.head.clone(),
             error: outcome.error.clone(),
             logs: outcome.logs.clone(),
             attempts: vec![attempt],

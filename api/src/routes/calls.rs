@@ -111,6 +111,7 @@ pub(crate) async fn page(app: &App, route: &str, query: Option<String>, dead: bo
         function: query.function.clone(),
         status: query.status,
         dead,
+        unreplayed: false,
         before: query.cursor,
         limit: query.limit + 1,
     };

@@ -7,62 +7,28 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use faena_domain::limits::{MAX_BODY, MAX_RESULT};
-use faena_domain::{CallError, CallStatus, ErrorKind, FunctionName, FunctionStatus, Payload};
-use faena_protocol::direct::HttpHead;
+use faena_domain::limits::{MAX_BODY, MAX_HEADER_BYTES, MAX_RESULT};
+use faena_domain::{CallError, CallStatus, ErrorKind, FunctionName, FunctionStatus};
+use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::{CallRecord, CallSpec};
-use serde_json::json;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 
 use super::{invoke, trace};
 use crate::app::{App, Caller};
 use crate::body;
+use crate::handed::{self, Handed};
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
 /// What a direct call may wait for a slot, over its own time.
 pub(crate) const QUEUE_MS: u64 = 10_000;
 
-/// The most headers of a function's answer, and what they may hold.
+/// The most headers of a function's answer.
 const MAX_HEADERS: usize = 100;
-const MAX_HEADER_BYTES: usize = 32 * 1024;
 
 /// How much later than its age a call is judged at most.
 const JUDGED: Duration = Duration::from_secs(2);
-
-/// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
-fn is_withheld(name: &str) -> bool {
-    const WITHHELD: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "authorization",
-        "cookie",
-        "host",
-        "content-length",
-    ];
-    WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
-}
-
-fn headers_of(headers: &HeaderMap) -> serde_json::Map<String, serde_json::Value> {
-    let mut shown = serde_json::Map::new();
-    for name in headers.keys().filter(|name| !is_withheld(name.as_str())) {
-        let values: Vec<_> =
-            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
-        shown.insert(name.to_string(), values.join(", ").into());
-    }
-    shown
-}
-
-/// The headers that a function which speaks HTTP is sent.
-pub(crate) fn passed_headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    let passed = headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
-    passed.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
-}
 
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
 /// the one answer (docs/reference/safety.md).
@@ -86,9 +52,10 @@ fn is_not_its_own(name: &str) -> bool {
 }
 
 /// Takes over the headers that a function may set, as many as are kept.
-pub(crate) fn keep_headers(told: Vec<(String, Vec<u8>)>, headers: &mut HeaderMap) {
+fn keep_headers(told: Vec<Header>, headers: &mut HeaderMap) {
     let mut bytes = 0;
-    for (name, value) in told.into_iter().filter(|(name, _)| !is_not_its_own(name)).take(MAX_HEADERS) {
+    let own = told.into_iter().filter(|Header(name, _)| !is_not_its_own(&name.to_ascii_lowercase()));
+    for Header(name, value) in own.take(MAX_HEADERS) {
         bytes += name.len() + value.len();
         if bytes > MAX_HEADER_BYTES {
             return;
@@ -97,28 +64,6 @@ pub(crate) fn keep_headers(told: Vec<(String, Vec<u8>)>, headers: &mut HeaderMap
             headers.append(name, value);
         }
     }
-}
-
-/// Params of a body that is no JSON: the request itself, but for its body, which travels beside them.
-pub(crate) fn request_params(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> String {
-    json!({"method": method.as_str(), "path": path, "query": query, "headers": headers_of(headers)}).to_string()
-}
-
-async fn params(
-    app: &App,
-    uri: &OriginalUri,
-    method: &Method,
-    headers: &HeaderMap,
-    bytes: &Bytes,
-    name: &str,
-) -> Reply<(Payload, Option<Payload>)> {
-    if body::is_json(headers) {
-        return Ok((invoke::json_params(app, bytes).await?, None));
-    }
-    let path = uri.path().strip_prefix("/f/").and_then(|rest| rest.strip_prefix(name)).unwrap_or_default();
-    let path = if path.is_empty() { "/" } else { path };
-    let params = request_params(method, path, uri.query().unwrap_or_default(), headers);
-    Ok((app.blobs().payload(params).await?, Some(app.blobs().payload(bytes.clone()).await?)))
 }
 
 /// Calls a function with the body of the request, and answers with what it put out.
@@ -137,14 +82,20 @@ pub(crate) async fn call(
     let current = app.versions().of(&namespace, &function, None).await?;
     let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
     let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
-    let (params, body) = params(&app, &uri, &method, &headers, bytes.bytes(), &name).await?;
+    let Handed { params, body, request } =
+        handed::hand((&method, &uri, &headers), current.code.serving.contract, bytes.bytes())?;
+    let body = match body {
+        Some(body) => Some(app.blobs().payload(body).await?),
+        None => None,
+    };
     let timeout_ms = current.code.limits.timeout.0;
     let spec = CallSpec {
         num: app.numbers().next().await?,
         namespace,
         function,
-        params,
+        params: app.blobs().payload(params).await?,
         body,
+        request: Some(request),
         direct: true,
         timeout_ms: None,
         max_age_ms: timeout_ms + QUEUE_MS,
@@ -158,18 +109,26 @@ pub(crate) async fn call(
         traceparent: trace::parent(&headers),
     };
     let needs_row = spec.key.is_some() || current.code.concurrency.is_some();
-    let (call, head) = if current.status == FunctionStatus::Ready && !needs_row {
+    let call = if current.status == FunctionStatus::Ready && !needs_row {
         invoke::run_waited(&app, spec, &current.code, None).await?
     } else {
         let age = Duration::from_millis(spec.max_age_ms);
-        (invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?, None)
+        invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?
     };
-    answer(&app, call, head).await
+    answer(&app, call).await
 }
 
-async fn answer(app: &App, call: CallRecord, head: Option<HttpHead>) -> Reply<Response> {
-    let mut response = match (&call.error, head) {
-        (error, Some(head)) => passed_on(head, app.blobs().bytes(&call.result, MAX_RESULT).await?, error.is_some()),
+async fn answer(app: &App, mut call: CallRecord) -> Reply<Response> {
+    let mut response = match (&call.error, call.head.take()) {
+        (error, Some(head)) => {
+            let body = app.blobs().bytes(&call.result, MAX_RESULT).await?;
+            passed_on(
+                head,
+                body,
+                error.is_some(),
+                call.request.as_ref().is_some_and(|request| request.method == "HEAD"),
+            )
+        }
         (None, None) if call.status == CallStatus::Done => bytes(app.blobs().bytes(&call.result, MAX_RESULT).await?),
         (Some(error), None) => failed(error),
         (None, None) => {
@@ -194,11 +153,19 @@ pub(crate) fn bytes(result: Bytes) -> Response {
     response
 }
 
-/// What a function that speaks HTTP answered, without what it may not say.
-pub(crate) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool) -> Response {
-    let mut response = Response::new(Body::from(body));
+/// What a function answered with a head of its own, without what it may not say.
+///
+/// The answer to HEAD has no body, and says how long that of GET would be.
+pub(crate) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: bool) -> Response {
+    let length = head.headers.iter().find(|Header(name, _)| is_head && name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|Header(_, value)| HeaderValue::from_bytes(value).ok());
+    let is_typed = head.headers.iter().any(|Header(name, _)| name.eq_ignore_ascii_case("content-type"));
+    let mut response = if is_typed || body.is_empty() { Response::new(Body::from(body)) } else { bytes(body) };
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
     keep_headers(head.headers, response.headers_mut());
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    }
     if has_failed {
         response.headers_mut().insert("faena-error", HeaderValue::from_static("function"));
     }
@@ -266,28 +233,10 @@ mod tests {
     fn a_function_sets_no_header_that_reaches_beyond_its_answer() {
         let told =
             ["content-type", "x-mine", "set-cookie", "faena-call", "access-control-allow-origin", "content-length"];
-        let told = told.iter().map(|name| ((*name).to_owned(), b"v".to_vec())).collect();
+        let told = told.iter().map(|name| Header((*name).to_owned(), b"v".to_vec())).collect();
         let mut headers = HeaderMap::new();
         keep_headers(told, &mut headers);
         let kept: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(kept, ["content-type", "x-mine"]);
-    }
-
-    #[test]
-    fn a_body_that_is_no_json_is_the_last_of_its_params() {
-        let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("a\"b"))]);
-        let params = request_params(&Method::PUT, "/a", "b=c", &headers);
-        let expected = json!({"method": "PUT", "path": "/a", "query": "b=c", "headers": {"accept": "a\"b"}, "bodyBase64": "/2JvZHk="});
-        let whole = faena_protocol::direct::with_body(&params, b"\xffbody");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&whole).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_function_sees_no_credentials() {
-        let names = ["authorization", "cookie", "x-mine", "proxy-authorization", "faena-call"];
-        let headers =
-            names.iter().map(|name| (header::HeaderName::from_static(name), HeaderValue::from_static("v"))).collect();
-        let shown = headers_of(&headers);
-        assert_eq!(shown.keys().collect::<Vec<_>>(), ["x-mine"]);
     }
 }

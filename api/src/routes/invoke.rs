@@ -13,9 +13,8 @@ use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{BlobKey, DigestKind, FunctionName, FunctionStatus, Payload, Timestamp, Version};
+use faena_domain::{BlobKey, DigestKind, FunctionName, FunctionStatus, Timestamp, Version};
 use faena_protocol::db::CallPromised;
-use faena_protocol::direct::HttpHead;
 use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -150,7 +149,7 @@ pub(crate) async fn run_waited(
     spec: CallSpec,
     code: &Arc<Code>,
     wait: Option<Duration>,
-) -> Reply<(CallRecord, Option<HttpHead>)> {
+) -> Reply<CallRecord> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
     let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
@@ -173,8 +172,7 @@ pub(crate) async fn run_waited(
         }
     };
     match answered {
-        Ok(Answer::Ended(call, head)) => Ok((*call, head)),
-        Ok(Answer::Adopted(call)) => Ok((*call, None)),
+        Ok(Answer::Ended(call) | Answer::Adopted(call)) => Ok(*call),
         Ok(Answer::Refused(error)) => Err(error.into()),
         Err(_) => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1))
@@ -262,6 +260,7 @@ pub(crate) async fn invoke(
         function,
         params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,
         body: None,
+        request: None,
         direct: false,
         timeout_ms: invocation.timeout_ms,
         max_age_ms: invocation.max_age_ms.unwrap_or(DEFAULT_AGE_MS),
@@ -276,7 +275,7 @@ pub(crate) async fn invoke(
     };
     let call = match wait {
         Some(seconds) if waits_here => {
-            run_waited(&app, spec, &current.code, Some(Duration::from_secs(seconds))).await?.0
+            run_waited(&app, spec, &current.code, Some(Duration::from_secs(seconds))).await?
         }
         Some(seconds) => accept_and_wait(&app, spec, version, Duration::from_secs(seconds)).await?,
         None => accept(&app, spec, version).await?,
@@ -291,12 +290,6 @@ pub(crate) fn check_json(bytes: &[u8]) -> Reply<()> {
     }
     let checked = serde_json::from_slice::<&RawValue>(bytes);
     checked.map(drop).map_err(|error| Problem::invalid("malformed_json", error))
-}
-
-/// The params of a call whose body was JSON.
-pub(crate) async fn json_params(app: &App, bytes: &[u8]) -> Reply<Payload> {
-    check_json(bytes)?;
-    Ok(app.blobs().payload(bytes.to_vec()).await?)
 }
 
 #[cfg(test)]

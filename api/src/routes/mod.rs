@@ -2,6 +2,7 @@
 
 mod builds;
 mod calls;
+mod describe;
 pub(crate) mod direct;
 mod events;
 mod functions;
@@ -49,6 +50,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(calls::get, calls::cancel))
         .routes(routes!(replay::one))
         .routes(routes!(replay::dead_letters))
+        .routes(routes!(replay::forget))
         .routes(routes!(replay::many))
         .routes(routes!(calls::logs))
         .routes(routes!(workers::list))
@@ -57,20 +59,23 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(health::metrics))
 }
 
-/// The description of every route.
-pub fn openapi() -> Document {
-    let mut document = documented().into_openapi();
+/// The OpenAPI description of every route.
+pub fn description() -> serde_json::Value {
+    let mut document: Document = documented().into_openapi();
     direct::describe(&mut document);
-    document
+    let mut description = serde_json::to_value(document).unwrap_or_default();
+    describe::complete(&mut description);
+    description
 }
 
 /// All routes behind the guard.
 pub fn router(app: App) -> Router {
     let (router, _) = documented().split_for_parts();
-    let document = openapi();
+    let document = description();
     let all = router
         .route("/openapi.json", get(|| async move { Json(document) }))
         .route("/f/{name}", axum::routing::any(direct::call))
+        .route("/f/{name}/", axum::routing::any(direct::call))
         .route("/f/{name}/{*path}", axum::routing::any(direct::call));
     guarded(all, app)
 }

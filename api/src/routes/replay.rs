@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::MAX_PAGE;
 use faena_domain::{CallNum, FunctionName, Version};
-use faena_protocol::db::{CallList, CallReplay};
+use faena_protocol::db::{CallList, CallReplay, DeadLetterForget};
 use faena_protocol::records::CallRecord;
 use serde::Deserialize;
 
@@ -93,6 +93,7 @@ async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
                 function: Some(function),
                 status: None,
                 dead: true,
+                unreplayed: true,
                 before: None,
                 limit: MAX_PAGE,
             };
@@ -105,7 +106,16 @@ async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
     }
 }
 
-/// Replays many dead letters: those named, or the newest 200 of a function.
+/// Forgets a dead letter; the call stays on record.
+#[utoipa::path(delete, path = "/deadLetter/{callNum}", tag = "calls", params(("callNum" = i64, Path,)),
+    responses((status = 204, description = "It is no dead letter any more"), (status = 404, description = "There is no such dead letter", body = Problem)))]
+pub(crate) async fn forget(State(app): State<App>, Path(num): Path<String>) -> Reply<StatusCode> {
+    let num = calls::number(&num)?;
+    app.db().ask(&DeadLetterForget { namespace: Caller::local().namespace, num }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Replays many dead letters that were not replayed yet: those named, or the newest 200 of a function.
 #[utoipa::path(post, path = "/deadLetters/replay", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`callNums` or `funcName`; optionally `version`"),
     responses((status = 202, description = "The new calls, shaped like `/calls`"), (status = 400, description = "What is wrong", body = Problem), (status = 404, description = "There is no such call, function or version", body = Problem)))]
 pub(crate) async fn many(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
@@ -115,7 +125,12 @@ pub(crate) async fn many(State(app): State<App>, headers: HeaderMap, body: Body)
     let nums = selected(&app, &selection).await?;
     let mut made = Vec::with_capacity(nums.len());
     for num in nums {
-        made.push(again(&app, &headers, num, selection.version.map(Version)).await?);
+        let call = calls::find(&app, num).await?;
+        // A dead letter that was replayed is not replayed again: the same request twice makes the same calls.
+        made.push(match call.replayed_as {
+            Some(replay) => calls::find(&app, replay).await?,
+            None => again(&app, &headers, num, selection.version.map(Version)).await?,
+        });
     }
     app.dispatcher().poke();
     Ok((StatusCode::ACCEPTED, Json(calls::Page(made))).into_response())

@@ -7,12 +7,13 @@ use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
-use faena_blob::archive::{self, ArchiveError, Bounds, Checked};
+use faena_blob::archive::{self, ArchiveError, Bounds, Checked, Listing};
 use faena_blob::{BlobStore, Spooled};
 use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
+use faena_domain::program::{InvalidProgram, Place, Program};
 use faena_domain::serving::InvalidServing;
-use faena_domain::{FunctionName, Manifest, RuntimeName};
+use faena_domain::{FunctionName, Manifest, RuntimeName, RuntimeSpec};
 use faena_protocol::db::{RuntimeGet, VersionPut};
 use futures_util::StreamExt;
 use http_body_util::Limited;
@@ -34,6 +35,9 @@ impl From<ArchiveError> for Problem {
     fn from(error: ArchiveError) -> Self {
         match &error {
             ArchiveError::Empty => Self::invalid("empty_archive", error),
+            ArchiveError::Unsupported { .. } => {
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_archive", error.to_string())
+            }
             ArchiveError::Unknown => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "no_archive", error.to_string()),
             ArchiveError::Damaged(_) => Self::invalid("damaged_archive", error),
             ArchiveError::NoFiles => Self::invalid("empty_archive", error),
@@ -59,13 +63,28 @@ impl From<InvalidManifest> for Problem {
     }
 }
 
+impl From<InvalidProgram> for Problem {
+    fn from(error: InvalidProgram) -> Self {
+        Self::invalid("missing_handler", error)
+    }
+}
+
 fn broken(error: &MultipartError) -> Problem {
     Problem::invalid("broken_upload", format!("the multipart body did not arrive whole: {}", error.body_text()))
 }
 
+/// The form of an upload.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "it describes what is read as a stream")]
+struct UploadForm {
+    /// A zip, tar.gz or tar, told by its bytes.
+    #[schema(value_type = String, format = Binary)]
+    module: Vec<u8>,
+}
+
 /// Takes an archive in, checks it before anything is kept, and makes it the function's newest version.
 #[utoipa::path(post, path = "/registerFunction/{runtime}/{funcName}", tag = "functions", params(("runtime" = String, Path,), ("funcName" = String, Path,)),
-    request_body(content = Vec<u8>, content_type = "multipart/form-data", description = "The field `module`: a zip, tar.gz or tar, told by its bytes"),
+    request_body(content = UploadForm, content_type = "multipart/form-data", description = "The field `module`: a zip, tar.gz or tar, told by its bytes"),
     responses((status = 201, description = "The new function"), (status = 200, description = "The function with its new version"), (status = 400, description = "What is wrong with the archive", body = Problem), (status = 404, description = "There is no such runtime", body = Problem), (status = 413, description = "Too large", body = Problem)))]
 pub(crate) async fn register(
     State(app): State<App>,
@@ -80,9 +99,15 @@ pub(crate) async fn register(
     })?;
     let room = app.room().upload(request.headers(), MAX_ARCHIVE)?;
     let spooled = receive(&app, request).await?;
-    let (spooled, checked, _held) = check(spooled, (place, room)).await?;
+    let (spooled, checked, held) = check(spooled, (place, room)).await?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
+    let root = root(&checked.listing, &spec, &manifest);
+    let handler = Program::at_upload(&manifest.serving, &spec, &checked.listing.below(&root))?;
+    let (spooled, _held) = match handler {
+        Some(handler) => check_handler(handler, &root, spooled, held).await?,
+        None => (spooled, held),
+    };
     app.blobs().put(&spooled).await?;
     let put = VersionPut {
         request: uuid::Uuid::new_v4().simple().to_string(),
@@ -91,6 +116,7 @@ pub(crate) async fn register(
         function,
         source: spooled.key,
         source_bytes: spooled.bytes,
+        root,
         manifest,
         limits,
         secret: callbacks::new_secret(),
@@ -100,6 +126,39 @@ pub(crate) async fn register(
     app.dispatcher().poke();
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(FunctionView::registered(put.record, put.created.then_some(secret)))))
+}
+
+/// The folder of an archive that is used: its only one, unless a command or the handler names that folder itself.
+fn root(listing: &Listing, runtime: &RuntimeSpec, manifest: &Manifest) -> String {
+    let Some(folder) = listing.only_folder() else { return String::new() };
+    let handler = manifest.serving.handler.as_deref().unwrap_or_default();
+    let is_word = |c: char| c.is_alphanumeric() || "._-/".contains(c) || !c.is_ascii();
+    let mut words = [runtime.run.as_str(), &runtime.dependencies, handler]
+        .into_iter()
+        .flat_map(|text| text.split(|c| !is_word(c)))
+        .map(|word| word.strip_prefix(&runtime.path).map_or(word, |rest| rest.trim_start_matches('/')))
+        .map(|word| word.trim_start_matches("./"));
+    let names_it =
+        words.any(|word| word.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    if names_it { String::new() } else { format!("{folder}/") }
+}
+
+/// The longest source in which a function is looked for.
+const MAX_SOURCE: usize = 1024 * 1024;
+
+/// Refuses a handler whose file surely does not define it.
+async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held) -> Reply<(Spooled, Held)> {
+    let path = format!("{root}{}", handler.file.trim_start_matches("./"));
+    let read = tokio::task::spawn_blocking(move || {
+        let mut spooled = spooled;
+        archive::content(&mut spooled.file, &Bounds::SOURCE, &path, MAX_SOURCE).map(|source| (spooled, source, held))
+    });
+    let (spooled, source, held) = read.await.map_err(|error| Problem::internal("reading an archive", &error))??;
+    // A link's target, or a source that is cut, may define anything.
+    if let Some(source) = source.filter(|source| source.len() < MAX_SOURCE) {
+        handler.check_source(&String::from_utf8_lossy(&source))?;
+    }
+    Ok((spooled, held))
 }
 
 /// Streams the field `module`, and nothing else, to a passing file.
@@ -119,6 +178,10 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
     let mut spooled = None;
     while let Some(field) = patient(multipart.next_field()).await? {
         match field.name() {
+            Some(FIELD) if field.file_name().is_none() && field.content_type().is_none() => {
+                let detail = "the field `module` is a text, not a file";
+                return Err(Problem::invalid("no_file", detail).hint("put @ before the name: curl -F module=@code.zip"));
+            }
             Some(FIELD) if spooled.is_none() => spooled = Some(spool(app.blobs(), field).await?),
             Some(FIELD) => return Err(Problem::invalid("repeated_field", "the field `module` is there twice")),
             name => {

@@ -42,9 +42,68 @@ pub fn looks_like_network(log_tail: &str) -> bool {
     SIGNS.iter().any(|sign| log_tail.contains(sign))
 }
 
+/// Lines of a reason.
+const REASON: usize = 4;
+
+/// The lines of a failed build's log that say why: those that a package manager marks as errors, else the last ones.
+///
+/// The marks are those of pip, npm, pnpm, yarn, cargo, gem, go and Python; lines that only say where a log lies, or that a
+/// newer version is out, are left out.
+pub fn reason(log: &str) -> Vec<&str> {
+    const MARKS: [&str; 11] = [
+        "error:",
+        "error[",
+        "npm err",
+        "err_pnpm",
+        "fatal:",
+        "go:",
+        "error code",
+        "cannot find",
+        "no such file",
+        "not found",
+        "invalid ",
+    ];
+    const ASIDE: [&str; 4] =
+        ["complete log of this run", "[notice]", "debug log", "error originates from a subprocess"];
+    let lines = || log.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_marked = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        MARKS.iter().any(|mark| line.contains(mark)) && !ASIDE.iter().any(|aside| line.contains(aside))
+    };
+    let mut marked: Vec<&str> = Vec::new();
+    for line in lines().filter(is_marked) {
+        // npm repeats the beginning of a line as a line.
+        if !marked.iter().any(|earlier| earlier.starts_with(line)) {
+            marked.push(line);
+        }
+    }
+    if !marked.is_empty() {
+        // npm begins with the reason, compilers and Python end with it; the first few and the last hold both.
+        let last = marked.pop();
+        marked.truncate(REASON - 1);
+        marked.extend(last);
+        return marked;
+    }
+    let mut last: Vec<&str> = lines().rev().take(3).collect();
+    last.reverse();
+    last
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_package_managers_own_reason_is_found() {
+        let npm = "npm error code E404\nnpm error 404 Not Found - GET https://x/y - Not found\nnpm error 404\n\
+                   npm error A complete log of this run can be found in: /tmp/.npm/_logs/z.log\n";
+        assert_eq!(reason(npm), ["npm error code E404", "npm error 404 Not Found - GET https://x/y - Not found"]);
+        let pip = "Collecting six==999\nERROR: Could not find a version that satisfies the requirement six==999\n\
+                   ERROR: No matching distribution found for six==999\n\n[notice] A new release of pip is available\n";
+        assert_eq!(reason(pip).len(), 2);
+        assert!(reason(pip)[1].contains("No matching distribution"));
+        assert_eq!(reason("a\nb\n\nc\nd\n"), ["b", "c", "d"]);
+    }
 
     #[test]
     fn a_missing_package_is_told_apart_from_a_missing_network() {

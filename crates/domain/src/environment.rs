@@ -47,17 +47,18 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidEnv> {
 
 /// Whether nobody but the platform sets this variable; an image's own is dropped too.
 pub fn is_reserved(name: &str) -> bool {
-    name.starts_with("LD_") || name.starts_with("FAENA_") || name == "TRACEPARENT"
+    name.starts_with("LD_") || name.starts_with("FAENA_") || matches!(name, "TRACEPARENT" | "PORT")
 }
 
 /// Folders of programs that a build put below `path`, each with a colon behind it; they go before the image's `PATH`.
 pub fn path_prefix(path: &str) -> String {
-    [".local/bin", "node_modules/.bin", ".gem/bin", ".cargo/bin", ".go/bin"]
+    [".venv/bin", ".local/bin", "node_modules/.bin", ".gem/bin", ".cargo/bin", ".go/bin"]
         .iter()
         .fold(String::new(), |prefix, folder| format!("{prefix}{path}/{folder}:"))
 }
 
-/// Where the package managers find what a build put below `path`; the same for builds and calls.
+/// Where the package managers find what a build put below `path`; the same for builds and calls. Nothing here stands in
+/// the way of an explicit destination: pip installs for the user by itself where the system's folders cannot be written.
 ///
 /// pip's variables: pip.pypa.io, "Configuration", "Environment Variables"; Python's: docs.python.org, `PYTHONUSERBASE`.
 pub fn package_variables(path: &str) -> BTreeMap<String, String> {
@@ -67,11 +68,11 @@ pub fn package_variables(path: &str) -> BTreeMap<String, String> {
         ("HOME", "/tmp".to_owned()),
         ("TMPDIR", "/tmp".to_owned()),
         ("PYTHONUSERBASE", below(".local")),
-        ("PIP_USER", one()),
         ("PIP_BREAK_SYSTEM_PACKAGES", one()),
         ("PIP_IGNORE_INSTALLED", one()),
         ("PIP_DISABLE_PIP_VERSION_CHECK", one()),
         ("PIP_NO_INPUT", one()),
+        ("POETRY_VIRTUALENVS_IN_PROJECT", "true".to_owned()),
         ("GEM_HOME", below(".gem")),
         ("GOBIN", below(".go/bin")),
         ("CARGO_INSTALL_ROOT", below(".cargo")),
@@ -83,6 +84,32 @@ pub fn package_variables(path: &str) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
+}
+
+/// A request as CGI programs find it (RFC 3875, 4.1). A header with `_` in its name could pass for another; `Proxy` would
+/// become `HTTP_PROXY`, which many programs believe (CVE-2016-5385). Values with a NUL, which no variable can hold, are left
+/// out.
+pub fn cgi_variables(
+    method: &str,
+    path: &str,
+    query: &str,
+    headers: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = [("REQUEST_METHOD", method), ("PATH_INFO", path), ("QUERY_STRING", query)]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    for (name, value) in headers {
+        let variable = match name.as_str() {
+            "content-type" => "CONTENT_TYPE".to_owned(),
+            "proxy" => continue,
+            name if name.contains('_') => continue,
+            name => format!("HTTP_{}", name.to_ascii_uppercase().replace('-', "_")),
+        };
+        env.insert(variable, value);
+    }
+    env.retain(|_, value| !value.contains('\0'));
+    env
 }
 
 /// Where the usual tools of a build look for certificate authorities.
@@ -126,6 +153,17 @@ pub fn proxy_variables(port: u16) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_request_sets_no_variable_that_programs_believe() {
+        let headers = ["content-type", "x-event", "proxy", "x_event", "content-length"];
+        let headers = headers.iter().map(|name| ((*name).to_owned(), "v".to_owned())).collect();
+        let env = cgi_variables("GET", "/a", "b=c", headers);
+        let names: Vec<&str> = env.keys().map(String::as_str).collect();
+        let expected =
+            ["CONTENT_TYPE", "HTTP_CONTENT_LENGTH", "HTTP_X_EVENT", "PATH_INFO", "QUERY_STRING", "REQUEST_METHOD"];
+        assert_eq!(names, expected);
+    }
+
     fn one(name: &str, value: &str) -> Result<(), InvalidEnv> {
         check_env(&BTreeMap::from([(name.to_owned(), value.to_owned())]))
     }
@@ -133,7 +171,7 @@ mod tests {
     #[test]
     fn ordinary_variables_are_taken_and_the_platforms_are_not() {
         assert_eq!(one("GREETING", "hola"), Ok(()));
-        for name in ["LD_PRELOAD", "FAENA_CALL", "TRACEPARENT"] {
+        for name in ["LD_PRELOAD", "FAENA_CALL", "TRACEPARENT", "PORT"] {
             assert_eq!(one(name, "x"), Err(InvalidEnv::Reserved(name.to_owned())));
         }
         for name in ["", "1A", "A-B", "A=B", "Ä"] {

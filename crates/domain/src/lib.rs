@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod name;
 pub mod near;
 pub mod payload;
+pub mod program;
 pub mod queue;
 pub mod retry;
 pub mod runtime;

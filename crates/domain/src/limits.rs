@@ -8,14 +8,20 @@ use crate::units::{ByteSize, GB, MB, Span};
 pub const MAX_BODY: u64 = 6 * MB;
 /// The largest result of a call.
 pub const MAX_RESULT: u64 = 6 * MB;
+/// The most bytes of a request's headers, and of those of a function's answer.
+pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// The largest archive that is taken in.
 pub const MAX_ARCHIVE: u64 = 256 * MB;
 /// The most that an archive may unpack to.
 pub const MAX_UNPACKED: u64 = GB;
 /// The most entries of an archive.
 pub const MAX_ENTRIES: u64 = 20_000;
-/// The most that an archive may shrink: unpacked bytes for each packed one.
+/// The most that an archive may shrink: unpacked bytes for each packed one, of those beyond [`RATIO_FREE`].
 pub const MAX_RATIO: u64 = 200;
+/// What any archive may unpack to, however well it was packed.
+pub const RATIO_FREE: u64 = 64 * MB;
+/// What a file, a folder or a link takes of a disk beside its content: a block.
+pub const INODE: u64 = 4096;
 /// The most that is kept of the standard error of a call.
 pub const MAX_CALL_LOG: u64 = 10 * MB;
 /// The end of standard error that an error carries.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::program::RUN_SPEAKS;
 use crate::units::Span;
 
 /// The most instances of one function that are kept waiting.
@@ -72,7 +73,7 @@ pub struct Serving {
     /// What its process speaks.
     #[serde(default)]
     pub contract: Contract,
-    /// Where its handler is: a file below `path`, a colon, and the function's name.
+    /// Where its handler is: a file below `path`, a colon, and the function's name; or [`RUN_SPEAKS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
     /// Whether an instance serves again.
@@ -138,8 +139,11 @@ fn within<T: PartialOrd + fmt::Display>(
     }
 }
 
-/// A file below the archive, and a name that a program may give to a function.
+/// A file below the archive, and a name that a program may give to a function; or what stands for the runtime's `run`.
 fn is_handler(text: &str) -> bool {
+    if text == RUN_SPEAKS {
+        return true;
+    }
     let Some((file, name)) = text.rsplit_once(':') else { return false };
     let part = |part: &str| {
         !matches!(part, "" | "." | "..")
@@ -189,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_handler_is_a_file_below_the_archive_and_a_name() {
-        for text in ["handler.py:handle", "src/main.mjs:on_call", "a:b"] {
+        for text in ["handler.py:handle", "src/main.mjs:on_call", "a:b", "run"] {
             assert!(is_handler(text), "{text}");
         }
         for text in ["", "handler.py", "handler.py:", ":handle", "../x.py:h", "/x.py:h", "a.py:1", "a.py:h-h", "a b:c"]

@@ -3,6 +3,8 @@
 //! Every name is resolved here, every answer is judged, and what is connected to is an address that was judged: so
 //! nobody is led to a neighbour, to the host itself, or to a cloud's metadata.
 
+use std::net::Ipv6Addr;
+
 mod judge;
 mod reach;
 
@@ -16,9 +18,54 @@ pub fn authority(text: &str, default: Option<u16>) -> Option<(String, u16)> {
         return None;
     }
     let (host, port) = match text.rsplit_once(':') {
+        Some((_, port))
+            if port.is_empty() || port.bytes().any(|byte| !byte.is_ascii_digit()) && !port.contains(']') =>
+        {
+            return None;
+        }
         Some((host, port)) if !port.contains(']') => (host, Some(port.parse().ok()?)),
         _ => (text, default),
     };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!host.is_empty()).then(|| Some((host.to_owned(), port?)))?
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().ok().map(|_| address)?,
+        None => Some(host).filter(|host| is_name(host))?,
+    };
+    Some((host.to_owned(), port?))
+}
+
+/// Whether a text may be a host's name, or an IPv4 address: nothing in it means anything to a resolver, a URL or a proxy.
+fn is_name(host: &str) -> bool {
+    const LONGEST: usize = 253;
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=LONGEST).contains(&host.len()) && host.bytes().all(is_part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::authority;
+
+    #[test]
+    fn only_names_addresses_and_digits_are_an_authority() {
+        let whole = |host: &str, port| Some((host.to_owned(), port));
+        assert_eq!(authority("a-b_c.example", Some(80)), whole("a-b_c.example", 80));
+        assert_eq!(authority("127.0.0.1:8080", None), whole("127.0.0.1", 8080));
+        assert_eq!(authority("[::1]:443", None), whole("::1", 443));
+        for text in [
+            "169.254.169.254#.b.example:80",
+            "a\\b:80",
+            "a/b:80",
+            "a:+80",
+            "a:",
+            "a:80x",
+            "a b:80",
+            "user@a:80",
+            "[nonsense]:80",
+            "a%2e:80",
+            "[::1",
+            "",
+            "a:70000",
+        ] {
+            assert_eq!(authority(text, Some(80)), None, "{text}");
+        }
+    }
 }

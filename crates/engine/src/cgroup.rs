@@ -12,7 +12,7 @@ use std::time::Duration;
 use faena_domain::Limits;
 use tracing::warn;
 
-use crate::Belonging;
+use crate::{Belonging, Usage};
 
 /// What bounds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -318,6 +318,21 @@ impl Group {
         (there(folder.join(names.0)), there(folder.join(names.1)))
     }
 
+    /// What the user's processes have used.
+    pub(crate) fn usage(&self) -> Usage {
+        // Every group of the newer tree tells its CPU time, whether or not it bounds it.
+        let newer = self.trees.v2.as_ref().map(|root| {
+            let folder = root.join(&self.instance);
+            let user = folder.join("user");
+            if user.is_dir() { user.join(CPU_TIME[1]) } else { folder.join(CPU_TIME[1]) }
+        });
+        let older = self.of(Controller::Cpu).filter(|(_, is_v2)| !is_v2).map(|(folder, _)| folder.join(CPU_TIME[0]));
+        Usage {
+            peak_memory: self.memory_files().1.as_deref().and_then(read_number),
+            cpu_us: [older, newer].iter().flatten().find_map(|file| read_cpu_us(file)),
+        }
+    }
+
     /// Kills every process of the instance, where the kernel can do that in one write.
     pub(crate) fn kill(&self) {
         for folder in self.folders.iter().filter(|folder| self.is_v2(folder)) {
@@ -401,6 +416,24 @@ impl Freezer {
 /// The file that tells what a container holds of memory.
 pub(crate) fn memory_of_process(pid: i32) -> Option<PathBuf> {
     file_of_process(pid, "memory", ["memory.usage_in_bytes", "memory.current"]).map(|(file, _)| file)
+}
+
+/// Files that tell what a container has used: the most memory, and CPU time.
+pub(crate) fn usage_files_of_process(pid: i32) -> [Option<PathBuf>; 2] {
+    let file = |controller, names| file_of_process(pid, controller, names).map(|(file, _)| file);
+    [file("memory", ["memory.max_usage_in_bytes", "memory.peak"]), file("cpuacct", CPU_TIME)]
+}
+
+/// CPU time of a group: nanoseconds in v1, a line in microseconds in v2 (cgroup-v1/cpuacct.rst and cgroup-v2.rst).
+const CPU_TIME: [&str; 2] = ["cpuacct.usage", "cpu.stat"];
+
+/// Reads either of these.
+pub(crate) fn read_cpu_us(path: &Path) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    match text.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
+        Some(micros) => micros.trim().parse().ok(),
+        None => text.trim().parse::<u64>().ok().map(|nanos| nanos / 1000),
+    }
 }
 
 /// The number that is all of a file.

@@ -119,6 +119,18 @@ pub trait Guard: Send + Sync + std::fmt::Debug {
 
     /// What the user's processes hold of memory, in bytes.
     fn memory(&self) -> Option<u64>;
+
+    /// What the user's processes have used since the instance was made.
+    fn usage(&self) -> Usage;
+}
+
+/// What processes have used; none where the kernel does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The most memory that they held at once, in bytes.
+    pub peak_memory: Option<u64>,
+    /// CPU time, in microseconds.
+    pub cpu_us: Option<u64>,
 }
 
 /// Why an engine could not do it.

@@ -144,7 +144,7 @@ async fn run(instance: &mut Instance, words: &[&str], params: &str) -> Result<Do
         path: "/ws".into(),
         has_answers: false,
         wants_output: true,
-        has_params: true,
+        files: vec![faena_instance_protocol::INPUT.to_owned()],
     };
     let fds = [input.as_fd(), pipes[0].1.as_fd(), pipes[1].1.as_fd(), pipes[2].1.as_fd(), input.as_fd()];
     instance.agent.send(&ToAgent::Run(run), &fds).await.unwrap();
@@ -306,7 +306,7 @@ async fn ends_when_its_socket_does(bench: &Bench) -> Outcome {
         path: "/ws".into(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     };
     instance.agent.send(&ToAgent::Run(run), &[input.as_fd(), written.as_fd(), written.as_fd()]).await.unwrap();
     drop(written);
@@ -332,7 +332,7 @@ async fn is_killed_when_told(bench: &Bench) -> Outcome {
         path: "/ws".into(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     };
     instance.agent.send(&ToAgent::Run(run), &[input.as_fd(), written.as_fd(), written.as_fd()]).await.unwrap();
     instance.agent.receive().await.unwrap();
@@ -464,7 +464,7 @@ async fn stands_still_while_it_is_frozen(bench: &Bench) -> Outcome {
         path: "/ws".into(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     };
     instance.agent.send(&ToAgent::Run(run), &[input.as_fd(), output.as_fd(), output.as_fd()]).await.unwrap();
     instance.agent.receive().await.unwrap();

@@ -1,8 +1,8 @@
 //! Functions in Rust that stay alive between calls.
 //!
 //! A program that calls [`serve`] is a function of the contract `handler`: put it into an archive, let the runtime's
-//! `run` name it, and say `contract = "handler"` in faena.toml. It is called with the params as JSON, and the body of a
-//! request that was none, one call at a time; what it returns is the result.
+//! `run` name it, and say `contract = "handler"` in faena.toml. It is called with the params as JSON and the body of its
+//! request, one call at a time; what it returns is the result.
 //!
 //! ```no_run
 //! fn main() -> std::io::Result<()> {
@@ -15,6 +15,7 @@
 //!
 //! The frames that travel are described in docs/reference/handler-protocol.md.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -37,16 +38,33 @@ pub struct Context {
     pub attempt: u32,
     /// When the attempt has to end, in Unix milliseconds.
     pub deadline_ms: i64,
+    /// Megabytes of memory that the instance may use.
+    pub memory_mb: u64,
     /// The W3C trace context that the call carries.
     pub traceparent: String,
+    /// The HTTP request that the call is; none where it did not come as one.
+    pub request: Option<Request>,
+}
+
+/// An HTTP request, but for its body.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// The path after the function's name.
+    pub path: String,
+    /// The query, without its question mark.
+    pub query: String,
+    /// The headers, by their names in lower case.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// A call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// The params, JSON: of a request whose body is no JSON `{method, path, query, headers}`.
+    /// The params, JSON: the body of a request where that is JSON, else the fields of its query and of its form.
     pub params: &'a [u8],
-    /// The body of a request that is no JSON; empty otherwise.
+    /// The body of its request, where that is not the params; empty otherwise.
     pub body: &'a [u8],
     context: &'a [u8],
 }
@@ -150,7 +168,8 @@ mod tests {
     use super::*;
 
     fn call(id: u64, params: &[u8], body: &[u8]) -> Vec<u8> {
-        let context = br#"{"call":1,"function":"f","version":2,"attempt":1,"deadlineMs":3,"traceparent":"t"}"#;
+        let context =
+            br#"{"call":1,"function":"f","version":2,"attempt":1,"deadlineMs":3,"memoryMb":256,"traceparent":"t"}"#;
         let mut bytes = Vec::new();
         handler::Call { context, params, body }.begin(id, &mut bytes);
         [&bytes, params, body].concat()

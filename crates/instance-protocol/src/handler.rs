@@ -8,7 +8,7 @@
 //! worker                                  process
 //!   │ ◀──────────────────────── ready ─────── │   it may be called from now on
 //!   │ ── call: context, params, body ───────▶ │
-//!   │ ◀──────────────── result | exception ──── │
+//!   │ ◀──────────────── result | reply | exception ──── │
 //!   │ ◀─────────────────────────────── ended ── │   where each call has a process of its own
 //! ```
 
@@ -20,14 +20,14 @@ pub const HEADER: usize = 16;
 pub const FORKS: u64 = 1;
 /// The bytes at the beginning of a call's frame, before its context: the lengths of the context and of the params.
 pub const LENGTHS: usize = 8;
-/// The bytes at the beginning of an exception's frame, before its message: the length of that.
+/// The bytes at the beginning of the frame of an exception or a reply: the length of its message, or of its head.
 const LENGTH: usize = 4;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// To the process: the lengths of context and params, each a `u32`, the context in JSON, the params in JSON, and the
-    /// request's body where that was no JSON.
+    /// request's body where that is not the params.
     Call,
     /// To an interpreter that waits without code: what [`begin`] makes. Only our own shim is ever sent this.
     Begin,
@@ -35,6 +35,9 @@ pub enum Kind {
     Ready,
     /// From the process: what a call answers, a text as it is, anything else in JSON.
     Result,
+    /// From the process: an answer with a head: the length of that as `u32`, the head in JSON (`{"status", "headers"}`, the
+    /// latter pairs of name and value), and the body.
+    Reply,
     /// From the process: a call failed; the message's length as `u32`, the message, and where it came from.
     Exception,
     /// From a process that forks for each call: the call's own process has ended, as wait(2) tells it, a `u32`.
@@ -51,12 +54,13 @@ impl Kind {
             Self::Result => 0x81,
             Self::Exception => 0x82,
             Self::Ended => 0x83,
+            Self::Reply => 0x84,
         }
     }
 
     /// What a byte says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Call, Self::Begin, Self::Ready, Self::Result, Self::Exception, Self::Ended]
+        [Self::Call, Self::Begin, Self::Ready, Self::Result, Self::Exception, Self::Ended, Self::Reply]
             .into_iter()
             .find(|kind| kind.byte() == byte)
     }
@@ -106,7 +110,7 @@ pub fn begin<'a>(env: impl Iterator<Item = (&'a str, &'a str)>, words: &[String]
     body
 }
 
-/// Splits what an exception's frame carries into message and origin.
+/// Splits what an exception's frame carries into message and origin, and what a reply's does into head and body.
 pub fn split(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = body.split_first_chunk::<LENGTH>()?;
     rest.split_at_checked(u32::from_le_bytes(*length) as usize)
@@ -119,7 +123,7 @@ pub struct Call<'a> {
     pub context: &'a [u8],
     /// The params, in JSON.
     pub params: &'a [u8],
-    /// The body of the request, where that was no JSON; empty otherwise.
+    /// The body of the request, where that is not the params; empty otherwise.
     pub body: &'a [u8],
 }
 

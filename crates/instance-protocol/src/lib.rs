@@ -7,7 +7,7 @@
 //! ```text
 //! miniworker                       agent
 //!   │ ◀───────────── ready ──────── │  [listener of the egress proxy]
-//!   │ ── run ─────────────────────▶ │  [stdin, stdout, stderr, output?, params?]
+//!   │ ── run ─────────────────────▶ │  [stdin, stdout, stderr, output?, files…]
 //!   │ ◀─────── started | refused ── │
 //!   │ ── lease, kill ─────────────▶ │  whenever
 //!   │ ◀───────────── ended ──────── │  every process is dead
@@ -15,6 +15,8 @@
 //!   │ ◀───────────── packed ─────── │
 //!   │ ── connect ─────────────────▶ │  whenever
 //!   │ ◀───────────── connected ──── │  [a connection to a port of the instance's loopback]
+//!   │ ── survey ──────────────────▶ │  whenever
+//!   │ ◀───────────── surveyed ───── │
 //!   │ ── clean ───────────────────▶ │  between two processes
 //!   │ ◀───────────── cleaned ────── │
 //! ```
@@ -48,6 +50,8 @@ pub const RESIDENT: u64 = 1;
 pub const EGRESS_PORT: u16 = 3128;
 /// Where a process finds its params, below `path`.
 pub const INPUT: &str = "input.json";
+/// Where a process finds the HTTP request that its call is, below `path`; `null` where it is none.
+pub const REQUEST: &str = "request.json";
 /// Where a process may leave its result, below `path`.
 pub const OUTPUT: &str = "output.json";
 
@@ -73,6 +77,8 @@ pub enum ToAgent {
         /// The port.
         port: u16,
     },
+    /// Tell what the processes do.
+    Survey,
     /// Kill every process but the one that was started, if it still runs, and remove what the others left outside
     /// `path`: temporary files, shared memory and its like.
     Clean,
@@ -95,8 +101,9 @@ pub struct Run {
     pub has_answers: bool,
     /// Whether a descriptor for the content of `output.json` comes with it.
     pub wants_output: bool,
-    /// Whether a descriptor with the content of `input.json` comes with it.
-    pub has_params: bool,
+    /// Files below `path` that are made anew before it starts; a descriptor with the content of each comes with it. What a
+    /// process left as [`OUTPUT`] is removed where there are any.
+    pub files: Vec<String>,
 }
 
 /// From the agent to the miniworker. Every word of it may come from hostile code.
@@ -132,6 +139,13 @@ pub enum ToMiniworker {
     Connected {
         /// Why there is no connection; where there is one it comes with this.
         error: Option<String>,
+    },
+    /// The answer to [`ToAgent::Survey`].
+    Surveyed {
+        /// Addresses and ports on which something listens for TCP, a few of them.
+        listening: Vec<String>,
+        /// CPU time of all processes but the agent, in microseconds; the kernel counts in hundredths of a second.
+        cpu_us: u64,
     },
     /// The answer to [`ToAgent::Clean`].
     Cleaned {

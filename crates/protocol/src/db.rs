@@ -171,6 +171,8 @@ requests! {
         source: BlobKey,
         /// Its size.
         source_bytes: u64,
+        /// The folder in it that is used, with a slash at its end; empty for its top.
+        root: String,
         /// What it asked for.
         manifest: Manifest,
         /// What it was granted.
@@ -315,6 +317,13 @@ requests! {
         /// The W3C trace context of the new call.
         traceparent: String,
     }
+    /// Forgets that a call is a dead letter; the call stays on record; write.
+    DeadLetterForget = "dead_letter.forget" -> () {
+        /// The namespace of its function.
+        namespace: Namespace,
+        /// The call.
+        num: CallNum,
+    }
     /// Claims calls that can run for a worker; write.
     CallsClaim = "call.claim" -> Vec<CallJob> {
         /// Names this claim; the same claim gives the same calls.
@@ -353,6 +362,13 @@ requests! {
         /// What went wrong; none where it was delivered.
         error: Option<String>,
     }
+    /// Gives back a callback that was taken and not tried, because its host is busy; write.
+    CallbackPostpone = "callback.postpone" -> () {
+        /// The call.
+        num: CallNum,
+        /// Which try it would have been.
+        tries: u32,
+    }
     /// Tells of calls whose processes run; write, fenced, and no harm where it is lost.
     CallsStarted = "call.started" -> () {
         /// Who runs them.
@@ -377,6 +393,8 @@ requests! {
         status: Option<CallStatus>,
         /// Only dead letters.
         dead: bool,
+        /// Of those, only what was not replayed.
+        unreplayed: bool,
         /// Only calls with a smaller number.
         before: Option<CallNum>,
         /// How many at most.

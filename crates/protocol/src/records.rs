@@ -1,6 +1,7 @@
 //! What the database keeps, as the roles see it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use faena_domain::{
     Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, FunctionStatus,
@@ -8,7 +9,7 @@ use faena_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::direct::HttpHead;
+use crate::direct::{HttpHead, HttpRequest};
 
 /// A runtime with the revision its next functions are bound to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct VersionRecord {
     pub source: BlobKey,
     /// Its size in bytes.
     pub source_bytes: u64,
+    /// The folder in it that is used, with a slash at its end; empty for its top.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
     /// What its `faena.toml` asked for.
     pub manifest: Manifest,
     /// What it was granted.
@@ -116,6 +120,9 @@ pub struct Code {
     pub run: String,
     /// The code: artifact, or before a build the source.
     pub archive: BlobKey,
+    /// The folder of the archive that is used, with a slash at its end; empty for its top.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
     /// Variables of the runtime, then of the function.
     pub env: BTreeMap<String, String>,
     /// What its instances may use.
@@ -166,11 +173,14 @@ pub struct CallSpec {
     pub namespace: Namespace,
     /// Its function.
     pub function: FunctionName,
-    /// The params, JSON; without the body, where there is one.
+    /// The params, JSON.
     pub params: Payload,
-    /// The body of a request that was no JSON (the direct road). It is standard input, too.
+    /// The body of its request, where that is not the params.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Payload>,
+    /// The HTTP request that it is (`/f/`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Arc<HttpRequest>>,
     /// Whether any bytes are a result (the direct road) or only UTF-8.
     #[serde(default)]
     pub direct: bool,
@@ -259,15 +269,21 @@ pub struct CallRecord {
     pub function: FunctionName,
     /// The version that was fixed at acceptance.
     pub version: Version,
-    /// The params, JSON; without the body, where there is one.
+    /// The params, JSON.
     pub params: Payload,
-    /// The body of a request that was no JSON.
+    /// The body of its request, where that is not the params.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Payload>,
+    /// The HTTP request that it is (`/f/`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Arc<HttpRequest>>,
     /// How it stands.
     pub status: CallStatus,
     /// What it put out.
     pub result: Payload,
+    /// The head of its answer, where the function gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HttpHead>,
     /// Why it did not end in DONE.
     pub error: Option<CallError>,
     /// Its standard error, and what of its standard output was no result.
@@ -285,6 +301,9 @@ pub struct CallRecord {
     /// The call that it repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<CallNum>,
+    /// For a dead letter: the last call that repeats it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed_as: Option<CallNum>,
     /// It does not run before this instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<Timestamp>,
@@ -311,8 +330,10 @@ impl CallRecord {
             version,
             params: Payload::empty(),
             body: None,
+            request: None,
             status: CallStatus::Pending,
             result: Payload::empty(),
+            head: None,
             error: None,
             logs: Payload::empty(),
             engine,
@@ -321,6 +342,7 @@ impl CallRecord {
             ended_at: None,
             traceparent,
             replay_of: None,
+            replayed_as: None,
             run_at: None,
             callback: None,
         }
@@ -412,7 +434,7 @@ pub struct Outcome {
     pub logs: Payload,
     /// What it was, for the call's record.
     pub attempt: Attempt,
-    /// The head of what a function that speaks HTTP answered; nobody keeps it.
+    /// The head of its answer, where the function gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<HttpHead>,
 }
@@ -429,10 +451,13 @@ pub struct CallJob {
     pub attempt: u32,
     /// What runs.
     pub code: Code,
-    /// The params, JSON; without the body, where there is one.
+    /// The params, JSON.
     pub params: Payload,
-    /// The body of a request that was no JSON. It is standard input, too.
+    /// The body of its request, where that is not the params.
     pub body: Option<Payload>,
+    /// The HTTP request that it is (`/f/`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Arc<HttpRequest>>,
     /// Whether any bytes are a result.
     pub direct: bool,
     /// How long this attempt may take, in milliseconds: `timeoutMs`, or what is left of `maxAgeMs`.

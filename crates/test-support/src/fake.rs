@@ -114,6 +114,10 @@ impl Guard for FakeGuard {
         Ok(())
     }
 
+    fn usage(&self) -> faena_engine::Usage {
+        faena_engine::Usage::default()
+    }
+
     fn memory(&self) -> Option<u64> {
         Some(1 << 20)
     }

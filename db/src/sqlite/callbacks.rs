@@ -3,7 +3,7 @@
 use faena_domain::retry::pause_ms;
 use faena_domain::{CallNum, Payload};
 use faena_protocol::DbError;
-use faena_protocol::db::{CallbackFinish, CallbacksDue, CallbacksTake};
+use faena_protocol::db::{CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{CallRecord, Callback, CallbackJob};
 use rusqlite::{Connection, Row};
 
@@ -30,6 +30,9 @@ pub(super) fn announce(connection: &Connection, num: CallNum, now: i64) -> rusql
         .execute((num.0, now))
         .map(drop)
 }
+
+/// How long a callback waits whose host has as many tries under way as it may.
+const POSTPONED_MS: i64 = 2000;
 
 impl Read for CallbacksDue {
     fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<bool, DbError> {
@@ -91,6 +94,18 @@ impl Write for CallbacksTake {
             jobs.push(CallbackJob { call, callback, secret, tries });
         }
         Ok(jobs)
+    }
+}
+
+impl Write for CallbackPostpone {
+    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+        connection
+            .prepare_cached(
+                "UPDATE callbacks SET tries = tries - 1, due_at = ?3 WHERE num = ?1 AND tries = ?2 AND status = 'WAITING'",
+            )
+            .and_then(|mut statement| statement.execute((self.num.0, self.tries, moment.now + POSTPONED_MS)))
+            .map(drop)
+            .map_err(|error| internal("giving a callback back", &error))
     }
 }
 

@@ -13,7 +13,7 @@ use faena_domain::{
 use faena_protocol::DbError;
 use faena_protocol::db::{
     CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallsAccept,
-    CallsRecord, CallsStarted, Cancelled,
+    CallsRecord, CallsStarted, Cancelled, DeadLetterForget,
 };
 use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
@@ -39,8 +39,9 @@ impl Write for CallNumReserve {
     }
 }
 
-pub(super) const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at,
-     (SELECT json_object('status', status, 'tries', tries, 'error', error) FROM callbacks WHERE callbacks.num = calls.num)";
+pub(super) const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at, head,
+     (SELECT json_object('status', status, 'tries', tries, 'error', error) FROM callbacks WHERE callbacks.num = calls.num),
+     (SELECT replayed_as FROM dead_letters WHERE dead_letters.num = calls.num)";
 
 pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
     let Json(spec): Json<CallSpec> = row.get(1)?;
@@ -51,8 +52,10 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         version: Version(row.get(2)?),
         params: spec.params,
         body: spec.body,
+        request: spec.request,
         status,
         result,
+        head: row.get::<_, Option<Json<_>>>(13)?.map(|json| json.0),
         error: row.get::<_, Option<Json<CallError>>>(5)?.map(|json| json.0),
         logs,
         engine: row.get::<_, Option<Text<EngineKind>>>(7)?.map(|text| text.0),
@@ -62,7 +65,8 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         traceparent: spec.traceparent,
         replay_of: row.get::<_, Option<i64>>(11)?.map(CallNum),
         run_at: row.get::<_, Option<i64>>(12)?.map(Timestamp),
-        callback: row.get::<_, Option<Json<_>>>(13)?.map(|json| json.0),
+        callback: row.get::<_, Option<Json<_>>>(14)?.map(|json| json.0),
+        replayed_as: row.get::<_, Option<i64>>(15)?.map(CallNum),
     })
 }
 
@@ -266,7 +270,21 @@ impl Write for CallReplay {
         let call = NewCall { spec, version: self.version };
         let accepted = accept(connection, moment, &call, &mut accepting)?;
         accepting.intake.settle(connection)?;
+        connection
+            .prepare_cached("UPDATE dead_letters SET replayed_as = ?2 WHERE num = ?1")
+            .and_then(|mut statement| statement.execute((self.of.0, self.num.0)))
+            .map_err(|error| internal("marking a dead letter", &error))?;
         Ok(accepted.record(call.spec))
+    }
+}
+
+impl Write for DeadLetterForget {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
+        let forgotten = connection
+            .prepare_cached("DELETE FROM dead_letters WHERE num = ?1 AND namespace = ?2")
+            .and_then(|mut statement| statement.execute((self.num.0, self.namespace.as_str())))
+            .map_err(|error| internal("forgetting a dead letter", &error))?;
+        if forgotten == 0 { Err(not_found("dead letter", &self.num)) } else { Ok(()) }
     }
 }
 
@@ -295,8 +313,8 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
         let written = connection
             .prepare_cached(
                 "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13)
+                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14)
                  ON CONFLICT DO NOTHING",
             )?
             .execute((
@@ -313,6 +331,7 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
                 Json(&call.attempts),
                 call.created_at,
                 call.ended_at.unwrap_or(call.created_at),
+                call.head.as_ref().map(Json),
             ))?;
         blobs::refer(
             connection,
@@ -461,6 +480,9 @@ impl Read for CallList {
             sql.push_str(&format!(" AND function = ?{}", params.len()));
             letters.push_str(&format!(" AND function = ?{}", params.len()));
         }
+        if self.unreplayed {
+            letters.push_str(" AND replayed_as IS NULL");
+        }
         if let Some(status) = &status {
             params.push(status);
             sql.push_str(&format!(" AND status = ?{}", params.len()));
@@ -508,10 +530,7 @@ fn shorten(call: &mut CallRecord) {
             cut(text, LIST_CUT);
         }
     }
-    // Of a body no more than shows, beside the params, that there is too much.
-    if let Some(Payload::Text(text)) = &mut call.body {
-        cut(text, LIST_CUT.saturating_sub(usize::try_from(call.params.inline_len()).unwrap_or(LIST_CUT)));
-    }
+    call.body = None;
 }
 
 /// Cuts a text; one character beyond the cut shows that it was one.

@@ -22,7 +22,7 @@ use super::{blobs, internal, runtimes};
 const MAX_UNBUILT: i64 = 32;
 
 const VERSION_COLUMNS: &str = "v.version, r.spec ->> 'name', v.revision, v.source, v.source_bytes, v.manifest, v.limits, \
-     v.status, v.engine, v.image_id, v.artifact, v.error, v.log_tail, v.created_at, v.built_at";
+     v.status, v.engine, v.image_id, v.artifact, v.error, v.log_tail, v.created_at, v.built_at, v.root";
 
 fn version_record(row: &Row<'_>) -> rusqlite::Result<VersionRecord> {
     let (Json(manifest), Json(limits)): (Json<Manifest>, Json<Limits>) = (row.get(5)?, row.get(6)?);
@@ -33,6 +33,7 @@ fn version_record(row: &Row<'_>) -> rusqlite::Result<VersionRecord> {
         revision: Revision(row.get(2)?),
         source,
         source_bytes: row.get(4)?,
+        root: row.get(15)?,
         manifest,
         limits,
         status,
@@ -101,11 +102,11 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
         )?;
         connection.execute(
             "INSERT INTO versions (namespace, function, version, runtime, revision, source, source_bytes, manifest, limits,
-                 status, created_at, request, epoch)
-             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10, ?9
+                 status, created_at, request, epoch, root)
+             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10, ?9, ?11
              FROM versions WHERE namespace = ?1 AND function = ?2",
             (namespace, &key, runtime.spec.name.key(), runtime.revision.0, Text(request.source), request.source_bytes,
-                Json(&request.manifest), Json(&request.limits), now, &request.request),
+                Json(&request.manifest), Json(&request.limits), now, &request.request, &request.root),
         )?;
         let number: i64 = connection.query_row(
             "SELECT max(version) FROM versions WHERE namespace = ?1 AND function = ?2",
@@ -236,7 +237,8 @@ pub(super) fn code(
 ) -> Result<Option<ResolvedVersion>, DbError> {
     connection
         .prepare_cached(
-            "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at
+            "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at,
+                 iif(coalesce(v.artifact, v.source) = v.source, v.root, '')
              FROM versions v JOIN runtime_revisions r
              ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
              WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
@@ -259,6 +261,7 @@ pub(super) fn code(
                         path: spec.path,
                         run: spec.run,
                         archive,
+                        root: row.get(8)?,
                         env,
                         limits,
                         network: manifest.network,

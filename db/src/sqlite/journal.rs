@@ -69,6 +69,7 @@ pub(super) fn spec(ended: EndedCall) -> CallSpec {
         function: call.function,
         params: call.params,
         body: call.body,
+        request: call.request,
         direct: ended.direct,
         timeout_ms: ended.timeout_ms,
         max_age_ms: 0,

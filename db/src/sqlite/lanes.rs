@@ -298,6 +298,7 @@ fn job(call: Claimed, code: faena_protocol::records::Code, now: i64) -> CallJob 
         code,
         params: spec.params,
         body: spec.body,
+        request: spec.request,
         direct: spec.direct,
         timeout_ms,
         expires: left < asked,

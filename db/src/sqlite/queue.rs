@@ -243,10 +243,11 @@ fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, beca
         callbacks::announce(connection, kept.num, now)?;
     }
     if let Some(outcome) = &because.outcome {
-        connection.prepare_cached("UPDATE calls SET result = ?2, logs = ?3 WHERE num = ?1")?.execute((
+        connection.prepare_cached("UPDATE calls SET result = ?2, logs = ?3, head = ?4 WHERE num = ?1")?.execute((
             kept.num.0,
             Json(&outcome.result),
             Json(&outcome.logs),
+            outcome.head.as_ref().map(Json),
         ))?;
         let owner = blobs::of_call(kept.num);
         blobs::refer(connection, &owner, [&outcome.result, &outcome.logs])?;

@@ -2,10 +2,10 @@
 
 use faena_protocol::db::{
     BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel, CallFinish, CallGet, CallList,
-    CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbacksDue, CallbacksTake, CallsAccept, CallsClaim,
-    CallsRecord, CallsStarted, FunctionDelete, FunctionGet, FunctionList, Health, LeaseRenew, Ping, Reap,
-    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum,
-    WorkerJoin,
+    CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake,
+    CallsAccept, CallsClaim, CallsRecord, CallsStarted, DeadLetterForget, FunctionDelete, FunctionGet, FunctionList,
+    Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut,
+    VersionResolve, VersionsMinimum, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
@@ -114,6 +114,8 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         CallbacksDue::TYPE => read::<CallbacksDue>(envelope),
         CallbacksTake::TYPE => write::<CallbacksTake>(envelope),
         CallbackFinish::TYPE => write::<CallbackFinish>(envelope),
+        CallbackPostpone::TYPE => write::<CallbackPostpone>(envelope),
+        DeadLetterForget::TYPE => write::<DeadLetterForget>(envelope),
         BlobsUnused::TYPE => read::<BlobsUnused>(envelope),
         CallGet::TYPE => read::<CallGet>(envelope),
         CallList::TYPE => read::<CallList>(envelope),

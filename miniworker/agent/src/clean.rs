@@ -37,7 +37,8 @@ pub(crate) fn everything(path: &str) -> io::Result<()> {
     queues()
 }
 
-/// A folder whose owner we are may have been closed, or carry words of its owner's: it is as it was. Tells whether we are.
+/// A folder whose owner we are may have been closed, or carry attributes and access lists: it is as it was. Tells whether
+/// we are.
 fn open(folder: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     if fs::metadata(folder)?.uid() != rustix::process::geteuid().as_raw() {
@@ -47,10 +48,15 @@ fn open(folder: &Path) -> io::Result<bool> {
     let mut names = vec![0; 64 * 1024];
     // A file system that keeps none says so.
     let Ok(length) = rustix::fs::listxattr(folder, &mut names) else { return Ok(true) };
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| name.starts_with(b"user.")) {
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_owners(name)) {
         rustix::fs::removexattr(folder, name)?;
     }
     Ok(true)
+}
+
+/// Attributes that a folder's owner may set: its own, and lists of who may do what (xattr(7), acl(5)).
+fn is_owners(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
 
 /// Empties a folder. A folder below it that its owner closed is opened first: its owner is whom we run as.

@@ -1,4 +1,4 @@
-//! `input.json` and `output.json`, in a folder that hostile code has written to.
+//! `input.json`, `request.json` and `output.json`, in a folder that hostile code has written to.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use faena_instance_protocol::{INPUT, OUTPUT, Output};
+use faena_instance_protocol::{OUTPUT, Output};
 
 /// Removes whatever stands at a name, without following it.
 fn remove(path: &Path) -> io::Result<()> {
@@ -19,20 +19,23 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Clears both names and writes the params.
-pub(crate) fn place_input(folder: &str, params: &OwnedFd) -> io::Result<()> {
-    let folder = Path::new(folder);
-    remove(&folder.join(OUTPUT))?;
-    let input = folder.join(INPUT);
-    remove(&input)?;
+/// Removes whatever stands where a process may leave its result.
+pub(crate) fn remove_output(folder: &str) -> io::Result<()> {
+    remove(&Path::new(folder).join(OUTPUT))
+}
+
+/// Removes whatever stands at a name, and writes a new file there.
+pub(crate) fn place(folder: &str, name: &str, content: &OwnedFd) -> io::Result<()> {
+    let path = Path::new(folder).join(name);
+    remove(&path)?;
     let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(input)?;
-    let params = File::from(params.try_clone()?);
+        OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let content = File::from(content.try_clone()?);
     let mut chunk = vec![0; 64 * 1024];
     let mut offset = 0;
     // The descriptor may be standard input too: its position stays where it is.
     loop {
-        let read = params.read_at(&mut chunk, offset)?;
+        let read = content.read_at(&mut chunk, offset)?;
         if read == 0 {
             return Ok(());
         }

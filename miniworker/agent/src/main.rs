@@ -21,6 +21,7 @@ mod memory;
 mod pack;
 mod process;
 mod session;
+mod survey;
 
 use std::ffi::CString;
 use std::net::TcpListener;

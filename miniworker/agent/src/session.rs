@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::memory::Memory;
-use crate::{clean, connect, files, pack, process};
+use crate::{clean, connect, files, pack, process, survey};
 use faena_agent::user::Streams;
 
 /// How long an agent waits for its first lease.
@@ -40,6 +40,8 @@ pub(crate) struct Session {
     join: Vec<OwnedFd>,
     lease_ms: u64,
     running: Option<Running>,
+    /// How this process stood before any of the user's ran.
+    standing: process::Standing,
     /// Whether a process has run and ended.
     has_run: bool,
     /// Where the last one ran.
@@ -73,6 +75,7 @@ impl Session {
             lease_ms,
             path: running.as_ref().map(|running| running.path.clone()).unwrap_or_default(),
             running,
+            standing: process::Standing::of(0),
             has_run: false,
         })
     }
@@ -132,12 +135,21 @@ impl Session {
                     }
                     Err(error) => self.send(&ToMiniworker::Connected { error: Some(error.to_string()) }, &[])?,
                 },
+                ToAgent::Survey => {
+                    let (listening, cpu_us) = (survey::listening(), survey::cpu_us());
+                    self.send(&ToMiniworker::Surveyed { listening, cpu_us }, &[])?;
+                }
                 ToAgent::Clean => {
                     let ended = match &self.running {
                         Some(running) => process::end_others(&running.process),
                         None => Ok(()),
                     };
-                    let cleaned = ended.and_then(|()| clean::everything(&self.path));
+                    let kept = self.running.as_ref().map(|running| &running.process);
+                    let stands = ended.and_then(|()| match self.standing.is_kept(kept) {
+                        true => Ok(()),
+                        false => Err(std::io::Error::other("a call has changed the priority of a process that stays")),
+                    });
+                    let cleaned = stands.and_then(|()| clean::everything(&self.path));
                     let error = cleaned.err().map(|error| error.to_string());
                     let oom_kills = self.new_oom_kills();
                     self.send(&ToMiniworker::Cleaned { error, oom_kills }, &[])?;
@@ -169,8 +181,11 @@ impl Session {
         let (input, output, error) = (next()?, next()?, next()?);
         let streams = Streams { input, output, error, answers: run.has_answers.then(&mut next).transpose()? };
         let output = run.wants_output.then(&mut next).transpose()?;
-        if run.has_params {
-            files::place_input(&run.path, &next()?).map_err(|error| format!("{}/input.json: {error}", run.path))?;
+        for name in &run.files {
+            files::place(&run.path, name, &next()?).map_err(|error| format!("{}/{name}: {error}", run.path))?;
+        }
+        if !run.files.is_empty() {
+            files::remove_output(&run.path).map_err(|error| format!("{}/{OUTPUT}: {error}", run.path))?;
         }
         let peak = Some(self.memory.peak()).filter(|_| self.has_run).flatten();
         let before = Usage { oom_kills: self.memory.oom_kills(), cpu_us: process::cpu_us(), peak };

@@ -18,6 +18,8 @@ use super::request::Request;
 const STREAMS: usize = 64;
 /// Hosts that a call's record names.
 const MAX_HOSTS: usize = 100;
+/// The most connections that a kernel keeps in a backlog (net.core.somaxconn, by default).
+const BACKLOG: usize = 4096;
 /// What one direction of a stream may hold on its way; the rest waits in the sender's socket.
 const CREDIT: usize = 32 * 1024;
 
@@ -25,6 +27,8 @@ const CREDIT: usize = 32 * 1024;
 #[derive(Debug)]
 pub(crate) struct Egress {
     proxy: Proxy,
+    /// The listener once more, for connections that nothing has accepted when their call ends.
+    backlog: Option<std::net::TcpListener>,
     _stop: DropGuard,
 }
 
@@ -36,12 +40,13 @@ impl Egress {
         let proxy = Proxy { policy, hosts: Arc::default(), left, call: Arc::new(Mutex::new(stop.child_token())), stop };
         let stop = proxy.stop.clone().drop_guard();
         let accepting = proxy.clone();
+        let backlog = listener.try_clone().ok();
         tokio::spawn(async move {
             if let Err(error) = accepting.accept_all(listener).await {
                 debug!(%error, "the listener of an instance failed");
             }
         });
-        Self { proxy, _stop: stop }
+        Self { proxy, backlog, _stop: stop }
     }
 
     /// The hosts that were reached so far, while other calls go on.
@@ -49,11 +54,21 @@ impl Egress {
         self.proxy.hosts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Ends the streams of a call, and tells the hosts that it reached; the next call begins with all its bytes.
+    /// Ends the streams of a call, and tells the hosts that it reached; the next call begins with all its bytes. What the
+    /// call had asked for and nothing has accepted yet is closed.
     pub(crate) fn end_call(&self) -> Vec<String> {
         let Proxy { policy, hosts, left, call, stop } = &self.proxy;
-        let ended = std::mem::replace(&mut *call.lock().unwrap_or_else(PoisonError::into_inner), stop.child_token());
-        ended.cancel();
+        {
+            let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
+            call.cancel();
+            *call = stop.child_token();
+            // Nothing else accepts while the lock is held.
+            let waiting = std::iter::from_fn(|| self.backlog.as_ref()?.accept().ok());
+            let closed = waiting.take(BACKLOG).count();
+            if closed > 0 {
+                debug!(closed, "connections of a call that has ended were never opened");
+            }
+        }
         left.store(policy.bytes.0, Ordering::Relaxed);
         std::mem::take(&mut *hosts.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
     }
@@ -78,17 +93,25 @@ impl Proxy {
         let streams = Arc::new(Semaphore::new(STREAMS));
         loop {
             let Ok(permit) = Arc::clone(&streams).acquire_owned().await else { return Ok(()) };
-            let stream = tokio::select! {
-                accepted = listener.accept() => accepted?.0,
+            let (stream, stop) = tokio::select! {
+                accepted = self.accept(&listener) => accepted?,
                 () = self.stop.cancelled() => return Ok(()),
             };
             let proxy = self.clone();
             tokio::spawn(async move {
-                let stop = proxy.call.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let _ = stop.run_until_cancelled(proxy.stream(stream)).await;
                 drop(permit);
             });
         }
+    }
+
+    /// A connection, and what ends it: the end of the call that runs at the moment when it is accepted.
+    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, CancellationToken)> {
+        std::future::poll_fn(|context| {
+            let call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
+            listener.poll_accept(context).map_ok(|(stream, _)| (stream, call.clone()))
+        })
+        .await
     }
 
     async fn stream(self, mut inside: TcpStream) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
+use faena_domain::units::MB;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
 use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
@@ -22,9 +23,10 @@ pub(crate) struct PoolCall {
     pub(crate) num: CallNum,
     pub(crate) attempt: u32,
     pub(crate) params: Bytes,
-    /// The request's body, where that was no JSON.
+    /// The request's body, where that is not the params.
     pub(crate) body: Option<Bytes>,
-    pub(crate) request: Option<HttpRequest>,
+    /// The HTTP request that it is, where it came as one.
+    pub(crate) request: Option<Arc<HttpRequest>>,
     pub(crate) timeout_ms: u64,
     /// When the attempt has to have ended.
     pub(crate) deadline: Instant,
@@ -43,6 +45,8 @@ pub(crate) struct PoolCall {
     pub(crate) since: Instant,
     /// Whether an instance had to be made while it waited.
     pub(crate) cold: bool,
+    /// Whether an instance gave it back that took no connections; it is not given back again.
+    pub(crate) has_moved: bool,
 }
 
 impl std::fmt::Debug for PoolCall {
@@ -63,6 +67,9 @@ pub(crate) struct PoolEnd {
     pub(crate) start_ms: u64,
     pub(crate) run_ms: u64,
     pub(crate) hosts: Vec<String>,
+    /// The most memory that its instance has held, and the CPU time that the instance used meanwhile.
+    pub(crate) peak_memory: Option<u64>,
+    pub(crate) cpu_ms: Option<u64>,
 }
 
 fn millis(span: Duration) -> u64 {
@@ -80,7 +87,7 @@ impl PoolCall {
             attempt: 1,
             params: call.params,
             body: call.body,
-            request: call.request,
+            request: Some(call.request),
             timeout_ms: call.timeout_ms,
             deadline: call.deadline,
             expires: true,
@@ -93,6 +100,7 @@ impl PoolCall {
             done: Box::new(move |end| done(end.into_direct(&node, engine))),
             since,
             cold: false,
+            has_moved: false,
         })
     }
 
@@ -106,13 +114,13 @@ impl PoolCall {
     }
 
     /// Gives a call back that there was no room for.
-    pub(crate) fn into_direct(self: Box<Self>, code: &Arc<Code>) -> Box<DirectCall> {
+    pub(crate) fn into_direct(self, code: &Arc<Code>) -> Box<DirectCall> {
         Box::new(DirectCall {
             num: self.num,
             code: Arc::clone(code),
             params: self.params,
             body: self.body,
-            request: self.request,
+            request: self.request.unwrap_or_default(),
             timeout_ms: self.timeout_ms,
             deadline: self.deadline,
             deadline_unix_ms: self.deadline_unix_ms,
@@ -122,14 +130,37 @@ impl PoolCall {
         })
     }
 
-    /// What the process is told of the call, in JSON.
+    /// What the process is told of the call, in JSON (docs/reference/handler-protocol.md).
     pub(crate) fn context(&self, code: &Code, out: &mut String) {
         // Names and trace contexts hold nothing that JSON escapes.
         let _ = write!(
             out,
-            r#"{{"call":{},"function":"{}","version":{},"attempt":{},"deadlineMs":{},"traceparent":"{}"}}"#,
-            self.num, code.function, code.version, self.attempt, self.deadline_unix_ms, self.traceparent
+            r#"{{"call":{},"function":"{}","version":{},"attempt":{},"deadlineMs":{},"memoryMb":{},"traceparent":"{}""#,
+            self.num,
+            code.function,
+            code.version,
+            self.attempt,
+            self.deadline_unix_ms,
+            code.limits.memory.0 / MB,
+            self.traceparent
         );
+        if let Some(request) = &self.request {
+            out.push_str(",\"request\":");
+            out.push_str(&told(request));
+            if request.has_json {
+                out.push_str(",\"bodyIsParams\":true");
+            }
+        }
+        out.push('}');
+    }
+
+    /// The body of its request, byte for byte.
+    pub(crate) fn raw_body(&self) -> Bytes {
+        match (&self.body, &self.request) {
+            (Some(body), _) => body.clone(),
+            (None, Some(request)) if !request.has_json => Bytes::new(),
+            (None, _) => self.params.clone(),
+        }
     }
 
     /// Whose end the deadline was: the call's, or only this attempt's.
@@ -142,6 +173,20 @@ impl PoolCall {
             (CallStatus::Timeout, CallError::new(ErrorKind::Timeout, layer, message))
         }
     }
+}
+
+/// A request as functions are told of it, in JSON: method, path, query, and headers by their names in lower case.
+pub(crate) fn told(request: &HttpRequest) -> String {
+    #[derive(serde::Serialize)]
+    struct Told<'a> {
+        method: &'a str,
+        path: &'a str,
+        query: &'a str,
+        headers: std::collections::BTreeMap<String, String>,
+    }
+    let HttpRequest { method, path, query, .. } = request;
+    let told = Told { method, path, query, headers: request.joined_headers() };
+    serde_json::to_string(&told).unwrap_or_else(|_| "null".to_owned())
 }
 
 impl PoolEnd {
@@ -157,6 +202,8 @@ impl PoolEnd {
             start_ms: millis(began.saturating_duration_since(call.since)),
             run_ms: millis(began.elapsed()),
             hosts: Vec::new(),
+            peak_memory: None,
+            cpu_ms: None,
         }
     }
 
@@ -204,8 +251,8 @@ impl PoolEnd {
             start_ms: self.start_ms,
             run_ms: self.run_ms,
             exit: None,
-            peak_memory_bytes: None,
-            cpu_ms: None,
+            peak_memory_bytes: self.peak_memory,
+            cpu_ms: self.cpu_ms,
             missing_layers: node.engines.get(&engine).map(|engine| engine.missing_layers()).unwrap_or_default(),
             egress_hosts: std::mem::take(&mut self.hosts),
             error: None,

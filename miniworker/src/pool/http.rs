@@ -8,9 +8,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use faena_domain::limits::MAX_RESULT;
 use faena_domain::{CallError, ErrorKind, Layer};
-use faena_protocol::direct::{HttpHead, HttpRequest};
+use faena_protocol::direct::{Header, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -27,8 +28,8 @@ type Sender = SendRequest<Full<Bytes>>;
 
 /// What the process answered.
 pub(super) struct Answer {
-    head: HttpHead,
-    body: Bytes,
+    pub(super) head: HttpHead,
+    pub(super) body: Bytes,
 }
 
 /// Why there is no answer.
@@ -36,10 +37,16 @@ pub(super) struct Answer {
 pub(super) struct Failure {
     kind: ErrorKind,
     message: String,
+    /// Nothing of the request was written: another instance may have it.
+    pub(super) is_unsent: bool,
 }
 
 fn failure(kind: ErrorKind, message: impl Into<String>) -> Failure {
-    Failure { kind, message: message.into() }
+    Failure { kind, message: message.into(), is_unsent: false }
+}
+
+fn unsent(kind: ErrorKind, message: impl Into<String>) -> Failure {
+    Failure { is_unsent: true, ..failure(kind, message) }
 }
 
 /// Connections to one process; clones share them.
@@ -111,23 +118,29 @@ impl Client {
         state.idle.clear();
     }
 
+    /// Closes connections that no call uses: a server counts the time that they are idle, and may close one while its
+    /// process is frozen.
+    pub(super) fn close_idle(&self) {
+        self.state().idle.clear();
+    }
+
     async fn connect(&self) -> Result<Sender, Failure> {
         let (give, given) = oneshot::channel();
         {
             let mut state = self.state();
             if state.is_closed {
-                return Err(failure(ErrorKind::Infrastructure, "the instance is gone"));
+                return Err(unsent(ErrorKind::Infrastructure, "the instance is gone"));
             }
             state.waiting.push_back(give);
             state.wanted += 1;
         }
         self.0.wanted.notify_one();
-        let gone = |_| failure(ErrorKind::Infrastructure, "the instance is gone");
-        let refused = |error| failure(ErrorKind::Exception, format!("the function takes no connection: {error}"));
+        let gone = |_| unsent(ErrorKind::Infrastructure, "the instance is gone");
+        let refused = |error| unsent(ErrorKind::Exception, format!("the function takes no connection: {error}"));
         let stream = given.await.map_err(gone)?.map_err(refused)?;
-        let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
+        let broken = |error: hyper::Error| unsent(ErrorKind::Exception, format!("the function's HTTP: {error}"));
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // It ends with the process, or when the process closes it; whoever uses it learns that.
+        // It ends with the process, or when the process closes it; the next request on it learns that.
         tokio::spawn(connection);
         Ok(sender)
     }
@@ -146,64 +159,77 @@ impl Client {
     pub(super) fn exchange(
         &self,
         code: &Code,
-        call: &mut PoolCall,
+        call: &PoolCall,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
         let client = self.clone();
-        let request = call.request.take().unwrap_or_else(|| of_params(call));
-        let request = build(&request, call, code);
+        let request = build(call, code);
         async move {
-            let request = request?;
-            let mut sender = match client.kept().await {
-                Some(sender) => sender,
-                None => client.connect().await?,
-            };
-            let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
-            let response = match sender.try_send_request(request).await {
-                Ok(response) => response,
-                Err(mut refused) => match refused.take_message() {
-                    // Closed by the process before anything of the request was written.
-                    Some(request) => {
-                        sender = client.connect().await?;
-                        sender.send_request(request).await.map_err(broken)?
-                    }
-                    None => return Err(broken(refused.into_error())),
-                },
-            };
+            let (sender, response) = client.send(request?).await?;
             let answer = read(response).await?;
             client.state().idle.push(sender);
             Ok(answer)
         }
     }
-}
 
-/// Params that came as JSON.
-fn of_params(call: &PoolCall) -> HttpRequest {
-    HttpRequest {
-        method: "POST".to_owned(),
-        target: "/".to_owned(),
-        headers: vec![("content-type".to_owned(), b"application/json".to_vec())],
-        body: call.params.clone(),
+    /// Sends a request on a kept connection, or on a new one. It is sent again, once and on a new connection, where the
+    /// kept one had been closed before anything of the request was written, or where the method may be repeated and no
+    /// answer came (RFC 9110, 9.2.2).
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(Sender, Response<Incoming>), Failure> {
+        let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
+        let Some(mut sender) = self.kept().await else {
+            let mut sender = self.connect().await?;
+            let response = sender.send_request(request).await.map_err(broken)?;
+            return Ok((sender, response));
+        };
+        let again = request.method().is_idempotent().then(|| request.clone());
+        let (request, was_written) = match sender.try_send_request(request).await {
+            Ok(response) => return Ok((sender, response)),
+            Err(mut refused) => match (refused.take_message(), again) {
+                (Some(unwritten), _) => (unwritten, false),
+                (None, Some(again)) if !refused.error().is_parse() => (again, true),
+                (None, _) => return Err(broken(refused.into_error())),
+            },
+        };
+        // What may have ended the process is not tried on another one.
+        let lost = |failure: Failure| Failure { is_unsent: failure.is_unsent && !was_written, ..failure };
+        let mut sender = self.connect().await.map_err(lost)?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        Ok((sender, response))
     }
 }
 
-fn build(request: &HttpRequest, call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
+/// The request that goes to the process: the call's own, or its params as JSON.
+fn build(call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
+    let body = call.raw_body();
+    let json = || HttpRequest {
+        method: "POST".to_owned(),
+        path: "/".to_owned(),
+        headers: vec![Header("content-type".to_owned(), b"application/json".to_vec())],
+        ..HttpRequest::default()
+    };
+    let request = call.request.clone().unwrap_or_else(|| Arc::new(json()));
     let mut built = Request::builder()
         .method(request.method.as_str())
-        .uri(request.target.as_str())
+        .uri(request.target().as_str())
         .header("host", "localhost")
         .header("faena-call", call.num.0)
         .header("faena-function", code.function.to_string())
         .header("traceparent", &*call.traceparent);
-    for (name, value) in request.headers.iter().filter(|(name, _)| name != "traceparent") {
+    for Header(name, value) in request.headers.iter().filter(|Header(name, _)| name != "traceparent") {
         built = built.header(name.as_str(), value.as_slice());
     }
+    // A request of a method that has a body says that there is none (RFC 9110, 8.6).
+    if body.is_empty() && matches!(request.method.as_str(), "POST" | "PUT" | "PATCH") {
+        built = built.header("content-length", 0);
+    }
     let invalid = |error| failure(ErrorKind::Infrastructure, format!("the request cannot be passed on: {error}"));
-    built.body(Full::new(request.body.clone())).map_err(invalid)
+    built.body(Full::new(body)).map_err(invalid)
 }
 
-async fn read(response: Response<hyper::body::Incoming>) -> Result<Answer, Failure> {
+async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
     let (parts, body) = response.into_parts();
-    let headers = parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    let headers = parts.headers.iter().map(|(name, value)| Header(name.to_string(), value.as_bytes().to_vec()));
+    let headers = headers.collect();
     let head = HttpHead { status: parts.status.as_u16(), headers };
     let most = usize::try_from(MAX_RESULT).unwrap_or(usize::MAX);
     match Limited::new(body, most).collect().await {
@@ -215,21 +241,30 @@ async fn read(response: Response<hyper::body::Incoming>) -> Result<Answer, Failu
     }
 }
 
-/// How a call over HTTP ended: a status of 500 and above says that it failed, and is passed on all the same.
+/// Whether a server says that it failed.
+pub(super) fn is_failure(answer: &Result<Answer, Failure>) -> bool {
+    answer.as_ref().is_ok_and(|answer| answer.head.status >= 500)
+}
+
+/// How a call ended whose function answered with a head of its own: a status of 500 and above says that it failed, and is
+/// passed on all the same.
+pub(super) fn answered(call: &PoolCall, began: Instant, Answer { head, body }: Answer) -> PoolEnd {
+    if !(200..600).contains(&head.status) {
+        let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
+        return PoolEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
+    }
+    if head.status < 500 {
+        return PoolEnd { head: Some(head), ..PoolEnd::done(call, began, body) };
+    }
+    let message = format!("the function answered with the status {}", head.status);
+    let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
+    PoolEnd { head: Some(head), result: body, ..PoolEnd::failed(call, began, error) }
+}
+
+/// How a call over HTTP ended.
 pub(super) fn end(call: &PoolCall, began: Instant, answer: Result<Answer, Failure>) -> PoolEnd {
     match answer {
-        Ok(Answer { head, .. }) if !(200..600).contains(&head.status) => {
-            let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
-            PoolEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message))
-        }
-        Ok(Answer { head, body }) if head.status < 500 => {
-            PoolEnd { head: Some(head), ..PoolEnd::done(call, began, body) }
-        }
-        Ok(Answer { head, body }) => {
-            let message = format!("the function answered with the status {}", head.status);
-            let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
-            PoolEnd { head: Some(head), result: body, ..PoolEnd::failed(call, began, error) }
-        }
-        Err(Failure { kind, message }) => PoolEnd::failed(call, began, CallError::new(kind, Layer::Run, message)),
+        Ok(answer) => answered(call, began, answer),
+        Err(Failure { kind, message, .. }) => PoolEnd::failed(call, began, CallError::new(kind, Layer::Run, message)),
     }
 }

@@ -28,6 +28,7 @@ pub(super) async fn keep(pool: Weak<Shared>) {
             next = Instant::now() + KEEP;
             let actions = shared.state().keep(Instant::now(), &shared.metrics);
             shared.perform(actions);
+            shared.node.code.sweep();
             for engine in shared.node.engines.values() {
                 engine.forget_interpreters(shared.config.idle);
             }

@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 
-pub(crate) use call::{PoolCall, PoolEnd};
+pub(crate) use call::{PoolCall, PoolEnd, told};
 pub(crate) use parked::{Leave, State, Taken};
 pub(crate) use start::StartError;
 
@@ -56,6 +56,8 @@ pub struct PoolConfig {
     pub idle: Duration,
     /// How long it waits before it is frozen.
     pub freeze_after: Duration,
+    /// How long a server may take until it listens.
+    pub start_timeout: Duration,
     /// What waits before calls come, where a function names nothing.
     pub preload: Preload,
     /// Where instances live that no call asked for; the others live where their first call came from.
@@ -141,11 +143,10 @@ impl Pool {
         self.0.perform(actions);
         // Unpacking takes the longer the larger it is; no call shall wait for it.
         let (pool, code) = (Arc::clone(&self.0), code.clone());
-        let (node, archive) = (Arc::clone(&pool.node), code.archive);
         self.0.config.home.spawn(async move {
-            match node.code.get(&archive).await {
+            match pool.node.code.get(&code).await {
                 Ok(tree) => {
-                    if let Some(domain) = start::domain(&pool, &code, tree.path()) {
+                    if let Some(domain) = start::domain(&pool, &code, &tree) {
                         pool.restock(&code, Some(&domain));
                     }
                 }
@@ -161,8 +162,9 @@ impl Pool {
         unknown.iter().for_each(|code| self.expect(code));
     }
 
-    /// A function is deleted: its instances go as soon as nobody calls them.
+    /// A function is deleted: its instances go when they have no call, and its code when it has no instance.
     pub fn forget(&self, namespace: &Namespace, function: &FunctionName) {
+        self.0.node.code.forget(namespace, function);
         self.0.state().forget(namespace, function);
     }
 
@@ -192,7 +194,7 @@ impl DirectRoad for Pool {
     fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
         let code = Arc::clone(&call.code);
         let call = PoolCall::of_direct(call, &self.0.node);
-        self.call(&code, call).map_err(|call| call.into_direct(&code))
+        self.call(&code, call).map_err(|call| (*call).into_direct(&code))
     }
 
     fn cancel(&self, num: CallNum) -> bool {

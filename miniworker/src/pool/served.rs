@@ -10,13 +10,12 @@ mod task;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::CallNum;
-use faena_engine::{Guard, Instance};
+use faena_engine::{Guard, Instance, Usage};
 use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
-use faena_protocol::direct;
 use faena_protocol::records::Code;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{Notify, mpsc};
@@ -34,6 +33,9 @@ use task::Task;
 const CHUNK: usize = 64 * 1024;
 /// What a pipe holds through which large frames have come (pipe(7): the most that an ordinary user may have).
 const WIDE: usize = 1024 * 1024;
+/// How long the log of a call stays open that its server answered with a failure: frameworks answer before they write the
+/// traceback, and it belongs to this call.
+const TRACEBACK: Duration = Duration::from_millis(20);
 /// Orders that wait for an instance's task.
 const ORDERS: usize = 256;
 
@@ -139,7 +141,9 @@ impl Served {
             agent: begun.instance.agent,
             answers: begun.answers,
             output: Some(begun.output),
-            log: begun.log,
+            log: Vec::new(),
+            between: begun.log,
+            is_ending: false,
             egress,
             tree,
             orders: receiver,
@@ -149,6 +153,7 @@ impl Served {
             is_given_up: false,
             is_spent: false,
             used: None,
+            usage: Usage::default(),
         };
         tokio::spawn(task.run());
         served
@@ -214,11 +219,15 @@ impl Served {
                 }
             }
             Speech::Http(client) => {
-                let exchange = client.exchange(&self.code, &mut call);
+                let exchange = client.exchange(&self.code, &call);
                 lines.in_flight.push(InFlight { id, began, call });
                 let served = Arc::clone(self);
                 tokio::spawn(async move {
                     let answer = exchange.await;
+                    if http::is_failure(&answer) {
+                        // Frameworks write the traceback behind the answer.
+                        tokio::time::sleep(TRACEBACK).await;
+                    }
                     // The task is gone only when the call has been ended.
                     let _ = served.orders.send(Order::Answered(id, answer)).await;
                 });
@@ -236,14 +245,7 @@ impl Served {
     fn send(&self, calls: &Sender, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
         let mut context = String::with_capacity(256);
         call.context(&self.code, &mut context);
-        let (params, body) = match &call.body {
-            None => (call.params.clone(), Bytes::new()),
-            // Nothing in the frame would tell it from no body at all.
-            Some(body) if body.is_empty() => {
-                (direct::with_body(&String::from_utf8_lossy(&call.params), body).into(), Bytes::new())
-            }
-            Some(body) => (call.params.clone(), body.clone()),
-        };
+        let (params, body) = (call.params.clone(), call.body.clone().unwrap_or_default());
         let carried = params.len() + body.len();
         let is_small = carried <= CHUNK;
         let mut frame = Vec::with_capacity(HEADER + LENGTHS + context.len() + if is_small { carried } else { 0 });
@@ -278,9 +280,17 @@ impl Served {
     pub(super) fn freeze(&self) -> bool {
         let mut lines = self.lines();
         if lines.in_flight.is_empty() && !lines.closed && !lines.frozen {
+            if let Speech::Http(client) = &self.speech {
+                client.close_idle();
+            }
             lines.frozen = self.with_guard(|guard| guard.freeze());
         }
         lines.frozen
+    }
+
+    fn usage(&self) -> Usage {
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.as_deref().map(Guard::usage).unwrap_or_default()
     }
 
     pub(super) fn memory(&self) -> Option<u64> {

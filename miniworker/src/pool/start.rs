@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::environment::path_prefix;
 use faena_domain::limits::STDERR_TAIL;
+use faena_domain::program::{Language, Program};
 use faena_domain::{CallError, Command, Contract, EngineKind, ErrorKind, Layer, Network, Reuse};
 use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, Resident};
 use faena_instance_protocol::handler::{self, FORKS, HEADER, Header, Kind};
@@ -30,11 +30,14 @@ use crate::{capture, instance, result};
 
 /// The pause before a port is tried again on which nobody listens yet.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
+/// How often a server that does not listen yet is looked at.
+const SURVEY: Duration = Duration::from_millis(500);
+/// How long a server may listen elsewhere before that is the reason.
+const ELSEWHERE: Duration = Duration::from_secs(2);
+/// How long a server may do nothing before it listens.
+const CALM: Duration = Duration::from_secs(5);
 /// How long the last words of a process that has ended are waited for.
 const REST: Duration = Duration::from_secs(1);
-/// Files that hold a handler where faena.toml names none, and its name in them.
-const DEFAULTS: [(&str, &str); 2] = [("handler.py", "handle"), ("handler.mjs", "handle")];
-
 /// Why there is no instance for a call.
 #[derive(Debug)]
 pub(crate) enum StartError {
@@ -87,8 +90,8 @@ pub(super) async fn start(pool: Arc<Shared>, key: Arc<Key>, code: Arc<Code>, ask
 
 async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool) -> Result<Made, StartError> {
     let begun = Instant::now();
-    let tree = pool.node.code.get(&code.archive).await?;
-    let mut wired = if is_served(code) { Some(Wired::new(pool, code, tree.path())?) } else { None };
+    let tree = pool.node.code.get(code).await?;
+    let mut wired = if is_served(code) { Some(Wired::new(pool, code, &tree)?) } else { None };
     let instance = create(pool, code, tree.clone(), wired.as_mut()).await?;
     let mut instance = Unfinished { instance: Some(instance), pool: Arc::clone(pool) };
     debug!(function = %code.function, took = ?begun.elapsed(), "an instance was made");
@@ -110,7 +113,7 @@ async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool)
     drop(resident);
     let begun = match frames {
         Some(frames) => greet(&code, frames, output, instance).await?,
-        None => listen(&code, output, instance).await?,
+        None => listen((&pool, &code), output, instance).await?,
     };
     debug!(function = %code.function, took = ?since.elapsed(), "its process may be called");
     Ok(Made::Served(Served::begin_life(pool, (key, code, tree), begun, egress)))
@@ -130,14 +133,17 @@ struct Wired {
 }
 
 impl Wired {
-    fn new(pool: &Shared, code: &Code, tree: &Path) -> Result<Self, StartError> {
-        let program = Program::of(code, tree)?;
+    fn new(pool: &Shared, code: &Code, tree: &CodeLease) -> Result<Self, StartError> {
+        let program = Started::of(code, tree)?;
         let (output, end) = capture::pipe().map_err(node_failure)?;
         capture::share(&end);
         let (frames, input, answers) = match code.serving.contract {
             Contract::Http => (None, std::fs::File::open("/dev/null").map_err(node_failure)?.into(), None),
             Contract::Handler | Contract::Command => {
                 let (frames, input, answers) = Frames::new().map_err(node_failure)?;
+                if program.opens_calls {
+                    capture::share(&input);
+                }
                 (Some(frames), input, Some(answers))
             }
         };
@@ -220,19 +226,19 @@ fn waiting_run(path: &str, has_time: bool) -> Run {
         path: path.to_owned(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     }
 }
 
 /// Whose interpreters a version's instances may be clones of, where they may.
-pub(super) fn domain(pool: &Shared, code: &Code, tree: &Path) -> Option<String> {
-    let program = Program::of(code, tree).ok().filter(|_| is_served(code))?;
+pub(super) fn domain(pool: &Shared, code: &Code, tree: &CodeLease) -> Option<String> {
+    let program = Started::of(code, tree).ok().filter(|_| is_served(code))?;
     program.may_be_clone(pool, code, tree).then(|| code.namespace.to_string())
 }
 
 /// Whether an interpreter that was started before a version was known is as good as one of its own: nothing that it would
 /// have read at its start is set, and the version brings no other one.
-fn suits_a_clone(code: &Code, tree: &Path) -> bool {
+fn suits_a_clone(code: &Code, tree: &CodeLease) -> bool {
     let is_read_early = |name: &str| {
         name.starts_with("PYTHON") || name.starts_with("LC_") || matches!(name, "LANG" | "LANGUAGE" | "PATH")
     };
@@ -240,7 +246,7 @@ fn suits_a_clone(code: &Code, tree: &Path) -> bool {
     let own = format!("{}/", code.path);
     let mut folders = prefix.split(':').filter_map(|folder| folder.strip_prefix(own.as_str()));
     !code.env.keys().any(|name| is_read_early(name))
-        && !folders.any(|folder| tree.join(folder).join("python3").exists())
+        && !folders.any(|folder| tree.may_have(&format!("{folder}/python3")))
 }
 
 fn gone(error: faena_engine::AgentError) -> StartError {
@@ -326,41 +332,37 @@ async fn create(
 }
 
 /// What is executed: our shim around the user's handler, or the runtime's own program.
-struct Program {
+struct Started {
     words: Vec<String>,
     /// Whether it is the shim of Python.
     is_python: bool,
+    /// Whether it opens the pipe of its calls by its name: Node cannot duplicate a descriptor.
+    opens_calls: bool,
 }
 
-impl Program {
-    fn may_be_clone(&self, pool: &Shared, code: &Code, tree: &Path) -> bool {
+impl Started {
+    fn may_be_clone(&self, pool: &Shared, code: &Code, tree: &CodeLease) -> bool {
         self.is_python && pool.preloads(code) && suits_a_clone(code, tree)
     }
 
-    fn of(code: &Code, tree: &Path) -> Result<Self, StartError> {
-        let own = || {
-            let command = Command::parse(&code.run).map_err(|error| refused(error.to_string()))?;
-            Ok(Self { words: command.words, is_python: false })
+    fn of(code: &Code, tree: &CodeLease) -> Result<Self, StartError> {
+        let program = Program::of(&code.serving, &code.run, &code.path, tree);
+        let place = match program.map_err(|error| refused(error.to_string()))? {
+            Program::Run => {
+                let command = Command::parse(&code.run).map_err(|error| refused(error.to_string()))?;
+                return Ok(Self { words: command.words, is_python: false, opens_calls: false });
+            }
+            Program::Shim(place) => place,
         };
-        if code.serving.contract == Contract::Http {
-            return own();
-        }
-        let stands = |file: &str| std::fs::symlink_metadata(tree.join(file)).is_ok_and(|found| found.is_file());
-        let default = || DEFAULTS.iter().find(|(file, _)| stands(file)).map(|(file, name)| format!("{file}:{name}"));
-        let Some(place) = code.serving.handler.clone().or_else(default) else { return own() };
-        let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
-        let shim = |program: &[&str], name: &str| {
-            let program = program.iter().map(|word| (*word).to_owned());
-            program.chain([format!("{SHIMS}/{name}"), place.clone()]).collect()
-        };
-        match file.rsplit_once('.').map(|(_, extension)| extension) {
+        let (program, shim): (&[&str], _) = match place.language {
             // -S: the shim finds packages itself, in half the time.
-            Some("py") => Ok(Self { words: shim(&["python3", "-S"], "python.py"), is_python: true }),
-            Some("mjs" | "js" | "cjs") => Ok(Self { words: shim(&["node"], "node.mjs"), is_python: false }),
-            _ => Err(refused(format!(
-                "handler = {place:?} is neither .py nor .mjs; a program of another language is the runtime's run, and needs no handler"
-            ))),
-        }
+            Language::Python => (&["python3", "-S"], "python.py"),
+            Language::Node => (&["node"], "node.mjs"),
+        };
+        let words = program.iter().map(|word| (*word).to_owned());
+        let words = words.chain([format!("{SHIMS}/{shim}"), place.to_string()]).collect();
+        let is_python = place.language == Language::Python;
+        Ok(Self { words, is_python, opens_calls: !is_python })
     }
 }
 
@@ -387,7 +389,7 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
         path: code.path.clone(),
         has_answers: false,
         wants_output: false,
-        has_params: false,
+        files: Vec::new(),
     }
 }
 
@@ -504,18 +506,105 @@ async fn ended(ended: Ended, output: &Receiver, mut log: Vec<u8>, code: &Code) -
     StartError::Failed(error)
 }
 
-/// Waits until somebody listens on the port of a process that speaks HTTP.
-async fn listen(code: &Code, output: Receiver, mut instance: Unfinished) -> Result<Begun, StartError> {
+/// What a server does that does not listen yet where it should.
+struct Watch {
+    begun: Instant,
+    surveyed: Instant,
+    cpu_us: u64,
+    /// When it last used CPU time, as far as that was seen.
+    worked: Instant,
+    /// Since when something listens elsewhere.
+    elsewhere: Option<Instant>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { begun: now, surveyed: now, cpu_us: 0, worked: now, elsewhere: None }
+    }
+
+    /// Takes a survey in; the end of a sentence that begins with "nothing listens", where waiting longer makes no sense.
+    fn judge(&mut self, listening: &[String], cpu_us: u64, most: Duration) -> Option<String> {
+        let now = Instant::now();
+        self.surveyed = now;
+        if cpu_us != self.cpu_us {
+            (self.cpu_us, self.worked) = (cpu_us, now);
+        }
+        if listening.is_empty() {
+            self.elsewhere = None;
+        } else if now - *self.elsewhere.get_or_insert(now) >= ELSEWHERE {
+            let at = listening.join(", ");
+            return Some(format!(
+                "; the process listens on {at} instead: it has to take the port from the variable PORT"
+            ));
+        }
+        if now - self.worked >= CALM {
+            let calm = CALM.as_secs();
+            return Some(format!(", and the process has used no CPU for {calm} s: it waits for something else"));
+        }
+        (now - self.begun >= most).then(|| format!(" after {} ms", most.as_millis()))
+    }
+}
+
+/// Waits until something listens on the port of a process that speaks HTTP.
+async fn listen(
+    (pool, code): (&Shared, &Code),
+    output: Receiver,
+    mut instance: Unfinished,
+) -> Result<Begun, StartError> {
     let mut log = Vec::new();
+    let mut watch = Watch::new();
+    // The reason reaches a call whose own time is as long.
+    let most = pool.config.start_timeout.min(code.limits.timeout.duration().mul_f64(0.95));
     loop {
-        instance.agent.send(&ToAgent::Connect { port: http::PORT }, &[]).await.map_err(gone)?;
+        let is_asked = watch.surveyed.elapsed() >= SURVEY;
+        let ask = if is_asked { ToAgent::Survey } else { ToAgent::Connect { port: http::PORT } };
+        instance.agent.send(&ask, &[]).await.map_err(gone)?;
         match instance.agent.receive().await.map_err(gone)? {
-            (ToMiniworker::Connected { error: None }, _) => break,
-            (ToMiniworker::Connected { error: Some(_) }, _) => tokio::time::sleep(TRY_AGAIN).await,
+            (ToMiniworker::Connected { error: None }, _) if !is_asked => break,
+            (ToMiniworker::Connected { error: Some(_) }, _) if !is_asked => tokio::time::sleep(TRY_AGAIN).await,
+            (ToMiniworker::Surveyed { listening, cpu_us }, _) if is_asked => {
+                if let Some(why) = watch.judge(&listening, cpu_us, most) {
+                    read_some(&output, &mut log);
+                    let message = format!("nothing listens on 127.0.0.1:{} ($PORT){why}", http::PORT);
+                    let mut error = CallError::new(ErrorKind::Start, Layer::Start, message);
+                    error.stderr_tail = result::tail(&String::from_utf8_lossy(&log), STDERR_TAIL).to_owned();
+                    return Err(StartError::Failed(error));
+                }
+            }
             (ToMiniworker::Ended(left), _) => return Err(ended(left, &output, log, code).await),
             _ => return Err(nonsense()),
         }
         read_some(&output, &mut log);
     }
     Ok(Begun { instance: instance.finish(), speech: Speech::Http(http::Client::default()), answers: None, output, log })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: Duration = Duration::from_secs(60);
+
+    fn ago(span: Duration) -> Instant {
+        Instant::now().checked_sub(span).expect("the machine is up for longer")
+    }
+
+    #[test]
+    fn a_server_that_listens_elsewhere_is_told_where() {
+        let mut watch = Watch { elsewhere: Some(ago(ELSEWHERE)), ..Watch::new() };
+        let why = watch.judge(&["127.0.0.1:3000".to_owned()], 1, MOST).expect("a reason");
+        assert!(why.contains("127.0.0.1:3000") && why.contains("PORT"), "{why}");
+        assert_eq!(Watch::new().judge(&["127.0.0.1:3000".to_owned()], 1, MOST), None);
+    }
+
+    #[test]
+    fn a_server_that_does_nothing_is_not_waited_for() {
+        let mut watch = Watch { worked: ago(CALM), cpu_us: 5, ..Watch::new() };
+        assert!(watch.judge(&[], 5, MOST).expect("a reason").contains("no CPU"));
+        let mut watch = Watch { worked: ago(CALM), cpu_us: 5, ..Watch::new() };
+        assert_eq!(watch.judge(&[], 6, MOST), None, "it works");
+        let mut watch = Watch { begun: ago(MOST), ..Watch::new() };
+        assert_eq!(watch.judge(&[], 6, MOST).as_deref(), Some(" after 60000 ms"));
+    }
 }

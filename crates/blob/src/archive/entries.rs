@@ -5,7 +5,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use flate2::read::MultiGzDecoder;
 use tar::EntryType;
-use zip::ZipArchive;
+use zip::result::ZipError;
+use zip::{CompressionMethod, HasZipMetadata, System, ZipArchive};
 
 use super::{ArchiveError, Bounds, Format};
 
@@ -117,13 +118,13 @@ fn zip(
     if archive.len() as u64 != declared {
         return Err(ArchiveError::damaged("names are repeated in its directory"));
     }
-    if archive.has_overlapping_entries().map_err(ArchiveError::damaged)? {
-        return Err(ArchiveError::damaged("entries overlap"));
-    }
+    // Each reader believes another of the two headers that an entry has.
+    archive.validate_header_consistency().map_err(ArchiveError::damaged)?;
     for index in 0..archive.len() {
+        is_read(&archive.by_index_raw(index).map_err(ArchiveError::damaged)?)?;
         let mut file = archive.by_index(index).map_err(ArchiveError::damaged)?;
         let mode = file.unix_mode().unwrap_or(0o100_644);
-        let name = file.name_raw().to_vec();
+        let name = zip_name(&file).map_err(ArchiveError::damaged)?;
         let kind = match mode & 0o170_000 {
             0o120_000 => {
                 let mut target = Vec::new();
@@ -138,6 +139,25 @@ fn zip(
         see(entry, &mut file)?;
     }
     Ok(())
+}
+
+/// Refuses what is packed in a way that is not read, instead of calling it damaged.
+fn is_read<R: Read>(file: &zip::read::ZipFile<'_, R>) -> Result<(), ArchiveError> {
+    let how = match file.compression() {
+        _ if file.encrypted() => "encrypted".to_owned(),
+        CompressionMethod::Stored | CompressionMethod::Deflated => return Ok(()),
+        other => format!("packed with the method {other}"),
+    };
+    let name = String::from_utf8_lossy(file.name_raw()).chars().take(100).collect();
+    Err(ArchiveError::Unsupported { name, how })
+}
+
+/// An entry's name as UTF-8. What is none is code page 437 (APPNOTE, appendix D); backslashes separate folders only where
+/// the archive was made on Windows, whose older packers write them.
+fn zip_name<R: Read>(file: &zip::read::ZipFile<'_, R>) -> Result<Vec<u8>, ZipError> {
+    let name = file.name()?.into_owned();
+    let is_windows = matches!(file.get_metadata().system, System::Dos | System::WindowsNTFS);
+    Ok(if is_windows { name.replace('\\', "/") } else { name }.into_bytes())
 }
 
 /// The content of an extension, which is small.

@@ -1,9 +1,12 @@
 //! What an entry may be called, point to and weigh.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::Read;
 
+use faena_domain::limits::RATIO_FREE;
+
 use super::entries::{Entry, Kind};
+use super::listing::{Listing, Place};
 use super::{ArchiveError, Bounds, Origin};
 
 /// The longest path and the longest part of one, in bytes (what Linux takes, with room for a folder before it).
@@ -11,9 +14,6 @@ const MAX_PATH: usize = 2048;
 const MAX_PART: usize = 255;
 /// The deepest path.
 const MAX_DEPTH: usize = 64;
-/// What any archive may unpack to, however well it was packed.
-const SMALL: u64 = 16 * 1024 * 1024;
-
 /// Judges one archive from its first entry to its last.
 pub(super) struct Judge {
     bounds: Bounds,
@@ -21,8 +21,8 @@ pub(super) struct Judge {
     bytes: u64,
     entries: u64,
     files: u64,
-    names: HashSet<String>,
-    links: HashSet<String>,
+    /// What stands where, folders that entries only imply included.
+    places: HashMap<String, Place>,
 }
 
 fn refuse(entry: &Entry, why: &'static str) -> ArchiveError {
@@ -40,9 +40,8 @@ fn normal(entry: &Entry, name: &[u8], origin: Origin) -> Result<String, ArchiveE
     if text.starts_with('/') {
         return Err(refuse(entry, "is absolute"));
     }
-    // systemd's units have backslashes in their names.
-    if origin != Origin::Image && (text.contains('\\') || text.as_bytes().get(1) == Some(&b':')) {
-        return Err(refuse(entry, "has a backslash or a drive in its name; paths have slashes"));
+    if origin == Origin::Source {
+        is_no_path_elsewhere(entry, text)?;
     }
     if text.chars().any(char::is_control) {
         return Err(refuse(entry, "has a control character in its name"));
@@ -55,6 +54,19 @@ fn normal(entry: &Entry, name: &[u8], origin: Origin) -> Result<String, ArchiveE
         return Err(refuse(entry, "has a name that is too long or too deep"));
     }
     Ok(parts.join("/"))
+}
+
+/// Refuses the name of an upload that means a place outside of its folder on another system.
+fn is_no_path_elsewhere(entry: &Entry, text: &str) -> Result<(), ArchiveError> {
+    if let [letter, b':', ..] = text.as_bytes()
+        && letter.is_ascii_alphabetic()
+    {
+        return Err(refuse(entry, "names a drive"));
+    }
+    if text.starts_with('\\') || text.split(['/', '\\']).any(|part| part == "..") {
+        return Err(refuse(entry, "leaves its folder with .."));
+    }
+    Ok(())
 }
 
 /// Whether a link that lies at `path` stays below the top.
@@ -77,15 +89,13 @@ fn stays_inside(path: &str, target: &[u8]) -> bool {
 
 impl Judge {
     pub(super) fn new(bounds: Bounds, packed: u64) -> Self {
-        Self { bounds, packed, bytes: 0, entries: 0, files: 0, names: HashSet::new(), links: HashSet::new() }
+        Self { bounds, packed, bytes: 0, entries: 0, files: 0, places: HashMap::new() }
     }
 
     /// Judges what an entry says of itself; returns its normal path, which is empty where there is nothing to unpack.
     pub(super) fn entry(&mut self, entry: &Entry) -> Result<String, ArchiveError> {
         self.entries += 1;
-        if self.entries > self.bounds.entries {
-            return Err(ArchiveError::TooLarge(format!("has more than {} entries", self.bounds.entries)));
-        }
+        self.count(self.entries)?;
         self.weigh(self.bytes.saturating_add(entry.size))?;
         let path = path(entry, self.bounds.origin)?;
         match (&entry.kind, self.bounds.origin) {
@@ -106,40 +116,60 @@ impl Judge {
     /// A hard link names a file that came before.
     fn first_name(&self, entry: &Entry, target: &[u8]) -> Result<(), ArchiveError> {
         let target = normal(entry, target, self.bounds.origin)?;
-        let is_file = self.names.contains(&target) && !self.links.contains(&target);
+        let is_file = self.places.get(&target) == Some(&Place::File);
         if is_file { Ok(()) } else { Err(refuse(entry, "is a hard link to nothing that came before it")) }
     }
 
-    /// No two entries may take the same place, and none may lie behind a link. Case is not told apart, so that a tree
-    /// means the same on every disk.
+    fn count(&self, entries: u64) -> Result<(), ArchiveError> {
+        if entries > self.bounds.entries {
+            return Err(ArchiveError::TooLarge(format!("has more than {} files and folders", self.bounds.entries)));
+        }
+        Ok(())
+    }
+
+    /// No two entries may take the same place, and none may lie below a file or a link. Names that differ only in case are
+    /// two files, as packages have them.
     fn place(&mut self, entry: &Entry, path: &str) -> Result<(), ArchiveError> {
-        let key = if self.bounds.origin == Origin::Source { path.to_lowercase() } else { path.to_owned() };
-        let behind = key.match_indices('/').any(|(at, _)| self.links.contains(&key[..at]));
-        if behind {
-            return Err(refuse(entry, "lies behind a link"));
+        for (at, _) in path.match_indices('/') {
+            match self.places.get(&path[..at]) {
+                Some(Place::Folder) => {}
+                Some(Place::File) => return Err(refuse(entry, "lies below a file")),
+                Some(Place::Link) => return Err(refuse(entry, "lies behind a link")),
+                None => self.take(&path[..at], Place::Folder)?,
+            }
         }
-        let repeated = !self.names.insert(key.clone());
-        if repeated && entry.kind != Kind::Folder {
-            return Err(refuse(entry, "is there twice, perhaps in another case"));
-        }
-        match &entry.kind {
+        let place = match &entry.kind {
             Kind::Link(target) => {
                 if self.bounds.origin == Origin::Source && !stays_inside(path, target) {
                     return Err(refuse(entry, "is a link that leads out of the archive"));
                 }
-                self.links.insert(key);
+                Place::Link
             }
-            Kind::File | Kind::Hard(_) => self.files += 1,
-            Kind::Folder | Kind::Other(_) => {}
+            Kind::Folder | Kind::Other(_) => Place::Folder,
+            Kind::File | Kind::Hard(_) => Place::File,
+        };
+        match (self.places.get(path), place) {
+            (Some(Place::Folder), Place::Folder) => return Ok(()),
+            (Some(Place::Folder), _) | (Some(_), Place::Folder) => {
+                return Err(refuse(entry, "is a folder and also a file or a link"));
+            }
+            (Some(_), _) => return Err(refuse(entry, "is there twice")),
+            (None, _) => {}
         }
-        Ok(())
+        self.files += u64::from(place == Place::File);
+        self.take(path, place)
+    }
+
+    fn take(&mut self, path: &str, place: Place) -> Result<(), ArchiveError> {
+        self.places.insert(path.to_owned(), place);
+        self.count(self.places.len() as u64)
     }
 
     fn weigh(&self, bytes: u64) -> Result<(), ArchiveError> {
         if bytes > self.bounds.bytes {
             return Err(ArchiveError::TooLarge(format!("unpacks to more than {} bytes", self.bounds.bytes)));
         }
-        if bytes > SMALL && bytes / self.bounds.ratio > self.packed {
+        if bytes.saturating_sub(RATIO_FREE) / self.bounds.ratio > self.packed {
             return Err(ArchiveError::TooLarge(format!("unpacks to more than {} times its size", self.bounds.ratio)));
         }
         Ok(())
@@ -170,12 +200,12 @@ impl Judge {
         if read_in_all == entry.size { Ok(()) } else { Err(refuse(entry, "is shorter or longer than it says")) }
     }
 
-    /// The bytes of all content; an archive without a file is refused.
-    pub(super) fn finish(self) -> Result<u64, ArchiveError> {
+    /// The bytes of all content, and what stands where; an upload without a file is refused.
+    pub(super) fn finish(self) -> Result<(u64, Listing), ArchiveError> {
         if self.files == 0 && self.bounds.origin == Origin::Source {
             Err(ArchiveError::NoFiles)
         } else {
-            Ok(self.bytes)
+            Ok((self.bytes, Listing::new(self.places)))
         }
     }
 }

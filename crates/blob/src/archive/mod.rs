@@ -5,15 +5,17 @@
 
 mod entries;
 mod judge;
+mod listing;
 mod unpack;
 
 use std::fs::File;
 use std::io::{Read, Seek};
 
-use faena_domain::limits::{MAX_ENTRIES, MAX_RATIO, MAX_UNPACKED};
+use faena_domain::limits::{INODE, MAX_ENTRIES, MAX_RATIO, MAX_UNPACKED};
 use faena_domain::manifest;
 
-pub use unpack::unpack;
+pub use listing::{Listing, Place};
+pub use unpack::{Disk, unpack};
 
 use judge::Judge;
 
@@ -76,6 +78,16 @@ pub enum ArchiveError {
     /// Ends too early, or contradicts itself.
     #[error("the archive is damaged: {0}")]
     Damaged(String),
+    /// Whole, and packed in a way that is not read.
+    #[error(
+        "the archive's entry {name:?} is {how}, which is not read here; pack it with deflate or store, without a password"
+    )]
+    Unsupported {
+        /// Its name, cut at 100 characters.
+        name: String,
+        /// How it is packed.
+        how: String,
+    },
     /// No file in it.
     #[error("the archive holds no file")]
     NoFiles,
@@ -108,8 +120,17 @@ pub struct Checked {
     pub format: Format,
     /// How many bytes it unpacks to.
     pub bytes: u64,
-    /// The text of the `faena.toml` at its top, where there is one.
+    /// What stands where.
+    pub listing: Listing,
+    /// The text of the `faena.toml` at its top, or else in its only folder.
     pub manifest: Option<String>,
+}
+
+impl Checked {
+    /// What it takes of a disk: its content, and a block for each file, folder and link.
+    pub fn disk(&self) -> u64 {
+        self.bytes + self.listing.inodes() * INODE
+    }
 }
 
 /// Tells a format by its first bytes.
@@ -138,6 +159,36 @@ fn is_tar_header(head: &[u8]) -> bool {
     u32::from_str_radix(&stored, 8) == Ok(sum)
 }
 
+/// The manifests that an archive may have, of which one counts.
+#[derive(Default)]
+struct Manifests {
+    top: Option<Vec<u8>>,
+    /// The first folder at the top: the only one whose manifest may count.
+    folder: Option<String>,
+    in_folder: Option<Vec<u8>>,
+}
+
+impl Manifests {
+    /// Where the content of a file at this path is kept, if it is.
+    fn place(&mut self, path: &str) -> Option<&mut Vec<u8>> {
+        if path == manifest::FILE {
+            return Some(self.top.get_or_insert_default());
+        }
+        let (top, rest) = path.split_once('/')?;
+        if self.folder.is_none() && !listing::is_by_the_way(top) {
+            self.folder = Some(top.to_owned());
+        }
+        let counts = rest == manifest::FILE && self.folder.as_deref() == Some(top);
+        counts.then(|| self.in_folder.get_or_insert_default())
+    }
+
+    fn text(self, listing: &Listing) -> Result<Option<String>, ArchiveError> {
+        let in_folder = self.in_folder.filter(|_| listing.only_folder() == self.folder.as_deref());
+        let text = self.top.or(in_folder).map(String::from_utf8).transpose();
+        text.map_err(|_| ArchiveError::Damaged("faena.toml is no UTF-8".to_owned()))
+    }
+}
+
 /// Reads a whole archive and judges every entry; nothing is written.
 ///
 /// # Errors
@@ -146,24 +197,38 @@ pub fn check(file: &mut File, bounds: &Bounds) -> Result<Checked, ArchiveError> 
     let format = format(file)?;
     let packed = file.metadata().map_err(ArchiveError::Write)?.len();
     let mut judge = Judge::new(*bounds, packed);
-    let mut text = None;
+    let mut manifests = Manifests::default();
     entries::for_each(file, format, bounds, |entry, content| {
-        judge.entry(&entry)?;
-        let is_manifest = entry.kind == entries::Kind::File && entry.name == manifest::FILE.as_bytes();
-        let mut kept = Vec::new();
+        let path = judge.entry(&entry)?;
+        let mut kept = manifests.place(&path).filter(|_| entry.kind == entries::Kind::File);
         judge.content(&entry, content, |chunk| {
-            if is_manifest && kept.len() < manifest::MAX_BYTES {
+            if let Some(kept) = kept.as_mut().filter(|kept| kept.len() < manifest::MAX_BYTES) {
                 kept.extend_from_slice(chunk);
             }
             Ok(())
-        })?;
-        if is_manifest {
-            text =
-                Some(String::from_utf8(kept).map_err(|_| ArchiveError::Damaged("faena.toml is no UTF-8".to_owned()))?);
+        })
+    })?;
+    let (bytes, listing) = judge.finish()?;
+    let manifest = manifests.text(&listing)?;
+    Ok(Checked { format, bytes, listing, manifest })
+}
+
+/// The content of one file of an archive that was checked, cut at `most` bytes; none where there is no such file.
+///
+/// # Errors
+/// [`ArchiveError`], as [`check`].
+pub fn content(file: &mut File, bounds: &Bounds, path: &str, most: usize) -> Result<Option<Vec<u8>>, ArchiveError> {
+    let format = format(file)?;
+    let mut found = None;
+    entries::for_each(file, format, bounds, |entry, content| {
+        if entry.kind == entries::Kind::File && judge::path(&entry, bounds.origin)? == path {
+            let mut kept = Vec::new();
+            content.take(most as u64).read_to_end(&mut kept).map_err(ArchiveError::damaged)?;
+            found = Some(kept);
         }
         Ok(())
     })?;
-    Ok(Checked { format, bytes: judge.finish()?, manifest: text })
+    Ok(found)
 }
 
 #[cfg(test)]

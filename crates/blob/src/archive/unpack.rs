@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, linkat, mkdirat, openat2, symlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, fstatvfs, linkat, mkdirat, openat2,
+    symlinkat,
 };
 use rustix::io::Errno;
 
@@ -17,25 +18,53 @@ use super::{ArchiveError, Bounds, format};
 /// No step of a path may lead out of the folder or through a link (openat2(2)).
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// Unpacks into a folder that is empty; modes become 0755 or 0644, and `owner` owns everything where we may give it away.
+/// How often the disk is looked at while an archive is unpacked: after this many bytes, or entries.
+const LOOK_BYTES: u64 = 16 * 1024 * 1024;
+const LOOK_ENTRIES: u64 = 256;
+/// Inodes that stay free, on file systems that count them.
+const RESERVED_INODES: u64 = 1024;
+
+/// How a tree is written to its disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk {
+    /// Who owns everything, where we may give it away.
+    pub owner: Option<u32>,
+    /// Bytes that stay free: unpacking ends before they are touched.
+    pub reserve: u64,
+}
+
+/// Unpacks into a folder that is empty; modes become 0755 or 0644.
 ///
 /// # Errors
-/// [`ArchiveError`]; the folder then holds a part, and is the caller's to remove.
-pub fn unpack(file: &mut File, into: &Path, bounds: &Bounds, owner: Option<u32>) -> Result<(), ArchiveError> {
+/// [`ArchiveError`]; the folder then holds a part, and is the caller's to remove. A disk that is short of bytes or of
+/// inodes is an error of the kind `StorageFull`.
+pub fn unpack(file: &mut File, into: &Path, bounds: &Bounds, disk: Disk) -> Result<(), ArchiveError> {
     let folder =
         openat2(CWD, into, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty()).map_err(write)?;
-    let top = Top { folder, owner };
+    let top = Top { folder, disk };
     top.own(top.folder.as_fd(), 0o755)?;
     let format = format(file)?;
     let packed = file.metadata().map_err(ArchiveError::Write)?.len();
+    top.has_room(packed)?;
+    let (mut bytes, mut entries) = (0, 0);
     let mut judge = Judge::new(*bounds, packed);
     for_each(file, format, bounds, |entry, content| {
         let path = judge.entry(&entry)?;
         if path.is_empty() {
             return Ok(());
         }
+        entries += 1;
+        if entries % LOOK_ENTRIES == 0 {
+            top.has_room(0)?;
+        }
         let Some(mut target) = top.place(&path, &entry)? else { return Ok(()) };
-        judge.content(&entry, content, |chunk| target.write_all(chunk).map_err(ArchiveError::Write))
+        judge.content(&entry, content, |chunk| {
+            bytes += chunk.len() as u64;
+            if bytes > LOOK_BYTES {
+                top.has_room(std::mem::take(&mut bytes))?;
+            }
+            target.write_all(chunk).map_err(ArchiveError::Write)
+        })
     })?;
     judge.finish().map(drop)
 }
@@ -46,13 +75,21 @@ fn write(error: Errno) -> ArchiveError {
 
 struct Top {
     folder: OwnedFd,
-    owner: Option<u32>,
+    disk: Disk,
 }
 
 impl Top {
+    /// Whether the disk has room for more bytes, and for a few inodes.
+    fn has_room(&self, bytes: u64) -> Result<(), ArchiveError> {
+        let disk = fstatvfs(&self.folder).map_err(write)?;
+        let is_short = disk.f_bavail.saturating_mul(disk.f_frsize) < self.disk.reserve.saturating_add(bytes)
+            || (disk.f_files > 0 && disk.f_favail < RESERVED_INODES);
+        if is_short { Err(ArchiveError::Write(std::io::ErrorKind::StorageFull.into())) } else { Ok(()) }
+    }
+
     fn own(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<(), ArchiveError> {
         fchmod(fd, Mode::from_raw_mode(mode)).map_err(write)?;
-        match self.owner {
+        match self.disk.owner {
             Some(owner) => fchown(fd, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner))).map_err(write),
             None => Ok(()),
         }
@@ -94,7 +131,7 @@ impl Top {
         let (above, name) = self.above(path)?;
         if let Kind::Link(target) = &entry.kind {
             symlinkat(target.as_slice(), &above, name).map_err(write)?;
-            if let Some(owner) = self.owner {
+            if let Some(owner) = self.disk.owner {
                 let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
                 chownat(&above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(write)?;
             }

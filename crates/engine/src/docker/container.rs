@@ -41,6 +41,26 @@ const MASKED: [&str; 13] = [
 ];
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
+/// Files of /etc that name the user and the host, whatever the image says; `ID` stands for the user's.
+const IDENTITY: [(&str, &str); 3] = [
+    ("passwd", "root:x:0:0:root:/:/bin/false\nfunction:x:ID:ID:function:/tmp:/bin/sh\n"),
+    ("group", "root:x:0:\nfunction:x:ID:\n"),
+    ("hosts", "127.0.0.1 localhost faena\n::1 localhost faena\n"),
+];
+
+/// Writes those files into a container's folder.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub(super) fn write_identity(folder: &Path, host_id: u32) -> std::io::Result<()> {
+    for (name, text) in IDENTITY {
+        let path = folder.join(name);
+        std::fs::write(&path, text.replace("ID", &host_id.to_string()))?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
 fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     let propagation = MountBindOptionsPropagationEnum::RPRIVATE;
     Mount {
@@ -106,6 +126,7 @@ fn mounts(container: &Container<'_>) -> Vec<Mount> {
         bind(&folder.join("socket"), SOCKET, false),
         bind(&config.shims, SHIMS, true),
     ];
+    mounts.extend(IDENTITY.map(|(name, _)| bind(&folder.join(name), &format!("/etc/{name}"), true)));
     match (code_by, &spec.code) {
         (CodeBy::Overlay, _) => mounts.push(bind_slave(&code::merged(folder), &spec.path)),
         (CodeBy::Copy, Some(code)) => mounts.push(bind(code, CODE, true)),

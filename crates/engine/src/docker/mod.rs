@@ -24,9 +24,9 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use crate::cgroup::{Freezer, memory_of_process, read_number};
+use crate::cgroup::{Freezer, memory_of_process, read_cpu_us, read_number, usage_files_of_process};
 use crate::uids::Uids;
-use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
+use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull, Usage};
 use code::Code;
 pub use code::CodeBy;
 use container::{Container, LABEL_INCARNATION, LABEL_PLATFORM, LABEL_WORKER};
@@ -158,6 +158,8 @@ impl Docker {
         let host_id = uid.id();
         held.code = Some(Code::prepare(self.code_by, &self.config.launcher, &folder, spec, uid).await?);
         let socket = folder.join("socket");
+        container::write_identity(&folder, host_id)
+            .map_err(|error| EngineError::create("writing /etc/passwd", error))?;
         let listener =
             code::listen(&socket, host_id).map_err(|error| EngineError::create("a socket for the agent", error))?;
         let nonce = uuid::Uuid::new_v4().simple().to_string();
@@ -187,6 +189,7 @@ impl Docker {
         let Met { agent, listener, pid } = accept(listener, &nonce).await?;
         held.freezer = pid.and_then(Freezer::of_process);
         held.memory = pid.and_then(memory_of_process);
+        held.usage = pid.map(usage_files_of_process).unwrap_or_default();
         if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
             held.lay(code).await?;
         }
@@ -274,7 +277,14 @@ impl Engine for Docker {
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
         let docker = self.docker.clone();
-        let mut held = Box::new(DockerGuard { docker, container: None, code: None, freezer: None, memory: None });
+        let mut held = Box::new(DockerGuard {
+            docker,
+            container: None,
+            code: None,
+            freezer: None,
+            memory: None,
+            usage: [None, None],
+        });
         match self.make(&spec, &mut held).await {
             Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, is_inhabited: false, guard: held }),
             Err(error) => {
@@ -322,6 +332,8 @@ struct DockerGuard {
     code: Option<Code>,
     freezer: Option<Freezer>,
     memory: Option<PathBuf>,
+    /// Files that tell what its processes have used.
+    usage: [Option<PathBuf>; 2],
 }
 
 #[async_trait]
@@ -349,6 +361,11 @@ impl Guard for DockerGuard {
 
     fn memory(&self) -> Option<u64> {
         read_number(self.memory.as_ref()?)
+    }
+
+    fn usage(&self) -> Usage {
+        let [peak, cpu] = &self.usage;
+        Usage { peak_memory: peak.as_deref().and_then(read_number), cpu_us: cpu.as_deref().and_then(read_cpu_us) }
     }
 }
 

@@ -28,7 +28,7 @@ use zygotes::Zygotes;
 
 use crate::cgroup::{Controller, Freezer, Group, Trees};
 use crate::uids::{Uid, Uids};
-use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
+use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull, Usage};
 
 /// The folder over which spawners mount the roots that they prepare.
 const ROOTS: &str = "roots";
@@ -131,14 +131,9 @@ pub struct SandboxConfig {
 /// Why there is no sandbox here.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// A layer is missing that nobody said may be.
-    #[error("the sandbox lacks the layer {}: {why}. To get it: {}. To go without: --accept-missing {}", layer.as_str(), layer.remedy(), layer.as_str())]
-    Missing {
-        /// Which.
-        layer: Layer,
-        /// How that showed.
-        why: String,
-    },
+    /// Layers are missing that the settings do not permit to be.
+    #[error("the sandbox cannot be started safely here:{}\nTo go without them: {}", each(.0), flags(.0))]
+    Missing(Vec<(Layer, String)>),
     /// What instances are given cannot be prepared.
     #[error("cannot prepare the sandbox in {folder}")]
     Prepare {
@@ -148,6 +143,16 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A line for each missing layer: how that showed, and how to get it.
+fn each(missing: &[(Layer, String)]) -> String {
+    let line = |(layer, why): &(Layer, String)| format!("\n  {}: {why}. To get it: {}", layer.as_str(), layer.remedy());
+    missing.iter().map(line).collect()
+}
+
+fn flags(missing: &[(Layer, String)]) -> String {
+    missing.iter().map(|(layer, _)| format!("--accept-missing {}", layer.as_str())).collect::<Vec<_>>().join(" ")
 }
 
 /// The engine.
@@ -170,7 +175,7 @@ impl Sandbox {
     /// Prepares a sandbox, and makes one instance to see that it holds what it promises.
     ///
     /// # Errors
-    /// The first layer that is missing and may not be.
+    /// All layers that are missing and may not be.
     pub async fn start(config: SandboxConfig, uids: Uids) -> Result<Self, SandboxError> {
         let prepare = |source| SandboxError::Prepare { folder: config.folder.clone(), source };
         let etc = etc::make(&config.folder).map_err(prepare)?;
@@ -192,20 +197,20 @@ impl Sandbox {
             uids,
             config,
         };
-        for (layer, why) in sandbox.find_missing() {
-            sandbox.accept(layer, why)?;
-        }
-        sandbox.probe(empty).await?;
-        Ok(sandbox)
+        let mut refused = sandbox.accept(sandbox.find_missing());
+        refused.extend(sandbox.probe(empty).await);
+        if refused.is_empty() { Ok(sandbox) } else { Err(SandboxError::Missing(refused)) }
     }
 
-    fn accept(&mut self, layer: Layer, why: String) -> Result<(), SandboxError> {
-        if layer != Layer::OwnUid && !self.config.accept_missing.contains(&layer) {
-            return Err(SandboxError::Missing { layer, why });
+    /// Goes without the layers that may be missing; those that may not are given back.
+    fn accept(&mut self, missing: Vec<(Layer, String)>) -> Vec<(Layer, String)> {
+        let may_be = |layer: Layer| layer == Layer::OwnUid || self.config.accept_missing.contains(&layer);
+        let (accepted, refused): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(layer, _)| may_be(*layer));
+        for (layer, why) in accepted {
+            info!(layer = layer.as_str(), why, "going without a layer of the sandbox");
+            self.missing.push(layer);
         }
-        info!(layer = layer.as_str(), why, "going without a layer of the sandbox");
-        self.missing.push(layer);
-        Ok(())
+        refused
     }
 
     fn find_missing(&self) -> Vec<(Layer, String)> {
@@ -228,7 +233,7 @@ impl Sandbox {
     }
 
     /// One instance of nothing: its agent is ready only after every step of the launcher and its own filter.
-    async fn probe(&mut self, code: PathBuf) -> Result<(), SandboxError> {
+    async fn probe(&mut self, code: PathBuf) -> Vec<(Layer, String)> {
         let image = self.host_id.clone();
         let spec = || InstanceSpec {
             name: format!("probe-{}", uuid::Uuid::new_v4().simple()),
@@ -241,7 +246,7 @@ impl Sandbox {
             resident: None,
         };
         let Err(error) = self.create(spec()).await.map(|instance| tokio::spawn(instance.guard.destroy())) else {
-            return Ok(());
+            return Vec::new();
         };
         let why = error.to_string();
         let layer = match &error {
@@ -250,13 +255,18 @@ impl Sandbox {
             _ if why.starts_with("landlock") => Layer::Landlock,
             _ => Layer::Namespaces,
         };
-        self.accept(layer, why)?;
+        let refused = self.accept(vec![(layer, why)]);
+        if !refused.is_empty() {
+            return refused;
+        }
         // Without Landlock an instance can still be made; without namespaces there is none.
         match self.create(spec()).await {
-            Ok(instance) => drop(tokio::spawn(instance.guard.destroy())),
-            Err(error) => return Err(SandboxError::Missing { layer: Layer::Namespaces, why: error.to_string() }),
+            Ok(instance) => {
+                tokio::spawn(instance.guard.destroy());
+                Vec::new()
+            }
+            Err(error) => vec![(Layer::Namespaces, error.to_string())],
         }
-        Ok(())
     }
 
     fn launcher_spec(&self, spec: &InstanceSpec, group: &Group, host_id: u32, root: Option<PathBuf>) -> Spec {
@@ -519,6 +529,10 @@ impl Guard for SandboxGuard {
 
     fn memory(&self) -> Option<u64> {
         self.group.as_ref()?.memory()
+    }
+
+    fn usage(&self) -> Usage {
+        self.group.as_ref().map(Group::usage).unwrap_or_default()
     }
 }
 

@@ -3,46 +3,95 @@
 
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use base64::display::Base64Display;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::call::StartKind;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch};
 
 use crate::records::Code;
 
-/// What a function that speaks HTTP is sent, or answers; hop-by-hop headers and the platform's own are left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A header of a request or an answer. Its value is bytes, which travel as a text where they are one.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Header(pub String, #[serde(with = "header_value")] pub Vec<u8>);
+
+mod header_value {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.serialize(serializer),
+            Err(_) => bytes.serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        Ok(match Value::deserialize(deserializer)? {
+            Value::Text(text) => text.into_bytes(),
+            Value::Bytes(bytes) => bytes,
+        })
+    }
+}
+
+/// The HTTP request that a call is, but for its body; headers that are not the function's business are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRequest {
     /// The method.
     pub method: String,
-    /// The path after the function's name, and the query.
-    pub target: String,
-    /// The headers.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
-    pub body: Bytes,
+    /// The path after the function's name, beginning with a slash.
+    pub path: String,
+    /// The query, without its question mark.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub query: String,
+    /// The headers, as they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
+    /// Whether the body was JSON and is the params; any other body stands beside them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_json: bool,
 }
 
-/// Params of a request whose body is no JSON, with that body as their last member; without it they are an object that is
-/// not empty.
-pub fn with_body(params: &str, body: &[u8]) -> String {
-    let members = params.strip_suffix('}').unwrap_or(params);
-    format!("{members},\"bodyBase64\":\"{}\"}}", Base64Display::new(body, &STANDARD))
+impl HttpRequest {
+    /// The path with the query.
+    pub fn target(&self) -> String {
+        if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
+    }
+
+    /// Names in lower case and values, several values of one name joined by commas (RFC 9110, 5.3).
+    pub fn joined_headers(&self) -> BTreeMap<String, String> {
+        let mut joined: BTreeMap<String, String> = BTreeMap::new();
+        for Header(name, value) in &self.headers {
+            let value = String::from_utf8_lossy(value);
+            let values = joined.entry(name.to_ascii_lowercase()).or_default();
+            if !values.is_empty() {
+                values.push_str(", ");
+            }
+            values.push_str(&value);
+        }
+        joined
+    }
 }
 
-/// The head of what a function that speaks HTTP answered; its body is the result.
+/// The head of an HTTP answer; its body is the result.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpHead {
     /// The status code.
     pub status: u16,
     /// The headers.
-    pub headers: Vec<(String, Vec<u8>)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
 }
 
 /// A call on its way to an instance.
@@ -53,10 +102,10 @@ pub struct DirectCall {
     pub code: Arc<Code>,
     /// The params, JSON.
     pub params: Bytes,
-    /// The request's body, where that was no JSON.
+    /// The request's body, where that is not the params.
     pub body: Option<Bytes>,
-    /// The request as it came, for functions that speak HTTP.
-    pub request: Option<HttpRequest>,
+    /// The request that it is.
+    pub request: Arc<HttpRequest>,
     /// How long the attempt may take, in milliseconds.
     pub timeout_ms: u64,
     /// When the call as a whole has to have ended.
@@ -80,9 +129,9 @@ impl fmt::Debug for DirectCall {
 pub struct DirectEnd {
     /// DONE, FAILED, TIMEOUT, EXPIRED or CANCELLED.
     pub status: CallStatus,
-    /// What it put out; empty unless DONE, or where a function that speaks HTTP says itself what went wrong.
+    /// What it put out; empty unless DONE, or where the function itself answers with an error.
     pub result: Bytes,
-    /// The head of what a function that speaks HTTP answered.
+    /// The head of its answer, where the function gave one.
     pub head: Option<HttpHead>,
     /// Why it did not end in DONE.
     pub error: Option<CallError>,
@@ -129,4 +178,26 @@ pub trait DirectRoad: Send + Sync + fmt::Debug {
 
     /// Ends a call that was handed over; false where it is not known, or has ended.
     fn cancel(&self, num: CallNum) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reads_back_as_itself_whatever_its_bytes() {
+        for value in [&b"text"[..], "señal".as_bytes(), b"\xff\xfe"] {
+            let header = Header("X-Name".to_owned(), value.to_vec());
+            let text = serde_json::to_string(&header).expect("JSON");
+            assert_eq!(serde_json::from_str::<Header>(&text).expect("a header"), header, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_of_one_name_are_joined() {
+        let header = |name: &str, value: &str| Header(name.to_owned(), value.as_bytes().to_vec());
+        let headers = vec![header("Accept", "a"), header("accept", "b"), header("X-Mine", "c")];
+        let joined = HttpRequest { headers, ..HttpRequest::default() }.joined_headers();
+        assert_eq!((joined["accept"].as_str(), joined["x-mine"].as_str()), ("a, b", "c"));
+    }
 }

@@ -13,12 +13,14 @@
 //! A message is `kind: u8, length: u32 LE, head, body`: the head is JSON of that length, the body is bytes as they are. A
 //! connection that ends takes its calls with it: the worker cancels them, the api tells whoever waits.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use faena_domain::{Attempt, CallError, CallNum, CallStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{DirectEnd, HttpHead};
+use super::{DirectEnd, HttpHead, HttpRequest};
 use crate::records::Code;
 
 const CODE: u8 = 1;
@@ -56,21 +58,10 @@ pub struct CallHead {
     pub deadline_unix_ms: i64,
     /// The W3C trace context that it carries.
     pub traceparent: String,
-    /// How many of the message's last bytes are the body of a request, where that was no JSON.
+    /// How many of the message's last bytes are the body of the request, where that is not the params.
     pub body: Option<usize>,
-    /// For a function that speaks HTTP: its request, whose body is the message's.
-    pub request: Option<RequestHead>,
-}
-
-/// A request but for its body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestHead {
-    /// The method.
-    pub method: String,
-    /// The path after the function's name, and the query.
-    pub target: String,
-    /// The headers.
-    pub headers: Vec<(String, Vec<u8>)>,
+    /// The request that it is.
+    pub request: Arc<HttpRequest>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,7 +92,7 @@ struct EndHead {
 pub enum ToWorker {
     /// This number stands for this version from now on.
     Code(u32, Box<Code>),
-    /// Run this; the params and the body behind them, or the body of its request.
+    /// Run this; the params, and the body behind them.
     Call(CallHead, Bytes),
     /// Nobody wants this call any longer.
     Cancel(CallNum),
@@ -218,10 +209,12 @@ mod tests {
             deadline_unix_ms: 5,
             traceparent: "00-1-2-01".to_owned(),
             body: Some(4),
-            request: Some(RequestHead {
+            request: Arc::new(HttpRequest {
                 method: "PUT".to_owned(),
-                target: "/a?b".to_owned(),
-                headers: vec![("x".to_owned(), vec![0xff])],
+                path: "/a".to_owned(),
+                query: "b".to_owned(),
+                headers: vec![super::super::Header("x".to_owned(), vec![0xff])],
+                has_json: false,
             }),
         };
         let bytes = call(&head, &[b"body"]).expect("bytes");

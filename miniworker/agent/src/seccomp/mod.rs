@@ -20,8 +20,10 @@ const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
 #[cfg(target_arch = "x86_64")]
 const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
 
-/// Flags of clone(2) that make namespaces.
-const NEW_NAMESPACES: [i32; 8] = [
+/// Flags of clone(2) that are refused: those that make namespaces, and the one that makes a child a sibling, whose end
+/// its maker would not hear of.
+const REFUSED_FLAGS: [i32; 9] = [
+    libc::CLONE_PARENT,
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWUTS,
@@ -80,18 +82,14 @@ fn when(argument: u8, op: Op, value: u64) -> Result<SeccompRule, seccompiler::Ba
 /// What is refused of calls that are let through.
 fn arguments() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    let namespaces = NEW_NAMESPACES
+    let flags = REFUSED_FLAGS
         .iter()
         .map(|flag| u64::from(flag.unsigned_abs()))
         .map(|flag| when(0, Op::MaskedEq(flag), flag))
         .collect::<Result<_, _>>()?;
-    rules.insert(libc::SYS_clone, namespaces);
-    // AF_UNIX is 1, AF_INET 2, AF_INET6 10; nothing between or above them.
+    rules.insert(libc::SYS_clone, flags);
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
-        let foreign = (3..10).map(|family| when(0, Op::Eq, family)).chain([when(0, Op::Gt, 10), when(0, Op::Eq, 0)]);
-        let mut refused: Vec<SeccompRule> = foreign.collect::<Result<_, _>>()?;
-        refused.extend(foreign_protocols()?);
-        rules.insert(call, refused);
+        rules.insert(call, foreign_sockets()?);
     }
     // New limits for another process: the agent has the same user.
     let others =
@@ -108,17 +106,35 @@ fn arguments() -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, SeccompAction::Allow, refuse, ARCH)?.try_into()
 }
 
-/// Internet sockets of anything but TCP, UDP and ICMP: the kernel would load a module for them (protocols(5)).
-fn foreign_protocols() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+/// Address families (bits/socket.h).
+const AF_UNIX: u64 = 1;
+const AF_INET: u64 = 2;
+const AF_INET6: u64 = 10;
+const AF_NETLINK: u64 = 16;
+/// The part of a socket's type that is no flag (linux/net.h, `SOCK_TYPE_MASK`).
+const TYPE: u64 = 0xf;
+
+/// Sockets that are refused. Of the internet's families the kernel would load modules for other types and protocols than
+/// TCP, UDP and ICMP (protocols(5)); of netlink there is what lists interfaces, and nothing else.
+fn foreign_sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    const STREAM_DGRAM: [u64; 2] = [1, 2];
     const ANY_TCP_UDP_ICMP: [u64; 5] = [0, 6, 17, 1, 58];
-    let foreign = |family| {
-        let mut conditions = vec![SeccompCondition::new(0, Len::Dword, Op::Eq, family)?];
+    const NETLINK_ROUTE: u64 = 0;
+    let is = |argument, op, value| SeccompCondition::new(argument, Len::Dword, op, value);
+    let known = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK].map(|family| is(0, Op::Ne, family));
+    let mut refused = vec![SeccompRule::new(known.into_iter().collect::<Result<_, _>>()?)?];
+    for family in [AF_INET, AF_INET6] {
+        let mut protocols = vec![is(0, Op::Eq, family)?];
         for protocol in ANY_TCP_UDP_ICMP {
-            conditions.push(SeccompCondition::new(2, Len::Dword, Op::Ne, protocol)?);
+            protocols.push(is(2, Op::Ne, protocol)?);
         }
-        SeccompRule::new(conditions)
-    };
-    [2, 10].into_iter().map(foreign).collect()
+        refused.push(SeccompRule::new(protocols)?);
+        for other in (0..=TYPE).filter(|kind| !STREAM_DGRAM.contains(kind)) {
+            refused.push(SeccompRule::new(vec![is(0, Op::Eq, family)?, is(1, Op::MaskedEq(TYPE), other)?])?);
+        }
+    }
+    refused.push(SeccompRule::new(vec![is(0, Op::Eq, AF_NETLINK)?, is(2, Op::Ne, NETLINK_ROUTE)?])?);
+    Ok(refused)
 }
 
 macro_rules! system_calls {

@@ -4,10 +4,10 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT, STDERR_TAIL};
 use faena_domain::{CallError, ErrorKind, Layer, Reuse};
-use faena_engine::AgentSocket;
+use faena_engine::{AgentSocket, Usage};
 use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::io::AsyncReadExt;
@@ -26,7 +26,11 @@ use crate::result;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What is read at once of what a process writes beside its answers.
 const OUTPUT: usize = 1024 * 1024;
-/// A sleep that nobody waits for.
+/// What is kept of what is written while no call runs.
+const BETWEEN: usize = 64 * 1024;
+/// More cores than an instance is ever given.
+const MAX_CORES: u64 = 1024;
+/// A sleep that nothing waits for.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// Owns the instance.
@@ -36,6 +40,8 @@ pub(super) struct Task {
     pub(super) answers: Option<Receiver>,
     pub(super) output: Option<Receiver>,
     pub(super) log: Vec<u8>,
+    /// What was written while no call ran: it is no call's, and the next one's log tells it apart.
+    pub(super) between: Vec<u8>,
     pub(super) egress: Option<Egress>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) incoming: BytesMut,
@@ -50,6 +56,10 @@ pub(super) struct Task {
     pub(super) tree: CodeLease,
     /// A call has had a process of its own here, of which nothing may be left before the next.
     pub(super) used: Option<Used>,
+    /// A call was just taken out whose output may still be in the pipe.
+    pub(super) is_ending: bool,
+    /// What its processes had used when that was read last.
+    pub(super) usage: Usage,
 }
 
 /// Why an instance's life is over.
@@ -185,7 +195,7 @@ impl Task {
             let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
             let header = Header::decode(head).ok_or_else(|| lost("it sent what is no frame"))?;
             let length = header.length as usize;
-            if !matches!(header.kind, Kind::Result | Kind::Exception | Kind::Ended) {
+            if !matches!(header.kind, Kind::Result | Kind::Reply | Kind::Exception | Kind::Ended) {
                 return Err(lost("it sent what no process sends now"));
             }
             if u64::from(header.length) > MAX_RESULT {
@@ -212,17 +222,23 @@ impl Task {
             let end = match header.kind {
                 Kind::Ended => return Err(lost("it sent what no process sends now")),
                 Kind::Exception => exception(&flight, &body),
+                Kind::Reply => reply(&flight, &body),
                 _ => PoolEnd::done(&flight.call, flight.began, body),
             };
-            self.drain_output();
             self.finish(flight, end);
         }
     }
 
-    pub(super) fn take(&self, id: u64) -> Option<InFlight> {
+    /// Takes a call out that ends, and what was written until now.
+    pub(super) fn take(&mut self, id: u64) -> Option<InFlight> {
         let mut lines = self.served.lines();
         let index = lines.in_flight.iter().position(|flight| flight.id == id)?;
-        Some(lines.in_flight.swap_remove(index))
+        let flight = lines.in_flight.swap_remove(index);
+        drop(lines);
+        self.is_ending = true;
+        self.drain_output();
+        self.is_ending = false;
+        Some(flight)
     }
 
     fn too_large(&mut self, id: u64) {
@@ -259,7 +275,8 @@ impl Task {
 
     /// Adds to an end what the process wrote, and whom it called.
     pub(super) fn complete(&mut self, mut end: PoolEnd) -> PoolEnd {
-        end.log = std::mem::take(&mut self.log);
+        end.log = self.told_apart();
+        self.account(&mut end);
         if let Some(egress) = &self.egress {
             let is_alone = self.served.lines().in_flight.is_empty();
             end.hosts = if is_alone { egress.end_call() } else { egress.hosts() };
@@ -273,15 +290,51 @@ impl Task {
         end
     }
 
+    /// The log of a call that ends, and before it what was written since the call before had ended.
+    fn told_apart(&mut self) -> Vec<u8> {
+        let log = std::mem::take(&mut self.log);
+        if self.between.is_empty() {
+            return log;
+        }
+        let mut whole = b"[written before this call]\n".to_vec();
+        whole.append(&mut self.between);
+        if !whole.ends_with(b"\n") {
+            whole.push(b'\n');
+        }
+        whole.extend_from_slice(b"[this call]\n");
+        keep(&mut whole, &log);
+        whole
+    }
+
+    /// Adds to an end what the processes have used. That is read after a call that took a millisecond, which is what CPU
+    /// time is told in, and before there is any reading: it costs as much as a short call.
+    fn account(&mut self, end: &mut PoolEnd) {
+        if end.run_ms > 0 || self.usage.peak_memory.is_none() {
+            let before = std::mem::replace(&mut self.usage, self.served.usage());
+            let used = self.usage.cpu_us.zip(before.cpu_us).map(|(now, before)| now.saturating_sub(before));
+            // What the instance used before its first call is no call's.
+            end.cpu_ms = used.map(|micros| (micros / 1000).min(end.run_ms.saturating_mul(MAX_CORES)));
+        }
+        end.cpu_ms = end.cpu_ms.or(self.usage.cpu_us.map(|_| 0));
+        end.peak_memory = self.usage.peak_memory;
+    }
+
     /// Keeps what the process has written since it was looked at last.
     pub(super) fn drain_output(&mut self) {
         let Some(output) = &self.output else { return };
         let (mut chunk, mut left) = ([0; 8192], OUTPUT);
+        let is_calls = self.is_ending || !self.served.lines().in_flight.is_empty();
         while left > 0 {
             match output.try_read(&mut chunk) {
                 Ok(0) => return self.output = None,
-                Ok(read) => {
+                Ok(read) if is_calls => {
                     keep(&mut self.log, &chunk[..read]);
+                    left = left.saturating_sub(read);
+                }
+                Ok(read) => {
+                    keep(&mut self.between, &chunk[..read]);
+                    let spare = self.between.len().saturating_sub(BETWEEN);
+                    self.between.drain(..spare);
                     left = left.saturating_sub(read);
                 }
                 Err(_) => return,
@@ -313,13 +366,25 @@ impl Task {
                 Ok(())
             }
             Order::Answered(id, answer) => {
-                let Some(flight) = self.take(id) else { return Ok(()) };
-                self.drain_output();
+                let Some(mut flight) = self.take(id) else { return Ok(()) };
+                if answer.as_ref().is_err_and(|failure| failure.is_unsent) && !flight.call.has_moved {
+                    flight.call.has_moved = true;
+                    self.move_on(flight.call);
+                    return Ok(());
+                }
                 let end = http::end(&flight.call, flight.began, answer);
                 self.finish(flight, end);
                 Ok(())
             }
         }
+    }
+
+    /// Gives back a call that the process never saw, because it takes no connections any more; another instance has it.
+    fn move_on(&self, call: Box<PoolCall>) {
+        self.served.retire();
+        let Served { pool, key, .. } = &*self.served;
+        let actions = pool.state().came_back(key, self.served.id(), call);
+        pool.perform(actions);
     }
 
     async fn begin_leased(&mut self, call: Box<PoolCall>) -> Result<(), Over> {
@@ -361,7 +426,6 @@ impl Task {
         };
         for id in late {
             if let Some(flight) = self.take(id) {
-                self.drain_output();
                 let end = PoolEnd::late(&flight.call, flight.began);
                 self.abandon(flight, end);
             }
@@ -435,6 +499,22 @@ fn keep(log: &mut Vec<u8>, bytes: &[u8]) {
     log.extend_from_slice(&bytes[..room]);
     if room < bytes.len() || log.len() >= most {
         log.extend_from_slice(CUT);
+    }
+}
+
+/// A handler's answer with a head of its own.
+fn reply(flight: &InFlight, frame: &Bytes) -> PoolEnd {
+    let invalid = |why: &str| {
+        let error = CallError::new(ErrorKind::Output, Layer::Run, format!("the handler's reply has {why}"));
+        PoolEnd::failed(&flight.call, flight.began, error)
+    };
+    let Some((head, body)) = split(frame) else { return invalid("no head") };
+    match serde_json::from_slice(head) {
+        Ok(head) => {
+            let answer = http::Answer { head, body: frame.slice_ref(body) };
+            http::answered(&flight.call, flight.began, answer)
+        }
+        Err(error) => invalid(&format!("a head that cannot be read: {error}")),
     }
 }
 

@@ -1,0 +1,205 @@
+//! What a request on `/f/` hands to a function: the request itself, params made of it, and its body.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use bytes::Bytes;
+use faena_domain::Contract;
+use faena_domain::limits::MAX_BODY;
+use faena_protocol::direct::{Header, HttpRequest};
+use flate2::read::MultiGzDecoder;
+use serde_json::{Map, Value};
+
+use crate::body;
+use crate::problem::{Problem, Reply};
+use crate::routes::invoke;
+
+/// Where the path of a function begins.
+pub(crate) const PREFIX: &str = "/f/";
+/// What some programs write before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A request as a function gets it.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    /// The params, JSON.
+    pub(crate) params: Bytes,
+    /// The body, where it is not the params; none where it is empty.
+    pub(crate) body: Option<Bytes>,
+    pub(crate) request: Arc<HttpRequest>,
+}
+
+/// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
+fn is_withheld(name: &str) -> bool {
+    const WITHHELD: [&str; 10] = [
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "authorization",
+        "cookie",
+        "host",
+        "content-length",
+    ];
+    WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
+}
+
+fn passed_headers(headers: &HeaderMap) -> Vec<Header> {
+    let passed = headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
+    passed.map(|(name, value)| Header(name.to_string(), value.as_bytes().to_vec())).collect()
+}
+
+/// The path after the function's name: `/` where there is none.
+pub(crate) fn path_of(uri: &Uri) -> &str {
+    let rest = uri.path().strip_prefix(PREFIX).unwrap_or_default();
+    rest.find('/').map_or("/", |at| &rest[at..])
+}
+
+/// Makes params of a request. A function that speaks HTTP gets every body as it came, whatever its type says; to all
+/// others a body of JSON is the params.
+///
+/// # Errors
+/// For all but functions that speak HTTP: JSON that is none, and encodings that cannot be undone.
+pub(crate) fn hand(
+    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    contract: Contract,
+    body: &Bytes,
+) -> Reply<Handed> {
+    let query = uri.query().unwrap_or_default();
+    let mut request = HttpRequest {
+        method: method.to_string(),
+        path: path_of(uri).to_owned(),
+        query: query.to_owned(),
+        headers: passed_headers(headers),
+        has_json: false,
+    };
+    let is_json = body::is_json(headers) && !body.is_empty();
+    if contract == Contract::Http {
+        request.has_json =
+            is_json && !headers.contains_key(header::CONTENT_ENCODING) && invoke::check_json(body).is_ok();
+        let params = if request.has_json { body.clone() } else { fields(query, &[]) };
+        let body = Some(body.clone()).filter(|body| !request.has_json && !body.is_empty());
+        return Ok(Handed { params, body, request: Arc::new(request) });
+    }
+    let body = decoded(headers, body)?;
+    if !body.is_empty() && body::is_json(headers) {
+        let params = if body.starts_with(BYTE_ORDER_MARK) { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
+        invoke::check_json(&params)?;
+        request.has_json = true;
+        return Ok(Handed { params, body: None, request: Arc::new(request) });
+    }
+    let form = if is_form(headers) { &body[..] } else { &[] };
+    let params = fields(query, form);
+    Ok(Handed { params, body: Some(body).filter(|body| !body.is_empty()), request: Arc::new(request) })
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// The fields of a query and of a form, as texts; one that is repeated is an array of them.
+fn fields(query: &str, form: &[u8]) -> Bytes {
+    let mut params = Map::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()).chain(form_urlencoded::parse(form)) {
+        let value = Value::String(value.into_owned());
+        match params.get_mut(&*name) {
+            None => drop(params.insert(name.into_owned(), value)),
+            Some(Value::Array(values)) => values.push(value),
+            Some(first) => *first = Value::Array(vec![first.take(), value]),
+        }
+    }
+    if params.is_empty() { Bytes::from_static(b"{}") } else { Value::Object(params).to_string().into() }
+}
+
+/// A body without its Content-Encoding.
+fn decoded(headers: &HeaderMap, body: &Bytes) -> Reply<Bytes> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?").trim().to_owned());
+    match encoding.unwrap_or_default().to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(body.clone()),
+        "gzip" | "x-gzip" => {
+            let mut plain = Vec::new();
+            let read = MultiGzDecoder::new(&body[..]).take(MAX_BODY + 1).read_to_end(&mut plain);
+            read.map_err(|error| Problem::invalid("broken_body", format!("the body is no gzip: {error}")))?;
+            if plain.len() as u64 > MAX_BODY {
+                return Err(Problem::too_large(format!("the body unpacks to more than {MAX_BODY} bytes")));
+            }
+            Ok(plain.into())
+        }
+        other => {
+            let other: String = other.chars().take(80).collect();
+            let detail = format!("a body with the Content-Encoding {other:?} is not read; gzip is");
+            Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn of(contract: Contract, uri: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply<Handed> {
+        let parse = |(name, value): &(&str, &str)| {
+            (header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap())
+        };
+        let headers = headers.iter().map(parse).collect();
+        hand((&Method::POST, &uri.parse().unwrap(), &headers), contract, &Bytes::copy_from_slice(body))
+    }
+
+    fn params(contract: Contract, uri: &str, headers: &[(&str, &str)], body: &[u8]) -> String {
+        String::from_utf8(of(contract, uri, headers, body).unwrap().params.to_vec()).unwrap()
+    }
+
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+
+    #[test]
+    fn params_are_the_json_or_the_fields() {
+        let handler = |uri: &str, headers: &[(&str, &str)], body: &[u8]| params(Contract::Handler, uri, headers, body);
+        assert_eq!(handler("/f/a?x=1", &[JSON], b"{\"a\":1}"), "{\"a\":1}");
+        assert_eq!(handler("/f/a?x=1", &[JSON], b"\xef\xbb\xbf7"), "7");
+        assert_eq!(handler("/f/a?x=1&y=%C3%B1&x=2", &[JSON], b""), r#"{"x":["1","2"],"y":"ñ"}"#);
+        assert_eq!(handler("/f/a?x=1", &[FORM], b"b=2&x=3"), r#"{"b":"2","x":["1","3"]}"#);
+        assert_eq!(handler("/f/a", &[], b"raw"), "{}");
+        assert!(of(Contract::Handler, "/f/a", &[JSON], b"{\"a\":").is_err());
+    }
+
+    #[test]
+    fn a_server_gets_every_body_as_it_came() {
+        for body in [&b"{\"a\":"[..], b"{\"a\":1}\n{\"a\":2}\n", b"\xef\xbb\xbf7"] {
+            let handed = of(Contract::Http, "/f/a/b", &[JSON], body).unwrap();
+            assert_eq!((handed.body.as_deref(), handed.request.has_json), (Some(body), false));
+        }
+        let handed = of(Contract::Http, "/f/a/b?c", &[JSON], b"[1]").unwrap();
+        assert_eq!((&handed.params[..], handed.body, handed.request.target().as_str()), (&b"[1]"[..], None, "/b?c"));
+    }
+
+    #[test]
+    fn gzip_is_unpacked_and_nothing_else_is() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"{\"a\":1}").unwrap();
+        let packed = gzip.finish().unwrap();
+        assert_eq!(params(Contract::Handler, "/f/a", &[JSON, ("content-encoding", "gzip")], &packed), "{\"a\":1}");
+        for (encoding, body) in [("br", &packed[..]), ("gzip", b"no gzip")] {
+            assert!(of(Contract::Command, "/f/a", &[("content-encoding", encoding)], body).is_err(), "{encoding}");
+        }
+    }
+
+    #[test]
+    fn a_function_sees_no_credentials() {
+        let headers = [
+            ("authorization", "v"),
+            ("cookie", "v"),
+            ("x-mine", "v"),
+            ("proxy-authorization", "v"),
+            ("faena-call", "v"),
+        ];
+        let handed = of(Contract::Handler, "/f/a", &headers, b"").unwrap();
+        assert_eq!(handed.request.headers, [Header("x-mine".to_owned(), b"v".to_vec())]);
+    }
+}

@@ -1,0 +1,133 @@
+//! The OpenAPI document as it is served: what the derives cannot say is added to every operation in one way.
+
+use serde_json::{Map, Value, json};
+
+/// Names of runtimes and functions (`faena_domain::name`).
+const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
+/// What any request may be answered with: what the guard and the bounds refuse, and what fails on our side.
+const ANYWHERE: [(&str, &str); 10] = [
+    ("400", "The request is wrong; `code` says how"),
+    ("403", "It comes from a web page of another site"),
+    ("404", "What it names is not there"),
+    ("408", "The body did not arrive in time"),
+    ("413", "The body is too large"),
+    ("421", "The Host header names another host"),
+    ("431", "The headers are too large"),
+    ("500", "A bug of the platform, whose log says which"),
+    ("503", "Busy, stopping, or without its database; `Retry-After` says when to come back"),
+    ("507", "The platform's disk is nearly full"),
+];
+
+/// Completes a document in place.
+pub(super) fn complete(document: &mut Value) {
+    let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+    for (path, item) in paths {
+        let Some(operations) = item.as_object_mut() else { continue };
+        for (method, operation) in operations {
+            let Some(operation) = operation.as_object_mut() else { continue };
+            operation.insert("operationId".to_owned(), Value::String(id(method, path)));
+            parameters(operation);
+            responses(operation);
+        }
+    }
+}
+
+/// A name for an operation: the method, and the words of the path that are no parameters.
+fn id(method: &str, path: &str) -> String {
+    let words = path.split('/').filter(|word| !word.is_empty());
+    let mut id = method.to_owned();
+    for word in words {
+        match word.strip_prefix('{') {
+            // Of the function itself, with a path behind its name.
+            Some("path}") => id.push_str("Path"),
+            Some(_) => {}
+            None => {
+                let (first, rest) = word.split_at(1);
+                id.push_str(&first.to_uppercase());
+                id.push_str(&rest.replace('.', "_"));
+            }
+        }
+    }
+    id
+}
+
+fn parameters(operation: &mut Map<String, Value>) {
+    let Some(parameters) = operation.get_mut("parameters").and_then(Value::as_array_mut) else { return };
+    for parameter in parameters.iter_mut().filter_map(Value::as_object_mut) {
+        let is_in_path = parameter.get("in") == Some(&json!("path"));
+        let schema = match parameter.get("name").and_then(Value::as_str).unwrap_or_default() {
+            "name" | "funcName" | "runtime" => json!({"type": "string", "pattern": NAME}),
+            "callNum" | "cursor" => json!({"type": "integer", "format": "int64", "minimum": 1}),
+            "limit" => json!({"type": "integer", "minimum": 1, "maximum": faena_domain::limits::MAX_PAGE}),
+            _ => json!({"type": "string"}),
+        };
+        if is_in_path
+            || !parameter.contains_key("schema")
+            || schema["type"] == "integer"
+            || schema.get("pattern").is_some()
+        {
+            parameter.insert("schema".to_owned(), schema);
+        }
+    }
+}
+
+fn responses(operation: &mut Map<String, Value>) {
+    let problem = || json!({"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}});
+    let responses = operation.entry("responses").or_insert_with(|| json!({}));
+    let Some(responses) = responses.as_object_mut() else { return };
+    for (status, description) in ANYWHERE {
+        responses.entry(status).or_insert_with(|| json!({"description": description, "content": problem()}));
+    }
+    for (status, response) in responses.iter_mut().filter(|(status, _)| status.as_str() >= "400") {
+        let is_problem = response
+            .pointer("/content/application~1json/schema/$ref")
+            .is_none_or(|schema| *schema == "#/components/schemas/Problem");
+        if is_problem && let Some(response) = response.as_object_mut() {
+            response.insert("content".to_owned(), problem());
+            if matches!(status.as_str(), "429" | "503") {
+                let seconds = json!({"description": "Seconds", "schema": {"type": "integer"}});
+                response.insert("headers".to_owned(), json!({"Retry-After": seconds}));
+            }
+        }
+    }
+}
+
+/// The operation ids of a document, and whether each is there once.
+#[cfg(test)]
+fn ids(document: &Value) -> (usize, std::collections::BTreeSet<String>) {
+    let items = document["paths"].as_object().expect("paths").values();
+    let operations = items.flat_map(|item| item.as_object().expect("operations").values().cloned().collect::<Vec<_>>());
+    let ids: Vec<String> =
+        operations.map(|operation| operation["operationId"].as_str().expect("an id").to_owned()).collect();
+    (ids.len(), ids.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own_and_says_how_it_fails() {
+        let document = crate::routes::description();
+        let (count, names) = ids(&document);
+        assert_eq!(names.len(), count, "{names:?}");
+        assert!(names.contains("getFunctionBuild") && names.contains("postFPath"), "{names:?}");
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in item.as_object().expect("operations") {
+                let refused = &operation["responses"]["421"]["content"]["application/problem+json"];
+                assert!(refused.is_object(), "{method} {path}");
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    assert!(parameter["schema"].is_object(), "{method} {path} {}", parameter["name"]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_upload_is_a_file() {
+        let document = crate::routes::description();
+        let body = &document["paths"]["/registerFunction/{runtime}/{funcName}"]["post"]["requestBody"]["content"]["multipart/form-data"];
+        assert_eq!(body["schema"]["properties"]["module"]["format"], "binary", "{body}");
+        assert_eq!(body["schema"]["required"], serde_json::json!(["module"]));
+    }
+}
