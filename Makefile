@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 FAENA = $(TARGET_DIR)/release/faena
 
-.PHONY: help demo test build lint doc deny unit e2e images docker simulate chaos keepalive bench clean
+.PHONY: help up demo test build lint doc deny unit e2e api images docker simulate chaos keepalive bench clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -13,6 +13,9 @@ help: ## lists the targets
 build: ## builds release/faena in cargo's target directory
 	@scripts/install.sh rust
 	$(CARGO) build --release --locked --package faena
+
+up: build ## starts a platform at localhost:3000
+	$(FAENA) up
 
 demo: build ## installs what is missing, starts a platform, walks the curl lines, stops
 	@scripts/install.sh shell python
@@ -52,6 +55,11 @@ unit: images ## tests of every crate, conformance of both engines among them
 e2e: images build ## the built binary over real HTTP, on real engines
 	@scripts/install.sh python node shell network
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
+
+api: export API_VENV = $(TARGET_DIR)/api-venv
+api: build ## holds the running API against its own OpenAPI document, and uses a client generated from it
+	@scripts/install.sh python api
+	FAENA_BIN=$(FAENA) $(API_VENV)/bin/python scripts/api.py
 
 simulate: ## the queue core through SEEDS histories (100,000 unless you say otherwise)
 	@scripts/install.sh rust

@@ -43,6 +43,12 @@ for tool in "$@"; do
             say "installing uvicorn"
             python3 -m venv "$BENCH_VENV" && "$BENCH_VENV/bin/pip" install --quiet uvicorn uvloop httptools
         } ;;
+    api) # what the API is held against, beside cargo's output: $API_VENV
+        [ -x "$API_VENV/bin/schemathesis" ] || {
+            python3 -c 'import ensurepip, venv' 2>/dev/null || packages python3-venv
+            say "installing schemathesis"
+            python3 -m venv "$API_VENV" && "$API_VENV/bin/pip" install --quiet 'schemathesis==4.*' 'openapi-spec-validator==0.*' 'openapi-python-client==0.*'
+        } ;;
     shell) command -v curl >/dev/null && command -v zip >/dev/null || packages curl zip ;;
     *) say "unknown: $tool"; exit 2 ;;
     esac

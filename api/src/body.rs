@@ -114,6 +114,7 @@ impl From<InvalidJson> for Problem {
         let code = match error {
             InvalidJson::TooDeep => "too_deep",
             InvalidJson::Malformed(_) => "malformed_json",
+            InvalidJson::MissingField(_) => "missing_field",
             InvalidJson::UnknownField { .. } => "unknown_field",
         };
         Self::invalid(code, error)

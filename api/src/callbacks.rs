@@ -141,6 +141,7 @@ struct Sender {
     tls: Arc<OnceLock<Option<TlsConnector>>>,
     hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
     room: Arc<Semaphore>,
+    asker: faena_egress::Asker,
 }
 
 /// Delivers until told to stop. What is under way then is tried again by whoever comes next.
@@ -151,6 +152,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
         tls: Arc::default(),
         hosts: Arc::default(),
         room: Arc::new(Semaphore::new(AT_ONCE)),
+        asker: faena_egress::Asker::default(),
     };
     let mut ends = app.dispatcher().ends();
     let mut tick = tokio::time::interval(TICK);
@@ -232,7 +234,7 @@ impl Sender {
     async fn tell(&self, job: CallbackJob) -> Result<(), String> {
         let target = Target::parse(&job.callback.url)?;
         let request = self.request(&target, job).await?;
-        let stream = faena_egress::direct(self.app.egress(), &target.host, target.port).await;
+        let stream = faena_egress::direct(self.app.egress(), &self.asker, &target.host, target.port).await;
         let stream = stream.map_err(|(_, why)| why)?;
         if !target.is_tls {
             return exchange(stream, request).await;

@@ -194,6 +194,10 @@ fn missing() -> faena_domain::CallError {
 fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, body::Whole)) {
     let DirectEnd { status, result, error, log, mut attempt, head } = end;
     attempt.error.clone_from(&error);
+    if let Some(error) = &error {
+        // One line for each failed call, wherever it ran.
+        tracing::info!(call = %begun.num, function = %begun.code.function, kind = ?error.kind, layer = ?error.layer, "a call failed");
+    }
     // Its headers went with the answer; the record tells its status.
     let head = head.map(|head| HttpHead { headers: Vec::new(), ..head });
     let ended_at = Some(unix_ms());

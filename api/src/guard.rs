@@ -21,12 +21,26 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
         return problem.into_response();
     }
     let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
+    if let Err(problem) = no_query(&route, request.uri()) {
+        return problem.into_response();
+    }
     let begun = std::time::Instant::now();
     let response = next.run(request).await;
     let metrics = app.metrics();
     metrics.request(&route, response.status().as_u16()).inc();
     metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
     response
+}
+
+/// Refuses a query where the route would ignore it: its sender meant something by it.
+fn no_query(route: &str, uri: &Uri) -> Reply<()> {
+    let takes_one = route == "none" || route.starts_with("/f/") || matches!(route, "/calls" | "/deadLetters");
+    match uri.query() {
+        Some(query) if !takes_one && !query.is_empty() => {
+            Err(Problem::invalid("invalid_query", format!("{} takes no query", uri.path())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is judged of every request, on whichever road.

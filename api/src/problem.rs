@@ -7,6 +7,9 @@ use faena_protocol::DbError;
 use serde::Serialize;
 use tracing::error;
 
+/// Where the pages of all codes are (docs/errors/).
+const PAGES: &str = "https://github.com/faena-dev/faena/blob/main/docs/errors";
+
 /// A problem document.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
@@ -42,7 +45,7 @@ pub(crate) type Reply<T> = Result<T, Problem>;
 impl Problem {
     pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
-            kind: format!("urn:faena:error:{code}"),
+            kind: format!("{PAGES}/{code}.md"),
             code,
             status: status.as_u16(),
             title: status.canonical_reason().unwrap_or("Error"),

@@ -25,6 +25,20 @@ pub(crate) enum TaskArguments {
     Api(Options),
     /// Runs a worker alone
     Worker(Options),
+    /// Writes the database and the blobs of a platform, which may run, to one file
+    Backup {
+        /// A new file
+        file: PathBuf,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Makes a data folder of a backup
+    Restore {
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Root file systems of the sandbox on this node
     #[command(subcommand)]
     Image(ImageArguments),
@@ -59,6 +73,8 @@ pub(crate) enum Task {
     Serve(Role),
     ImportImage { name: String, archive: PathBuf },
     ListImages,
+    Backup { file: PathBuf },
+    Restore { file: PathBuf },
 }
 
 impl TaskArguments {
@@ -72,6 +88,8 @@ impl TaskArguments {
                 (Task::ImportImage { name, archive }, options)
             }
             Self::Image(ImageArguments::List(options)) => (Task::ListImages, options),
+            Self::Backup { file, options } => (Task::Backup { file }, options),
+            Self::Restore { file, options } => (Task::Restore { file }, options),
         }
     }
 }

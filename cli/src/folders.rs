@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::settings::Settings;
 
 /// A folder that only we can enter.
-fn private(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn private(path: &Path) -> anyhow::Result<()> {
     let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     make().with_context(|| format!("cannot make the folder {}", path.display()))?;
     let metadata = fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
@@ -134,7 +134,7 @@ fn binding(file: &Path) -> anyhow::Result<String> {
 
 /// Made once for each data folder: tells this platform's instances from another's. A folder that was copied or restored
 /// gets an id of its own at its first start, so that it touches nothing of the original's.
-fn platform_id(data: &Path) -> anyhow::Result<String> {
+pub(crate) fn platform_id(data: &Path) -> anyhow::Result<String> {
     let beside = |name: &str| data.join(format!("{PLATFORM_ID}.{name}"));
     let (path, bound) = (data.join(PLATFORM_ID), beside("bound"));
     // Roles may start at once; the lock ends with this function.

@@ -1,6 +1,7 @@
 //! The `faena` binary: every role of the platform, alone or all in one process.
 
 mod arguments;
+mod backup;
 mod folders;
 mod images;
 mod node;
@@ -43,6 +44,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Task::Serve(role) => role,
         Task::ImportImage { name, archive } => return images::import(&settings, &name, &archive),
         Task::ListImages => return images::list(&settings),
+        Task::Backup { file } => return backup::write(&settings, &file),
+        Task::Restore { file } => return backup::restore(&settings, &file),
     };
     raise_descriptor_limit();
     faena_telemetry::init_logs(&settings.log, settings.log_format.into())?;

@@ -12,7 +12,7 @@ use faena_engine::{
     Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
     install_zygote,
 };
-use faena_worker::node::{BuildLimits, CodeStore, EgressPolicy, Node, PoolConfig, Upstream};
+use faena_worker::node::{Askers, BuildLimits, CodeStore, EgressPolicy, Node, PoolConfig, Upstream};
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -75,6 +75,7 @@ pub(crate) async fn node(
         code,
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
         egress: Arc::new(egress_policy(settings)?),
+        askers: Askers::default(),
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
     })

@@ -10,5 +10,5 @@ mod store;
 
 pub use server::{ServeError, serve};
 pub use settings::{Keep, QueueBounds, StoreSettings};
-pub use sqlite::{KernelTime, MigrateError, OpenError, SqliteStore, TimeSource};
+pub use sqlite::{KernelTime, MigrateError, OpenError, SqliteStore, TimeSource, backup};
 pub use store::{Responder, Store};

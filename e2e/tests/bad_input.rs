@@ -39,7 +39,7 @@ fn runtimes_that_are_none() {
         (with("allow", json!({"teleport": true})), 400, "malformed_json"),
     ];
     for key in ["image", "path", "dependencies", "run"] {
-        cases.push((without(key), 400, "malformed_json"));
+        cases.push((without(key), 400, "missing_field"));
         cases.push((with(key, json!(7)), 400, "malformed_json"));
     }
     for path in ["ws", "/", "/ws/../etc", "/etc", "/usr/lib/x", "/tmp", "/ws,x", "/a//b"] {
@@ -156,8 +156,8 @@ fn invocations_that_are_none_start_no_call() {
     platform.shell_runtime(Engine::Sandbox, &json!({}));
     platform.script("plain", "echo ok");
     let cases = [
-        (json!({}), 400, "malformed_json"),
-        (json!({"funcName": "plain"}), 400, "malformed_json"),
+        (json!({}), 400, "missing_field"),
+        (json!({"funcName": "plain"}), 400, "missing_field"),
         (json!({"funcName": 3, "params": {}}), 400, "malformed_json"),
         (json!({"funcName": "..", "params": {}}), 400, "invalid_name"),
         (json!({"funcName": "plan", "params": {}}), 404, "unknown_function"),

@@ -421,3 +421,23 @@ fn one_folder_around_everything_is_looked_through_unless_it_is_named() {
     }
     assert!(platform.stop());
 }
+
+/// Whether the platform may set a floor for others: CAP_SYS_RESOURCE (capability.h), which a container may lack.
+fn may_set_floors() -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
+    u64::from_str_radix(effective.trim(), 16).expect("a mask") >> CAP_SYS_RESOURCE & 1 == 1
+}
+
+#[test]
+fn a_process_is_killed_for_memory_before_its_agent_and_the_rest_of_the_host() {
+    let mut platform = Platform::start();
+    const CODE: &str = "import os\ndef write(n):\n    try:\n        os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), str(n).encode())\n        return 'done'\n    except OSError as e:\n        return type(e).__name__\nscore = lambda p: open(f'/proc/{p}/oom_score_adj').read().strip()\nprint(score(1), score('self'), write(950), write(0), write(-500))\n";
+    let floor = if may_set_floors() { "PermissionError" } else { "done" };
+    for engine in Engine::ALL {
+        register_on(&platform, engine, engine.name(), "pythonruntime", "python3 main.py", &[("main.py", CODE)]);
+        answers(&platform, engine.name(), &format!("900 1000 done {floor} PermissionError"));
+    }
+    assert!(platform.stop());
+}

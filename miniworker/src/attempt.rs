@@ -16,6 +16,7 @@ use faena_protocol::records::{CallJob, Code, Outcome};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use crate::Node;
 use crate::code::CodeError;
@@ -221,15 +222,21 @@ pub async fn run_attempt(
     stop: &CancellationToken,
     started: impl FnOnce() + Send + 'static,
 ) -> Ended {
-    if job.code.serving.contract == Contract::Command {
-        return run_command(pool, job, lease, stop, started).await;
-    }
-    let outcome = match call_served(pool, job, lease, stop, started).await {
-        Ok(outcome) => Some(outcome),
-        Err(Failure::Call(error)) => Some(Telling::new(pool, job).failed(error)),
-        Err(Failure::Stopped) => None,
+    let ended = if job.code.serving.contract == Contract::Command {
+        run_command(pool, job, lease, stop, started).await
+    } else {
+        let outcome = match call_served(pool, job, lease, stop, started).await {
+            Ok(outcome) => Some(outcome),
+            Err(Failure::Call(error)) => Some(Telling::new(pool, job).failed(error)),
+            Err(Failure::Stopped) => None,
+        };
+        Ended { outcome, leave: None }
     };
-    Ended { outcome, leave: None }
+    if let Some(error) = ended.outcome.as_ref().and_then(|outcome| outcome.error.as_ref()) {
+        // One line for each failed attempt.
+        info!(call = %job.num, function = %job.code.function, attempt = job.attempt, kind = ?error.kind, layer = ?error.layer, "a call failed");
+    }
+    ended
 }
 
 /// One call of an instance that answers many.
@@ -266,6 +273,7 @@ async fn call_served(
         since,
         cold: false,
         has_moved: false,
+        is_sent: Arc::default(),
     });
     if stop.is_cancelled() {
         return Err(Failure::Stopped);

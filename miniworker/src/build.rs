@@ -154,7 +154,9 @@ async fn build(
         }
         error => platform(error),
     })?;
-    let egress = instance.listener.take().map(|listener| Egress::serve(listener, node.egress.clone()));
+    let egress = instance.listener.take().map(|listener| {
+        Egress::serve(listener, node.egress.clone(), node.askers.of(&job.code.namespace, &job.code.function))
+    });
     let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;
     drop(egress);
     instance.guard.destroy().await;

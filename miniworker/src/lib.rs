@@ -26,6 +26,7 @@ use faena_engine::{Engine, Pull};
 pub use attempt::{Ended, run_attempt};
 pub use build::run_build;
 pub use code::{CodeError, CodeLease, CodeStore};
+pub use egress::Askers;
 pub use faena_egress::{EgressPolicy, Upstream};
 pub use image::{ImageError, import_image};
 pub use pool::metrics::Metrics as PoolMetrics;
@@ -47,6 +48,8 @@ pub struct Node {
     pub ca_bundle: Option<PathBuf>,
     /// Whom instances may reach.
     pub egress: Arc<EgressPolicy>,
+    /// On whose behalf names are looked up.
+    pub askers: Askers,
     /// Whether images may be fetched.
     pub pull: Pull,
     /// What builds may use.

@@ -47,6 +47,7 @@ impl Bench {
             blobs,
             ca_bundle: None,
             egress: Arc::new(EgressPolicy::web()),
+            askers: faena_miniworker::Askers::default(),
             pull: Pull::Never,
             build: BuildLimits::default(),
         };

@@ -209,7 +209,7 @@ pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers
     if wants_events(&headers) {
         return events::follow(app, call);
     }
-    let wait = invoke::prefer_wait(&headers);
+    let wait = invoke::prefer_wait(&headers)?;
     let call = match wait {
         Some(seconds) => wait_for_end(&app, call, Duration::from_secs(seconds)).await?,
         None => call,

@@ -5,13 +5,17 @@ use serde_json::{Map, Value, json};
 /// Names of runtimes and functions (`faena_domain::name`).
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
 /// What any request may be answered with: what the guard and the bounds refuse, and what fails on our side.
-const ANYWHERE: [(&str, &str); 10] = [
+const ANYWHERE: [(&str, &str); 14] = [
     ("400", "The request is wrong; `code` says how"),
     ("403", "It comes from a web page of another site"),
     ("404", "What it names is not there"),
     ("408", "The body did not arrive in time"),
+    ("409", "It stands against what is there"),
     ("413", "The body is too large"),
+    ("415", "The body is of another kind than the route takes"),
     ("421", "The Host header names another host"),
+    ("422", "Well-formed, and outside of what is permitted"),
+    ("429", "A queue is full; `Retry-After` says when to come back"),
     ("431", "The headers are too large"),
     ("500", "A bug of the platform, whose log says which"),
     ("503", "Busy, stopping, or without its database; `Retry-After` says when to come back"),
@@ -28,6 +32,15 @@ pub(super) fn complete(document: &mut Value) {
             operation.insert("operationId".to_owned(), Value::String(id(method, path)));
             parameters(operation);
             responses(operation);
+            if let (Some(false), Some(body)) = (needs_body(path), operation.get_mut("requestBody")) {
+                body["required"] = json!(false);
+            }
+            if let (Some(schema), Some(content)) = (
+                body(path),
+                operation.get_mut("requestBody").and_then(|body| body.pointer_mut("/content/application~1json")),
+            ) {
+                content["schema"] = schema;
+            }
         }
     }
 }
@@ -51,6 +64,67 @@ fn id(method: &str, path: &str) -> String {
     id
 }
 
+/// Whether a route that may take a body needs one; none where its description says so already.
+fn needs_body(path: &str) -> Option<bool> {
+    (path == "/call/{callNum}/replay").then_some(false)
+}
+
+/// The bodies of routes that take JSON; each refuses other members.
+fn body(path: &str) -> Option<Value> {
+    let name = json!({"type": "string", "pattern": NAME});
+    let number = || json!({"type": "integer", "format": "int64", "minimum": 1});
+    let object = |required: &[&str], mut properties: Value| {
+        // What may be left out may be null as well.
+        for (name, schema) in properties.as_object_mut().into_iter().flatten() {
+            if let (false, Some(kind)) = (required.contains(&name.as_str()), schema.get("type").cloned()) {
+                schema["type"] = json!([kind, "null"]);
+                if let Some(values) = schema.get_mut("enum").and_then(Value::as_array_mut) {
+                    values.push(Value::Null);
+                }
+            }
+        }
+        json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false})
+    };
+    Some(match path {
+        "/registerRuntime" => object(
+            &["image", "path", "dependencies", "run"],
+            json!({
+                "image": {"type": "string", "description": "What functions run on"},
+                "path": {"type": "string", "description": "Where code is put: absolute and normal"},
+                "dependencies": {"type": "string", "description": "The command that installs packages; empty where there is nothing to build"},
+                "run": {"type": "string", "description": "The command that runs a function"},
+                "name": name,
+                "engine": {"type": "string", "enum": ["docker", "sandbox"]},
+                "limits": {"type": "object"},
+                "env": {"type": "object", "additionalProperties": {"type": "string"}},
+                "allow": {"type": "object", "additionalProperties": false, "properties": {
+                    "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"}}},
+            }),
+        ),
+        "/invokeFunction" => object(
+            &["funcName", "params"],
+            json!({
+                "funcName": name,
+                "params": {"description": "Any JSON"},
+                "version": number(),
+                "timeoutMs": number(),
+                "maxAgeMs": number(),
+                "retries": {"type": "integer", "minimum": 0, "maximum": faena_domain::retry::MAX_RETRIES},
+                "priority": {"type": "integer", "minimum": -100, "maximum": 100},
+                "runAt": {"type": "string", "format": "date-time"},
+                "callback": {"type": "string", "format": "uri"},
+            }),
+        ),
+        "/call/{callNum}/replay" => object(&[], json!({"version": number()})),
+        "/deadLetters/replay" => {
+            let nums =
+                json!({"type": "array", "items": number(), "minItems": 1, "maxItems": faena_domain::limits::MAX_PAGE});
+            object(&[], json!({"callNums": nums, "funcName": name, "version": number()}))
+        }
+        _ => return None,
+    })
+}
+
 fn parameters(operation: &mut Map<String, Value>) {
     let Some(parameters) = operation.get_mut("parameters").and_then(Value::as_array_mut) else { return };
     for parameter in parameters.iter_mut().filter_map(Value::as_object_mut) {
@@ -58,13 +132,14 @@ fn parameters(operation: &mut Map<String, Value>) {
         let schema = match parameter.get("name").and_then(Value::as_str).unwrap_or_default() {
             "name" | "funcName" | "runtime" => json!({"type": "string", "pattern": NAME}),
             "callNum" | "cursor" => json!({"type": "integer", "format": "int64", "minimum": 1}),
+            "status" => {
+                json!({"type": "string", "enum": ["PENDING", "RUNNING", "DONE", "FAILED", "TIMEOUT", "CANCELLED", "EXPIRED"]})
+            }
+            "Idempotency-Key" => json!({"type": "string", "pattern": "^[!-~]{1,255}$"}),
             "limit" => json!({"type": "integer", "minimum": 1, "maximum": faena_domain::limits::MAX_PAGE}),
             _ => json!({"type": "string"}),
         };
-        if is_in_path
-            || !parameter.contains_key("schema")
-            || schema["type"] == "integer"
-            || schema.get("pattern").is_some()
+        if is_in_path || !parameter.contains_key("schema") || schema.as_object().is_some_and(|schema| schema.len() > 1)
         {
             parameter.insert("schema".to_owned(), schema);
         }

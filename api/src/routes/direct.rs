@@ -186,6 +186,8 @@ pub(crate) fn failed(error: &CallError) -> Response {
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         ErrorKind::Infrastructure => (StatusCode::BAD_GATEWAY, "infrastructure"),
         ErrorKind::Cancelled => (StatusCode::CONFLICT, "cancelled"),
+        ErrorKind::Build => (StatusCode::BAD_GATEWAY, "build_failed"),
+        ErrorKind::Image => (StatusCode::BAD_GATEWAY, "image_failed"),
         _ => (StatusCode::BAD_GATEWAY, "function_failed"),
     };
     let mut problem = Problem::new(status, code, error.message.clone());
@@ -211,6 +213,10 @@ pub(crate) fn describe(document: &mut OpenApi) {
             .tag("calls")
             .summary(Some("Calls a function with the body, and answers with what it put out"))
             .response("200", ResponseBuilder::new().description("The result's bytes").build())
+            .response(
+                "default",
+                ResponseBuilder::new().description("What a function answers with a head of its own").build(),
+            )
             .response("502", ResponseBuilder::new().description("The function failed").build())
             .response("504", ResponseBuilder::new().description("It took too long").build());
         for name in names {

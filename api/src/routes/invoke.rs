@@ -119,11 +119,20 @@ fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
 }
 
 /// The seconds of `Prefer: wait=N` (RFC 7240, 4.3), cut at the most that is granted.
-pub(crate) fn prefer_wait(headers: &HeaderMap) -> Option<u64> {
-    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+///
+/// # Errors
+/// A `wait` that is no number of seconds: its client would be answered at once, and take that for the end.
+pub(crate) fn prefer_wait(headers: &HeaderMap) -> Reply<Option<u64>> {
+    let values = headers.get_all("prefer").iter().map(|value| value.to_str().unwrap_or("wait=?"));
     let mut preferences = values.flat_map(|value| value.split([',', ';'])).map(str::trim);
-    let seconds = preferences.find_map(|preference| preference.strip_prefix("wait=")?.trim_matches('"').parse().ok());
-    seconds.map(|seconds: u64| seconds.min(MAX_WAIT_S))
+    let Some(wait) =
+        preferences.find(|preference| preference.split('=').next().is_some_and(|name| name.trim() == "wait"))
+    else {
+        return Ok(None);
+    };
+    let seconds = wait.split_once('=').and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u64>().ok());
+    let invalid = || Problem::invalid("invalid_preference", "Prefer: wait=N takes a number of seconds");
+    seconds.map(|seconds| Some(seconds.min(MAX_WAIT_S))).ok_or_else(invalid)
 }
 
 /// The reply to an invocation: the call, and the headers that every such reply has.
@@ -241,7 +250,7 @@ pub(crate) async fn invoke(
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
     let version = invocation.version.map(Version);
-    let wait = prefer_wait(&headers);
+    let wait = prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;
     let (key, run_at) = (idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
@@ -301,6 +310,8 @@ mod tests {
             axum::http::header::HeaderName::from_static("prefer"),
             HeaderValue::from_static(value),
         )]))
+        .ok()
+        .flatten()
     }
 
     #[test]
@@ -309,7 +320,11 @@ mod tests {
         assert_eq!(wait("respond-async, wait=10"), Some(10));
         assert_eq!(wait("wait=100000"), Some(300));
         assert_eq!(wait("respond-async"), None);
-        assert_eq!(wait("wait=soon"), None);
+        let soon = HeaderMap::from_iter([(
+            axum::http::header::HeaderName::from_static("prefer"),
+            HeaderValue::from_static("wait=soon"),
+        )]);
+        assert!(prefer_wait(&soon).is_err());
     }
 
     #[test]
@@ -320,7 +335,7 @@ mod tests {
         };
         assert!(parse(r#"{"funcName":"f","params":[1.0]}"#).is_ok());
         for (text, code) in [
-            (r#"{"params":{}}"#, "malformed_json"),
+            (r#"{"params":{}}"#, "missing_field"),
             (r#"{"funcName":"f","params":1,"tiemoutMs":3}"#, "unknown_field"),
             (r#"{"funcName":"f","params":1,"timeoutMs":-1}"#, "malformed_json"),
             (r#"{"funcName":"f","params":1,"timeoutMs":0}"#, "invalid_timeout"),

@@ -19,6 +19,9 @@ pub enum InvalidJson {
     /// No JSON, or a member of the wrong type.
     #[error("{0}")]
     Malformed(String),
+    /// A member that has to be there.
+    #[error("the field `{0}` is missing")]
+    MissingField(String),
     /// A member nobody knows.
     #[error("unknown field `{field}`{}", near.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownField {
@@ -67,7 +70,12 @@ pub fn parse_object<'a, T: Deserialize<'a>>(text: &'a [u8], known: &[&str]) -> R
         let near = nearest(field, known.iter().copied()).map(str::to_owned);
         return Err(InvalidJson::UnknownField { field: field.chars().take(80).collect(), near });
     }
-    serde_json::from_slice(text).map_err(malformed)
+    serde_json::from_slice(text).map_err(|error| {
+        // serde tells of it in words alone.
+        let text = error.to_string();
+        let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+        missing.map_or_else(|| malformed(error), |(field, _)| InvalidJson::MissingField(field.to_owned()))
+    })
 }
 
 #[cfg(test)]

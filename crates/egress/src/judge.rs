@@ -11,6 +11,8 @@ use crate::authority;
 
 /// Names that are looked up at once, on a whole node.
 const LOOKUPS: usize = 32;
+/// The most of them for one function.
+pub(crate) const LOOKUPS_EACH: usize = LOOKUPS / 4;
 /// What may pass in one call or build, both ways together, unless the operator says otherwise.
 const BYTES: ByteSize = ByteSize(GB);
 

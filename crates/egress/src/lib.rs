@@ -9,7 +9,7 @@ mod judge;
 mod reach;
 
 pub use judge::{EgressPolicy, InvalidUpstream, Upstream};
-pub use reach::{PATIENCE, Refusal, Way, connect, direct, read_head};
+pub use reach::{Asker, PATIENCE, Refusal, Way, connect, direct, read_head};
 
 /// Host and port of an authority; an IPv6 address stands in brackets. None for one with a user in it, or without a port
 /// where there is no default.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::EgressPolicy;
-use crate::judge::{Upstream, own_addresses};
+use crate::judge::{LOOKUPS_EACH, Upstream, own_addresses};
 
 /// How long a head, a name or a connection may take.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -17,6 +18,16 @@ const MAX_HEAD: usize = 16 * 1024;
 
 /// Why nothing was connected: a status of HTTP, and a sentence for who reads the log.
 pub type Refusal = (u16, String);
+
+/// On whose behalf names are looked up: a function, or the platform itself. Clones share their places.
+#[derive(Clone, Debug)]
+pub struct Asker(Arc<Semaphore>);
+
+impl Default for Asker {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS_EACH)))
+    }
+}
 
 /// How a connection came about.
 #[derive(Debug)]
@@ -34,13 +45,18 @@ pub enum Way {
 ///
 /// # Errors
 /// A [`Refusal`] that names the host.
-pub async fn connect(policy: &EgressPolicy, host: &str, port: u16, tunnel: bool) -> Result<(TcpStream, Way), Refusal> {
+pub async fn connect(
+    policy: &EgressPolicy,
+    asker: &Asker,
+    (host, port): (&str, u16),
+    tunnel: bool,
+) -> Result<(TcpStream, Way), Refusal> {
     if !policy.ports.contains(&port) {
         return Err((403, format!("port {port} of {host} may not be reached; only {:?}", policy.ports)));
     }
     match &policy.upstream {
         Some(upstream) => through(upstream, host, port, tunnel).await,
-        None => Ok((direct(policy, host, port).await?, Way::Direct)),
+        None => Ok((direct(policy, asker, host, port).await?, Way::Direct)),
     }
 }
 
@@ -48,8 +64,8 @@ pub async fn connect(policy: &EgressPolicy, host: &str, port: u16, tunnel: bool)
 ///
 /// # Errors
 /// A [`Refusal`] that names the host.
-pub async fn direct(policy: &EgressPolicy, host: &str, port: u16) -> Result<TcpStream, Refusal> {
-    let addresses = resolve(policy, host, port).await?;
+pub async fn direct(policy: &EgressPolicy, asker: &Asker, host: &str, port: u16) -> Result<TcpStream, Refusal> {
+    let addresses = resolve(policy, asker, host, port).await?;
     let own = own_addresses();
     if let Some(refused) = addresses.iter().find(|address| !policy.permits(address.ip(), &own)) {
         return Err((403, format!("{host} is at {}, which is no address of the public internet", refused.ip())));
@@ -58,13 +74,15 @@ pub async fn direct(policy: &EgressPolicy, host: &str, port: u16) -> Result<TcpS
 }
 
 /// The system's own look-up blocks a thread for as long as it likes, so only so many may be under way at once.
-async fn resolve(policy: &EgressPolicy, host: &str, port: u16) -> Result<Vec<SocketAddr>, Refusal> {
+async fn resolve(policy: &EgressPolicy, asker: &Asker, host: &str, port: u16) -> Result<Vec<SocketAddr>, Refusal> {
     let late = |_| (504, format!("{host} does not resolve in time"));
+    // Its own place first: an asker that waits for a slow server takes none of what there is for all.
+    let own = tokio::time::timeout(PATIENCE, Arc::clone(&asker.0).acquire_owned()).await.map_err(late)?;
     let place = tokio::time::timeout(PATIENCE, Arc::clone(&policy.lookups).acquire_owned()).await.map_err(late)?;
     let name = host.to_owned();
     let looking = tokio::task::spawn_blocking(move || {
         // Whoever asked may have gone; the place is taken until the thread is free.
-        let _place = place;
+        let _places = (place, own);
         (name.as_str(), port).to_socket_addrs().map(Vec::from_iter)
     });
     match tokio::time::timeout(PATIENCE, looking).await.map_err(late)? {
@@ -166,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn the_upstream_proxy_is_asked_with_its_credentials() {
         let (port, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n").await;
-        connect(&policy(port), "a.example", 443, true).await.unwrap();
+        connect(&policy(port), &Asker::default(), ("a.example", 443), true).await.unwrap();
         let asked = asked.await.unwrap();
         assert!(asked.starts_with("CONNECT a.example:443 HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{asked}");
@@ -175,13 +193,13 @@ mod tests {
     #[tokio::test]
     async fn what_the_upstream_proxy_refuses_is_told() {
         let (port, _asked) = proxy("HTTP/1.1 407 No\r\n\r\n").await;
-        let (status, why) = connect(&policy(port), "a.example", 443, true).await.unwrap_err();
+        let (status, why) = connect(&policy(port), &Asker::default(), ("a.example", 443), true).await.unwrap_err();
         assert_eq!((status, why.as_str()), (502, "the upstream proxy: it answers 407"));
     }
 
     #[tokio::test]
     async fn a_name_that_nobody_listed_is_not_asked_for() {
-        let (status, _) = connect(&policy(1), "b.example", 443, true).await.unwrap_err();
+        let (status, _) = connect(&policy(1), &Asker::default(), ("b.example", 443), true).await.unwrap_err();
         assert_eq!(status, 403);
     }
 }

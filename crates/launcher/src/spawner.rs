@@ -81,6 +81,10 @@ fn be_alone() -> io::Result<()> {
     mounts::make_slave()
 }
 
+/// What the kernel adds to the score of everything in an instance when memory runs out. Written with privilege it is the
+/// least that user code can set (proc(5), `oom_score_adj`): an instance goes before the rest of the host, whatever it does.
+const OOM_SCORE_ADJ: &str = "900";
+
 /// Serves orders from standard input until that ends; in a clone that goes on as an interpreter, returns what its process
 /// is to do.
 pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<zygote::Begun>> {
@@ -256,6 +260,10 @@ fn last_word(mut pipe: &UnixStream) -> Option<Failure> {
 /// What only the parent can do for a new instance.
 fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), Failure> {
     idmap::map_ids(pid, spec.host_id, spec.privileged).step("mapping users")?;
+    if spec.privileged {
+        std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ)
+            .step("setting the score of the oom killer")?;
+    }
     let owned = |code: &std::path::PathBuf| idmap::owned_tree(code, pid).step("mapping the code's owner");
     let code = spec.code.as_ref().filter(|_| spec.privileged).map(owned).transpose()?;
     child::send_go(child, code.as_ref()).step("telling the child to go on")

@@ -138,6 +138,20 @@ impl SqliteStore {
     }
 }
 
+/// Writes a whole and consistent copy of a database, which other processes may be using, to a new file
+/// (sqlite.org/lang_vacuum.html, `VACUUM INTO`).
+///
+/// # Errors
+/// A database that cannot be read, or a file that is there already or cannot be written.
+pub fn backup(from: &Path, to: &Path) -> Result<(), OpenError> {
+    let open = |source| OpenError::Open { path: from.to_owned(), source };
+    let connection =
+        Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .map_err(open)?;
+    connection.busy_timeout(BUSY).map_err(open)?;
+    connection.execute("VACUUM INTO ?1", [to.display().to_string()]).map(drop).map_err(open)
+}
+
 /// What the writing thread and the reading ones know together.
 #[derive(Debug)]
 pub(crate) struct Shared {

@@ -3,4 +3,28 @@
 mod proxy;
 mod request;
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use faena_domain::{FunctionName, Namespace};
+use faena_egress::Asker;
+
 pub(crate) use proxy::Egress;
+
+/// Functions that are forgotten at once when there are more; those in use are known again when they ask.
+const MOST: usize = 10_000;
+
+/// On whose behalf names are looked up: one asker for all instances of a function, however many there are.
+#[derive(Debug, Default)]
+pub struct Askers(Mutex<HashMap<(Namespace, FunctionName), Asker>>);
+
+impl Askers {
+    /// The asker of a function.
+    pub(crate) fn of(&self, namespace: &Namespace, function: &FunctionName) -> Asker {
+        let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if askers.len() >= MOST {
+            askers.clear();
+        }
+        askers.entry((namespace.clone(), function.clone())).or_default().clone()
+    }
+}

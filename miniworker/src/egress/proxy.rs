@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use faena_egress::{EgressPolicy, PATIENCE, Refusal, Way, connect, read_head};
+use faena_egress::{Asker, EgressPolicy, PATIENCE, Refusal, Way, connect, read_head};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -34,10 +34,11 @@ pub(crate) struct Egress {
 
 impl Egress {
     /// Serves an instance's listener until dropped.
-    pub(crate) fn serve(listener: std::net::TcpListener, policy: Arc<EgressPolicy>) -> Self {
+    pub(crate) fn serve(listener: std::net::TcpListener, policy: Arc<EgressPolicy>, asker: Asker) -> Self {
         let stop = CancellationToken::new();
         let left = Arc::new(AtomicU64::new(policy.bytes.0));
-        let proxy = Proxy { policy, hosts: Arc::default(), left, call: Arc::new(Mutex::new(stop.child_token())), stop };
+        let proxy =
+            Proxy { policy, asker, hosts: Arc::default(), left, call: Arc::new(Mutex::new(stop.child_token())), stop };
         let stop = proxy.stop.clone().drop_guard();
         let accepting = proxy.clone();
         let backlog = listener.try_clone().ok();
@@ -57,7 +58,7 @@ impl Egress {
     /// Ends the streams of a call, and tells the hosts that it reached; the next call begins with all its bytes. What the
     /// call had asked for and nothing has accepted yet is closed.
     pub(crate) fn end_call(&self) -> Vec<String> {
-        let Proxy { policy, hosts, left, call, stop } = &self.proxy;
+        let Proxy { policy, hosts, left, call, stop, .. } = &self.proxy;
         {
             let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
             call.cancel();
@@ -77,6 +78,7 @@ impl Egress {
 #[derive(Clone, Debug)]
 struct Proxy {
     policy: Arc<EgressPolicy>,
+    asker: Asker,
     hosts: Arc<Mutex<BTreeSet<String>>>,
     /// Bytes that may still pass, both ways together.
     left: Arc<AtomicU64>,
@@ -134,7 +136,7 @@ impl Proxy {
             return Err((403, format!("the {} that may pass in one call or build are used up", self.policy.bytes)));
         }
         let tunnel = request.plain.is_none();
-        let (mut outside, way) = connect(&self.policy, &request.host, request.port, tunnel).await?;
+        let (mut outside, way) = connect(&self.policy, &self.asker, (&request.host, request.port), tunnel).await?;
         self.tell(&request.host);
         let failed = |error: io::Error| (502, format!("{}: {error}", request.host));
         match &request.plain {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -47,6 +48,8 @@ pub(crate) struct PoolCall {
     pub(crate) cold: bool,
     /// Whether an instance gave it back that took no connections; it is not given back again.
     pub(crate) has_moved: bool,
+    /// Set when something of it may have reached a process that speaks HTTP.
+    pub(crate) is_sent: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for PoolCall {
@@ -101,6 +104,7 @@ impl PoolCall {
             since,
             cold: false,
             has_moved: false,
+            is_sent: Arc::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -163,8 +164,10 @@ impl Client {
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
         let client = self.clone();
         let request = build(call, code);
+        let is_sent = Arc::clone(&call.is_sent);
+        is_sent.store(false, Ordering::Relaxed);
         async move {
-            let (sender, response) = client.send(request?).await?;
+            let (sender, response) = client.send(request?, &is_sent).await?;
             let answer = read(response).await?;
             client.state().idle.push(sender);
             Ok(answer)
@@ -174,18 +177,27 @@ impl Client {
     /// Sends a request on a kept connection, or on a new one. It is sent again, once and on a new connection, where the
     /// kept one had been closed before anything of the request was written, or where the method may be repeated and no
     /// answer came (RFC 9110, 9.2.2).
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(Sender, Response<Incoming>), Failure> {
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        is_sent: &AtomicBool,
+    ) -> Result<(Sender, Response<Incoming>), Failure> {
         let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
         let Some(mut sender) = self.kept().await else {
             let mut sender = self.connect().await?;
+            is_sent.store(true, Ordering::Relaxed);
             let response = sender.send_request(request).await.map_err(broken)?;
             return Ok((sender, response));
         };
+        is_sent.store(true, Ordering::Relaxed);
         let again = request.method().is_idempotent().then(|| request.clone());
         let (request, was_written) = match sender.try_send_request(request).await {
             Ok(response) => return Ok((sender, response)),
             Err(mut refused) => match (refused.take_message(), again) {
-                (Some(unwritten), _) => (unwritten, false),
+                (Some(unwritten), _) => {
+                    is_sent.store(false, Ordering::Relaxed);
+                    (unwritten, false)
+                }
                 (None, Some(again)) if !refused.error().is_parse() => (again, true),
                 (None, _) => return Err(broken(refused.into_error())),
             },
@@ -193,6 +205,7 @@ impl Client {
         // What may have ended the process is not tried on another one.
         let lost = |failure: Failure| Failure { is_unsent: failure.is_unsent && !was_written, ..failure };
         let mut sender = self.connect().await.map_err(lost)?;
+        is_sent.store(true, Ordering::Relaxed);
         let response = sender.send_request(request).await.map_err(broken)?;
         Ok((sender, response))
     }

@@ -96,7 +96,8 @@ async fn make(pool: &Arc<Shared>, key: &Arc<Key>, code: &Arc<Code>, asked: bool)
     let mut instance = Unfinished { instance: Some(instance), pool: Arc::clone(pool) };
     debug!(function = %code.function, took = ?begun.elapsed(), "an instance was made");
     instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.map_err(gone)?;
-    let egress = instance.listener.take().map(|listener| Egress::serve(listener, Arc::clone(&pool.node.egress)));
+    let asker = pool.node.askers.of(&code.namespace, &code.function);
+    let egress = instance.listener.take().map(|listener| Egress::serve(listener, Arc::clone(&pool.node.egress), asker));
     let (key, code, pool) = (Arc::clone(key), Arc::clone(code), Arc::clone(pool));
     let Some(wired) = wired else {
         let instance = instance.finish();

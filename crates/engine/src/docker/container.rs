@@ -177,6 +177,8 @@ fn host_config(container: &Container<'_>) -> HostConfig {
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         auto_remove: Some(false),
+        // As in the sandbox: what user code can set is no lower.
+        oom_score_adj: Some(900),
         init: Some(false),
         masked_paths: Some(strings(&MASKED)),
         readonly_paths: Some(strings(&READ_ONLY)),

@@ -1,6 +1,7 @@
 //! The task that owns an instance.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,13 @@ impl Task {
             self.last_output().await;
         }
         let left = std::mem::take(&mut self.served.lines().in_flight);
-        for flight in left {
+        let is_http = matches!(self.served.speech, Speech::Http(_));
+        for mut flight in left {
+            if is_http && !flight.call.has_moved && !flight.call.is_sent.load(Ordering::Relaxed) {
+                flight.call.has_moved = true;
+                self.move_on(flight.call);
+                continue;
+            }
             let error = self.why(&over);
             let end = PoolEnd::failed(&flight.call, flight.began, error);
             self.end(flight, end);
