@@ -30,7 +30,10 @@ for tool in "$@"; do
         ! command -v rustup >/dev/null || rustup target list --installed | grep -q musl ||
             rustup target add "$(uname -m)-unknown-linux-musl" >/dev/null 2>&1 || say "no musl target; going on with glibc"
         ;;
-    python) [ -x /usr/bin/python3 ] && [ -x /usr/bin/pip3 ] || packages python3 python3-pip ;;
+    python)
+        [ -x /usr/bin/python3 ] && [ -x /usr/bin/pip3 ] && /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null ||
+            packages python3 python3-pip python3-venv
+        ;;
     node) [ -x /usr/bin/node ] || packages nodejs npm ;;
     docker) command -v docker >/dev/null && { command -v dockerd >/dev/null || [ -x /usr/sbin/dockerd ]; } || packages docker.io ;;
     images) command -v mmdebstrap >/dev/null || packages mmdebstrap ;;

@@ -12,7 +12,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::payload::MAX_INLINE;
-use faena_domain::{CallNum, CallStatus, Contract, FunctionName, FunctionStatus, Payload};
+use faena_domain::{CallError, CallNum, CallStatus, Contract, ErrorKind, FunctionName, FunctionStatus, Layer, Payload};
 use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpHead, HttpRequest};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use hyper::body::Incoming;
@@ -174,20 +174,30 @@ async fn call(
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)
         );
     };
-    let mut response = match (status, head, error) {
-        (_, Some(head), error) => direct::passed_on(head, result, error.is_some(), parts.method == Method::HEAD),
-        (CallStatus::Done, None, _) => direct::bytes(result),
-        (_, None, Some(error)) => direct::failed(&error),
-        (_, None, None) => direct::failed(&missing()),
-    };
+    let mut response = respond((status, result), head, error, parts.method == Method::HEAD);
     direct::seal(response.headers_mut());
     trace::tell(response.headers_mut(), num.0, &traceparent, Some(&attempt));
     Ok(response)
 }
 
-fn missing() -> faena_domain::CallError {
+/// The answer of a call that has ended: the function's own, or what went wrong.
+fn respond(
+    (status, result): (CallStatus, Bytes),
+    head: Option<HttpHead>,
+    error: Option<CallError>,
+    is_head: bool,
+) -> Response<Body> {
+    match (status, head, error) {
+        (_, Some(head), error) => direct::passed_on(head, result, error.is_some(), is_head),
+        (CallStatus::Done, None, _) => direct::bytes(result),
+        (_, None, Some(error)) => direct::failed(&error),
+        (_, None, None) => direct::failed(&missing()),
+    }
+}
+
+fn missing() -> CallError {
     let message = "the call ended without a word";
-    faena_domain::CallError::new(faena_domain::ErrorKind::Infrastructure, faena_domain::Layer::Run, message)
+    CallError::new(ErrorKind::Infrastructure, Layer::Run, message)
 }
 
 /// Writes a call behind its answer.

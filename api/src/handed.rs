@@ -30,21 +30,14 @@ pub(crate) struct Handed {
     pub(crate) request: Arc<HttpRequest>,
 }
 
-/// Headers of a request that are not the function's business: hop by hop (RFC 9110, 7.6.1), or the platform's own.
+/// Headers of one connection, on either side of a function (RFC 9110, 7.6.1), and the length, which each side counts anew.
+pub(crate) const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length"];
+
+/// Headers of a request that are not the function's business: hop by hop, or the platform's own.
 fn is_withheld(name: &str) -> bool {
-    const WITHHELD: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "authorization",
-        "cookie",
-        "host",
-        "content-length",
-    ];
-    WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
+    const WITHHELD: [&str; 3] = ["authorization", "cookie", "host"];
+    HOP_BY_HOP.contains(&name) || WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
 }
 
 fn passed_headers(headers: &HeaderMap) -> Vec<Header> {
@@ -58,8 +51,8 @@ pub(crate) fn path_of(uri: &Uri) -> &str {
     rest.find('/').map_or("/", |at| &rest[at..])
 }
 
-/// Makes params of a request. A function that speaks HTTP gets every body as it came, whatever its type says; to all
-/// others a body of JSON is the params.
+/// Makes params of a request. A function that speaks HTTP gets every body as it came. For all other functions a JSON body is
+/// the params.
 ///
 /// # Errors
 /// For all but functions that speak HTTP: JSON that is none, and encodings that cannot be undone.

@@ -108,6 +108,11 @@ impl Room {
         Ok(room)
     }
 
+    /// Whether the disk has room for what an archive unpacks to: code that no worker could unpack is not taken in.
+    pub(crate) fn unpacked(&self, bytes: u64) -> Reply<()> {
+        self.fits(bytes)
+    }
+
     fn fits(&self, more: u64) -> Reply<()> {
         match self.blobs.free_bytes() {
             Ok(free) if free < self.reserve.0.saturating_add(more) => Err(disk_low()),
@@ -166,5 +171,6 @@ mod tests {
     fn a_disk_that_is_nearly_full_takes_no_work() {
         assert!(room(u64::MAX).0.disk().is_err());
         assert!(room(0).0.disk().is_ok());
+        assert!(room(0).0.unpacked(u64::MAX / 2).is_err());
     }
 }

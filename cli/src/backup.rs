@@ -1,8 +1,8 @@
 //! A platform in one file: its database as of one moment, then the blobs.
 //!
 //! Blobs are written once and never changed, so those that the copy of the database names are there when they are copied
-//! after it; what is written meanwhile does no harm. The platform's id, images and unpacked code are left out: the first is
-//! made anew, the others are made again.
+//! after it. The platform's id, imported images and unpacked code are left out: a restored platform gets an id of its own,
+//! and code is unpacked when it is called.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

@@ -441,3 +441,30 @@ fn a_process_is_killed_for_memory_before_its_agent_and_the_rest_of_the_host() {
     }
     assert!(platform.stop());
 }
+
+#[test]
+fn builds_leave_explicit_destinations_alone_and_keep_files_of_any_mode() {
+    let mut platform = Platform::start();
+    let main = "import glob, sys\nsys.path[:0] = ['lib', *glob.glob('px/**/*-packages', recursive=True)]\nimport six\nprint(six.__file__.split('/')[2])\n";
+    for (name, dependencies, place) in [
+        ("plain", "pip3 install -r requirements.txt", ".local"),
+        ("target", "pip3 install -t lib -r requirements.txt", "lib"),
+        ("prefix", "pip3 install --prefix px -r requirements.txt", "px"),
+        ("venv", "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt", ".venv"),
+    ] {
+        let runtime = json!({"name": name, "image": "pythonruntime", "path": "/ws", "dependencies": dependencies, "run": "python3 main.py", "engine": "sandbox"});
+        assert_eq!(platform.post("/registerRuntime", &runtime).status, 201);
+        let archive = zip(&[("main.py", main.as_bytes()), ("requirements.txt", b"six==1.16.0\n")]);
+        assert_eq!(platform.upload(name, name, &archive).status, 201);
+        let built = platform.built(name);
+        assert_eq!(built["status"], "READY", "{name}: {built}");
+        answers(&platform, name, place);
+    }
+    let closed = json!({"name": "closed", "image": "bashruntime", "path": "/ws", "dependencies": "touch a:b 'c\\d' z && mkdir q && chmod 000 z q", "run": "ls", "engine": "sandbox"});
+    assert_eq!(platform.post("/registerRuntime", &closed).status, 201);
+    assert_eq!(platform.upload("closed", "closed", &zip(&[("f", b"x")])).status, 201);
+    let built = platform.built("closed");
+    assert_eq!(built["status"], "READY", "{built}");
+    answers(&platform, "closed", "a:b\nc\\d\nf\ninput.json\nq\nrequest.json\nz");
+    assert!(platform.stop());
+}

@@ -17,7 +17,7 @@ use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 use super::{invoke, trace};
 use crate::app::{App, Caller};
 use crate::body;
-use crate::handed::{self, Handed};
+use crate::handed::{self, HOP_BY_HOP, Handed};
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
@@ -33,22 +33,18 @@ const JUDGED: Duration = Duration::from_secs(2);
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
 /// the one answer (docs/reference/safety.md).
 fn is_not_its_own(name: &str) -> bool {
-    const REFUSED: [&str; 12] = [
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
+    const REFUSED: [&str; 6] = [
         "server-timing",
         "set-cookie",
         "clear-site-data",
         "service-worker-allowed",
         "strict-transport-security",
+        "alt-svc",
     ];
     const BEGINNINGS: [&str; 3] = ["proxy-", "faena-", "access-control-"];
-    REFUSED.contains(&name) || name == "alt-svc" || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    HOP_BY_HOP.contains(&name)
+        || REFUSED.contains(&name)
+        || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// Takes over the headers that a function may set, as many as are kept.

@@ -100,6 +100,7 @@ pub(crate) async fn register(
     let room = app.room().upload(request.headers(), MAX_ARCHIVE)?;
     let spooled = receive(&app, request).await?;
     let (spooled, checked, held) = check(spooled, (place, room)).await?;
+    app.room().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
     let root = root(&checked.listing, &spec, &manifest);

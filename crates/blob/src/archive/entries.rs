@@ -141,7 +141,7 @@ fn zip(
     Ok(())
 }
 
-/// Refuses what is packed in a way that is not read, instead of calling it damaged.
+/// Refuses an entry whose compression or encryption is not supported, by its own name: the archive is not damaged.
 fn is_read<R: Read>(file: &zip::read::ZipFile<'_, R>) -> Result<(), ArchiveError> {
     let how = match file.compression() {
         _ if file.encrypted() => "encrypted".to_owned(),
@@ -152,7 +152,7 @@ fn is_read<R: Read>(file: &zip::read::ZipFile<'_, R>) -> Result<(), ArchiveError
     Err(ArchiveError::Unsupported { name, how })
 }
 
-/// An entry's name as UTF-8. What is none is code page 437 (APPNOTE, appendix D); backslashes separate folders only where
+/// An entry's name as UTF-8. A name that is not UTF-8 is in code page 437 (APPNOTE, appendix D); backslashes separate folders only where
 /// the archive was made on Windows, whose older packers write them.
 fn zip_name<R: Read>(file: &zip::read::ZipFile<'_, R>) -> Result<Vec<u8>, ZipError> {
     let name = file.name()?.into_owned();

@@ -25,7 +25,7 @@ pub struct Listing {
     only_folder: Option<String>,
 }
 
-/// What macOS adds to archives and nobody wrote: resource forks and the Finder's settings.
+/// Files that macOS adds to archives by itself: resource forks and the Finder's settings.
 pub(super) fn is_by_the_way(name: &str) -> bool {
     name == "__MACOSX" || name == ".DS_Store" || name.starts_with("._")
 }
