@@ -202,7 +202,9 @@ mod tests {
     fn an_upload_is_a_file() {
         let document = crate::routes::description();
         let body = &document["paths"]["/registerFunction/{runtime}/{funcName}"]["post"]["requestBody"]["content"]["multipart/form-data"];
-        assert_eq!(body["schema"]["properties"]["module"]["format"], "binary", "{body}");
-        assert_eq!(body["schema"]["required"], serde_json::json!(["module"]));
+        assert_eq!(body["schema"]["$ref"], "#/components/schemas/UploadForm");
+        let form = &document["components"]["schemas"]["UploadForm"];
+        assert_eq!(form["properties"]["module"]["format"], "binary", "{form}");
+        assert_eq!(form["required"], json!(["module"]));
     }
 }
