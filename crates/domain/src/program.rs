@@ -111,7 +111,7 @@ impl Program {
     /// Decides what is started for a version.
     ///
     /// # Errors
-    /// [`InvalidProgram`] names what was looked for, and what is there.
+    /// [`InvalidProgram`] names the file that is missing and the files that are there.
     pub fn of(serving: &Serving, run: &str, path: &str, tree: &impl Tree) -> Result<Self, InvalidProgram> {
         match (serving.contract, serving.handler.as_deref()) {
             (Contract::Command | Contract::Http, _) | (Contract::Handler, Some(RUN_SPEAKS)) => Ok(Self::Run),

@@ -19,12 +19,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes whatever stands where a process may leave its result.
+/// Removes `output.json`, if there is anything of that name.
 pub(crate) fn remove_output(folder: &str) -> io::Result<()> {
     remove(&Path::new(folder).join(OUTPUT))
 }
 
-/// Removes whatever stands at a name, and writes a new file there.
+/// Writes a new file, in place of anything of the same name.
 pub(crate) fn place(folder: &str, name: &str, content: &OwnedFd) -> io::Result<()> {
     let path = Path::new(folder).join(name);
     remove(&path)?;

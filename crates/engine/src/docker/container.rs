@@ -41,7 +41,7 @@ const MASKED: [&str; 13] = [
 ];
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
-/// Files of /etc that name the user and the host, whatever the image says; `ID` stands for the user's.
+/// Files of /etc that name the user and the host; they replace the image's. `ID` stands for the user's id.
 const IDENTITY: [(&str, &str); 3] = [
     ("passwd", "root:x:0:0:root:/:/bin/false\nfunction:x:ID:ID:function:/tmp:/bin/sh\n"),
     ("group", "root:x:0:\nfunction:x:ID:\n"),

@@ -27,7 +27,7 @@ use crate::result;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What is read at once of what a process writes beside its answers.
 const OUTPUT: usize = 1024 * 1024;
-/// What is kept of what is written while no call runs.
+/// The most bytes that are kept of output which is written while no call runs.
 const BETWEEN: usize = 64 * 1024;
 /// More cores than an instance is ever given.
 const MAX_CORES: u64 = 1024;
