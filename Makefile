@@ -22,7 +22,7 @@ demo: build ## installs what is missing, starts a platform, walks the curl lines
 	@scripts/demo.sh $(FAENA)
 
 test: CALLS = 8000
-test: lint doc deny unit e2e chaos ## installs what is missing, runs everything CI runs
+test: lint doc deny unit e2e api chaos ## installs what is missing, runs everything CI runs
 	@echo "everything holds"
 
 lint: ## format and clippy, without a warning

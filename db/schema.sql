@@ -86,6 +86,8 @@ CREATE TABLE calls (
     error        TEXT, -- CallError
     logs         TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     attempts     TEXT NOT NULL DEFAULT '[]', -- [Attempt]
+    kept_bytes   INTEGER NOT NULL DEFAULT 0, -- of its result and log, where that is a kilobyte or more
+    log_bytes    INTEGER NOT NULL DEFAULT 0, -- of its log, until that is forgotten
     priority     INTEGER NOT NULL DEFAULT 0,
     callback     TEXT, -- Callback
     replay_of    INTEGER,
@@ -120,6 +122,7 @@ CREATE INDEX calls_claimed ON calls (claim) WHERE status = 'RUNNING';
 CREATE INDEX calls_of_function ON calls (namespace, function, num, status);
 CREATE INDEX calls_of_status ON calls (namespace, status, num);
 CREATE INDEX calls_ended ON calls (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX calls_kept ON calls (namespace, function, num) WHERE kept_bytes > 0;
 
 -- One function's calls that wait or run, and when it had its turn: who waited longest is served first. Whoever inserts a
 -- call adds it, many at once; triggers keep it from then on.
@@ -188,6 +191,39 @@ CREATE TRIGGER journal_leave AFTER DELETE ON journal BEGIN
     UPDATE totals SET ended = ended - OLD.calls;
 END;
 
+-- What results and logs of a function's ended calls hold, so that those that hold the most are found without a count.
+CREATE TABLE kept (
+    namespace TEXT NOT NULL,
+    function  TEXT NOT NULL,
+    bytes     INTEGER NOT NULL,
+    PRIMARY KEY (namespace, function)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX kept_by_bytes ON kept (bytes);
+
+CREATE TRIGGER calls_keep AFTER UPDATE OF kept_bytes ON calls WHEN OLD.kept_bytes <> NEW.kept_bytes BEGIN
+    INSERT INTO kept (namespace, function, bytes) VALUES (NEW.namespace, NEW.function, NEW.kept_bytes - OLD.kept_bytes)
+        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER calls_kept_enter AFTER INSERT ON calls WHEN NEW.kept_bytes > 0 BEGIN
+    INSERT INTO kept (namespace, function, bytes) VALUES (NEW.namespace, NEW.function, NEW.kept_bytes)
+        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER calls_kept_leave AFTER DELETE ON calls WHEN OLD.kept_bytes > 0 BEGIN
+    UPDATE kept SET bytes = bytes - OLD.kept_bytes WHERE namespace = OLD.namespace AND function = OLD.function;
+END;
+
+CREATE TRIGGER journal_kept_enter AFTER INSERT ON journal BEGIN
+    INSERT INTO kept (namespace, function, bytes) VALUES (NEW.namespace, NEW.function, length(NEW.records))
+        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER journal_kept_leave AFTER DELETE ON journal BEGIN
+    UPDATE kept SET bytes = bytes - length(OLD.records) WHERE namespace = OLD.namespace AND function = OLD.function;
+END;
+
 -- Calls that were promised and given up.
 CREATE TABLE dead_letters (
     num         INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
@@ -232,3 +268,11 @@ CREATE TABLE blobs (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX blobs_of_owner ON blobs (owner);
+
+-- Logs in the blob store that were forgotten and are to be removed from it.
+CREATE TABLE released (
+    key TEXT PRIMARY KEY,
+    at  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX released_at ON released (at);

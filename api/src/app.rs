@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
-use faena_domain::{Limits, Namespace};
+use faena_domain::{FunctionName, Limits, Namespace};
 use faena_egress::EgressPolicy;
 use faena_protocol::direct::DirectRoad;
 use faena_telemetry::Metrics as Registry;
@@ -17,9 +18,11 @@ use crate::accepts::Accepts;
 use crate::dispatcher::DispatcherHandle;
 use crate::metrics::Metrics;
 use crate::numbers::Numbers;
+use crate::problem::{Problem, Reply};
 use crate::recorder::Recorder;
 use crate::roads::Roads;
 use crate::room::Room;
+use crate::shares::{Share, Shares};
 use crate::versions::Versions;
 
 /// Uploads at once.
@@ -57,7 +60,7 @@ struct Inner {
     maximum: Limits,
     host_names: Vec<String>,
     uploads: Arc<Semaphore>,
-    followers: Arc<Semaphore>,
+    followers: Shares,
     room: Room,
     egress: EgressPolicy,
     draining: CancellationToken,
@@ -94,7 +97,7 @@ impl App {
             host_names: config.host_names.clone(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             // Whoever only waits may hold half of all connections.
-            followers: Arc::new(Semaphore::new(config.connections / 2)),
+            followers: Shares::new(config.connections as u64 / 2),
             draining,
         });
         Self { inner, accepts }
@@ -152,8 +155,12 @@ impl App {
         &self.inner.uploads
     }
 
-    pub(crate) fn followers(&self) -> &Arc<Semaphore> {
-        &self.inner.followers
+    /// A place among the clients that wait for something of a function.
+    pub(crate) fn follow(&self, namespace: &Namespace, function: &FunctionName) -> Reply<Share> {
+        self.inner.followers.take(Some((namespace, function)), 1).ok_or_else(|| {
+            let busy = "too many clients wait, or too many of them for this function";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1)
+        })
     }
 
     /// Whom callbacks may reach.

@@ -6,11 +6,12 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use faena_domain::json::InvalidJson;
+use faena_domain::{FunctionName, Namespace};
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::{Problem, Reply};
 use crate::room::{self, Room};
+use crate::shares::Share;
 
 /// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,13 +25,18 @@ pub(crate) fn too_slow() -> Problem {
 #[derive(Debug)]
 pub(crate) struct Whole {
     bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    held: Share,
 }
 
 impl Whole {
     /// The bytes, for whoever keeps them longer than their part of the memory.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Counts its memory as a function's.
+    pub(crate) fn assign(&mut self, room: &Room, namespace: &Namespace, function: &FunctionName) -> Reply<()> {
+        room.assign(&mut self.held, namespace, function)
     }
 }
 
@@ -45,24 +51,27 @@ impl std::ops::Deref for Whole {
 /// What is taken of the memory for bodies at once, for a body whose length shows only when it comes.
 const PIECE: u64 = 64 * 1024;
 
+/// The function that a body is for, where that is known before the body is read.
+type Of<'a> = Option<(&'a Namespace, &'a FunctionName)>;
+
 /// Reads a body of at most `most` bytes.
-pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
+pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, of: Of<'_>, most: u64) -> Reply<Whole> {
     let declared = room::declared(headers);
     if declared.is_some_and(|length| length > most) {
         // Nothing of it is read, so no client is told to go on with it (RFC 9110, 10.1.1).
         return Err(Problem::too_large(format!("the body is over the limit of {most} bytes")));
     }
-    let mut held = room.body(declared.unwrap_or(0)).await?;
+    let mut held = room.body(of, declared.unwrap_or(0)).await?;
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let body = Limited::new(body, limit);
     let whole = async {
         match declared {
             Some(_) => Ok(Ok(body.collect().await.map(Collected::to_bytes)?)),
-            None => counted(room, &mut held, body).await,
+            None => counted(room, of, &mut held, body).await,
         }
     };
     match tokio::time::timeout(PATIENCE, whole).await.map_err(|_| too_slow())? {
-        Ok(bytes) => Ok(Whole { bytes: bytes?, _room: held }),
+        Ok(bytes) => Ok(Whole { bytes: bytes?, held }),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))
         }
@@ -73,14 +82,15 @@ pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, most: u64
 /// Reads a body of unknown length, and takes memory for it as it comes.
 async fn counted(
     room: &Room,
-    held: &mut OwnedSemaphorePermit,
+    of: Of<'_>,
+    held: &mut Share,
     body: Limited<Body>,
 ) -> Result<Reply<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
     let (mut bytes, mut left, mut body) = (BytesMut::new(), 0, std::pin::pin!(body));
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         while (data.len() as u64) > left {
-            match room.body(PIECE).await {
+            match room.body(of, PIECE).await {
                 Ok(more) => held.merge(more),
                 Err(problem) => return Ok(Err(problem)),
             }
@@ -106,7 +116,7 @@ pub(crate) async fn read_json(room: &Room, headers: &HeaderMap, body: Body, most
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
             .hint("add the header Content-Type: application/json"));
     }
-    read(room, headers, body, most).await
+    read(room, headers, body, None, most).await
 }
 
 impl From<InvalidJson> for Problem {

@@ -32,9 +32,10 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::app::App;
+use crate::app::{App, Caller};
 use crate::dispatcher::unix_ms;
 use crate::problem::{Problem, Reply};
+use crate::shares::Shares;
 use crate::view::CallView;
 
 /// The header that counts callbacks which led to one another.
@@ -141,6 +142,8 @@ struct Sender {
     tls: Arc<OnceLock<Option<TlsConnector>>>,
     hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
     room: Arc<Semaphore>,
+    /// The same bound, of which no function may hold more than its part.
+    shares: Shares,
     asker: faena_egress::Asker,
 }
 
@@ -152,6 +155,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
         tls: Arc::default(),
         hosts: Arc::default(),
         room: Arc::new(Semaphore::new(AT_ONCE)),
+        shares: Shares::new(AT_ONCE as u64),
         asker: faena_egress::Asker::default(),
     };
     let mut ends = app.dispatcher().ends();
@@ -210,8 +214,11 @@ impl Sender {
         let (num, tries) = (job.call.num, job.tries);
         let host = Target::parse(&job.callback.url).map(|target| target.host).unwrap_or_default();
         let places = self.place(&host);
-        // A host that is silent holds its own places alone: what else is for it goes back, and another host's is tried.
-        let Ok(_place) = places.try_acquire() else {
+        let namespace = Caller::local().namespace;
+        let share = self.shares.take(Some((&namespace, &job.call.function)), 1);
+        // A host that is silent, or a function whose hosts are, holds its own places alone: what else is for it goes back,
+        // and another one is tried.
+        let (Ok(_place), Some(_share)) = (places.try_acquire(), share) else {
             if let Err(error) = self.app.db().ask(&CallbackPostpone { num, tries }).await {
                 debug!(%error, call = %num, "a callback that was taken is tried again later");
             }

@@ -98,6 +98,10 @@ impl Begun {
 }
 
 impl Running for Begun {
+    fn function(&self) -> &FunctionName {
+        &self.code.function
+    }
+
     fn record(&self) -> CallRecord {
         let params = inline(&self.params).unwrap_or_else(Payload::empty);
         let body = self.body.as_deref().and_then(inline);
@@ -121,9 +125,11 @@ async fn call(
     app.room().disk()?;
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
-    let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
+    let Code { namespace, function, .. } = &*current.code;
+    let _waiting = app.follow(namespace, function)?;
     let (parts, incoming) = request.into_parts();
-    let held = body::read(app.room(), &parts.headers, Body::new(incoming), MAX_BODY).await?;
+    let held =
+        body::read(app.room(), &parts.headers, Body::new(incoming), Some((namespace, function)), MAX_BODY).await?;
     let contract = current.code.serving.contract;
     let Handed { params, body, request } =
         handed::hand((&parts.method, &parts.uri, &parts.headers), contract, held.bytes())?;

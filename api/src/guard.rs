@@ -34,7 +34,9 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
 
 /// Refuses a query where the route would ignore it: its sender meant something by it.
 fn no_query(route: &str, uri: &Uri) -> Reply<()> {
-    let takes_one = route == "none" || route.starts_with("/f/") || matches!(route, "/calls" | "/deadLetters");
+    let takes_one = route == "none"
+        || route.starts_with("/f/")
+        || matches!(route, "/calls" | "/deadLetters" | "/function/{name}/logs");
     match uri.query() {
         Some(query) if !takes_one && !query.is_empty() => {
             Err(Problem::invalid("invalid_query", format!("{} takes no query", uri.path())))

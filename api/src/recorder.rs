@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::units::{KB, MB};
-use faena_domain::{CallNum, CallStatus, Namespace, Payload};
+use faena_domain::{CallNum, CallStatus, FunctionName, Namespace, Payload};
 use faena_protocol::db::CallsRecord;
 use faena_protocol::records::{CallRecord, EndedCall, SEGMENT_SPAN, Segment};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -34,6 +34,9 @@ type Ended = (Arc<EndedCall>, Place);
 
 /// What is known of a call that runs without a row; its record is made when somebody asks.
 pub(crate) trait Running: Send + Sync {
+    /// Its function.
+    fn function(&self) -> &FunctionName;
+
     /// The call as it stands.
     fn record(&self) -> CallRecord;
 }
@@ -55,6 +58,16 @@ impl Entry {
         match self {
             Self::Standing(namespace, _) | Self::Running(namespace, _) | Self::Stored(namespace, ..) => namespace,
             Self::Ended(ended) => &ended.namespace,
+        }
+    }
+
+    fn is_running(&self, namespace: &Namespace, function: &FunctionName) -> bool {
+        match self {
+            Self::Standing(of, call) => {
+                call.status == CallStatus::Running && of == namespace && call.function == *function
+            }
+            Self::Running(of, running) => of == namespace && running.function() == function,
+            Self::Stored(..) | Self::Ended(_) => false,
         }
     }
 
@@ -150,6 +163,13 @@ impl Recorder {
     /// A call that has no row yet.
     pub(crate) fn get(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
         self.calls().calls.get(&num).filter(|entry| entry.namespace() == namespace).map(Entry::record)
+    }
+
+    /// Calls of a function that run and have no row, some of them.
+    pub(crate) fn running(&self, namespace: &Namespace, function: &FunctionName, most: usize) -> Vec<CallRecord> {
+        let calls = self.calls();
+        let theirs = calls.calls.values().filter(|entry| entry.is_running(namespace, function));
+        theirs.take(most).map(Entry::record).collect()
     }
 
     /// Forgets a call that has a row now.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use faena_blob::BlobStore;
-use faena_domain::units::{ByteSize, KB, MB};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use faena_domain::units::{ByteSize, MB};
+use faena_domain::{FunctionName, Namespace};
 
 use crate::problem::{Problem, Reply, disk_low};
+use crate::shares::{Share, Shares};
 
 /// Memory for bodies that are being read or handed over.
 const BODIES: u64 = 256 * MB;
@@ -21,8 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The bounds of one api.
 #[derive(Debug)]
 pub(crate) struct Room {
-    /// One permit for each kilobyte.
-    bodies: Arc<Semaphore>,
+    /// Bytes of bodies.
+    bodies: Shares,
     blobs: BlobStore,
     /// What must stay free on the disk.
     reserve: ByteSize,
@@ -57,11 +58,15 @@ pub(crate) fn declared(headers: &HeaderMap) -> Option<u64> {
     length.or(if comes_in_chunks { None } else { Some(0) })
 }
 
+fn too_many_bodies() -> Problem {
+    let busy = "too many large bodies at once; all bodies of one function may hold a quarter of the memory for bodies";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1)
+}
+
 impl Room {
     pub(crate) fn new(blobs: BlobStore, reserve: ByteSize) -> Self {
-        let permits = usize::try_from(BODIES / KB).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
-            bodies: Arc::new(Semaphore::new(permits)),
+            bodies: Shares::new(BODIES),
             blobs,
             reserve,
             uploading: Arc::default(),
@@ -70,21 +75,25 @@ impl Room {
         }
     }
 
-    /// Memory for so many bytes of a body; where there is none, it is waited for a moment.
-    pub(crate) async fn body(&self, bytes: u64) -> Reply<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes.div_ceil(KB)).unwrap_or(u32::MAX);
+    /// Memory for so many bytes of a body, of which the function that it is for may hold a part; where there is none, it is
+    /// waited for a moment.
+    pub(crate) async fn body(&self, of: Option<(&Namespace, &FunctionName)>, bytes: u64) -> Reply<Share> {
         let begun = Instant::now();
         loop {
             // No line is formed: a large body that waits would take what is free from every small one.
-            if let Ok(held) = Arc::clone(&self.bodies).try_acquire_many_owned(permits) {
+            if let Some(held) = self.bodies.take(of, bytes) {
                 return Ok(held);
             }
             if begun.elapsed() > PATIENCE {
-                let busy = "too many large bodies at once";
-                return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1));
+                return Err(too_many_bodies());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// Counts the memory of a body as a function's, once it is known which function that is.
+    pub(crate) fn assign(&self, held: &mut Share, namespace: &Namespace, function: &FunctionName) -> Reply<()> {
+        if held.assign(&self.bodies, namespace, function) { Ok(()) } else { Err(too_many_bodies()) }
     }
 
     /// Whether the disk has room for new work.
@@ -140,13 +149,27 @@ mod tests {
         let (room, _folder) = room(0);
         let mut held = Vec::new();
         for _ in 0..256 {
-            held.push(room.body(MB).await.unwrap());
+            held.push(room.body(None, MB).await.unwrap());
         }
-        assert!(room.body(0).await.is_ok(), "a request without a body needs none");
-        let no_time = tokio::time::timeout(Duration::ZERO, room.body(1));
+        assert!(room.body(None, 0).await.is_ok(), "a request without a body needs none");
+        let no_time = tokio::time::timeout(Duration::ZERO, room.body(None, 1));
         assert!(no_time.await.is_err(), "it does not wait");
-        let (waited, ()) = tokio::join!(room.body(6 * MB), async { drop(held.split_off(250)) });
+        let (waited, ()) = tokio::join!(room.body(None, 6 * MB), async { drop(held.split_off(250)) });
         assert!(waited.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_bodies_of_one_function_hold_a_quarter() {
+        let ((room, _folder), namespace) = (room(0), Namespace::default());
+        let (busy, other) = ("busy".parse().unwrap(), "other".parse().unwrap());
+        let quarter = room.body(Some((&namespace, &busy)), 64 * MB).await.unwrap();
+        let one_more = tokio::time::timeout(Duration::ZERO, room.body(Some((&namespace, &busy)), 1)).await;
+        assert!(one_more.is_err(), "it has its part");
+        assert!(room.body(Some((&namespace, &other)), MB).await.is_ok());
+        let mut unknown = room.body(None, MB).await.unwrap();
+        assert!(room.assign(&mut unknown, &namespace, &busy).is_err());
+        drop(quarter);
+        assert!(room.assign(&mut unknown, &namespace, &busy).is_ok());
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Edge {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_READ)
+                .title_case_headers(true)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(BUFFER)
                 .half_close(false)

@@ -12,7 +12,7 @@ use faena_engine::{
     Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
     install_zygote,
 };
-use faena_worker::node::{Askers, BuildLimits, CodeStore, EgressPolicy, Node, PoolConfig, Upstream};
+use faena_worker::node::{Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, Upstream};
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -73,6 +73,7 @@ pub(crate) async fn node(
         engines,
         blobs,
         code,
+        logs: LiveLogs::default(),
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
         egress: Arc::new(egress_policy(settings)?),
         askers: Askers::default(),

@@ -1,6 +1,6 @@
 //! What an operator may set.
 
-use faena_domain::units::{ByteSize, MB};
+use faena_domain::units::{ByteSize, GB, MB};
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,15 @@ pub struct Keep {
     pub calls_for_ms: i64,
     /// How long dead letters are kept at most, in milliseconds.
     pub dead_letters_for_ms: i64,
+    /// What results and logs of ended calls hold at most; those of one function hold a quarter.
+    pub bytes: ByteSize,
 }
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { calls: 1_000_000, calls_for_ms: 7 * DAY_MS, dead_letters_for_ms: 30 * DAY_MS }
+        Self { calls: 1_000_000, calls_for_ms: 7 * DAY_MS, dead_letters_for_ms: 30 * DAY_MS, bytes: ByteSize(8 * GB) }
     }
 }
 

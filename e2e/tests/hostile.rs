@@ -117,6 +117,44 @@ fn egress_reaches_the_world_and_no_neighbour(engine: Engine) {
     assert_eq!(platform.call("closed", &json!({}))["status"], "FAILED");
 }
 
+/// Leaves all that the owner of a temporary folder can leave there; the second time it tells what it finds of that.
+const LEAVES: &str = r#"
+import os, struct
+found = []
+for folder in ("/tmp", "/dev/shm"):
+    found += [folder + "/" + name for name in os.listdir(folder)]
+    mode = os.stat(folder).st_mode & 0o7777
+    if mode != 0o1777:
+        found.append(f"{folder} {mode:o}")
+    found += [folder + " " + name for name in os.listxattr(folder)]
+print(found)
+nobody_else = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, perm, 0xffffffff) for tag, perm in ((1, 7), (4, 0), (32, 0)))
+for folder in ("/tmp", "/dev/shm"):
+    for name, value in (("system.posix_acl_default", nobody_else), ("system.posix_acl_access", nobody_else), ("user.mark", b"x")):
+        try:
+            os.setxattr(folder, name, value)
+        except OSError:
+            pass  # Older kernels keep no attributes of users in memory.
+    os.makedirs(folder + "/a/b")
+    open(folder + "/a/b/c", "w").close()
+    os.chmod(folder + "/a", 0)
+    try:
+        os.chmod(folder, 0o700)
+    except OSError:
+        pass  # In Docker it is another user's.
+"#;
+
+fn temporary_folders_are_as_new(engine: Engine) {
+    let platform = platform(engine);
+    let runtime = json!({"name": "py", "image": "pythonruntime", "run": "python3 leaves.py"});
+    platform.shell_runtime(engine, &runtime);
+    assert_eq!(platform.upload("py", "leaves", &zip(&[("leaves.py", LEAVES.as_bytes())])).status, 201);
+    for start in ["cold", "warm"] {
+        let call = platform.call("leaves", &json!({}));
+        assert_eq!((&call["result"], &call["attempts"][0]["start"]), (&json!("[]"), &json!(start)), "{call}");
+    }
+}
+
 macro_rules! on_both_engines {
     ($($case:ident => $sandbox:ident, $docker:ident;)*) => {$(
         #[test]
@@ -135,6 +173,7 @@ on_both_engines! {
     a_program_that_is_not_there_is_named => a_missing_program_is_named_in_the_sandbox, a_missing_program_is_named_in_docker;
     nothing_is_left_behind => nothing_is_left_behind_in_the_sandbox, nothing_is_left_behind_in_docker;
     builds_that_misbehave => builds_that_misbehave_in_the_sandbox, builds_that_misbehave_in_docker;
+    temporary_folders_are_as_new => temporary_folders_are_as_new_in_the_sandbox, temporary_folders_are_as_new_in_docker;
     egress_reaches_the_world_and_no_neighbour => egress_is_judged_in_the_sandbox, egress_is_judged_in_docker;
 }
 

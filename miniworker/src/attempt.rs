@@ -8,7 +8,8 @@ use bytes::Bytes;
 use faena_blob::BlobError;
 use faena_domain::call::StartKind;
 use faena_domain::environment::{ca_variables, cgi_variables, package_variables, path_prefix, proxy_variables};
-use faena_domain::limits::{MAX_BODY, MAX_CALL_LOG, MAX_RESULT};
+use faena_domain::limits::MAX_BODY;
+use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallStatus, Command, Contract, EngineKind, ErrorKind, Layer, Network, Payload};
 use faena_engine::{CA_BUNDLE, EngineError};
 use faena_instance_protocol::{EGRESS_PORT, INPUT, REQUEST, Run};
@@ -22,7 +23,7 @@ use crate::Node;
 use crate::code::CodeError;
 use crate::egress::Egress;
 use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken, told};
-use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
+use crate::process::{self, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::result;
 
 /// An attempt that is over.
@@ -157,10 +158,6 @@ struct Telling<'a> {
     start: StartKind,
 }
 
-fn millis(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
-}
-
 impl<'a> Telling<'a> {
     fn new(pool: &'a Pool, job: &'a CallJob) -> Self {
         let node = pool.node();
@@ -177,12 +174,12 @@ impl<'a> Telling<'a> {
             engine: self.engine,
             start: self.start,
             epoch: self.job.epoch,
-            queue_ms: self.job.queue_ms,
-            start_ms: millis(self.begun, self.started.unwrap_or(now)),
-            run_ms: self.started.map_or(0, |started| millis(started, now)),
+            queue_ms: Millis::from_millis(self.job.queue_ms),
+            start_ms: self.started.unwrap_or(now).saturating_duration_since(self.begun).into(),
+            run_ms: self.started.map(|started| now.saturating_duration_since(started).into()).unwrap_or_default(),
             exit: finished.map(|finished| result::exit(finished.ended.exit)),
             peak_memory_bytes: finished.and_then(|finished| finished.ended.peak_memory),
-            cpu_ms: finished.map(|finished| finished.ended.cpu_us / 1000),
+            cpu_ms: finished.map(|finished| Millis::from_micros(finished.ended.cpu_us)),
             missing_layers: self.missing_layers.clone(),
             egress_hosts: hosts,
             error: None,
@@ -288,7 +285,8 @@ async fn call_served(
         }
     };
     let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
-    let attempt = Attempt { queue_ms: job.queue_ms, ..end.attempt(node, engine, job.attempt, job.epoch) };
+    let attempt =
+        Attempt { queue_ms: Millis::from_millis(job.queue_ms), ..end.attempt(node, engine, job.attempt, job.epoch) };
     if end.error.is_none() && !job.direct && std::str::from_utf8(&end.result).is_err() {
         let message = "the output is no UTF-8; call it on /f/ where bytes are meant";
         end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));
@@ -390,7 +388,7 @@ async fn run_in(
         deadline,
         lease,
         stop,
-        bounds: Bounds { stdout: MAX_RESULT, stderr: MAX_CALL_LOG, output: MAX_RESULT, joined: false },
+        log: node.logs.of_command(job.num),
     };
     let at = &mut telling.started;
     let finished = process::run(&mut ready.parked.instance.agent, order, || {

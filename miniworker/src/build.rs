@@ -7,8 +7,9 @@ use std::time::Duration;
 use faena_blob::archive::{self, Bounds as ArchiveBounds};
 use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network, reason};
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
+use faena_domain::log::{LogBuffer, LogStream, StoredLog};
 use faena_domain::program::Program;
-use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit};
+use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit, ImageName, Payload};
 use faena_engine::{CA_BUNDLE, Engine, EngineError, ImageId, Instance, InstanceSpec, Pull};
 use faena_instance_protocol::{EGRESS_PORT, Run, ToAgent, ToMiniworker};
 use faena_protocol::records::{BuildJob, BuildOutcome};
@@ -18,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::egress::Egress;
-use crate::process::{self, Bounds, Cut, Finished, LeaseEnd, Order, RunError};
-use crate::{Node, capture, instance, result};
+use crate::process::{self, Cut, Finished, LeaseEnd, Order, RunError};
+use crate::{Node, capture, instance, live, result};
 
 /// How long the tree may take to become an archive.
 const PACK: Duration = Duration::from_secs(120);
@@ -40,19 +41,33 @@ fn platform(error: impl std::fmt::Display) -> Failure {
     failed(ErrorKind::Infrastructure, error.to_string())
 }
 
-/// Finds the engine for a runtime: an image that Docker has, a name that the sandbox maps, an image that Docker may pull.
-async fn choose(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId), BuildFailure> {
-    let image = job.runtime.image.tagged();
-    let plain = job.runtime.image.as_str();
-    let order: Vec<(EngineKind, Pull)> = match job.runtime.engine {
-        Some(kind) => vec![(kind, node.pull)],
+/// Whether a node has an image, or why it does not; nothing is pulled.
+///
+/// # Errors
+/// A sentence for people that says what each engine lacks.
+pub async fn find_image(node: &Node, image: &ImageName, engine: Option<EngineKind>) -> Result<(), String> {
+    choose(node, image, engine, Pull::Never).await.map(drop).map_err(|failure| failure.message)
+}
+
+/// Finds the engine for an image: an image that Docker has, a name that the sandbox maps, an image that Docker may pull.
+async fn choose(
+    node: &Node,
+    name: &ImageName,
+    engine: Option<EngineKind>,
+    pull: Pull,
+) -> Result<(Arc<dyn Engine>, ImageId), BuildFailure> {
+    let image = name.tagged();
+    let plain = name.as_str();
+    let order: Vec<(EngineKind, Pull)> = match engine {
+        Some(kind) => vec![(kind, pull)],
         None => vec![
             (EngineKind::Docker, Pull::Never),
             (EngineKind::Sandbox, Pull::Never),
             (EngineKind::Fake, Pull::Never),
-            (EngineKind::Docker, node.pull),
+            (EngineKind::Docker, pull),
         ],
     };
+    let order_is_fixed = engine.is_some();
     let mut reasons: Vec<String> = Vec::new();
     for (kind, pull) in order {
         let Some(engine) = node.engines.get(&kind) else {
@@ -64,7 +79,7 @@ async fn choose(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId
         let name = if kind == EngineKind::Docker { image.as_str() } else { plain };
         match engine.resolve(name, pull).await {
             Ok(id) => return Ok((Arc::clone(engine), id)),
-            Err(EngineError::Unavailable { message, .. }) if job.runtime.engine.is_some() => {
+            Err(EngineError::Unavailable { message, .. }) if order_is_fixed => {
                 return Err(BuildFailure { kind: ErrorKind::Infrastructure, message });
             }
             Err(error) => reasons.push(error.to_string()),
@@ -79,10 +94,10 @@ async fn choose(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId
 /// Runs one build to its end; none where the node stopped before it could end.
 pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &CancellationToken) -> Option<BuildOutcome> {
     let chosen = tokio::select! {
-        chosen = choose(node, job) => chosen,
+        chosen = choose(node, &job.runtime.image, job.runtime.engine, node.pull) => chosen,
         () = stop.cancelled() => return None,
     };
-    let mut log = String::new();
+    let mut log = LogBuffer::new(LogStream::Output, MAX_LOG);
     let (engine, image, made) = match chosen {
         Err(failure) => (None, None, Err(Failure::Build(failure))),
         Ok((engine, image)) => {
@@ -99,10 +114,14 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
         Err(Failure::Build(failure)) => Err(failure),
         Err(Failure::Stopped) => return None,
     };
-    let log_tail = result::tail(&log, LOG_TAIL).to_owned();
-    let log = match node.blobs.payload(log.into_bytes()).await {
+    let log_tail = result::tail(&String::from_utf8_lossy(log.bytes()), LOG_TAIL).to_owned();
+    let log = match node.blobs.payload(live::stored(&[log]).into_bytes()).await {
         Ok(log) => log,
-        Err(error) => faena_domain::Payload::Text(format!("[the log could not be kept: {error}]")),
+        Err(error) => {
+            let mut log = StoredLog::new(MAX_LOG);
+            log.remark(capture::now(), &format!("[the log could not be kept: {error}]"));
+            Payload::Text(log.into_text())
+        }
     };
     info!(function = %job.code.function, version = %job.code.version, ok = result.is_ok(), "a build has ended");
     Some(BuildOutcome { engine, image_id: image, result, log, log_tail })
@@ -134,7 +153,7 @@ async fn build(
     job: &BuildJob,
     (engine, image): (&Arc<dyn Engine>, &ImageId),
     (lease, stop): (LeaseEnd, &CancellationToken),
-    log: &mut String,
+    log: &mut LogBuffer,
 ) -> Result<BlobKey, Failure> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
     let code = node.code.get(&job.code).await.map_err(platform)?;
@@ -168,7 +187,7 @@ async fn build_in(
     job: &BuildJob,
     instance: &mut Instance,
     (deadline, mut lease, stop): (Instant, LeaseEnd, &CancellationToken),
-    log: &mut String,
+    log: &mut LogBuffer,
 ) -> Result<BlobKey, Failure> {
     process::tell_lease(&instance.agent, &mut lease).await.map_err(platform)?;
     let order = Order {
@@ -178,7 +197,7 @@ async fn build_in(
         deadline,
         lease: lease.clone(),
         stop,
-        bounds: Bounds { stdout: MAX_LOG, stderr: 0, output: 0, joined: true },
+        log: node.logs.of_build(job.reference()),
     };
     let finished = process::run(&mut instance.agent, order, || {}).await.map_err(|error| match error {
         RunError::Refused(message) => {
@@ -191,9 +210,10 @@ async fn build_in(
 }
 
 /// What the command's end means; its output becomes the log.
-fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> Result<(), Failure> {
+fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut LogBuffer) -> Result<(), Failure> {
     let (cut, exit, oom_kills) = (finished.cut, result::exit(finished.ended.exit), finished.ended.oom_kills);
-    *log = finished.stdout.into_log();
+    *log = finished.stdout;
+    let text = String::from_utf8_lossy(log.bytes());
     let program = job.runtime.dependencies.split_whitespace().next().unwrap_or_default();
     let end = match (cut, exit) {
         (Some(Cut::Stop), _) => return Err(Failure::Stopped),
@@ -210,7 +230,7 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
     };
     let why = if oom_kills > 0 {
         format!("{end} after the build had wanted more memory than {}", node.build.limits.memory)
-    } else if looks_like_network(log) {
+    } else if looks_like_network(&text) {
         format!(
             "{end}, and the network or the package index seems to be the reason; try again with POST /function/{}/build",
             job.code.function
@@ -218,7 +238,7 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut String) -> R
     } else {
         end
     };
-    Err(failed(ErrorKind::Build, format!("{why}. Its log says: {}", result::tail(&reason(log).join(" | "), 800))))
+    Err(failed(ErrorKind::Build, format!("{why}. Its log says: {}", result::tail(&reason(&text).join(" | "), 800))))
 }
 
 /// Takes the tree out of the instance; it is as hostile as an upload.

@@ -10,6 +10,7 @@ mod code;
 mod egress;
 mod image;
 mod instance;
+mod live;
 mod pool;
 mod process;
 mod result;
@@ -24,11 +25,12 @@ use faena_domain::{EngineKind, Limits};
 use faena_engine::{Engine, Pull};
 
 pub use attempt::{Ended, run_attempt};
-pub use build::run_build;
+pub use build::{find_image, run_build};
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use egress::Askers;
 pub use faena_egress::{EgressPolicy, Upstream};
 pub use image::{ImageError, import_image};
+pub use live::LiveLogs;
 pub use pool::metrics::Metrics as PoolMetrics;
 pub use pool::{Pool, PoolConfig};
 pub use process::LeaseEnd;
@@ -54,6 +56,8 @@ pub struct Node {
     pub pull: Pull,
     /// What builds may use.
     pub build: BuildLimits,
+    /// What is being written by calls and builds that run.
+    pub logs: LiveLogs,
 }
 
 /// The bounds of a build.

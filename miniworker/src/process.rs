@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
+use faena_domain::limits::MAX_RESULT;
+use faena_domain::log::{LogBuffer, LogStream};
 use faena_engine::{AgentError, AgentSocket};
 use faena_instance_protocol::{Ended, Run, ToAgent, ToMiniworker};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -14,7 +16,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{self, Beyond, Captured};
+use crate::capture::{self, Beyond};
+use crate::live::{LiveLog, SharedBuffer};
 
 /// How long an instance may take to report a process that was killed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -30,8 +33,8 @@ pub(crate) struct Order<'a> {
     pub(crate) lease: LeaseEnd,
     /// Ends the process early: the node stops.
     pub(crate) stop: &'a CancellationToken,
-    /// Bounds of standard output, standard error, and `output.json`.
-    pub(crate) bounds: Bounds,
+    /// What takes its standard output and standard error.
+    pub(crate) log: LiveLog,
 }
 
 /// The instant of `CLOCK_BOOTTIME`, in milliseconds, at which a claim ends unless it is renewed meanwhile.
@@ -41,15 +44,6 @@ pub type LeaseEnd = watch::Receiver<u64>;
 pub(crate) async fn tell_lease(agent: &AgentSocket, lease: &mut LeaseEnd) -> Result<(), AgentError> {
     let until_ms = *lease.borrow_and_update();
     agent.send(&ToAgent::Lease { until_ms }, &[]).await
-}
-
-/// How much is kept of what a process puts out.
-pub(crate) struct Bounds {
-    pub(crate) stdout: u64,
-    pub(crate) stderr: u64,
-    pub(crate) output: u64,
-    /// One stream for both, as a build's log has it.
-    pub(crate) joined: bool,
 }
 
 /// Why there is nothing to judge.
@@ -84,9 +78,11 @@ pub(crate) enum Cut {
 pub(crate) struct Finished {
     pub(crate) ended: Ended,
     pub(crate) cut: Option<Cut>,
-    pub(crate) stdout: Captured,
-    pub(crate) stderr: Captured,
-    pub(crate) output: Captured,
+    pub(crate) stdout: LogBuffer,
+    /// None where standard output is both.
+    pub(crate) stderr: Option<LogBuffer>,
+    /// The content of `output.json`.
+    pub(crate) output: LogBuffer,
 }
 
 /// A file in memory that nobody can change any more.
@@ -98,11 +94,11 @@ fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-type Reading = JoinHandle<io::Result<Captured>>;
+type Reading = JoinHandle<io::Result<LogBuffer>>;
 
 struct Streams {
     stdout: Reading,
-    stderr: Reading,
+    stderr: Option<Reading>,
     output: Reading,
     too_much: CancellationToken,
 }
@@ -116,25 +112,24 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
     for end in [&stdout_end, &stderr_end] {
         capture::share(end);
     }
-    let error_end = if order.bounds.joined { &stdout_end } else { &stderr_end };
+    let error_end = if order.log.stderr.is_none() { &stdout_end } else { &stderr_end };
     let mut fds = vec![stdin.as_fd(), stdout_end.as_fd(), error_end.as_fd()];
     fds.extend(order.run.wants_output.then(|| output_end.as_fd()));
     fds.extend(files.iter().map(AsFd::as_fd));
     agent.send(&ToAgent::Run(order.run.clone()), &fds).await?;
     let too_much = CancellationToken::new();
-    let beyond = if order.bounds.joined { Beyond::Drop } else { Beyond::Stop };
-    let (bounds, tell) = (&order.bounds, too_much.clone());
-    let reading = capture::read(stdout, bounds.stdout, beyond);
+    let beyond = if order.log.stderr.is_none() { Beyond::Drop } else { Beyond::Stop };
+    let (reading, tell) = (capture::read(stdout, order.log.stdout.clone(), beyond), too_much.clone());
     Ok(Streams {
         stdout: tokio::spawn(async move {
             let captured = reading.await?;
-            if captured.cut && beyond == Beyond::Stop {
+            if captured.is_cut() && beyond == Beyond::Stop {
                 tell.cancel();
             }
             Ok(captured)
         }),
-        stderr: tokio::spawn(capture::read(stderr, bounds.stderr, Beyond::Drop)),
-        output: tokio::spawn(capture::read(output, bounds.output, Beyond::Stop)),
+        stderr: order.log.stderr.clone().map(|to| tokio::spawn(capture::read(stderr, to, Beyond::Drop))),
+        output: tokio::spawn(capture::read(output, SharedBuffer::new(LogStream::Stdout, MAX_RESULT), Beyond::Stop)),
         too_much,
     })
 }
@@ -149,8 +144,12 @@ pub(crate) async fn run(
     let (ended, cut) = follow(agent, &mut order, &streams.too_much, started).await?;
     // Every process is dead and the agent holds no end of these, so they have ended too.
     let last = async {
-        let whole = |reading: Result<io::Result<Captured>, _>| reading.map_err(io::Error::other)?;
-        Ok::<_, io::Error>((whole(streams.stdout.await)?, whole(streams.stderr.await)?, whole(streams.output.await)?))
+        let whole = |reading: Result<io::Result<LogBuffer>, _>| reading.map_err(io::Error::other)?;
+        let stderr = match streams.stderr {
+            Some(reading) => Some(whole(reading.await)?),
+            None => None,
+        };
+        Ok::<_, io::Error>((whole(streams.stdout.await)?, stderr, whole(streams.output.await)?))
     };
     let (stdout, stderr, output) = tokio::time::timeout(LAST_WORDS, last).await.map_err(|_| RunError::Silent)??;
     Ok(Finished { ended, cut, stdout, stderr, output })

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use faena_domain::limits::{MAX_RESULT, STDERR_TAIL};
+use faena_domain::log::LogBuffer;
 use faena_domain::{CallError, CallStatus, ErrorKind, Exit, Layer};
 use faena_instance_protocol as wire;
 use serde_json::value::RawValue;
 
+use crate::live;
 use crate::process::{Cut, Finished};
 
 /// What a call answers, before it is stored.
@@ -14,6 +16,7 @@ pub(crate) struct Answer {
     pub(crate) status: CallStatus,
     pub(crate) result: Vec<u8>,
     pub(crate) error: Option<CallError>,
+    /// As it is stored.
     pub(crate) log: String,
 }
 
@@ -106,12 +109,12 @@ fn output_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
 fn output(finished: &Finished) -> Result<(Vec<u8>, bool), String> {
     match &finished.ended.output {
         wire::Output::Invalid(why) => Err(why.clone()),
-        wire::Output::File if finished.output.cut => {
+        wire::Output::File if finished.output.is_cut() => {
             Err(format!("output.json is over the limit of {MAX_RESULT} bytes"))
         }
-        wire::Output::File => output_member(&finished.output.bytes).map(|result| (result, true)),
+        wire::Output::File => output_member(finished.output.bytes()).map(|result| (result, true)),
         wire::Output::None => {
-            let result = &finished.stdout.bytes;
+            let result = finished.stdout.bytes();
             Ok((result.strip_suffix(b"\n").unwrap_or(result).to_vec(), false))
         }
     }
@@ -130,16 +133,16 @@ pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: 
     if error.is_none() && !direct && std::str::from_utf8(&result).is_err() {
         error = Some(invalid("the output is no UTF-8; call it on /f/ where bytes are meant".to_owned()));
     }
-    let stderr = finished.stderr.into_log();
-    if let Some(error) = &mut error {
-        error.stderr_tail = tail(&stderr, STDERR_TAIL).to_owned();
+    let Finished { stdout, stderr, .. } = finished;
+    let written: Vec<LogBuffer> = {
+        // Standard output is the log where it is not the result: output.json was, or there is none.
+        let is_log = from_file || error.is_some();
+        is_log.then_some(stdout).into_iter().chain(stderr).collect()
+    };
+    if let (Some(error), Some(stderr)) = (&mut error, written.last()) {
+        error.stderr_tail = tail(&String::from_utf8_lossy(stderr.bytes()), STDERR_TAIL).to_owned();
     }
-    // Standard output is the log where it is not the result: output.json was, or there is none.
-    let mut log = if from_file || error.is_some() { finished.stdout.into_log() } else { String::new() };
-    if !log.is_empty() && !log.ends_with('\n') && !stderr.is_empty() {
-        log.push('\n');
-    }
-    log.push_str(&stderr);
+    let log = live::stored(&written);
     let status = match &error {
         None => CallStatus::Done,
         Some(error) if error.kind == ErrorKind::Timeout => CallStatus::Timeout,
@@ -151,10 +154,13 @@ pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::Captured;
+    use faena_domain::Timestamp;
+    use faena_domain::log::{LogStream, plain};
 
-    fn captured(text: &[u8]) -> Captured {
-        Captured { bytes: text.to_vec(), cut: false }
+    fn captured(stream: LogStream, text: &[u8]) -> LogBuffer {
+        let mut buffer = LogBuffer::new(stream, MAX_RESULT);
+        buffer.push(Timestamp(1), text);
+        buffer
     }
 
     fn finished(exit: wire::Exit, stdout: &[u8], file: Option<&[u8]>) -> Finished {
@@ -162,9 +168,9 @@ mod tests {
         Finished {
             ended: wire::Ended { id: 1, exit, oom_kills: 0, peak_memory: None, cpu_us: 0, output },
             cut: None,
-            stdout: captured(stdout),
-            stderr: captured(b"whisper"),
-            output: captured(file.unwrap_or_default()),
+            stdout: captured(LogStream::Stdout, stdout),
+            stderr: Some(captured(LogStream::Stderr, b"whisper")),
+            output: captured(LogStream::Stdout, file.unwrap_or_default()),
         }
     }
 
@@ -175,7 +181,10 @@ mod tests {
     #[test]
     fn standard_output_is_the_result_without_its_last_newline() {
         let answer = of(finished(wire::Exit::Code(0), b"a\n\n", None));
-        assert_eq!((answer.status, answer.result, answer.log.as_str()), (CallStatus::Done, b"a\n".to_vec(), "whisper"));
+        assert_eq!(
+            (answer.status, answer.result, plain(&answer.log)),
+            (CallStatus::Done, b"a\n".to_vec(), "whisper".to_owned())
+        );
     }
 
     #[test]
@@ -183,7 +192,7 @@ mod tests {
         let file = br#"{"output": [4, 6.50, "a b"], "more": 1}"#;
         let answer = of(finished(wire::Exit::Code(0), b"chatter\n", Some(file)));
         assert_eq!(answer.result, br#"[4,6.50,"a b"]"#);
-        assert_eq!(answer.log, "chatter\nwhisper");
+        assert_eq!(answer.log, "1 o chatter\n1 e whisper");
         let text = of(finished(wire::Exit::Code(0), b"", Some(br#"{"output": "as \"it\" is"}"#)));
         assert_eq!(text.result, b"as \"it\" is");
     }
@@ -209,7 +218,7 @@ mod tests {
         let mut killed = finished(wire::Exit::Code(137), b"", None);
         killed.ended.oom_kills = 1;
         assert_eq!(of(killed).error.unwrap().kind, ErrorKind::Oom);
-        assert_eq!(of(finished(wire::Exit::Code(3), b"progress", None)).log, "progress\nwhisper");
+        assert_eq!(plain(&of(finished(wire::Exit::Code(3), b"progress", None)).log), "progress\nwhisper");
         let mut late = finished(wire::Exit::Signal(9), b"", None);
         late.cut = Some(Cut::Deadline);
         assert_eq!(of(late).status, CallStatus::Timeout);

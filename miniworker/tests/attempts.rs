@@ -13,7 +13,8 @@ use faena_domain::{
 };
 use faena_engine::{Engine, Pull};
 use faena_miniworker::{
-    BuildLimits, CodeStore, EgressPolicy, LeaseEnd, Node, Pool, PoolConfig, PoolMetrics, run_attempt, run_build,
+    BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, run_attempt,
+    run_build,
 };
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
@@ -50,6 +51,7 @@ impl Bench {
             askers: faena_miniworker::Askers::default(),
             pull: Pull::Never,
             build: BuildLimits::default(),
+            logs: LiveLogs::default(),
         };
         let node = Arc::new(node);
         let config = PoolConfig {

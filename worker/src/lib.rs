@@ -133,6 +133,7 @@ async fn remove_orphans(node: &Node) {
 /// What a node is made of.
 pub mod node {
     pub use faena_miniworker::{
-        Askers, BuildLimits, CodeStore, EgressPolicy, Node, Pool, PoolConfig, PoolMetrics, Upstream, import_image,
+        Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, Upstream,
+        import_image,
     };
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::{CallNum, Epoch, Owner};
-use faena_miniworker::{Node, Pool, run_attempt, run_build};
+use faena_miniworker::{Node, Pool, find_image, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
-use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, TYPE, ToApi, ToWorker};
+use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, Question, Reply, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
 use tokio::sync::{mpsc, watch};
@@ -240,6 +240,13 @@ impl Session {
                 self.expect_minimum();
             }
             ToWorker::Forget { namespace, function } => self.shared.pool.forget(&namespace, &function),
+            ToWorker::Ask { id, question } => {
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    let reply = shared.reply(question).await;
+                    shared.say(Event::Tell(ToApi::Reply { id, reply })).await;
+                });
+            }
             ToWorker::Cancel { num, epoch } => {
                 if let Some(held) = self.calls.get(&(num, epoch)) {
                     held.stop.cancel();
@@ -291,7 +298,7 @@ impl Session {
     }
 
     fn build(&mut self, job: BuildJob, lease: &Lease) {
-        let build = reference(&job);
+        let build = job.reference();
         if self.builds.contains_key(&build) {
             return;
         }
@@ -414,14 +421,17 @@ async fn until(end: Option<Instant>) {
     }
 }
 
-fn reference(job: &BuildJob) -> BuildRef {
-    BuildRef { namespace: job.code.namespace.clone(), function: job.code.function.clone(), version: job.code.version }
-}
-
 impl Shared {
     async fn say(&self, event: Event) {
         // The session is gone only when the process is about to be.
         let _ = self.events.send(event).await;
+    }
+
+    async fn reply(&self, question: Question) -> Reply {
+        match question {
+            Question::Log(of) => Reply::Log(self.pool.log(&of)),
+            Question::Image(image, engine) => Reply::Image(find_image(&self.node, &image, engine).await),
+        }
     }
 
     /// A claim whose lease is by another machine's clock is renewed before anything begins.
@@ -479,8 +489,8 @@ impl Shared {
         if let Some(outcome) = &outcome {
             let end = End { engine: outcome.attempt.engine.as_str(), status: outcome.status.as_str() };
             self.metrics.attempts.get_or_create(&end).inc();
-            self.metrics.start_seconds.observe(seconds(outcome.attempt.start_ms));
-            self.metrics.run_seconds.observe(seconds(outcome.attempt.run_ms));
+            self.metrics.start_seconds.observe(outcome.attempt.start_ms.duration().as_secs_f64());
+            self.metrics.run_seconds.observe(outcome.attempt.run_ms.duration().as_secs_f64());
         }
         let to_api = if job.has_row {
             outbox::deliver(&self.db, &CallFinish { num, epoch, owner: self.owner.clone(), outcome }).await;
@@ -494,7 +504,7 @@ impl Shared {
     }
 
     async fn build(self, job: BuildJob, mut reins: Reins) {
-        self.confirm(&mut reins, Vec::new(), vec![(reference(&job), job.epoch)]).await;
+        self.confirm(&mut reins, Vec::new(), vec![(job.reference(), job.epoch)]).await;
         let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
         let is_ready = outcome.as_ref().is_some_and(|outcome| outcome.result.is_ok());
         let mut built = None;
@@ -506,7 +516,7 @@ impl Shared {
             let status = if is_ready { "READY" } else { "ERROR" };
             self.metrics.builds.get_or_create(&Built { status }).inc();
         }
-        let build = reference(&job);
+        let build = job.reference();
         let finish = BuildFinish {
             namespace: build.namespace.clone(),
             function: build.function.clone(),
@@ -522,9 +532,4 @@ impl Shared {
         }
         self.say(Event::BuildGone(build, is_ready)).await;
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "milliseconds of an attempt")]
-fn seconds(millis: u64) -> f64 {
-    millis as f64 / 1000.0
 }

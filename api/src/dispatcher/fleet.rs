@@ -215,11 +215,7 @@ impl Fleet {
         worker.reserved = 0;
         let peer = worker.peer.clone().ok().filter(|_| !worker.draining)?;
         worker.calls.extend(calls.iter().map(|job| (job.num, job.epoch)));
-        worker.builds.extend(builds.iter().map(|job| BuildRef {
-            namespace: job.code.namespace.clone(),
-            function: job.code.function.clone(),
-            version: job.code.version,
-        }));
+        worker.builds.extend(builds.iter().map(BuildJob::reference));
         Some(peer)
     }
 

@@ -6,6 +6,7 @@
 //! that comes meanwhile waits for that.
 
 mod fleet;
+mod questions;
 mod waited;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +17,7 @@ use faena_db_client::DbClient;
 use faena_domain::queue::LEASE_MS;
 use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
-use faena_protocol::node::{Lease, TYPE, ToApi, ToWorker};
+use faena_protocol::node::{Lease, Question, Reply, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord, CallSpec, EndedCall, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_id, boot_ms};
@@ -28,6 +29,7 @@ use crate::recorder::{Place, Recorder};
 use crate::roads::Roads;
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
+use questions::Questions;
 pub(crate) use waited::{Answer, Waited, unix_ms};
 
 /// Calls without a row that wait for a slot, and commands that wait for this task.
@@ -38,6 +40,8 @@ const TICK: Duration = Duration::from_millis(500);
 const AWAY: Duration = Duration::from_secs(30);
 /// The most calls of one claim: their params travel in one message.
 const CLAIM: u32 = 16;
+/// Replies to one question that may wait; further ones are dropped.
+const REPLIES: usize = 64;
 /// Ends of calls that a follower may be behind before it has to look for itself.
 const ENDS: usize = 1024;
 
@@ -48,6 +52,7 @@ enum Command {
     Cancel(CallNum, oneshot::Sender<Option<CallRecord>>),
     Stop(Owner, CallNum, Epoch),
     Forget(Namespace, FunctionName),
+    Ask(Question, mpsc::Sender<Reply>),
     Claimed(Box<Claimed>),
     Adopted(CallNum, Box<Result<CallRecord, DbError>>),
 }
@@ -117,6 +122,14 @@ impl DispatcherHandle {
         self.poke.notify_one();
     }
 
+    /// Asks every worker that is connected; replies come as they are given, and end when all have replied.
+    pub(crate) async fn ask(&self, question: Question) -> mpsc::Receiver<Reply> {
+        let (sender, replies) = mpsc::channel(REPLIES);
+        // Where the dispatcher has gone there is no reply.
+        let _ = self.commands.send(Command::Ask(question, sender)).await;
+        replies
+    }
+
     /// The workers that are connected.
     pub(crate) async fn workers(&self) -> Vec<WorkerView> {
         let (reply, answer) = oneshot::channel();
@@ -149,6 +162,7 @@ pub(crate) struct Dispatcher {
     /// Calls without a row, and those of them that wait for a slot.
     waited: HashMap<CallNum, Waited>,
     queue: VecDeque<CallNum>,
+    questions: Questions,
     /// Whether db may have work that nobody has claimed.
     dirty: bool,
     /// Cancelled when the api begins to stop: nothing more is claimed.
@@ -183,6 +197,7 @@ impl Dispatcher {
             fleet: Fleet::default(),
             waited: HashMap::new(),
             queue: VecDeque::new(),
+            questions: Questions::default(),
             dirty: true,
             draining,
         };
@@ -198,7 +213,10 @@ impl Dispatcher {
                 Some(command) = self.commands.recv() => self.command(command).await,
                 event = workers.next() => match event {
                     Some(ServerEvent::Message(peer, bytes)) => self.message(peer, &bytes).await,
-                    Some(ServerEvent::Lost(peer)) => self.fleet.lost(&peer),
+                    Some(ServerEvent::Lost(peer)) => {
+                        self.fleet.lost(&peer);
+                        self.questions.lost(&peer);
+                    }
                     None => return,
                 },
                 () = poke.notified() => self.dirty = true,
@@ -219,6 +237,13 @@ impl Dispatcher {
                 for peer in self.fleet.peers() {
                     let (namespace, function) = (namespace.clone(), function.clone());
                     self.say(&peer, &ToWorker::Forget { namespace, function }).await;
+                }
+            }
+            Command::Ask(question, replies) => {
+                let peers = self.fleet.peers();
+                let id = self.questions.begin(replies, &peers);
+                for peer in peers {
+                    self.say(&peer, &ToWorker::Ask { id, question: question.clone() }).await;
                 }
             }
             Command::Claimed(claimed) => self.claimed(*claimed),
@@ -298,6 +323,7 @@ impl Dispatcher {
                 self.dirty = true;
             }
             ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
+            ToApi::Reply { id, reply } => self.questions.reply(id, &peer, reply),
             ToApi::Draining => {
                 self.roads.leave(&owner.worker);
                 self.fleet.draining(&peer);
@@ -518,6 +544,7 @@ impl Dispatcher {
 
     fn tick(&mut self) {
         self.dirty = true;
+        self.questions.forget_abandoned();
         for owner in self.fleet.forget_away(AWAY) {
             self.roads.close(&owner.worker);
             self.owner_lost(&owner);

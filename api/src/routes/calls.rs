@@ -8,7 +8,7 @@ use axum::extract::RawQuery;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use faena_domain::limits::{MAX_CALL_LOG, MAX_PAGE};
+use faena_domain::limits::MAX_PAGE;
 use faena_domain::near::nearest;
 use faena_domain::{CallNum, CallStatus, FunctionName, Namespace};
 use faena_protocol::DbError;
@@ -181,7 +181,7 @@ pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receive
 /// Follows a call until it has ended, the time is over, or the api stops.
 pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration) -> Reply<CallRecord> {
     // Where too many wait already the call is answered as it stands.
-    let Ok(_place) = app.followers().try_acquire() else { return Ok(call) };
+    let Ok(_place) = app.follow(&Caller::local().namespace, &call.function) else { return Ok(call) };
     let deadline = Instant::now() + most;
     let mut ends = app.dispatcher().ends();
     while !call.status.is_terminal() {
@@ -195,18 +195,13 @@ pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration
     Ok(call)
 }
 
-fn wants_events(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    accept.split(',').any(|kind| kind.trim().starts_with("text/event-stream"))
-}
-
 /// One call. `Prefer: wait=N` waits for its end, `Accept: text/event-stream` follows it there.
 #[utoipa::path(get, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,), ("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
     responses((status = 200, description = "The call", body = CallView), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers: HeaderMap) -> Reply<Response> {
     let num = number(&num)?;
     let call = find(&app, num).await?;
-    if wants_events(&headers) {
+    if events::wants_events(&headers) {
         return events::follow(app, call);
     }
     let wait = invoke::prefer_wait(&headers)?;
@@ -257,14 +252,4 @@ pub(crate) async fn cancel(State(app): State<App>, Path(num): Path<String>) -> R
     }
     app.dispatcher().tell(num);
     Ok(Json(CallView::whole(cancelled.record, app.blobs()).await?))
-}
-
-/// What a call wrote beside its result.
-#[utoipa::path(get, path = "/call/{callNum}/logs", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The log", content_type = "text/plain"), (status = 404, description = "There is no such call", body = Problem)))]
-pub(crate) async fn logs(State(app): State<App>, Path(num): Path<String>) -> Reply<Response> {
-    let call = find(&app, number(&num)?).await?;
-    // A result may have been cut into the log beside standard error.
-    let log = app.blobs().bytes(&call.logs, 4 * MAX_CALL_LOG).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], log)
-        .into_response())
 }

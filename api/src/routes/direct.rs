@@ -76,7 +76,7 @@ pub(crate) async fn call(
     let function: FunctionName = name.parse()?;
     app.room().disk()?;
     let current = app.versions().of(&namespace, &function, None).await?;
-    let bytes = body::read(app.room(), &headers, body, MAX_BODY).await?;
+    let bytes = body::read(app.room(), &headers, body, Some((&namespace, &function)), MAX_BODY).await?;
     let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
     let Handed { params, body, request } =
         handed::hand((&method, &uri, &headers), current.code.serving.contract, bytes.bytes())?;

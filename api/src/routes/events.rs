@@ -3,21 +3,28 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use faena_domain::{CallNum, CallStatus};
 use faena_protocol::records::CallRecord;
 use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::broadcast;
 
 use super::calls;
-use crate::app::App;
-use crate::problem::{Problem, Reply};
+use crate::app::{App, Caller};
+use crate::problem::Reply;
+use crate::shares::Share;
 use crate::view::CallView;
 
 /// How often a comment shows that the connection lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Whether a request asks for server-sent events.
+pub(super) fn wants_events(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|kind| kind.trim().starts_with("text/event-stream"))
+}
 
 struct Following {
     app: App,
@@ -26,7 +33,7 @@ struct Following {
     call: Option<CallRecord>,
     told: Option<CallStatus>,
     ends: broadcast::Receiver<CallNum>,
-    _place: OwnedSemaphorePermit,
+    _place: Share,
 }
 
 impl Following {
@@ -64,8 +71,7 @@ async fn event(app: &App, call: CallRecord) -> Event {
 
 /// Follows a call; the stream ends after the terminal event.
 pub(crate) fn follow(app: App, call: CallRecord) -> Reply<Response> {
-    let busy = |_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many clients wait").retry_after(1);
-    let place = std::sync::Arc::clone(app.followers()).try_acquire_owned().map_err(busy)?;
+    let place = app.follow(&Caller::local().namespace, &call.function)?;
     let ends = app.dispatcher().ends();
     let following = Following { num: call.num, call: Some(call), told: None, ends, app, _place: place };
     let events = stream::unfold(following, |mut following| async move {

@@ -161,7 +161,7 @@ pub(crate) async fn run_waited(
 ) -> Reply<CallRecord> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
     let place = app.recorder().place().ok_or_else(busy)?;
-    let _waiting = app.followers().try_acquire().map_err(|_| busy())?;
+    let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
     let (call, mut answer) = Waited::new(spec, Arc::clone(code), place);
     if !app.dispatcher().submit(call) {
@@ -246,9 +246,10 @@ pub(crate) async fn invoke(
 ) -> Reply<Response> {
     let namespace = Caller::local().namespace;
     app.room().disk()?;
-    let bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
+    let mut bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
+    bytes.assign(app.room(), &namespace, &function)?;
     let version = invocation.version.map(Version);
     let wait = prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.

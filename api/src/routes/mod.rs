@@ -8,6 +8,7 @@ mod events;
 mod functions;
 mod health;
 pub(crate) mod invoke;
+mod logs;
 mod replay;
 mod runtimes;
 pub(crate) mod trace;
@@ -52,7 +53,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(replay::dead_letters))
         .routes(routes!(replay::forget))
         .routes(routes!(replay::many))
-        .routes(routes!(calls::logs))
+        .routes(routes!(logs::of_call))
+        .routes(routes!(logs::of_function))
         .routes(routes!(workers::list))
         .routes(routes!(health::healthy))
         .routes(routes!(health::ready))

@@ -49,7 +49,7 @@ pub(crate) async fn one(
 ) -> Reply<Response> {
     app.room().disk()?;
     let num = calls::number(&num)?;
-    let bytes = body::read(app.room(), &headers, body, MAX_REPLAY).await?;
+    let bytes = body::read(app.room(), &headers, body, None, MAX_REPLAY).await?;
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
     let call = calls::written(&app, num).await?;

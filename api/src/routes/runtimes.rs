@@ -1,5 +1,8 @@
 //! Runtimes.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -8,7 +11,9 @@ use faena_domain::name::InvalidName;
 use faena_domain::runtime::InvalidRuntime;
 use faena_domain::{RuntimeName, RuntimeSpec};
 use faena_protocol::db::{RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
+use faena_protocol::node::{Question, Reply as WorkerReply};
 use faena_protocol::records::RuntimeRecord;
+use serde::Serialize;
 
 use crate::app::{App, Caller};
 use crate::body;
@@ -17,6 +22,19 @@ use crate::problem::{Problem, Reply};
 
 /// The largest body: the commands, the variables and room for white space.
 const MAX_RUNTIME: u64 = 64 * 1024;
+
+/// How long nodes may take to say whether they have an image.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A runtime as its registration is answered.
+#[derive(Debug, Serialize)]
+pub(crate) struct Registered {
+    #[serde(flatten)]
+    runtime: RuntimeRecord,
+    /// What is likely to go wrong with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
 
 impl From<InvalidName> for Problem {
     fn from(error: InvalidName) -> Self {
@@ -44,17 +62,40 @@ impl From<InvalidRuntime> for Problem {
 
 /// Registers a runtime; the same object again changes nothing, another one is a new revision for later uploads.
 #[utoipa::path(post, path = "/registerRuntime", tag = "runtimes", request_body(content = Object, content_type = "application/json", description = "`image`, `path`, `dependencies` and `run`; optionally `name`, `engine`, `limits`, `env`, `allow`"),
-    responses((status = 201, description = "The new runtime"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
+    responses((status = 201, description = "The new runtime; `warnings` where no node has its image"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
 pub(crate) async fn register(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
-) -> Reply<(StatusCode, Json<RuntimeRecord>)> {
+) -> Reply<(StatusCode, Json<Registered>)> {
     let bytes = body::read_json(app.room(), &headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
+    let warnings = warnings(&app, &spec).await;
     let put = app.db().ask(&RuntimePut { namespace: Caller::local().namespace, spec }).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(put.record)))
+    Ok((status, Json(Registered { runtime: put.record, warnings })))
+}
+
+/// What is likely to go wrong with a runtime at its first build. No node is waited for that does not reply.
+async fn warnings(app: &App, spec: &RuntimeSpec) -> Vec<String> {
+    let mut replies = app.dispatcher().ask(Question::Image(spec.image.clone(), spec.engine)).await;
+    let (mut reasons, mut is_there) = (BTreeSet::new(), false);
+    let look = async {
+        while let Some(reply) = replies.recv().await {
+            match reply {
+                WorkerReply::Image(Ok(())) => is_there = true,
+                WorkerReply::Image(Err(reason)) => drop(reasons.insert(reason)),
+                WorkerReply::Log(_) => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, look).await;
+    if is_there || reasons.is_empty() {
+        return Vec::new();
+    }
+    let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
+    let warning = format!("no node has the image now, so builds fail unless Docker can pull it: {reasons}");
+    vec![warning]
 }
 
 /// The names of all runtimes.

@@ -30,7 +30,8 @@ pub(crate) fn parent(headers: &HeaderMap) -> String {
 
 /// `Faena-Call`, `traceparent` and `Server-Timing`.
 pub(crate) fn tell(headers: &mut HeaderMap, num: i64, traceparent: &str, last: Option<&Attempt>) {
-    let (queue, start, run) = last.map_or((0, 0, 0), |attempt| (attempt.queue_ms, attempt.start_ms, attempt.run_ms));
+    let (queue, start, run) =
+        last.map(|attempt| (attempt.queue_ms, attempt.start_ms, attempt.run_ms)).unwrap_or_default();
     let timing = format!("queue;dur={queue}, start;dur={start}, run;dur={run}");
     headers.insert("faena-call", HeaderValue::from(num));
     for (name, value) in [("traceparent", traceparent), ("server-timing", &timing)] {

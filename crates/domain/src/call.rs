@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::Millis;
 use crate::{EngineKind, Epoch};
 
 /// How a call stands.
@@ -166,20 +167,20 @@ pub struct Attempt {
     /// The claim it ran under.
     pub epoch: Epoch,
     /// From acceptance, or the attempt before, to the worker.
-    pub queue_ms: u64,
+    pub queue_ms: Millis,
     /// From the worker to the start of the process.
-    pub start_ms: u64,
+    pub start_ms: Millis,
     /// From the start of the process to its end.
-    pub run_ms: u64,
+    pub run_ms: Millis,
     /// How the process ended, where one ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
     /// The most memory its processes held, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
-    /// CPU time of its processes, in milliseconds.
+    /// CPU time of its processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_ms: Option<u64>,
+    pub cpu_ms: Option<Millis>,
     /// Layers of the sandbox that this worker was told to do without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing_layers: Vec<String>,

@@ -13,6 +13,7 @@ pub mod image;
 pub mod json;
 pub mod keep_alive;
 pub mod limits;
+pub mod log;
 pub mod manifest;
 pub mod name;
 pub mod near;

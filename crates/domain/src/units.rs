@@ -115,6 +115,69 @@ impl fmt::Display for Span {
     }
 }
 
+/// A time that was measured, to the microsecond; written as a number of milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis {
+    micros: u64,
+}
+
+impl Millis {
+    /// So many microseconds.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self { micros }
+    }
+
+    /// So many whole milliseconds.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self { micros: millis.saturating_mul(1000) }
+    }
+
+    /// The time in microseconds.
+    pub const fn micros(self) -> u64 {
+        self.micros
+    }
+
+    /// The time as the standard library's type.
+    pub const fn duration(self) -> Duration {
+        Duration::from_micros(self.micros)
+    }
+}
+
+impl From<Duration> for Millis {
+    fn from(time: Duration) -> Self {
+        Self { micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}", self.micros / 1000, self.micros % 1000)
+    }
+}
+
+impl Serialize for Millis {
+    #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.micros.is_multiple_of(1000) {
+            serializer.serialize_u64(self.micros / 1000)
+        } else {
+            serializer.serialize_f64(self.micros as f64 / 1000.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "what is negative or too large saturates"
+    )]
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let millis = f64::deserialize(deserializer)?;
+        Ok(Self { micros: (millis * 1000.0).round() as u64 })
+    }
+}
+
 macro_rules! through_text {
     ($($name:ident),*) => {$(
         impl TryFrom<String> for $name {
@@ -137,6 +200,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_measured_time_is_a_number_of_milliseconds() {
+        for (micros, json) in [(0, "0"), (1, "0.001"), (1500, "1.5"), (2_000_000, "2000"), (123_456_789, "123456.789")]
+        {
+            let time = Millis::from_micros(micros);
+            assert_eq!(serde_json::to_string(&time).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Millis>(json).unwrap(), time);
+        }
+        assert_eq!(Millis::from_micros(1042).to_string(), "1.042");
+    }
 
     #[test]
     fn sizes_and_spans_read_as_people_write_them() {

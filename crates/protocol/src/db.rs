@@ -1,8 +1,8 @@
 //! Requests to the database service. Each type names its reply; every write may be sent again.
 
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, RuntimeName,
-    RuntimeSpec, Version,
+    BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, Payload,
+    RuntimeName, RuntimeSpec, Version,
 };
 use std::sync::Arc;
 
@@ -400,6 +400,21 @@ requests! {
         /// How many at most.
         limit: u32,
     }
+    /// Logs of a function's calls that have ended, newest call first, without those that wrote nothing; read.
+    FunctionLogs = "function.logs" -> LogPage {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+        /// Only calls of this version.
+        version: Option<Version>,
+        /// Only calls that ended like this.
+        status: Option<CallStatus>,
+        /// Only calls that ended at this db time or later.
+        since: Option<i64>,
+        /// Only calls with a smaller number.
+        before: Option<CallNum>,
+    }
 
     /// A worker begins anew: what its earlier incarnations held is ended; write.
     WorkerJoin = "worker.join" -> () {
@@ -420,6 +435,16 @@ requests! {
         /// The blobs.
         keys: Vec<BlobKey>,
     }
+    /// Logs that were forgotten and lie in the blob store; read.
+    BlobsReleased = "blob.released" -> Vec<BlobKey> {
+        /// How many at most.
+        limit: u32,
+    }
+    /// These forgotten logs are removed from the blob store; write.
+    BlobsRemoved = "blob.removed" -> () {
+        /// The blobs.
+        keys: Vec<BlobKey>,
+    }
     /// Ends what has run out: leases, ages; write. The service asks itself this once a second.
     Reap = "reap" -> Reaped {}
 }
@@ -432,6 +457,30 @@ pub struct Health {
     pub clock_step_ms: Option<i64>,
     /// Whether the disk is nearly full, and new work refused.
     pub disk_low: bool,
+}
+
+/// Some of a function's logs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogPage {
+    /// Newest call first.
+    pub logs: Vec<CallLog>,
+    /// Where to go on: calls with smaller numbers were not looked at.
+    pub next: Option<CallNum>,
+}
+
+/// What one call wrote.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallLog {
+    /// The call.
+    pub num: CallNum,
+    /// The version that it ran.
+    pub version: Version,
+    /// The attempt that wrote it: the last one.
+    pub attempt: u32,
+    /// The log in its stored form.
+    pub log: Payload,
 }
 
 /// Names one build.

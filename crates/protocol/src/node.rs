@@ -10,10 +10,12 @@
 //!   │ ── ended ──────────────────▶ │   resent until endedAck
 //!   │ ◀───────────── endedAck ──── │
 //!   │ ◀─── adopted, cancel ─────── │   whenever
+//!   │ ◀───────────── ask ───────── │   whenever
+//!   │ ── reply ──────────────────▶ │
 //!   │ ── engines, draining ──────▶ │   whenever
 //! ```
 
-use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +135,13 @@ pub enum ToApi {
         /// The build.
         build: BuildRef,
     },
+    /// The answer to a question.
+    Reply {
+        /// The question's number.
+        id: u64,
+        /// What I know.
+        reply: Reply,
+    },
     /// From now on I make instances with these.
     Engines {
         /// Those that can.
@@ -140,6 +149,36 @@ pub enum ToApi {
     },
     /// Send me nothing more; I am about to stop.
     Draining,
+}
+
+/// What writes a log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogOf {
+    /// A call.
+    Call(CallNum),
+    /// A build.
+    Build(BuildRef),
+}
+
+/// What an api asks its workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Question {
+    /// What was written until now by something that runs.
+    Log(LogOf),
+    /// Whether an image is on the node, for one engine or for any.
+    Image(ImageName, Option<EngineKind>),
+}
+
+/// What a worker answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// A log in its stored form; none where it does not run here.
+    Log(Option<String>),
+    /// Whether the image is here, or why not.
+    Image(Result<(), String>),
 }
 
 /// Until when a claim holds that has not been renewed yet, by a clock that both sides share.
@@ -199,6 +238,13 @@ pub enum ToWorker {
         namespace: Namespace,
         /// The function.
         function: FunctionName,
+    },
+    /// Answer this.
+    Ask {
+        /// Returned in the answer.
+        id: u64,
+        /// What is asked.
+        question: Question,
     },
     /// I have your `ended`.
     EndedAck {

@@ -9,6 +9,7 @@ use faena_domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::db::BuildRef;
 use crate::direct::{HttpHead, HttpRequest};
 
 /// A runtime with the revision its next functions are bound to.
@@ -484,6 +485,14 @@ pub struct BuildJob {
     pub runtime: RuntimeSpec,
     /// What is built; its archive is the source.
     pub code: Code,
+}
+
+impl BuildJob {
+    /// Which build it is.
+    pub fn reference(&self) -> BuildRef {
+        let Code { namespace, function, version, .. } = &self.code;
+        BuildRef { namespace: namespace.clone(), function: function.clone(), version: *version }
+    }
 }
 
 /// How a build ended.

@@ -1,12 +1,12 @@
-//! Who refers to which blob.
+//! Who refers to which blob, and which blobs nobody refers to any more.
 
 use faena_domain::{BlobKey, CallNum, Payload};
 use faena_protocol::DbError;
-use faena_protocol::db::BlobsUnused;
+use faena_protocol::db::{BlobsReleased, BlobsRemoved, BlobsUnused};
 use rusqlite::Connection;
 
 use super::internal;
-use super::requests::{Moment, Read};
+use super::requests::{Moment, Read, Write};
 use super::rows::Text;
 
 /// A call, as an owner of blobs.
@@ -46,6 +46,27 @@ pub(super) fn release_call(connection: &Connection, num: CallNum) -> rusqlite::R
     connection.prepare_cached("DELETE FROM blobs WHERE owner = ?1")?.execute([of_call(num)]).map(drop)
 }
 
+/// Forgets the log that a call refers to. Its lines have times, so no other call is about to refer to the same bytes, and
+/// it is given out for removal at once.
+pub(super) fn release_log(
+    connection: &Connection,
+    num: CallNum,
+    (log, result): (&Payload, &Payload),
+    now: i64,
+) -> rusqlite::Result<()> {
+    let Payload::Blob { key, .. } = log else { return Ok(()) };
+    if matches!(result, Payload::Blob { key: other, .. } if other == key) {
+        return Ok(());
+    }
+    connection
+        .prepare_cached("DELETE FROM blobs WHERE key = ?1 AND owner = ?2")?
+        .execute((Text(*key), of_call(num)))?;
+    connection
+        .prepare_cached("INSERT INTO released (key, at) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET at = excluded.at")?
+        .execute((Text(*key), now))
+        .map(drop)
+}
+
 /// Forgets what the versions of a function refer to.
 pub(super) fn release_function(connection: &Connection, namespace: &str, function: &str) -> rusqlite::Result<()> {
     let from = of_function(namespace, function);
@@ -54,18 +75,45 @@ pub(super) fn release_function(connection: &Connection, namespace: &str, functio
     connection.prepare_cached("DELETE FROM blobs WHERE owner >= ?1 AND owner < ?2")?.execute((from, to)).map(drop)
 }
 
+fn is_used(connection: &Connection, key: BlobKey) -> Result<bool, DbError> {
+    connection
+        .prepare_cached("SELECT 1 FROM blobs WHERE key = ?1")
+        .and_then(|mut statement| statement.exists([Text(key)]))
+        .map_err(|error| internal("looking for a blob", &error))
+}
+
 impl Read for BlobsUnused {
     fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<BlobKey>, DbError> {
         let mut unused = Vec::new();
         for key in self.keys {
-            let is_used = connection
-                .prepare_cached("SELECT 1 FROM blobs WHERE key = ?1")
-                .and_then(|mut statement| statement.exists([Text(key)]))
-                .map_err(|error| internal("looking for a blob", &error))?;
-            if !is_used {
+            if !is_used(connection, key)? {
                 unused.push(key);
             }
         }
         Ok(unused)
+    }
+}
+
+impl Read for BlobsReleased {
+    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<BlobKey>, DbError> {
+        connection
+            .prepare_cached(
+                "SELECT key FROM released r WHERE NOT EXISTS (SELECT 1 FROM blobs b WHERE b.key = r.key) ORDER BY at LIMIT ?1",
+            )
+            .and_then(|mut statement| {
+                let rows = statement.query_map([self.limit], |row| row.get::<_, Text<BlobKey>>(0))?;
+                rows.map(|row| row.map(|Text(key)| key)).collect()
+            })
+            .map_err(|error| internal("looking for released blobs", &error))
+    }
+}
+
+impl Write for BlobsRemoved {
+    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
+        let forget = || -> rusqlite::Result<()> {
+            let mut one = connection.prepare_cached("DELETE FROM released WHERE key = ?1")?;
+            self.keys.iter().try_for_each(|key| one.execute([Text(*key)]).map(drop))
+        };
+        forget().map_err(|error| internal("forgetting released blobs", &error))
     }
 }

@@ -22,7 +22,7 @@ use super::lanes::Intake;
 use super::queue::{Because, NotTaken, end_of, load, take, try_take};
 use super::requests::{Moment, Read, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, builds, functions, internal, journal, keys};
+use super::{blobs, builds, functions, internal, journal, keys, retention};
 
 const NEXT_NUM: &str = "next_call";
 
@@ -313,8 +313,8 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
         let written = connection
             .prepare_cached(
                 "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14)
+                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head, kept_bytes, log_bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14, ?15, ?16)
                  ON CONFLICT DO NOTHING",
             )?
             .execute((
@@ -332,6 +332,8 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
                 call.created_at,
                 call.ended_at.unwrap_or(call.created_at),
                 call.head.as_ref().map(Json),
+                retention::kept_bytes(&call.result, &call.logs),
+                call.logs.len(),
             ))?;
         blobs::refer(
             connection,

@@ -9,6 +9,7 @@ mod functions;
 mod journal;
 mod keys;
 mod lanes;
+mod logs;
 mod migrate;
 mod queue;
 mod reader;
@@ -21,8 +22,8 @@ mod workers;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use faena_protocol::db::FunctionsSeen;
@@ -37,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::{Responder, Store, StoreSettings};
 use clock::Clock;
 use requests::{Job, Moment};
-use reserve::Reserve;
+use reserve::{Disk, Reserve};
 use writer::Files;
 
 /// The oldest SQLite that does not corrupt a WAL when a write races a checkpoint (sqlite.org/wal.html, "The WAL-Reset Bug").
@@ -120,9 +121,9 @@ impl SqliteStore {
         let clock = Clock::start(&connection, time).map_err(open)?;
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
-        let short = AtomicBool::new(reserve.look());
+        let disk = Mutex::new(reserve.look());
         let functions = AtomicU64::new(u64::try_from(clock.wall()).unwrap_or(0) * 2000);
-        let shared = Arc::new(Shared { clock, settings, short, functions });
+        let shared = Arc::new(Shared { clock, settings, disk, functions });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
             .collect::<Result<Vec<_>, _>>()
@@ -157,17 +158,22 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), OpenError> {
 pub(crate) struct Shared {
     clock: Clock,
     settings: StoreSettings,
-    short: AtomicBool,
+    /// How much room the disk had when it was looked at last.
+    disk: Mutex<Disk>,
     /// See [`FunctionsSeen`]. It begins with wall time, so that a database that was away has not seen less than before.
     functions: AtomicU64,
 }
 
 impl Shared {
+    fn set_disk(&self, disk: Disk) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
+
     fn moment(&self) -> Moment<'_> {
         Moment {
             now: self.clock.now(),
             wall: self.clock.wall(),
-            short: self.short.load(Ordering::Relaxed),
+            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
             clock_step_ms: self.clock.wall_step_ms(),
             settings: &self.settings,
         }

@@ -2,6 +2,7 @@
 
 use faena_domain::call::StartKind;
 use faena_domain::queue::{self, At, Effect, End, Entry, Event, MAX_REDELIVERIES, Refused};
+use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Owner};
 use faena_protocol::DbError;
 use faena_protocol::records::Outcome;
@@ -9,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::requests::Moment;
 use super::rows::{Json, Text, not_found};
-use super::{blobs, callbacks, internal};
+use super::{blobs, callbacks, internal, retention};
 
 /// A call's entry, and what the audit of its attempts needs.
 pub(super) struct Kept {
@@ -211,7 +212,7 @@ fn record_attempt(connection: &Connection, num: CallNum, attempt: &Attempt) -> r
 
 /// What is known of an attempt whose worker tells nothing more of it.
 fn lost_attempt(kept: &Kept, because: &Because, now: i64) -> Attempt {
-    let span = |from: i64, to: i64| u64::try_from(to - from).unwrap_or(0);
+    let span = |from: i64, to: i64| Millis::from_millis(u64::try_from(to - from).unwrap_or(0));
     let claimed_at = kept.claimed_at.unwrap_or(now);
     let layer = if kept.entry.started { Layer::Run } else { Layer::Start };
     let lost = || CallError::new(ErrorKind::Infrastructure, layer, "the worker was lost before it could tell the end");
@@ -222,7 +223,7 @@ fn lost_attempt(kept: &Kept, because: &Because, now: i64) -> Attempt {
         start: StartKind::Cold,
         epoch: kept.entry.epoch,
         queue_ms: span(kept.queued_at, claimed_at),
-        start_ms: 0,
+        start_ms: Millis::default(),
         run_ms: span(claimed_at, now),
         exit: None,
         peak_memory_bytes: None,
@@ -243,12 +244,18 @@ fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, beca
         callbacks::announce(connection, kept.num, now)?;
     }
     if let Some(outcome) = &because.outcome {
-        connection.prepare_cached("UPDATE calls SET result = ?2, logs = ?3, head = ?4 WHERE num = ?1")?.execute((
-            kept.num.0,
-            Json(&outcome.result),
-            Json(&outcome.logs),
-            outcome.head.as_ref().map(Json),
-        ))?;
+        connection
+            .prepare_cached(
+                "UPDATE calls SET result = ?2, logs = ?3, head = ?4, kept_bytes = ?5, log_bytes = ?6 WHERE num = ?1",
+            )?
+            .execute((
+                kept.num.0,
+                Json(&outcome.result),
+                Json(&outcome.logs),
+                outcome.head.as_ref().map(Json),
+                retention::kept_bytes(&outcome.result, &outcome.logs),
+                outcome.logs.len(),
+            ))?;
         let owner = blobs::of_call(kept.num);
         blobs::refer(connection, &owner, [&outcome.result, &outcome.logs])?;
     }

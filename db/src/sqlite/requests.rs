@@ -1,16 +1,17 @@
 //! Which request does what.
 
 use faena_protocol::db::{
-    BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel, CallFinish, CallGet, CallList,
-    CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake,
-    CallsAccept, CallsClaim, CallsRecord, CallsStarted, DeadLetterForget, FunctionDelete, FunctionGet, FunctionList,
-    Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut,
-    VersionResolve, VersionsMinimum, WorkerJoin,
+    BlobsReleased, BlobsRemoved, BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel,
+    CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbackPostpone,
+    CallbacksDue, CallbacksTake, CallsAccept, CallsClaim, CallsRecord, CallsStarted, DeadLetterForget, FunctionDelete,
+    FunctionGet, FunctionList, FunctionLogs, Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList,
+    RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum, WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
 
+use super::reserve::Disk;
 use crate::StoreSettings;
 
 /// What a request is judged by, beside the rows.
@@ -19,8 +20,8 @@ pub(crate) struct Moment<'a> {
     pub(crate) now: i64,
     /// Wall time.
     pub(crate) wall: i64,
-    /// Whether the disk is nearly full.
-    pub(crate) short: bool,
+    /// How much room the disk has.
+    pub(crate) disk: Disk,
     /// How far wall time was set since the start, where that is worth telling.
     pub(crate) clock_step_ms: Option<i64>,
     pub(crate) settings: &'a StoreSettings,
@@ -35,7 +36,7 @@ impl Moment<'_> {
     /// # Errors
     /// [`DbError::DiskLow`].
     pub(crate) fn takes_new_work(&self) -> Result<(), DbError> {
-        if self.short { Err(DbError::DiskLow) } else { Ok(()) }
+        if self.disk == Disk::Short { Err(DbError::DiskLow) } else { Ok(()) }
     }
 }
 
@@ -117,8 +118,11 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         CallbackPostpone::TYPE => write::<CallbackPostpone>(envelope),
         DeadLetterForget::TYPE => write::<DeadLetterForget>(envelope),
         BlobsUnused::TYPE => read::<BlobsUnused>(envelope),
+        BlobsReleased::TYPE => read::<BlobsReleased>(envelope),
+        BlobsRemoved::TYPE => write::<BlobsRemoved>(envelope),
         CallGet::TYPE => read::<CallGet>(envelope),
         CallList::TYPE => read::<CallList>(envelope),
+        FunctionLogs::TYPE => read::<FunctionLogs>(envelope),
         WorkerJoin::TYPE => write::<WorkerJoin>(envelope),
         LeaseRenew::TYPE => write::<LeaseRenew>(envelope),
         Reap::TYPE => write::<Reap>(envelope),
@@ -129,6 +133,6 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
 impl Read for Ping {
     fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<Health, DbError> {
         connection.query_row("SELECT 1", [], |_| Ok(())).map_err(|error| super::internal("asking SQLite", &error))?;
-        Ok(Health { clock_step_ms: moment.clock_step_ms, disk_low: moment.short })
+        Ok(Health { clock_step_ms: moment.clock_step_ms, disk_low: moment.disk == Disk::Short })
     }
 }

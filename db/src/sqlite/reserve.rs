@@ -6,47 +6,62 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tracing::{info, warn};
 
+/// How much room a disk has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// Enough.
+    Roomy,
+    /// Little enough that logs go before new work has to be refused.
+    Tight,
+    /// New work is refused.
+    Short,
+}
+
+/// How many times the reserve must be free, the reserve itself aside, for a disk to be roomy.
+const ROOMY: u64 = 3;
+
 /// The reserve of one database.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
     bytes: u64,
-    short: bool,
+    disk: Disk,
 }
 
 impl Reserve {
     /// The reserve beside a database file; it is made at the first look.
     pub(crate) fn beside(database: &Path, bytes: u64) -> Self {
-        Self { path: database.with_extension("reserve"), bytes, short: false }
+        Self { path: database.with_extension("reserve"), bytes, disk: Disk::Roomy }
     }
 
-    /// Looks at the disk: gives the reserve up where it is short, and takes it again when it is not. Whether it is short.
-    pub(crate) fn look(&mut self) -> bool {
+    /// Looks at the disk: gives the reserve up where it is short, and takes it again when it is not. How much room there is.
+    pub(crate) fn look(&mut self) -> Disk {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let Ok(disk) = statvfs(folder) else { return self.short };
+        let Ok(disk) = statvfs(folder) else { return self.disk };
         self.judge(disk.f_bavail.saturating_mul(disk.f_frsize));
-        self.short
+        self.disk
     }
 
     fn judge(&mut self, free: u64) {
         let is_held = self.path.exists();
         // Taking it again needs room for the file and for what must stay free beside it.
         let needed = if is_held { self.bytes } else { self.bytes.saturating_mul(2) };
-        match (free < needed, self.short) {
+        let was_short = self.disk == Disk::Short;
+        let roomy = if free < needed.saturating_mul(ROOMY) { Disk::Tight } else { Disk::Roomy };
+        self.disk = if free < needed { Disk::Short } else { roomy };
+        match (free < needed, was_short) {
             (true, false) => {
                 warn!(
                     free,
                     reserve = self.bytes,
                     "the disk is nearly full: new work is refused, and what runs is finished"
                 );
-                self.short = true;
                 if is_held && let Err(error) = std::fs::remove_file(&self.path) {
                     warn!(%error, "the reserve could not be given up");
                 }
             }
             (false, true) => {
                 info!(free, "the disk has room again");
-                self.short = false;
                 self.take();
             }
             (false, false) if !is_held => self.take(),
@@ -75,12 +90,14 @@ mod tests {
         let mut reserve = Reserve::beside(&folder.path().join("faena.db"), 1 << 20);
         let size = || std::fs::metadata(folder.path().join("faena.reserve")).map(|metadata| metadata.len()).ok();
         reserve.judge(1 << 30);
-        assert_eq!((reserve.short, size()), (false, Some(1 << 20)));
+        assert_eq!((reserve.disk, size()), (Disk::Roomy, Some(1 << 20)));
+        reserve.judge(2 << 20);
+        assert_eq!((reserve.disk, size()), (Disk::Tight, Some(1 << 20)));
         reserve.judge(1000);
-        assert_eq!((reserve.short, size()), (true, None));
+        assert_eq!((reserve.disk, size()), (Disk::Short, None));
         reserve.judge((1 << 20) + 1000);
-        assert!(reserve.short, "what was given up is no new room");
+        assert_eq!(reserve.disk, Disk::Short, "what was given up is no new room");
         reserve.judge(1 << 30);
-        assert_eq!((reserve.short, size()), (false, Some(1 << 20)));
+        assert_eq!((reserve.disk, size()), (Disk::Roomy, Some(1 << 20)));
     }
 }

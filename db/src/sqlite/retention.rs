@@ -1,11 +1,24 @@
 //! What has ended is kept for a while, and then forgotten; a little of it each second, so that nobody waits for it.
 
+use faena_domain::log::StoredLog;
+use faena_domain::{CallNum, Payload, Timestamp};
 use faena_protocol::DbError;
 use rusqlite::Connection;
 
 use super::queue::numbers;
 use super::requests::Moment;
+use super::reserve::Disk;
+use super::rows::Json;
 use super::{blobs, internal, journal};
+
+/// Results and logs of a call that hold less than this are not counted: the number of calls bounds them.
+const COUNTED: u64 = 1024;
+/// The part of the bytes of all functions that one function may hold: a quarter.
+const PART: u64 = 4;
+/// Functions that are judged by their bytes at once.
+const FUNCTIONS: u32 = 8;
+/// The most calls whose logs or results are forgotten at once.
+const HEAVY: u32 = 500;
 
 /// The most calls that are forgotten at once: more than any steady load ends in a second.
 const BATCH: u32 = 2000;
@@ -70,11 +83,119 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
         }
     }
     for num in &gone {
-        let delete = || -> rusqlite::Result<()> {
-            blobs::release_call(connection, *num)?;
-            connection.prepare_cached("DELETE FROM calls WHERE num = ?1")?.execute([num.0]).map(drop)
-        };
-        delete().map_err(broken)?;
+        delete(connection, *num).map_err(broken)?;
     }
-    Ok(gone.len() as u64 + journaled)
+    let heavy = forget_bytes(connection, moment).map_err(broken)?;
+    Ok(gone.len() as u64 + journaled + heavy)
+}
+
+fn delete(connection: &Connection, num: CallNum) -> rusqlite::Result<()> {
+    blobs::release_call(connection, num)?;
+    connection.prepare_cached("DELETE FROM calls WHERE num = ?1")?.execute([num.0]).map(drop)
+}
+
+/// The column `kept_bytes` of a call with this result and log.
+pub(super) fn kept_bytes(result: &Payload, logs: &Payload) -> u64 {
+    let bytes = result.len() + logs.len();
+    if bytes < COUNTED { 0 } else { bytes }
+}
+
+/// A function that holds too much, and how much of that has to go.
+struct Heavy {
+    namespace: String,
+    function: String,
+    excess: u64,
+}
+
+/// The functions that hold more than their part; where all together hold too much, or the disk is tight, the heaviest.
+fn heaviest(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<Vec<Heavy>> {
+    let bound = moment.settings.keep.bytes.0;
+    let all: u64 =
+        connection.prepare_cached("SELECT coalesce(sum(bytes), 0) FROM kept")?.query_row([], |row| row.get(0))?;
+    let is_tight = moment.disk != Disk::Roomy;
+    let part = if all > bound || is_tight { 0 } else { bound / PART };
+    let mut statement = connection
+        .prepare_cached("SELECT namespace, function, bytes FROM kept WHERE bytes > ?1 ORDER BY bytes DESC LIMIT ?2")?;
+    let rows = statement.query_map((part, FUNCTIONS), |row| {
+        let bytes: u64 = row.get(2)?;
+        let over = bytes.saturating_sub(bound / PART).max(all.saturating_sub(bound).min(bytes));
+        // A tight disk takes a tenth of what the heaviest hold, again and again until it is tight no more.
+        let excess = if is_tight { over.max(bytes / 10) } else { over };
+        Ok(Heavy { namespace: row.get(0)?, function: row.get(1)?, excess })
+    })?;
+    let heavy: Vec<Heavy> = rows.collect::<Result<_, _>>()?;
+    // Where a function alone is not over its part, one that gives up what is too much is enough.
+    Ok(if part == 0 { heavy.into_iter().take(1).collect() } else { heavy })
+}
+
+/// Forgets the oldest logs of functions that hold too much, and where that is not enough their oldest calls; how many calls.
+fn forget_bytes(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<u64> {
+    let mut gone = 0;
+    for heavy in heaviest(connection, moment)? {
+        let freed = forget_logs(connection, &heavy, moment.now)?;
+        // A tight disk takes logs alone: results are what was promised.
+        if freed < heavy.excess && moment.disk == Disk::Roomy {
+            gone += forget_calls(connection, &heavy, heavy.excess - freed)?;
+        }
+    }
+    Ok(gone)
+}
+
+/// Forgets the oldest logs of a function; how many bytes that frees.
+fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Result<u64> {
+    let mut remark = StoredLog::new(COUNTED);
+    remark.remark(Timestamp(now), "[this log was forgotten: the function's logs and results held too much]");
+    let remark = Payload::Text(remark.into_text());
+    let mut statement = connection.prepare_cached(
+        "SELECT num, result, logs FROM calls INDEXED BY calls_kept WHERE namespace = ?1 AND function = ?2 AND kept_bytes > 0
+         AND log_bytes > 0 ORDER BY num LIMIT ?3",
+    )?;
+    let rows = statement.query_map((&heavy.namespace, &heavy.function, HEAVY), |row| {
+        let (Json(result), Json(logs)): (Json<Payload>, Json<Payload>) = (row.get(1)?, row.get(2)?);
+        Ok((CallNum(row.get(0)?), result, logs))
+    })?;
+    let oldest: Vec<(CallNum, Payload, Payload)> = rows.collect::<Result<_, _>>()?;
+    let mut freed = 0;
+    for (num, result, logs) in oldest {
+        if freed >= heavy.excess {
+            break;
+        }
+        blobs::release_log(connection, num, (&logs, &result), now)?;
+        connection
+            .prepare_cached("UPDATE calls SET logs = ?2, kept_bytes = ?3, log_bytes = 0 WHERE num = ?1")?
+            .execute((num.0, Json(&remark), kept_bytes(&result, &remark)))?;
+        freed += logs.len();
+    }
+    Ok(freed)
+}
+
+/// Forgets the oldest calls of a function, those with rows and those in segments alike; how many calls.
+fn forget_calls(connection: &Connection, heavy: &Heavy, excess: u64) -> rusqlite::Result<u64> {
+    let key = (&heavy.namespace, &heavy.function);
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT num, kept_bytes, 1, 0 FROM (SELECT num, kept_bytes FROM calls c INDEXED BY calls_kept
+             WHERE namespace = ?1 AND function = ?2 AND kept_bytes > 0 AND {NO_LETTER} AND {UNNEEDED} ORDER BY num LIMIT ?3)
+         UNION ALL
+         SELECT first, length(records), calls, 1 FROM (SELECT first, records, calls FROM journal INDEXED BY journal_of_function
+             WHERE namespace = ?1 AND function = ?2 ORDER BY span LIMIT ?3)
+         ORDER BY 1"
+    ))?;
+    let rows = statement.query_map((key.0, key.1, HEAVY), |row| {
+        Ok((CallNum(row.get(0)?), row.get::<_, u64>(1)?, row.get::<_, u64>(2)?, row.get::<_, bool>(3)?))
+    })?;
+    let oldest: Vec<(CallNum, u64, u64, bool)> = rows.collect::<Result<_, _>>()?;
+    let (mut freed, mut gone) = (0, 0);
+    for (num, bytes, calls, is_segment) in oldest {
+        if freed >= excess {
+            break;
+        }
+        if is_segment {
+            connection.prepare_cached("DELETE FROM journal WHERE first = ?1")?.execute([num.0])?;
+        } else {
+            delete(connection, num)?;
+        }
+        freed += bytes;
+        gone += calls;
+    }
+    Ok(gone)
 }

@@ -126,7 +126,7 @@ impl Writing {
         let now = self.shared.clock.now();
         let away = now - self.last;
         if away >= LOOK_MS {
-            self.shared.short.store(self.files.reserve.look(), Ordering::Relaxed);
+            self.shared.set_disk(self.files.reserve.look());
             self.last = now;
             let step = self.shared.clock.wall_step_ms();
             if step.is_some() != self.stepped {

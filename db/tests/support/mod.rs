@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use faena_db::{KernelTime, SqliteStore, Store, StoreSettings, TimeSource};
 use faena_db_client::DbClient;
+use faena_domain::units::Millis;
 use faena_domain::{
     Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, Exit, FunctionName, Limits,
     Manifest, Namespace, Owner, Payload, RuntimeSpec, call::StartKind,
@@ -208,9 +209,9 @@ pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
             engine: EngineKind::Sandbox,
             start: StartKind::Cold,
             epoch: job.epoch,
-            queue_ms: job.queue_ms,
-            start_ms: 1,
-            run_ms: 1,
+            queue_ms: Millis::from_millis(job.queue_ms),
+            start_ms: Millis::from_millis(1),
+            run_ms: Millis::from_millis(1),
             exit: Some(Exit::Code(0)),
             peak_memory_bytes: None,
             cpu_ms: None,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
-use faena_domain::units::MB;
+use faena_domain::units::{MB, Millis};
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
 use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
@@ -67,16 +67,12 @@ pub(crate) struct PoolEnd {
     pub(crate) error: Option<CallError>,
     pub(crate) log: Vec<u8>,
     pub(crate) start: StartKind,
-    pub(crate) start_ms: u64,
-    pub(crate) run_ms: u64,
+    pub(crate) start_ms: Millis,
+    pub(crate) run_ms: Millis,
     pub(crate) hosts: Vec<String>,
     /// The most memory that its instance has held, and the CPU time that the instance used meanwhile.
     pub(crate) peak_memory: Option<u64>,
-    pub(crate) cpu_ms: Option<u64>,
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+    pub(crate) cpu_ms: Option<Millis>,
 }
 
 impl PoolCall {
@@ -203,8 +199,8 @@ impl PoolEnd {
             error: None,
             log: Vec::new(),
             start: if call.cold { StartKind::Cold } else { StartKind::Warm },
-            start_ms: millis(began.saturating_duration_since(call.since)),
-            run_ms: millis(began.elapsed()),
+            start_ms: began.saturating_duration_since(call.since).into(),
+            run_ms: began.elapsed().into(),
             hosts: Vec::new(),
             peak_memory: None,
             cpu_ms: None,
@@ -251,7 +247,7 @@ impl PoolEnd {
             engine,
             start: self.start,
             epoch,
-            queue_ms: 0,
+            queue_ms: Millis::default(),
             start_ms: self.start_ms,
             run_ms: self.run_ms,
             exit: None,

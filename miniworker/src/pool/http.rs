@@ -13,7 +13,7 @@ use faena_protocol::direct::{Header, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -140,7 +140,8 @@ impl Client {
         let refused = |error| unsent(ErrorKind::Exception, format!("the function takes no connection: {error}"));
         let stream = given.await.map_err(gone)?.map_err(refused)?;
         let broken = |error: hyper::Error| unsent(ErrorKind::Exception, format!("the function's HTTP: {error}"));
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let handshake = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(stream));
+        let (sender, connection) = handshake.await.map_err(broken)?;
         // It ends with the process, or when the process closes it; the next request on it learns that.
         tokio::spawn(connection);
         Ok(sender)

@@ -22,7 +22,7 @@ use std::time::Duration;
 use faena_domain::units::ByteSize;
 use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
 use faena_protocol::direct::{DirectCall, DirectRoad};
-use faena_protocol::node::PoolView;
+use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
@@ -123,6 +123,14 @@ impl Pool {
             return true;
         }
         instances.iter().any(|instance| instance.cancel(num))
+    }
+
+    /// What was written until now by a call or build that runs here, as it is stored.
+    pub fn log(&self, of: &LogOf) -> Option<String> {
+        self.0.node.logs.read(of).or_else(|| match of {
+            LogOf::Call(num) => self.0.state().busy().iter().find_map(|instance| instance.log_of(*num)),
+            LogOf::Build(_) => None,
+        })
     }
 
     /// What it holds, for people.

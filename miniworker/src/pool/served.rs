@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::CallNum;
+use faena_domain::limits::MAX_CALL_LOG;
+use faena_domain::log::{LogBuffer, LogStream};
 use faena_engine::{Guard, Instance, Usage};
 use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
 use faena_protocol::records::Code;
@@ -27,6 +29,8 @@ use super::state::Key;
 use super::{Shared, http};
 use crate::code::CodeLease;
 use crate::egress::Egress;
+use crate::live::{self, SharedBuffer};
+pub(super) use task::BETWEEN;
 use task::Task;
 
 /// What is read of answers at once, and what a pipe holds where nobody has it hold more (pipe(7)).
@@ -91,6 +95,8 @@ pub(crate) struct Served {
     speech: Speech,
     lines: Mutex<Lines>,
     guard: Mutex<Option<Box<dyn Guard>>>,
+    /// What its process has written while calls ran that have not ended.
+    log: SharedBuffer,
     orders: mpsc::Sender<Order>,
     /// Has its task look again at what is to be written and until when.
     look_again: Notify,
@@ -111,7 +117,8 @@ pub(super) struct Begun {
     /// Where its answers come from, if it speaks frames.
     pub(super) answers: Option<Receiver>,
     pub(super) output: Receiver,
-    pub(super) log: Vec<u8>,
+    /// What it wrote until then.
+    pub(super) log: LogBuffer,
 }
 
 impl Served {
@@ -131,6 +138,7 @@ impl Served {
             speech: begun.speech,
             lines: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
+            log: SharedBuffer::new(LogStream::Output, MAX_CALL_LOG),
             orders,
             look_again: Notify::new(),
             retired: CancellationToken::new(),
@@ -141,7 +149,6 @@ impl Served {
             agent: begun.instance.agent,
             answers: begun.answers,
             output: Some(begun.output),
-            log: Vec::new(),
             between: begun.log,
             is_ending: false,
             egress,
@@ -161,6 +168,16 @@ impl Served {
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> MutexGuard<'_, LogBuffer> {
+        self.log.lock()
+    }
+
+    /// What was written until now while this call ran, as it is stored; none where the call does not run here.
+    pub(super) fn log_of(&self, num: CallNum) -> Option<String> {
+        let is_here = self.lines().in_flight.iter().any(|flight| flight.call.num == num);
+        is_here.then(|| live::stored(&[self.log().whole_lines()]))
     }
 
     /// The number that the pool knows it by.

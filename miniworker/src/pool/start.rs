@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::environment::path_prefix;
-use faena_domain::limits::STDERR_TAIL;
+use faena_domain::limits::{MAX_CALL_LOG, STDERR_TAIL};
+use faena_domain::log::{LogBuffer, LogStream};
 use faena_domain::program::{Language, Program};
 use faena_domain::{CallError, Command, Contract, EngineKind, ErrorKind, Layer, Network, Reuse};
 use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, Resident};
@@ -20,7 +21,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tracing::debug;
 
 use super::parked::Parked;
-use super::served::{Begun, Served, Speech};
+use super::served::{BETWEEN, Begun, Served, Speech};
 use super::state::{Key, Made, is_served};
 use super::{Shared, http};
 use crate::attempt::{Failure, base_environment};
@@ -432,7 +433,7 @@ async fn greet(
     mut instance: Unfinished,
 ) -> Result<Begun, StartError> {
     let mut head = [0; HEADER];
-    let mut log = Vec::new();
+    let mut log = start_log();
     let greeted = tokio::select! {
         read = answers.read_exact(&mut head) => read.ok().and_then(|_| is_ready(&head)),
         left = follow(&mut instance, &output, &mut log) => return Err(ended(left?, &output, log, code).await),
@@ -460,7 +461,7 @@ fn is_ready(head: &[u8; HEADER]) -> Option<bool> {
 }
 
 /// Reads what a process writes until it ends.
-async fn follow(instance: &mut Instance, output: &Receiver, log: &mut Vec<u8>) -> Result<Ended, StartError> {
+async fn follow(instance: &mut Instance, output: &Receiver, log: &mut LogBuffer) -> Result<Ended, StartError> {
     loop {
         tokio::select! {
             frame = instance.agent.receive() => match frame.map_err(gone)?.0 {
@@ -480,16 +481,20 @@ async fn follow(instance: &mut Instance, output: &Receiver, log: &mut Vec<u8>) -
     }
 }
 
+/// What takes the output of a process until it may be called.
+fn start_log() -> LogBuffer {
+    LogBuffer::new(LogStream::Output, MAX_CALL_LOG)
+}
+
 /// Takes what is there, up to what an error tells; false at the end.
-fn read_some(output: &Receiver, log: &mut Vec<u8>) -> bool {
+fn read_some(output: &Receiver, log: &mut LogBuffer) -> bool {
     let mut chunk = [0; 4096];
     loop {
         match output.try_read(&mut chunk) {
             Ok(0) => return false,
             Ok(read) => {
-                log.extend_from_slice(&chunk[..read]);
-                let spare = log.len().saturating_sub(16 * STDERR_TAIL);
-                log.drain(..spare);
+                log.push(capture::now(), &chunk[..read]);
+                log.keep_end(BETWEEN);
             }
             Err(_) => return true,
         }
@@ -497,13 +502,13 @@ fn read_some(output: &Receiver, log: &mut Vec<u8>) -> bool {
 }
 
 /// A process that ended before it could be called. All of it is dead, so what it wrote has an end.
-async fn ended(ended: Ended, output: &Receiver, mut log: Vec<u8>, code: &Code) -> StartError {
+async fn ended(ended: Ended, output: &Receiver, mut log: LogBuffer, code: &Code) -> StartError {
     let rest = async { while output.readable().await.is_ok() && read_some(output, &mut log) {} };
     // Whoever holds the pipe open all the same is not waited for.
     let _ = tokio::time::timeout(REST, rest).await;
     let when = (Layer::Start, " before it could be called");
     let mut error = result::fallen(ended.exit, ended.oom_kills, code.limits.memory, when);
-    error.stderr_tail = result::tail(&String::from_utf8_lossy(&log), STDERR_TAIL).to_owned();
+    error.stderr_tail = result::tail(&String::from_utf8_lossy(log.bytes()), STDERR_TAIL).to_owned();
     StartError::Failed(error)
 }
 
@@ -553,7 +558,7 @@ async fn listen(
     output: Receiver,
     mut instance: Unfinished,
 ) -> Result<Begun, StartError> {
-    let mut log = Vec::new();
+    let mut log = start_log();
     let mut watch = Watch::new();
     // The reason reaches a call whose own time is as long.
     let most = pool.config.start_timeout.min(code.limits.timeout.duration().mul_f64(0.95));
@@ -569,7 +574,7 @@ async fn listen(
                     read_some(&output, &mut log);
                     let message = format!("nothing listens on 127.0.0.1:{} ($PORT){why}", http::PORT);
                     let mut error = CallError::new(ErrorKind::Start, Layer::Start, message);
-                    error.stderr_tail = result::tail(&String::from_utf8_lossy(&log), STDERR_TAIL).to_owned();
+                    error.stderr_tail = result::tail(&String::from_utf8_lossy(log.bytes()), STDERR_TAIL).to_owned();
                     return Err(StartError::Failed(error));
                 }
             }

@@ -556,8 +556,13 @@ impl State {
                 return (Some(call), Vec::new());
             }
         }
-        let busy = self.versions.values().flat_map(|pooled| &pooled.members).filter(|member| member.in_flight > 0);
-        (None, busy.map(|member| Arc::clone(&member.served)).collect())
+        (None, self.busy())
+    }
+
+    /// The instances that answer many calls and have some.
+    pub(super) fn busy(&self) -> Vec<Arc<Served>> {
+        let members = self.versions.values().flat_map(|pooled| &pooled.members);
+        members.filter(|member| member.in_flight > 0).map(|member| Arc::clone(&member.served)).collect()
     }
 
     /// Fails what has waited for too long; returns whether something still waits.

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
+use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch};
 
 use crate::records::Code;
@@ -150,9 +151,9 @@ impl DirectEnd {
             engine,
             start: StartKind::Cold,
             epoch: Epoch(1),
-            queue_ms: 0,
-            start_ms: 0,
-            run_ms: 0,
+            queue_ms: Millis::default(),
+            start_ms: Millis::default(),
+            run_ms: Millis::default(),
             exit: None,
             peak_memory_bytes: None,
             cpu_ms: None,

@@ -15,7 +15,7 @@ use tokio::net::unix::pipe::Receiver;
 use super::task::{Over, Task};
 use super::{InFlight, PoolEnd};
 use crate::instance::{self, CLEAN, Unclean};
-use crate::result;
+use crate::{capture, result};
 
 /// The bytes that tell how a process ended.
 const EXIT: u32 = 4;
@@ -124,7 +124,9 @@ impl Task {
         self.last_frames(&mut used).await?;
         self.drain_output();
         if let Some(output) = &self.output {
-            rest_of(output, &mut self.log)?;
+            let mut rest = Vec::new();
+            rest_of(output, &mut rest)?;
+            self.served.log().push(capture::now(), &rest);
         }
         if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
             let when = (Layer::Run, " before it answered");
@@ -133,7 +135,7 @@ impl Task {
             self.end(flight, end);
         }
         // What came after the answer is nobody's.
-        self.log.clear();
+        drop(self.served.log().take());
         if let Some(egress) = &self.egress {
             egress.end_call();
         }

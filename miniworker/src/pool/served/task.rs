@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT, STDERR_TAIL};
+use faena_domain::log::{LogBuffer, StoredLog, plain};
+use faena_domain::units::Millis;
 use faena_domain::{CallError, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Usage};
 use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
@@ -17,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::renewal::Used;
 use super::{CHUNK, InFlight, Order, Served, Speech, widen};
+use crate::capture;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::pool::call::{PoolCall, PoolEnd};
@@ -28,7 +31,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What is read at once of what a process writes beside its answers.
 const OUTPUT: usize = 1024 * 1024;
 /// The most bytes that are kept of output which is written while no call runs.
-const BETWEEN: usize = 64 * 1024;
+pub(in crate::pool) const BETWEEN: usize = 64 * 1024;
 /// More cores than an instance is ever given.
 const MAX_CORES: u64 = 1024;
 /// A sleep that nothing waits for.
@@ -40,9 +43,8 @@ pub(super) struct Task {
     pub(super) agent: AgentSocket,
     pub(super) answers: Option<Receiver>,
     pub(super) output: Option<Receiver>,
-    pub(super) log: Vec<u8>,
     /// What was written while no call ran: it is no call's, and the next one's log tells it apart.
-    pub(super) between: Vec<u8>,
+    pub(super) between: LogBuffer,
     pub(super) egress: Option<Egress>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) incoming: BytesMut,
@@ -282,7 +284,7 @@ impl Task {
 
     /// Adds to an end what the process wrote, and whom it called.
     pub(super) fn complete(&mut self, mut end: PoolEnd) -> PoolEnd {
-        end.log = self.told_apart();
+        end.log = self.take_log().into_bytes();
         self.account(&mut end);
         if let Some(egress) = &self.egress {
             let is_alone = self.served.lines().in_flight.is_empty();
@@ -292,37 +294,35 @@ impl Task {
             && error.stderr_tail.is_empty()
             && !end.log.is_empty()
         {
-            error.stderr_tail = result::tail(&String::from_utf8_lossy(&end.log), STDERR_TAIL).to_owned();
+            error.stderr_tail = result::tail(&plain(&String::from_utf8_lossy(&end.log)), STDERR_TAIL).to_owned();
         }
         end
     }
 
-    /// The log of a call that ends, and before it what was written since the call before had ended.
-    fn told_apart(&mut self) -> Vec<u8> {
-        let log = std::mem::take(&mut self.log);
-        if self.between.is_empty() {
-            return log;
+    /// The log of a call that ends, as it is stored: first what was written since the call before had ended, marked.
+    fn take_log(&mut self) -> String {
+        let log = self.served.log().take();
+        let mut stored = StoredLog::new(MAX_CALL_LOG);
+        if !self.between.is_empty() {
+            let now = capture::now();
+            stored.remark(now, "[written before this call]");
+            stored.add(&[&self.between.take()]);
+            stored.remark(now, "[this call]");
         }
-        let mut whole = b"[written before this call]\n".to_vec();
-        whole.append(&mut self.between);
-        if !whole.ends_with(b"\n") {
-            whole.push(b'\n');
-        }
-        whole.extend_from_slice(b"[this call]\n");
-        keep(&mut whole, &log);
-        whole
+        stored.add(&[&log]);
+        stored.into_text()
     }
 
-    /// Adds to an end what the processes have used. That is read after a call that took a millisecond, which is what CPU
-    /// time is told in, and before there is any reading: it costs as much as a short call.
+    /// Adds to an end what the processes have used. That is read after a call that took a millisecond, and
+    /// before there is any reading: it costs as much as a short call.
     fn account(&mut self, end: &mut PoolEnd) {
-        if end.run_ms > 0 || self.usage.peak_memory.is_none() {
+        if end.run_ms >= Millis::from_millis(1) || self.usage.peak_memory.is_none() {
             let before = std::mem::replace(&mut self.usage, self.served.usage());
             let used = self.usage.cpu_us.zip(before.cpu_us).map(|(now, before)| now.saturating_sub(before));
             // What the instance used before its first call is no call's.
-            end.cpu_ms = used.map(|micros| (micros / 1000).min(end.run_ms.saturating_mul(MAX_CORES)));
+            end.cpu_ms = used.map(|used| Millis::from_micros(used.min(end.run_ms.micros().saturating_mul(MAX_CORES))));
         }
-        end.cpu_ms = end.cpu_ms.or(self.usage.cpu_us.map(|_| 0));
+        end.cpu_ms = end.cpu_ms.or(self.usage.cpu_us.map(|_| Millis::default()));
         end.peak_memory = self.usage.peak_memory;
     }
 
@@ -334,15 +334,14 @@ impl Task {
         while left > 0 {
             match output.try_read(&mut chunk) {
                 Ok(0) => return self.output = None,
-                Ok(read) if is_calls => {
-                    keep(&mut self.log, &chunk[..read]);
-                    left = left.saturating_sub(read);
-                }
                 Ok(read) => {
-                    keep(&mut self.between, &chunk[..read]);
-                    let spare = self.between.len().saturating_sub(BETWEEN);
-                    self.between.drain(..spare);
                     left = left.saturating_sub(read);
+                    if is_calls {
+                        self.served.log().push(capture::now(), &chunk[..read]);
+                    } else {
+                        self.between.push(capture::now(), &chunk[..read]);
+                        self.between.keep_end(BETWEEN);
+                    }
                 }
                 Err(_) => return,
             }
@@ -492,20 +491,6 @@ async fn readable(output: Option<&Receiver>) {
     match output {
         Some(output) => drop(output.readable().await),
         None => std::future::pending().await,
-    }
-}
-
-/// Keeps output up to the bound of a log, and marks where it was cut.
-fn keep(log: &mut Vec<u8>, bytes: &[u8]) {
-    const CUT: &[u8] = b"\n[the rest was cut]\n";
-    let most = usize::try_from(MAX_CALL_LOG).unwrap_or(usize::MAX);
-    if log.len() >= most {
-        return;
-    }
-    let room = (most - log.len()).min(bytes.len());
-    log.extend_from_slice(&bytes[..room]);
-    if room < bytes.len() || log.len() >= most {
-        log.extend_from_slice(CUT);
     }
 }
 

@@ -1,0 +1,119 @@
+//! A bound that many share, of which no function may hold more than a part.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use faena_domain::{FunctionName, Namespace};
+
+/// The part of a shared bound that one function may hold: a quarter.
+const PART: u64 = 4;
+
+/// Whose share it is.
+type Holder = (Namespace, String);
+
+/// A bound, and who holds how much of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shares {
+    total: u64,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: u64,
+    by_function: HashMap<Holder, u64>,
+}
+
+/// So much of a bound; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    held: Arc<Mutex<Held>>,
+    of: Option<Holder>,
+    amount: u64,
+}
+
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shares {
+    pub(crate) fn new(total: u64) -> Self {
+        Self { total, held: Arc::default() }
+    }
+
+    /// A share; it counts against a function's part where one is named.
+    pub(crate) fn take(&self, of: Option<(&Namespace, &FunctionName)>, amount: u64) -> Option<Share> {
+        let mut share = Share { held: Arc::clone(&self.held), of: None, amount: 0 };
+        if amount > 0 {
+            let mut held = lock(&self.held);
+            held.all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
+            share.amount = amount;
+        }
+        // Where the function would hold too much, what was just taken is given back with `share`.
+        match of {
+            Some((namespace, function)) => share.assign(self, namespace, function).then_some(share),
+            None => Some(share),
+        }
+    }
+}
+
+impl Share {
+    /// Counts a share as a function's from now on; false where the function would hold more than its part.
+    pub(crate) fn assign(&mut self, shares: &Shares, namespace: &Namespace, function: &FunctionName) -> bool {
+        if self.amount == 0 || self.of.is_some() {
+            return true;
+        }
+        let holder = (namespace.clone(), function.key());
+        let mut held = lock(&self.held);
+        let holds = held.by_function.get(&holder).copied().unwrap_or(0).saturating_add(self.amount);
+        if holds > (shares.total / PART).max(1) {
+            return false;
+        }
+        held.by_function.insert(holder.clone(), holds);
+        drop(held);
+        self.of = Some(holder);
+        true
+    }
+
+    /// Adds another share of the same holder.
+    pub(crate) fn merge(&mut self, mut other: Self) {
+        self.amount += std::mem::take(&mut other.amount);
+        self.of = self.of.take().or_else(|| other.of.take());
+        other.of = None;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held);
+        held.all = held.all.saturating_sub(self.amount);
+        if let Some(holder) = self.of.take() {
+            let left = held.by_function.get(&holder).copied().unwrap_or(0).saturating_sub(self.amount);
+            if left == 0 {
+                held.by_function.remove(&holder);
+            } else {
+                held.by_function.insert(holder, left);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_function_holds_more_than_a_quarter() {
+        let (shares, namespace) = (Shares::new(8), Namespace::default());
+        let take = |name: &str, amount| shares.take(Some((&namespace, &name.parse().expect("a name"))), amount);
+        let first = take("a", 2).expect("a quarter");
+        assert!(take("A", 1).is_none(), "it is the same function");
+        let others: Vec<_> = ["b", "c", "d"].into_iter().map(|name| take(name, 2).expect("a quarter")).collect();
+        assert!(take("e", 1).is_none() && shares.take(None, 1).is_none(), "all of it is held");
+        drop(first);
+        assert!(take("e", 2).is_some());
+        drop(others);
+        let held = lock(&shares.held);
+        assert_eq!((held.all, held.by_function.len()), (0, 0));
+    }
+}
