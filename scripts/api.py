@@ -91,7 +91,8 @@ def main():
             (folder / "client").rename(folder / "faena_client")
             (folder / "use.py").write_text(CLIENT)
             check("it deploys and calls", sys.executable, folder / "use.py", base, folder / "code.zip", cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)})
-            check("generated requests", BIN / "schemathesis", "--config-file", HERE / "schemathesis.toml", "run", folder / "openapi.json", "--url", base, "--seed", SEED, "-n", "25", "--workers", "2", cwd=folder)
+            # One worker: ast.parse of Python 3.11 fails when two threads parse at once (python/cpython issue 106905).
+            check("generated requests", BIN / "schemathesis", "--config-file", HERE / "schemathesis.toml", "run", folder / "openapi.json", "--url", base, "--seed", SEED, "-n", "25", "--workers", "1", cwd=folder)
         finally:
             platform.terminate()
             platform.wait(60)

@@ -28,19 +28,6 @@ use crate::versions::Versions;
 /// Uploads at once.
 const UPLOADS: usize = 8;
 
-/// Who asks. Until there are accounts it is the local operator, who may do everything.
-#[derive(Clone, Debug)]
-pub(crate) struct Caller {
-    pub(crate) namespace: Namespace,
-}
-
-impl Caller {
-    /// The one caller there is on loopback.
-    pub(crate) fn local() -> Self {
-        Self { namespace: Namespace::default() }
-    }
-}
-
 /// The state of the api; clones share it.
 #[derive(Clone, Debug)]
 pub struct App {

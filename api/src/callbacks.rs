@@ -32,7 +32,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::app::{App, Caller};
+use crate::app::App;
 use crate::dispatcher::unix_ms;
 use crate::problem::{Problem, Reply};
 use crate::shares::Shares;
@@ -214,8 +214,7 @@ impl Sender {
         let (num, tries) = (job.call.num, job.tries);
         let host = Target::parse(&job.callback.url).map(|target| target.host).unwrap_or_default();
         let places = self.place(&host);
-        let namespace = Caller::local().namespace;
-        let share = self.shares.take(Some((&namespace, &job.call.function)), 1);
+        let share = self.shares.take(Some((&job.namespace, &job.call.function)), 1);
         // A host that is silent, or a function whose hosts are, holds its own places alone: what else is for it goes back,
         // and another one is tried.
         let (Ok(_place), Some(_share)) = (places.try_acquire(), share) else {

@@ -1,4 +1,5 @@
-//! What is judged before routing: sizes, and whether a web page is behind the request.
+//! What is judged before a handler runs: sizes, whether a web page is behind the request, and whether its principal may ask
+//! for it.
 //!
 //! Loopback is no authentication. A page in the operator's browser can send requests here, so a name that is not
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
@@ -10,20 +11,24 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
+use crate::authorize;
 use crate::problem::{Problem, Reply};
 
 /// What a multipart body may add to the archive in it.
 pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
 /// Judges a request, and counts its answer.
-pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     if let Err(problem) = judge(&app, request.uri(), request.headers()) {
         return problem.into_response();
     }
     let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    if let Err(problem) = no_query(&route, request.uri()) {
+    let principal = authorize::authenticate();
+    let permitted = authorize::permit(&principal, request.method(), &route);
+    if let Err(problem) = permitted.and_then(|()| no_query(&route, request.uri())) {
         return problem.into_response();
     }
+    request.extensions_mut().insert(principal);
     let begun = std::time::Instant::now();
     let response = next.run(request).await;
     let metrics = app.metrics();
@@ -34,9 +39,7 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
 
 /// Refuses a query where the route would ignore it: its sender meant something by it.
 fn no_query(route: &str, uri: &Uri) -> Reply<()> {
-    let takes_one = route == "none"
-        || route.starts_with("/f/")
-        || matches!(route, "/calls" | "/deadLetters" | "/function/{name}/logs");
+    let takes_one = route == "none" || matches!(route, "/calls" | "/deadLetters" | "/function/{name}/logs");
     match uri.query() {
         Some(query) if !takes_one && !query.is_empty() => {
             Err(Problem::invalid("invalid_query", format!("{} takes no query", uri.path())))

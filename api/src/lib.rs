@@ -5,13 +5,14 @@
 
 mod accepts;
 mod app;
+mod authorize;
 mod batch;
 mod body;
 mod callbacks;
-mod direct;
 mod dispatcher;
 mod guard;
 mod handed;
+mod http_call;
 mod logs;
 pub mod metrics;
 mod numbers;

@@ -1,9 +1,7 @@
 //! The accept loop. axum's own has no bound for headers and none for connections.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,8 +16,8 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
@@ -27,7 +25,7 @@ use faena_domain::limits::MAX_HEADER_BYTES;
 
 use crate::ApiConfig;
 use crate::app::App;
-use crate::direct::{self, Taken};
+use crate::http_call;
 use crate::problem::Problem;
 use crate::routes::{self, invoke};
 use crate::stall::Impatient;
@@ -131,36 +129,19 @@ impl Edge {
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let request = match direct::take(&self.app, request).await {
-            Taken::Answered(response) => return Ok(response),
-            Taken::Not(request) => request,
-        };
+        if http_call::is_one(&request) {
+            return Ok(http_call::answer(&self.app, request).await);
+        }
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;
         }
-        let asked = AbortOnDrop(self.shared.spawn(self.router.oneshot(request)));
+        // A request whose client goes away is not gone on with.
+        let asked = AbortOnDropHandle::new(self.shared.spawn(self.router.oneshot(request)));
         match asked.await {
             Ok(response) => response,
             // A panic that the router's own layer did not catch.
             Err(error) => Ok(Problem::internal("answering", &error).into_response()),
         }
-    }
-}
-
-/// A request whose client goes away is not gone on with, as if it ran here.
-struct AbortOnDrop<T>(JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl<T> Future for AbortOnDrop<T> {
-    type Output = Result<T, JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
     }
 }
 

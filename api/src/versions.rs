@@ -25,11 +25,11 @@ pub(crate) struct Current {
     seen: FunctionsSeen,
 }
 
-/// Every version that was asked for lately, by the name as it was asked for.
+/// Every version that was asked for lately, by its namespace and the name as it was asked for.
 #[derive(Debug)]
 pub(crate) struct Versions {
     db: DbClient,
-    known: RwLock<HashMap<String, Arc<Current>>>,
+    known: RwLock<HashMap<Namespace, HashMap<String, Arc<Current>>>>,
 }
 
 impl Versions {
@@ -38,9 +38,9 @@ impl Versions {
     }
 
     /// The version that a name stands for, where that is known and still so.
-    pub(crate) fn known(&self, name: &str) -> Option<Arc<Current>> {
+    pub(crate) fn known(&self, namespace: &Namespace, name: &str) -> Option<Arc<Current>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(name).filter(|current| current.seen == self.db.functions_seen()).cloned()
+        known.get(namespace)?.get(name).filter(|current| current.seen == self.db.functions_seen()).cloned()
     }
 
     /// The version that a call runs which names one or none, as it is remembered or as db tells it.
@@ -53,7 +53,7 @@ impl Versions {
         function: &FunctionName,
         version: Option<Version>,
     ) -> Result<Arc<Current>, DbError> {
-        match self.known(function.as_str()).filter(|_| version.is_none()) {
+        match self.known(namespace, function.as_str()).filter(|_| version.is_none()) {
             Some(current) => Ok(current),
             None => self.ask(namespace, function, version).await,
         }
@@ -71,17 +71,20 @@ impl Versions {
             return Ok(Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code), seen }));
         }
         let name = function.to_string();
-        let before = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+        let before = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.get(namespace).and_then(|names| names.get(&name)).cloned()
+        };
         // Whoever knows instances by their code finds them again.
         let code = before.map(|before| Arc::clone(&before.code)).filter(|code| **code == resolved.code);
         let code = code.unwrap_or_else(|| Arc::new(resolved.code));
         let current = Arc::new(Current { status: resolved.status, code, seen });
         if seen.is_settled() && resolved.status == FunctionStatus::Ready {
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            if known.len() >= MOST {
+            if known.values().map(HashMap::len).sum::<usize>() >= MOST {
                 known.clear();
             }
-            known.insert(name, Arc::clone(&current));
+            known.entry(namespace.clone()).or_default().insert(name, Arc::clone(&current));
         }
         Ok(current)
     }

@@ -268,7 +268,7 @@ fn a_traceback_shows_the_users_frames_alone() {
 #[test]
 fn the_user_has_a_name_and_a_home_in_both_engines() {
     let mut platform = Platform::start();
-    const CODE: &str = "import getpass, os, pwd, socket\nu = pwd.getpwuid(os.getuid())\nassert u.pw_name == getpass.getuser()\nassert os.access(u.pw_dir, os.W_OK)\nassert socket.gethostbyname(socket.gethostname()).startswith('127.')\nprint(u.pw_name)\n";
+    const CODE: &str = "import getpass, os, pwd, socket\nu = pwd.getpwuid(os.getuid())\nassert u.pw_name == getpass.getuser()\nassert os.access(u.pw_dir, os.W_OK)\nassert socket.gethostbyname(socket.gethostname()).startswith('127.')\nsocket.create_server(('::1', 0), family=socket.AF_INET6)\nprint(u.pw_name)\n";
     for engine in Engine::ALL {
         register_on(&platform, engine, engine.name(), "pythonruntime", "python3 main.py", &[("main.py", CODE)]);
         answers(&platform, engine.name(), "function");

@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::events::wants_events;
 use super::logs::follow_build;
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::logs::{self, LineView};
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
@@ -51,8 +52,13 @@ fn reference(namespace: Namespace, function: FunctionName, build: &BuildRecord) 
 /// The build of a function's newest version: status and log, as far as it goes while it is built. `Accept:
 /// text/event-stream` follows the log.
 #[utoipa::path(get, path = "/function/{name}/build", tag = "functions", params(("name" = String, Path,)), responses((status = 200, description = "Version, status, error and log; or an event `line` for each line of the log and then `end`", content((BuildView = "application/json"), (LineView = "text/event-stream"))), (status = 404, description = "There is no such function", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Reply<Response> {
-    let (namespace, function): (_, FunctionName) = (Caller::local().namespace, name.parse()?);
+pub(crate) async fn get(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Reply<Response> {
+    let (namespace, function): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     let request = BuildGet { namespace: namespace.clone(), function: function.clone() };
     let build = app.db().ask(&request).await?;
     let of = reference(namespace, function, &build);
@@ -65,8 +71,12 @@ pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>, header
 
 /// Tries a build that failed again.
 #[utoipa::path(post, path = "/function/{name}/build", tag = "functions", params(("name" = String, Path,)), responses((status = 202, description = "The build waits for a worker", body = BuildView), (status = 404, description = "There is no such function", body = Problem), (status = 409, description = "It is built already", body = Problem)))]
-pub(crate) async fn retry(State(app): State<App>, Path(name): Path<String>) -> Reply<(StatusCode, Json<BuildView>)> {
-    let (namespace, function): (_, FunctionName) = (Caller::local().namespace, name.parse()?);
+pub(crate) async fn retry(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<(StatusCode, Json<BuildView>)> {
+    let (namespace, function): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     let request = BuildRetry { namespace: namespace.clone(), function: function.clone() };
     let build = app.db().ask(&request).await?;
     app.dispatcher().poke();

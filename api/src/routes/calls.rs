@@ -19,7 +19,8 @@ use serde::ser::SerializeMap;
 use tokio::time::Instant;
 
 use super::{events, invoke, trace};
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
@@ -99,15 +100,24 @@ impl Query {
 /// Calls, newest first; long params and results are cut and marked.
 #[utoipa::path(get, path = "/calls", tag = "calls", params(("limit" = Option<u32>, Query, description = "1 to 200"), ("cursor" = Option<i64>, Query,), ("funcName" = Option<String>, Query,), ("status" = Option<String>, Query,)),
     responses((status = 200, description = "`{\"c1\": {…}}`; `Link: rel=\"next\"` leads to the next page"), (status = 400, description = "What is wrong", body = Problem)))]
-pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Response> {
-    page(&app, "/calls", query, false).await
+pub(crate) async fn list(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    RawQuery(query): RawQuery,
+) -> Reply<Response> {
+    page(&app, &principal.namespace, ("/calls", query), false).await
 }
 
 /// A page of calls, or of dead letters only.
-pub(crate) async fn page(app: &App, route: &str, query: Option<String>, dead: bool) -> Reply<Response> {
+pub(crate) async fn page(
+    app: &App,
+    namespace: &Namespace,
+    (route, query): (&str, Option<String>),
+    dead: bool,
+) -> Reply<Response> {
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let request = CallList {
-        namespace: Caller::local().namespace,
+        namespace: namespace.clone(),
         function: query.function.clone(),
         status: query.status,
         dead,
@@ -131,27 +141,25 @@ pub(crate) fn number(text: &str) -> Reply<CallNum> {
 }
 
 /// A call as it stands: without a row, or with one.
-pub(crate) async fn find(app: &App, num: CallNum) -> Reply<CallRecord> {
-    let namespace = Caller::local().namespace;
-    if let Some(call) = app.recorder().get(&namespace, num) {
+pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
+    if let Some(call) = app.recorder().get(namespace, num) {
         return Ok(call);
     }
     match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
         // It may have been written between the two looks, or just been taken in.
-        Err(DbError::NotFound { .. }) if app.recorder().get(&namespace, num).is_some() => {
-            app.recorder().get(&namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
+        Err(DbError::NotFound { .. }) if app.recorder().get(namespace, num).is_some() => {
+            app.recorder().get(namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
         }
         found => Ok(found?),
     }
 }
 
 /// A call that has its row: one that has ended without gets it in a moment, one that runs without has none yet.
-pub(crate) async fn written(app: &App, num: CallNum) -> Reply<CallRecord> {
-    let namespace = Caller::local().namespace;
+pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
     let request = CallGet { namespace: namespace.clone(), num };
     loop {
         match app.db().ask(&request).await {
-            Err(DbError::NotFound { .. }) => match app.recorder().get(&namespace, num) {
+            Err(DbError::NotFound { .. }) => match app.recorder().get(namespace, num) {
                 Some(call) if call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
                 Some(_) => {
                     let detail = format!("call {num} has not ended yet, and somebody waits for it");
@@ -179,9 +187,14 @@ pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receive
 }
 
 /// Follows a call until it has ended, the time is over, or the api stops.
-pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration) -> Reply<CallRecord> {
+pub(crate) async fn wait_for_end(
+    app: &App,
+    namespace: &Namespace,
+    mut call: CallRecord,
+    most: Duration,
+) -> Reply<CallRecord> {
     // Where too many wait already the call is answered as it stands.
-    let Ok(_place) = app.follow(&Caller::local().namespace, &call.function) else { return Ok(call) };
+    let Ok(_place) = app.follow(namespace, &call.function) else { return Ok(call) };
     let deadline = Instant::now() + most;
     let mut ends = app.dispatcher().ends();
     while !call.status.is_terminal() {
@@ -190,7 +203,7 @@ pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration
             () = tokio::time::sleep_until(deadline) => return Ok(call),
             () = app.draining().cancelled() => return Ok(call),
         }
-        call = find(app, call.num).await?;
+        call = find(app, namespace, call.num).await?;
     }
     Ok(call)
 }
@@ -198,15 +211,20 @@ pub(crate) async fn wait_for_end(app: &App, mut call: CallRecord, most: Duration
 /// One call. `Prefer: wait=N` waits for its end, `Accept: text/event-stream` follows it there.
 #[utoipa::path(get, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,), ("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
     responses((status = 200, description = "The call", body = CallView), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(num): Path<String>, headers: HeaderMap) -> Reply<Response> {
-    let num = number(&num)?;
-    let call = find(&app, num).await?;
+pub(crate) async fn get(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(num): Path<String>,
+    headers: HeaderMap,
+) -> Reply<Response> {
+    let (num, namespace) = (number(&num)?, &principal.namespace);
+    let call = find(&app, namespace, num).await?;
     if events::wants_events(&headers) {
-        return events::follow(app, call);
+        return events::follow(app, namespace.clone(), call);
     }
     let wait = invoke::prefer_wait(&headers)?;
     let call = match wait {
-        Some(seconds) => wait_for_end(&app, call, Duration::from_secs(seconds)).await?,
+        Some(seconds) => wait_for_end(&app, namespace, call, Duration::from_secs(seconds)).await?,
         None => call,
     };
     let (traceparent, last) = (call.traceparent.clone(), call.attempts.last().cloned());
@@ -224,16 +242,22 @@ async fn ended_here(app: &App, namespace: &Namespace, num: CallNum) -> Reply<Cal
         match app.recorder().get(namespace, num) {
             Some(call) if !call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
             Some(call) => return Ok(call),
-            None => return find(app, num).await,
+            None => return find(app, namespace, num).await,
         }
     }
 }
 
 /// Cancels a call: one that waits at once, one that runs by ending its instance.
 #[utoipa::path(delete, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The call, CANCELLED", body = CallView), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It has ended", body = Problem)))]
-pub(crate) async fn cancel(State(app): State<App>, Path(num): Path<String>) -> Reply<Json<CallView>> {
-    let (num, namespace) = (number(&num)?, Caller::local().namespace);
-    if app.roads().iter().any(|road| road.cancel(num)) {
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(num): Path<String>,
+) -> Reply<Json<CallView>> {
+    let (num, namespace) = (number(&num)?, principal.namespace.clone());
+    // Whatever runs here is shown here; what another namespace runs is not this principal's to cancel.
+    let is_shown = app.recorder().get(&namespace, num).is_some();
+    if is_shown && app.roads().iter().any(|road| road.cancel(num)) {
         return Ok(Json(CallView::whole(ended_here(&app, &namespace, num).await?, app.blobs()).await?));
     }
     if app.recorder().get(&namespace, num).is_some()

@@ -1,6 +1,9 @@
 //! The OpenAPI document as it is served: what the derives cannot say is added to every operation in one way.
 
+use faena_domain::CallStatus;
 use serde_json::{Map, Value, json};
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 
 /// Names of runtimes and functions (`faena_domain::name`).
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
@@ -22,6 +25,34 @@ const ANYWHERE: [(&str, &str); 14] = [
     ("507", "The platform's disk is nearly full"),
 ];
 
+/// Describes calls on `/f/`, of any method: they are no route of the router, and the derive knows no wildcard paths.
+pub(super) fn function_calls(document: &mut OpenApi) {
+    let parameter = |name: &str| {
+        ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True).build()
+    };
+    let operation = |names: &[&str]| {
+        let mut operation = OperationBuilder::new()
+            .tag("calls")
+            .summary(Some("Calls a function with the body, and answers with what it put out"))
+            .response("200", ResponseBuilder::new().description("The result's bytes").build())
+            .response(
+                "default",
+                ResponseBuilder::new().description("What a function answers with a head of its own").build(),
+            )
+            .response("502", ResponseBuilder::new().description("The function failed").build())
+            .response("504", ResponseBuilder::new().description("It took too long").build());
+        for name in names {
+            operation = operation.parameter(parameter(name));
+        }
+        operation.build()
+    };
+    let methods = [HttpMethod::Get, HttpMethod::Post, HttpMethod::Put, HttpMethod::Patch, HttpMethod::Delete];
+    for (path, names) in [("/f/{name}", &["name"][..]), ("/f/{name}/{path}", &["name", "path"][..])] {
+        let item = PathItem::from_http_methods(methods.clone(), operation(names));
+        document.paths.paths.insert(path.to_owned(), item);
+    }
+}
+
 /// Completes a document in place.
 pub(super) fn complete(document: &mut Value) {
     let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
@@ -30,7 +61,7 @@ pub(super) fn complete(document: &mut Value) {
         for (method, operation) in operations {
             let Some(operation) = operation.as_object_mut() else { continue };
             operation.insert("operationId".to_owned(), Value::String(id(method, path)));
-            parameters(operation);
+            parameters(path, operation);
             responses(operation);
             if let (Some(false), Some(body)) = (needs_body(path), operation.get_mut("requestBody")) {
                 body["required"] = json!(false);
@@ -125,7 +156,8 @@ fn body(path: &str) -> Option<Value> {
     })
 }
 
-fn parameters(operation: &mut Map<String, Value>) {
+fn parameters(path: &str, operation: &mut Map<String, Value>) {
+    let of_logs = path == "/function/{name}/logs";
     let Some(parameters) = operation.get_mut("parameters").and_then(Value::as_array_mut) else { return };
     for parameter in parameters.iter_mut().filter_map(Value::as_object_mut) {
         let is_in_path = parameter.get("in") == Some(&json!("path"));
@@ -133,8 +165,17 @@ fn parameters(operation: &mut Map<String, Value>) {
             "name" | "funcName" | "runtime" => json!({"type": "string", "pattern": NAME}),
             "callNum" | "cursor" => json!({"type": "integer", "format": "int64", "minimum": 1}),
             "status" => {
-                json!({"type": "string", "enum": ["PENDING", "RUNNING", "DONE", "FAILED", "TIMEOUT", "CANCELLED", "EXPIRED"]})
+                // Only calls that have ended are asked for their logs by status.
+                let is_asked_for = |status: &CallStatus| !of_logs || status.is_terminal();
+                let names: Vec<&str> =
+                    CallStatus::ALL.iter().filter(|status| is_asked_for(status)).map(|s| s.as_str()).collect();
+                json!({"type": "string", "enum": names})
             }
+            "version" => json!({"type": "integer", "format": "int64", "minimum": 1}),
+            "since" => {
+                json!({"type": "string", "pattern": "^[1-9][0-9]{0,8}(ms|s|m|h|d)$|^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$"})
+            }
+            "limit" if of_logs => json!({"type": "integer", "minimum": 1, "maximum": super::logs::MAX_LINES}),
             "Idempotency-Key" => json!({"type": "string", "pattern": "^[!-~]{1,255}$"}),
             "limit" => json!({"type": "integer", "minimum": 1, "maximum": faena_domain::limits::MAX_PAGE}),
             _ => json!({"type": "string"}),

@@ -6,13 +6,13 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use faena_domain::{CallNum, CallStatus};
+use faena_domain::{CallNum, CallStatus, Namespace};
 use faena_protocol::records::CallRecord;
 use futures_util::stream;
 use tokio::sync::broadcast;
 
 use super::calls;
-use crate::app::{App, Caller};
+use crate::app::App;
 use crate::problem::Reply;
 use crate::shares::Share;
 use crate::view::CallView;
@@ -28,6 +28,7 @@ pub(super) fn wants_events(headers: &HeaderMap) -> bool {
 
 struct Following {
     app: App,
+    namespace: Namespace,
     num: CallNum,
     /// The next thing to tell; none when everything is told.
     call: Option<CallRecord>,
@@ -48,7 +49,7 @@ impl Following {
                         () = calls::something_happens(&mut self.ends, self.num) => {}
                         () = self.app.draining().cancelled() => return None,
                     }
-                    calls::find(&self.app, self.num).await.ok()?
+                    calls::find(&self.app, &self.namespace, self.num).await.ok()?
                 }
             };
             if self.told != Some(call.status) {
@@ -70,10 +71,10 @@ async fn event(app: &App, call: CallRecord) -> Event {
 }
 
 /// Follows a call; the stream ends after the terminal event.
-pub(crate) fn follow(app: App, call: CallRecord) -> Reply<Response> {
-    let place = app.follow(&Caller::local().namespace, &call.function)?;
+pub(crate) fn follow(app: App, namespace: Namespace, call: CallRecord) -> Reply<Response> {
+    let place = app.follow(&namespace, &call.function)?;
     let ends = app.dispatcher().ends();
-    let following = Following { num: call.num, call: Some(call), told: None, ends, app, _place: place };
+    let following = Following { namespace, num: call.num, call: Some(call), told: None, ends, app, _place: place };
     let events = stream::unfold(following, |mut following| async move {
         let call = following.next().await?;
         let event = event(&following.app, call).await;

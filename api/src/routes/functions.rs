@@ -8,7 +8,8 @@ use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, VersionList}
 use faena_protocol::records::{FunctionRecord, VersionRecord};
 use serde::Serialize;
 
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 
@@ -41,22 +42,33 @@ impl From<FunctionRecord> for FunctionView {
 
 /// The names of all functions.
 #[utoipa::path(get, path = "/functions", tag = "functions", responses((status = 200, description = "Names, sorted", body = Vec<String>)))]
-pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<FunctionName>>> {
-    Ok(Json(app.db().ask(&FunctionList { namespace: Caller::local().namespace }).await?))
+pub(crate) async fn list(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+) -> Reply<Json<Vec<FunctionName>>> {
+    Ok(Json(app.db().ask(&FunctionList { namespace: principal.namespace.clone() }).await?))
 }
 
 /// One function, with the status of its newest version.
 #[utoipa::path(get, path = "/function/{name}", tag = "functions", params(("name" = String, Path,)), responses((status = 200, description = "The function: `status` is its newest version's, `current` the version that calls run"), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<FunctionView>> {
+pub(crate) async fn get(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<Json<FunctionView>> {
     let name = name.parse()?;
-    let function = app.db().ask(&FunctionGet { namespace: Caller::local().namespace, name }).await?;
+    let function = app.db().ask(&FunctionGet { namespace: principal.namespace.clone(), name }).await?;
     Ok(Json(function.into()))
 }
 
 /// Forgets a function; its ended calls stay on record, its waiting ones are cancelled.
 #[utoipa::path(delete, path = "/function/{name}", tag = "functions", params(("name" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
-    let (namespace, name): (_, FunctionName) = (Caller::local().namespace, name.parse()?);
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<StatusCode> {
+    let (namespace, name): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     app.db().ask(&FunctionDelete { namespace: namespace.clone(), name: name.clone() }).await?;
     app.dispatcher().forget(namespace, name).await;
     Ok(StatusCode::NO_CONTENT)
@@ -64,7 +76,11 @@ pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> 
 
 /// All versions of a function, oldest first.
 #[utoipa::path(get, path = "/function/{name}/versions", tag = "functions", params(("name" = String, Path,)), responses((status = 200, description = "An array, one element a version"), (status = 404, description = "There is no such function", body = Problem)))]
-pub(crate) async fn versions(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<Vec<VersionRecord>>> {
+pub(crate) async fn versions(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<Json<Vec<VersionRecord>>> {
     let function = name.parse()?;
-    Ok(Json(app.db().ask(&VersionList { namespace: Caller::local().namespace, function }).await?))
+    Ok(Json(app.db().ask(&VersionList { namespace: principal.namespace.clone(), function }).await?))
 }

@@ -11,9 +11,10 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
 use faena_domain::payload::MAX_INLINE;
+use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{BlobKey, DigestKind, FunctionName, FunctionStatus, Timestamp, Version};
+use faena_domain::{BlobKey, DigestKind, FunctionName, Timestamp, Version};
 use faena_protocol::db::CallPromised;
 use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
 use serde::Deserialize;
@@ -21,7 +22,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::{calls, trace};
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::body;
 use crate::callbacks;
 use crate::dispatcher::{Answer, Waited};
@@ -213,8 +215,9 @@ pub(crate) async fn accept_and_wait(
     version: Option<Version>,
     wait: Duration,
 ) -> Reply<CallRecord> {
+    let namespace = spec.namespace.clone();
     let call = accept(app, CallSpec { waited: true, ..spec }, version).await?;
-    let call = calls::wait_for_end(app, call, wait).await?;
+    let call = calls::wait_for_end(app, &namespace, call, wait).await?;
     if !call.status.is_terminal() {
         // From the 202 on somebody relies on it: should it fail, it is a dead letter.
         app.db().ask(&CallPromised { num: call.num }).await?;
@@ -240,11 +243,12 @@ pub(crate) fn is_only_stored<B>(request: &Request<B>) -> bool {
     responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
 pub(crate) async fn invoke(
     State(app): State<App>,
+    Authenticated(principal): Authenticated,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Response> {
-    let namespace = Caller::local().namespace;
+    let namespace = principal.namespace.clone();
     app.room().disk()?;
     let mut bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
@@ -255,15 +259,22 @@ pub(crate) async fn invoke(
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;
     let (key, run_at) = (idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
-    // What has to be durable, or has an order among others, gets its row before it runs.
-    let needs_row = key.is_some()
-        || run_at.is_some()
-        || invocation.priority.is_some()
-        || invocation.retries.unwrap_or(0) > 0
-        || invocation.callback.is_some()
-        || current.code.concurrency.is_some();
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
-    let waits_here = wait.is_some() && current.status == FunctionStatus::Ready && !needs_row;
+    let terms = CallTerms {
+        is_waited: wait.is_some(),
+        is_passed_on: false,
+        has_key: key.is_some(),
+        has_start: run_at.is_some(),
+        has_priority: invocation.priority.is_some(),
+        has_retries: invocation.retries.unwrap_or(0) > 0,
+        has_callback: callback.is_some(),
+    };
+    let target = CallTarget {
+        status: current.status,
+        contract: current.code.serving.contract,
+        has_concurrency: current.code.concurrency.is_some(),
+        is_offered: false,
+    };
     let spec = CallSpec {
         num: app.numbers().next().await?,
         namespace,
@@ -283,12 +294,11 @@ pub(crate) async fn invoke(
         retries: invocation.retries.or(wait.map(|_| 0)),
         traceparent: trace::parent(&headers),
     };
-    let call = match wait {
-        Some(seconds) if waits_here => {
-            run_waited(&app, spec, &current.code, Some(Duration::from_secs(seconds))).await?
-        }
-        Some(seconds) => accept_and_wait(&app, spec, version, Duration::from_secs(seconds)).await?,
-        None => accept(&app, spec, version).await?,
+    let most = wait.map(Duration::from_secs);
+    let call = match (plan(&terms, &target), most) {
+        (CallPath::Direct | CallPath::Sync, most) => run_waited(&app, spec, &current.code, most).await?,
+        (CallPath::Queued, Some(most)) => accept_and_wait(&app, spec, version, most).await?,
+        (CallPath::Queued, None) => accept(&app, spec, version).await?,
     };
     reply(&app, call, wait).await
 }

@@ -17,7 +17,8 @@ use futures_util::{StreamExt, stream};
 
 use super::calls::{find, number};
 use super::events::{KEEP_ALIVE, wants_events};
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::logs::{self, Asked, Follower, LineView, Told, Writer};
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
@@ -27,15 +28,20 @@ use crate::shares::Share;
 const LOOK: Duration = Duration::from_millis(500);
 /// Lines of a function that one reply has, unless it asks for another number.
 const LINES: usize = 1000;
-const MAX_LINES: usize = 10_000;
+pub(super) const MAX_LINES: usize = 10_000;
 
 /// What a call wrote beside its result; of one that runs, what it has written until now. `Accept: text/event-stream` follows it.
 #[utoipa::path(get, path = "/call/{callNum}/logs", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The log: text, or an event `line` for each line and then `end`", content((String = "text/plain"), (LineView = "text/event-stream"))), (status = 404, description = "There is no such call", body = Problem)))]
-pub(crate) async fn of_call(State(app): State<App>, Path(num): Path<String>, headers: HeaderMap) -> Reply<Response> {
-    let call = find(&app, number(&num)?).await?;
+pub(crate) async fn of_call(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(num): Path<String>,
+    headers: HeaderMap,
+) -> Reply<Response> {
+    let call = find(&app, &principal.namespace, number(&num)?).await?;
     if wants_events(&headers) {
-        let place = app.follow(&Caller::local().namespace, &call.function)?;
-        return Ok(follow(app, Following::Call(call.num, Told::default()), place));
+        let place = app.follow(&principal.namespace, &call.function)?;
+        return Ok(follow(app, Following::Call(principal.namespace.clone(), call.num, Told::default()), place));
     }
     let log = match call.status.is_terminal() {
         true => logs::stored(&app, &call.logs).await?,
@@ -57,11 +63,12 @@ fn text(stored: &str) -> Response {
     responses((status = 200, description = "The lines; `Link: rel=\"next\"` leads to older calls", content((Vec<LineView> = "application/json"), (LineView = "text/event-stream"))), (status = 404, description = "There is no such function", body = Problem)))]
 pub(crate) async fn of_function(
     State(app): State<App>,
+    Authenticated(principal): Authenticated,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Reply<Response> {
-    let asked = parse(Caller::local().namespace, name.parse()?, query.as_deref().unwrap_or_default())?;
+    let asked = parse(principal.namespace.clone(), name.parse()?, query.as_deref().unwrap_or_default())?;
     let (namespace, name) = (asked.namespace.clone(), asked.function.clone());
     app.db().ask(&FunctionGet { namespace, name }).await?;
     if wants_events(&headers) {
@@ -147,7 +154,7 @@ pub(super) fn follow_build(app: App, build: BuildRef, place: Share) -> Response 
 
 /// What is followed, and how far it was read.
 enum Following {
-    Call(CallNum, Told),
+    Call(Namespace, CallNum, Told),
     Build(BuildRef, Told),
     Function(Box<Follower>),
 }
@@ -161,8 +168,8 @@ struct News {
 impl Following {
     async fn news(&mut self, app: &App) -> Reply<News> {
         match self {
-            Self::Call(num, told) => {
-                let call = find(app, *num).await?;
+            Self::Call(namespace, num, told) => {
+                let call = find(app, namespace, *num).await?;
                 let attempts = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX);
                 let is_over = call.status.is_terminal();
                 let attempt = if is_over { attempts } else { attempts.saturating_add(1) };

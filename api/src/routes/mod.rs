@@ -3,7 +3,6 @@
 mod builds;
 mod calls;
 mod describe;
-pub(crate) mod direct;
 mod events;
 mod functions;
 mod health;
@@ -64,7 +63,7 @@ fn documented() -> OpenApiRouter<App> {
 /// The OpenAPI description of every route.
 pub fn description() -> serde_json::Value {
     let mut document: Document = documented().into_openapi();
-    direct::describe(&mut document);
+    describe::function_calls(&mut document);
     let mut description = serde_json::to_value(document).unwrap_or_default();
     describe::complete(&mut description);
     description
@@ -74,11 +73,7 @@ pub fn description() -> serde_json::Value {
 pub fn router(app: App) -> Router {
     let (router, _) = documented().split_for_parts();
     let document = description();
-    let all = router
-        .route("/openapi.json", get(|| async move { Json(document) }))
-        .route("/f/{name}", axum::routing::any(direct::call))
-        .route("/f/{name}/", axum::routing::any(direct::call))
-        .route("/f/{name}/{*path}", axum::routing::any(direct::call));
+    let all = router.route("/openapi.json", get(|| async move { Json(document) }));
     guarded(all, app)
 }
 

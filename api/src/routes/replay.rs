@@ -7,13 +7,14 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::MAX_PAGE;
-use faena_domain::{CallNum, FunctionName, Version};
+use faena_domain::{CallNum, FunctionName, Namespace, Version};
 use faena_protocol::db::{CallList, CallReplay, DeadLetterForget};
 use faena_protocol::records::CallRecord;
 use serde::Deserialize;
 
 use super::{calls, trace};
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::body;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
@@ -27,10 +28,15 @@ struct Options {
     version: Option<i64>,
 }
 
-async fn again(app: &App, headers: &HeaderMap, of: CallNum, version: Option<Version>) -> Reply<CallRecord> {
+async fn again(
+    app: &App,
+    namespace: &Namespace,
+    headers: &HeaderMap,
+    (of, version): (CallNum, Option<Version>),
+) -> Reply<CallRecord> {
     let request = CallReplay {
         num: app.numbers().next().await?,
-        namespace: Caller::local().namespace,
+        namespace: namespace.clone(),
         of,
         version,
         traceparent: trace::parent(headers),
@@ -43,17 +49,19 @@ async fn again(app: &App, headers: &HeaderMap, of: CallNum, version: Option<Vers
     responses((status = 202, description = "The new call, with `replayOf`", body = CallView), (status = 404, description = "There is no such call, function or version", body = Problem)))]
 pub(crate) async fn one(
     State(app): State<App>,
+    Authenticated(principal): Authenticated,
     Path(num): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Response> {
+    let namespace = &principal.namespace;
     app.room().disk()?;
     let num = calls::number(&num)?;
     let bytes = body::read(app.room(), &headers, body, None, MAX_REPLAY).await?;
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
-    let call = calls::written(&app, num).await?;
-    let call = again(&app, &headers, call.num, options.version.map(Version)).await?;
+    let call = calls::written(&app, namespace, num).await?;
+    let call = again(&app, namespace, &headers, (call.num, options.version.map(Version))).await?;
     app.dispatcher().poke();
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
     let view = CallView::whole(call, app.blobs()).await?;
@@ -68,8 +76,12 @@ pub(crate) async fn one(
 /// Calls that were accepted with 202 and given up, newest first; shaped like `/calls`.
 #[utoipa::path(get, path = "/deadLetters", tag = "calls", params(("limit" = Option<u32>, Query, description = "1 to 200"), ("cursor" = Option<i64>, Query,), ("funcName" = Option<String>, Query,), ("status" = Option<String>, Query,)),
     responses((status = 200, description = "`{\"c1\": {…}}`; `Link: rel=\"next\"` leads to the next page"), (status = 400, description = "What is wrong", body = Problem)))]
-pub(crate) async fn dead_letters(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Response> {
-    calls::page(&app, "/deadLetters", query, true).await
+pub(crate) async fn dead_letters(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    RawQuery(query): RawQuery,
+) -> Reply<Response> {
+    calls::page(&app, &principal.namespace, ("/deadLetters", query), true).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,7 +93,7 @@ struct Selection {
 }
 
 /// The dead letters that are meant: those named, or a page of a function's.
-async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
+async fn selected(app: &App, namespace: &Namespace, selection: &Selection) -> Reply<Vec<CallNum>> {
     match (&selection.call_nums, &selection.func_name) {
         (Some(nums), None) if (1..=MAX_PAGE as usize).contains(&nums.len()) => {
             Ok(nums.iter().map(|num| CallNum(*num)).collect())
@@ -89,7 +101,7 @@ async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
         (None, Some(name)) => {
             let function: FunctionName = name.parse()?;
             let list = CallList {
-                namespace: Caller::local().namespace,
+                namespace: namespace.clone(),
                 function: Some(function),
                 status: None,
                 dead: true,
@@ -109,27 +121,37 @@ async fn selected(app: &App, selection: &Selection) -> Reply<Vec<CallNum>> {
 /// Forgets a dead letter; the call stays on record.
 #[utoipa::path(delete, path = "/deadLetter/{callNum}", tag = "calls", params(("callNum" = i64, Path,)),
     responses((status = 204, description = "It is no dead letter any more"), (status = 404, description = "There is no such dead letter", body = Problem)))]
-pub(crate) async fn forget(State(app): State<App>, Path(num): Path<String>) -> Reply<StatusCode> {
+pub(crate) async fn forget(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(num): Path<String>,
+) -> Reply<StatusCode> {
     let num = calls::number(&num)?;
-    app.db().ask(&DeadLetterForget { namespace: Caller::local().namespace, num }).await?;
+    app.db().ask(&DeadLetterForget { namespace: principal.namespace.clone(), num }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Replays many dead letters that were not replayed yet: those named, or the newest 200 of a function.
 #[utoipa::path(post, path = "/deadLetters/replay", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`callNums` or `funcName`; optionally `version`"),
     responses((status = 202, description = "The new calls, shaped like `/calls`"), (status = 400, description = "What is wrong", body = Problem), (status = 404, description = "There is no such call, function or version", body = Problem)))]
-pub(crate) async fn many(State(app): State<App>, headers: HeaderMap, body: Body) -> Reply<Response> {
+pub(crate) async fn many(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<Response> {
+    let namespace = &principal.namespace;
     app.room().disk()?;
     let bytes = body::read_json(app.room(), &headers, body, MAX_REPLAY).await?;
     let selection: Selection = parse_object(&bytes, &["callNums", "funcName", "version"])?;
-    let nums = selected(&app, &selection).await?;
+    let nums = selected(&app, namespace, &selection).await?;
     let mut made = Vec::with_capacity(nums.len());
     for num in nums {
-        let call = calls::find(&app, num).await?;
+        let call = calls::find(&app, namespace, num).await?;
         // A dead letter that was replayed is not replayed again: the same request twice makes the same calls.
         made.push(match call.replayed_as {
-            Some(replay) => calls::find(&app, replay).await?,
-            None => again(&app, &headers, num, selection.version.map(Version)).await?,
+            Some(replay) => calls::find(&app, namespace, replay).await?,
+            None => again(&app, namespace, &headers, (num, selection.version.map(Version))).await?,
         });
     }
     app.dispatcher().poke();

@@ -15,7 +15,8 @@ use faena_protocol::node::{Question, Reply as WorkerReply};
 use faena_protocol::records::RuntimeRecord;
 use serde::Serialize;
 
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::body;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
@@ -65,13 +66,14 @@ impl From<InvalidRuntime> for Problem {
     responses((status = 201, description = "The new runtime; `warnings` where no node has its image"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
 pub(crate) async fn register(
     State(app): State<App>,
+    Authenticated(principal): Authenticated,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<(StatusCode, Json<Registered>)> {
     let bytes = body::read_json(app.room(), &headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
     let warnings = warnings(&app, &spec).await;
-    let put = app.db().ask(&RuntimePut { namespace: Caller::local().namespace, spec }).await?;
+    let put = app.db().ask(&RuntimePut { namespace: principal.namespace.clone(), spec }).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(Registered { runtime: put.record, warnings })))
 }
@@ -100,21 +102,32 @@ async fn warnings(app: &App, spec: &RuntimeSpec) -> Vec<String> {
 
 /// The names of all runtimes.
 #[utoipa::path(get, path = "/runtimes", tag = "runtimes", responses((status = 200, description = "Names, sorted", body = Vec<String>)))]
-pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<RuntimeName>>> {
-    Ok(Json(app.db().ask(&RuntimeList { namespace: Caller::local().namespace }).await?))
+pub(crate) async fn list(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+) -> Reply<Json<Vec<RuntimeName>>> {
+    Ok(Json(app.db().ask(&RuntimeList { namespace: principal.namespace.clone() }).await?))
 }
 
 /// One runtime.
 #[utoipa::path(get, path = "/runtime/{name}", tag = "runtimes", params(("name" = String, Path,)), responses((status = 200, description = "The runtime and its revision"), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<RuntimeRecord>> {
+pub(crate) async fn get(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<Json<RuntimeRecord>> {
     let name = name.parse()?;
-    Ok(Json(app.db().ask(&RuntimeGet { namespace: Caller::local().namespace, name }).await?))
+    Ok(Json(app.db().ask(&RuntimeGet { namespace: principal.namespace.clone(), name }).await?))
 }
 
 /// Forgets a runtime that no function uses.
 #[utoipa::path(delete, path = "/runtime/{name}", tag = "runtimes", params(("name" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "A function uses it", body = Problem)))]
-pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(name): Path<String>,
+) -> Reply<StatusCode> {
     let name = name.parse()?;
-    app.db().ask(&RuntimeDelete { namespace: Caller::local().namespace, name }).await?;
+    app.db().ask(&RuntimeDelete { namespace: principal.namespace.clone(), name }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -20,7 +20,8 @@ use http_body_util::Limited;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::functions::FunctionView;
-use crate::app::{App, Caller};
+use crate::app::App;
+use crate::authorize::Authenticated;
 use crate::body::{PATIENCE, too_slow};
 use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
@@ -88,10 +89,11 @@ struct UploadForm {
     responses((status = 201, description = "The new function"), (status = 200, description = "The function with its new version"), (status = 400, description = "What is wrong with the archive", body = Problem), (status = 404, description = "There is no such runtime", body = Problem), (status = 413, description = "Too large", body = Problem)))]
 pub(crate) async fn register(
     State(app): State<App>,
+    Authenticated(principal): Authenticated,
     Path((runtime, function)): Path<(String, String)>,
     request: Request,
 ) -> Reply<(StatusCode, Json<FunctionView>)> {
-    let namespace = Caller::local().namespace;
+    let namespace = principal.namespace.clone();
     let (runtime, function): (RuntimeName, FunctionName) = (runtime.parse()?, function.parse()?);
     let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
     let place = Arc::clone(app.uploads()).try_acquire_owned().map_err(|_| {

@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod name;
 pub mod near;
 pub mod payload;
+pub mod plan;
 pub mod program;
 pub mod queue;
 pub mod retry;

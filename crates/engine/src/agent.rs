@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::sandbox::host_program;
+
 /// The agent's program, built from this tree.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faena-agent"));
 /// What makes an interpreter of this host a spawner; empty where it could not be built.
@@ -154,10 +156,13 @@ pub fn install_shims(folder: &Path) -> io::Result<PathBuf> {
     Ok(place)
 }
 
-/// Has this host's Python compile its shim once, rather than at each start. Another version compiles it itself.
+/// Has this host's Python compile its shim once, rather than at each start. It is the Python that instances find, not one
+/// of the worker's own PATH; another version compiles the shim itself.
 fn compile(folder: &Path) {
+    let Some(python) = host_program("python3") else { return };
     let modules = SHIMS.iter().map(|(name, _)| *name).filter(|name| name.starts_with('_'));
-    let compiled = std::process::Command::new("python3")
+    let compiled = std::process::Command::new(python)
+        .env_clear()
         .args(["-I", "-S", "-c", COMPILE, faena_instance_protocol::SHIMS])
         .args(modules.map(|name| folder.join(name)))
         .stdin(std::process::Stdio::null())

@@ -240,6 +240,8 @@ pub struct CallbackState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackJob {
+    /// The call's namespace.
+    pub namespace: Namespace,
     /// The call that has ended.
     pub call: CallRecord,
     /// Who is told.

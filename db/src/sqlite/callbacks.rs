@@ -1,7 +1,7 @@
 //! Callbacks: written with the end that they tell of, taken for a few minutes at a time, given up after eight tries.
 
 use faena_domain::retry::pause_ms;
-use faena_domain::{CallNum, Payload};
+use faena_domain::{CallNum, Namespace, Payload};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{CallRecord, Callback, CallbackJob};
@@ -9,7 +9,7 @@ use rusqlite::{Connection, Row};
 
 use super::internal;
 use super::requests::{Moment, Read, Write};
-use super::rows::Json;
+use super::rows::{Json, Text};
 
 /// How often a callback is tried.
 const TRIES: u32 = 8;
@@ -49,17 +49,19 @@ struct Due {
     callback: Callback,
     secret: String,
     bytes: usize,
+    namespace: Namespace,
 }
 
 fn due(row: &Row<'_>) -> rusqlite::Result<Due> {
     let Json(callback) = row.get(2)?;
-    Ok(Due { num: row.get(0)?, tries: row.get(1)?, callback, secret: row.get(3)?, bytes: row.get(4)? })
+    let Text(namespace) = row.get(5)?;
+    Ok(Due { num: row.get(0)?, tries: row.get(1)?, callback, secret: row.get(3)?, bytes: row.get(4)?, namespace })
 }
 
 fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<Due>> {
     let mut found: Vec<Due> = connection
         .prepare_cached(
-            "SELECT b.num, b.tries + 1, c.callback, b.secret, length(c.spec) + length(c.result) + length(c.attempts)
+            "SELECT b.num, b.tries + 1, c.callback, b.secret, length(c.spec) + length(c.result) + length(c.attempts), c.namespace
              FROM callbacks b JOIN calls c ON c.num = b.num
              WHERE b.status = 'WAITING' AND b.due_at <= ?1 ORDER BY b.due_at LIMIT ?2",
         )?
@@ -88,10 +90,12 @@ impl Write for CallbacksTake {
     fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallbackJob>, DbError> {
         let broken = |error| internal("taking callbacks", &error);
         let mut jobs = Vec::new();
-        for Due { num, tries, callback, secret, .. } in take(connection, self.limit, moment.now).map_err(broken)? {
+        for Due { num, tries, callback, secret, namespace, .. } in
+            take(connection, self.limit, moment.now).map_err(broken)?
+        {
             let mut call = call(connection, num).map_err(broken)?;
             call.logs = Payload::empty();
-            jobs.push(CallbackJob { call, callback, secret, tries });
+            jobs.push(CallbackJob { namespace, call, callback, secret, tries });
         }
         Ok(jobs)
     }

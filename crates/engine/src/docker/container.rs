@@ -151,6 +151,13 @@ fn tmpfs(container: &Container<'_>, copied: u64) -> HashMap<String, String> {
     points
 }
 
+/// Docker takes IPv6 from containers of a daemon that does not route it, `::1` included, which programs listen on. A kernel
+/// without IPv6 knows no such setting, and a container that names it would not start.
+fn loopback_ipv6() -> Option<HashMap<String, String>> {
+    let has_ipv6 = Path::new("/proc/sys/net/ipv6/conf/lo/disable_ipv6").exists();
+    has_ipv6.then(|| HashMap::from([("net.ipv6.conf.lo.disable_ipv6".to_owned(), "0".to_owned())]))
+}
+
 fn host_config(container: &Container<'_>) -> HostConfig {
     let (spec, copied) = (container.spec, container.copied_bytes());
     let memory = signed(spec.limits.memory.0 + copied);
@@ -163,6 +170,7 @@ fn host_config(container: &Container<'_>) -> HostConfig {
         cap_drop: Some(strings(&["ALL"])),
         security_opt: Some(strings(&["no-new-privileges:true"])),
         network_mode: Some("none".to_owned()),
+        sysctls: loopback_ipv6(),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         privileged: Some(false),

@@ -400,7 +400,7 @@ fn host_id() -> ImageId {
 }
 
 /// Where a program of the host is found inside.
-fn host_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn host_program(name: &str) -> Option<PathBuf> {
     ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
 }
 

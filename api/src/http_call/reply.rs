@@ -1,34 +1,21 @@
-//! The direct road: `ANY /f/{name}`, body in, body out.
-
-use std::time::Duration;
+//! The reply to a call on `/f/`: what the function put out, without what it may not say, or why it failed.
 
 use axum::body::Body;
-use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use faena_domain::limits::{MAX_BODY, MAX_HEADER_BYTES, MAX_RESULT};
-use faena_domain::{CallError, CallStatus, ErrorKind, FunctionName, FunctionStatus};
+use faena_domain::limits::{MAX_HEADER_BYTES, MAX_RESULT};
+use faena_domain::{Attempt, CallError, CallNum, CallStatus, ErrorKind};
 use faena_protocol::direct::{Header, HttpHead};
-use faena_protocol::records::{CallRecord, CallSpec};
-use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
-use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
+use faena_protocol::records::CallRecord;
 
-use super::{invoke, trace};
-use crate::app::{App, Caller};
-use crate::body;
-use crate::handed::{self, HOP_BY_HOP, Handed};
-use crate::path::Path;
+use crate::app::App;
+use crate::handed::HOP_BY_HOP;
 use crate::problem::{Problem, Reply};
-
-/// What a direct call may wait for a slot, over its own time.
-pub(crate) const QUEUE_MS: u64 = 10_000;
+use crate::routes::trace;
 
 /// The most headers of a function's answer.
 const MAX_HEADERS: usize = 100;
-
-/// How much later than its age a call is judged at most.
-const JUDGED: Duration = Duration::from_secs(2);
 
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
 /// the one answer (docs/reference/safety.md).
@@ -62,68 +49,13 @@ fn keep_headers(told: Vec<Header>, headers: &mut HeaderMap) {
     }
 }
 
-/// Calls a function with the body of the request, and answers with what it put out.
-pub(crate) async fn call(
-    State(app): State<App>,
-    Path(segments): Path<Vec<(String, String)>>,
-    uri: OriginalUri,
-    method: Method,
-    headers: HeaderMap,
-    body: Body,
-) -> Reply<Response> {
-    let namespace = Caller::local().namespace;
-    let name = segments.into_iter().next().map(|(_, value)| value).unwrap_or_default();
-    let function: FunctionName = name.parse()?;
-    app.room().disk()?;
-    let current = app.versions().of(&namespace, &function, None).await?;
-    let bytes = body::read(app.room(), &headers, body, Some((&namespace, &function)), MAX_BODY).await?;
-    let key = invoke::idempotency_key(&headers, (&method, &uri), None, &bytes)?;
-    let Handed { params, body, request } =
-        handed::hand((&method, &uri, &headers), current.code.serving.contract, bytes.bytes())?;
-    let body = match body {
-        Some(body) => Some(app.blobs().payload(body).await?),
-        None => None,
-    };
-    let timeout_ms = current.code.limits.timeout.0;
-    let spec = CallSpec {
-        num: app.numbers().next().await?,
-        namespace,
-        function,
-        params: app.blobs().payload(params).await?,
-        body,
-        request: Some(request),
-        direct: true,
-        timeout_ms: None,
-        max_age_ms: timeout_ms + QUEUE_MS,
-        run_at: None,
-        priority: 0,
-        key,
-        waited: false,
-        replay_of: None,
-        callback: None,
-        retries: Some(0),
-        traceparent: trace::parent(&headers),
-    };
-    let needs_row = spec.key.is_some() || current.code.concurrency.is_some();
-    let call = if current.status == FunctionStatus::Ready && !needs_row {
-        invoke::run_waited(&app, spec, &current.code, None).await?
-    } else {
-        let age = Duration::from_millis(spec.max_age_ms);
-        invoke::accept_and_wait(&app, spec, None, age + JUDGED).await?
-    };
-    answer(&app, call).await
-}
-
-async fn answer(app: &App, mut call: CallRecord) -> Reply<Response> {
+/// The reply to a call by its record.
+pub(super) async fn of_record(app: &App, mut call: CallRecord) -> Reply<Response> {
     let mut response = match (&call.error, call.head.take()) {
         (error, Some(head)) => {
             let body = app.blobs().bytes(&call.result, MAX_RESULT).await?;
-            passed_on(
-                head,
-                body,
-                error.is_some(),
-                call.request.as_ref().is_some_and(|request| request.method == "HEAD"),
-            )
+            let is_head = call.request.as_ref().is_some_and(|request| request.method == "HEAD");
+            passed_on(head, body, error.is_some(), is_head)
         }
         (None, None) if call.status == CallStatus::Done => bytes(app.blobs().bytes(&call.result, MAX_RESULT).await?),
         (Some(error), None) => failed(error),
@@ -132,13 +64,12 @@ async fn answer(app: &App, mut call: CallRecord) -> Reply<Response> {
             Problem::new(StatusCode::ACCEPTED, "running", detail).into_response()
         }
     };
-    seal(response.headers_mut());
-    trace::tell(response.headers_mut(), call.num.0, &call.traceparent, call.attempts.last());
+    complete(response.headers_mut(), call.num, &call.traceparent, call.attempts.last());
     Ok(response)
 }
 
 /// What a function put out, as what it looks like.
-pub(crate) fn bytes(result: Bytes) -> Response {
+pub(super) fn bytes(result: Bytes) -> Response {
     let kind = match std::str::from_utf8(&result) {
         Err(_) => "application/octet-stream",
         Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => "application/json",
@@ -152,7 +83,7 @@ pub(crate) fn bytes(result: Bytes) -> Response {
 /// What a function answered with a head of its own, without what it may not say.
 ///
 /// The answer to HEAD has no body, and says how long that of GET would be.
-pub(crate) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: bool) -> Response {
+pub(super) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: bool) -> Response {
     let length = head.headers.iter().find(|Header(name, _)| is_head && name.eq_ignore_ascii_case("content-length"));
     let length = length.and_then(|Header(_, value)| HeaderValue::from_bytes(value).ok());
     let is_typed = head.headers.iter().any(|Header(name, _)| name.eq_ignore_ascii_case("content-type"));
@@ -168,14 +99,15 @@ pub(crate) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: 
     response
 }
 
-/// Whatever a function puts out is no page of ours.
-pub(crate) fn seal(headers: &mut HeaderMap) {
+/// Adds what every reply on `/f/` has: whose call it was, and that what a function puts out is no page of ours.
+pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str, last: Option<&Attempt>) {
+    trace::tell(headers, num.0, traceparent, last);
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 /// The status and the problem of a call that did not end in DONE.
-pub(crate) fn failed(error: &CallError) -> Response {
+pub(super) fn failed(error: &CallError) -> Response {
     let (status, code) = match error.kind {
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         ErrorKind::Expired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
@@ -197,34 +129,6 @@ pub(crate) fn failed(error: &CallError) -> Response {
     let blame = if error.kind.is_platforms() { "platform" } else { "function" };
     response.headers_mut().insert("faena-error", HeaderValue::from_static(blame));
     response
-}
-
-/// Describes the road for any method; the derive knows no wildcard paths.
-pub(crate) fn describe(document: &mut OpenApi) {
-    let parameter = |name: &str| {
-        ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True).build()
-    };
-    let operation = |names: &[&str]| {
-        let mut operation = OperationBuilder::new()
-            .tag("calls")
-            .summary(Some("Calls a function with the body, and answers with what it put out"))
-            .response("200", ResponseBuilder::new().description("The result's bytes").build())
-            .response(
-                "default",
-                ResponseBuilder::new().description("What a function answers with a head of its own").build(),
-            )
-            .response("502", ResponseBuilder::new().description("The function failed").build())
-            .response("504", ResponseBuilder::new().description("It took too long").build());
-        for name in names {
-            operation = operation.parameter(parameter(name));
-        }
-        operation.build()
-    };
-    let methods = [HttpMethod::Get, HttpMethod::Post, HttpMethod::Put, HttpMethod::Patch, HttpMethod::Delete];
-    for (path, names) in [("/f/{name}", &["name"][..]), ("/f/{name}/{path}", &["name", "path"][..])] {
-        let item = PathItem::from_http_methods(methods.clone(), operation(names));
-        document.paths.paths.insert(path.to_owned(), item);
-    }
 }
 
 #[cfg(test)]

@@ -1,81 +1,25 @@
-//! The direct road: from the request to an instance and back, within our process or over one connection.
-//!
-//! It takes what an instance that answers many calls can take at once; everything else goes by the dispatcher. Nothing
-//! is written before the answer. Whoever waits may go: the call's end is recorded by whoever ends it.
+//! Calls without a row before the reply, handed to an instance that answers many: in this process, or over one connection
+//! to a worker. Nothing is written before the reply.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode};
-use axum::response::IntoResponse;
+use axum::http::Response;
 use bytes::Bytes;
-use faena_domain::limits::MAX_BODY;
 use faena_domain::payload::MAX_INLINE;
-use faena_domain::{CallError, CallNum, CallStatus, Contract, ErrorKind, FunctionName, FunctionStatus, Layer, Payload};
+use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Layer, Payload};
 use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpHead, HttpRequest};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use crate::app::{App, Caller};
+use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
+use crate::app::App;
 use crate::body;
 use crate::dispatcher::unix_ms;
-use crate::guard;
-use crate::handed::{self, Handed, PREFIX};
-use crate::problem::{Problem, Reply};
+use crate::problem::Reply;
 use crate::recorder::{Place, Running};
-use crate::routes::direct::{self, QUEUE_MS};
-use crate::routes::trace;
 use crate::versions::Current;
-
-/// The route that its requests are counted under.
-pub(crate) const ROUTE: &str = "/f/{name}";
-
-/// A request that is for this road, or the request itself where it is not.
-pub(crate) enum Taken {
-    Answered(Response<Body>),
-    Not(Request<Incoming>),
-}
-
-/// Answers a request, if it can be answered here.
-pub(crate) async fn take(app: &App, request: Request<Incoming>) -> Taken {
-    if !request.uri().path().starts_with(PREFIX) {
-        return Taken::Not(request);
-    }
-    let begun = Instant::now();
-    // What is turned away is told by the road that everything else takes; nothing is asked of db for it.
-    if guard::judge(app, request.uri(), request.headers()).is_err() {
-        return Taken::Not(request);
-    }
-    let Some((road, current)) = target(app, &request).await else { return Taken::Not(request) };
-    let response = call(app, &road, &current, request).await.unwrap_or_else(Problem::into_response);
-    let metrics = app.metrics();
-    match response.status() {
-        StatusCode::OK => metrics.direct_ok.inc(),
-        status => metrics.request(ROUTE, status.as_u16()).inc(),
-    };
-    metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
-    Taken::Answered(response)
-}
-
-/// The version that a request calls, where its instances can be called from here.
-async fn target(app: &App, request: &Request<Incoming>) -> Option<(Arc<dyn DirectRoad>, Arc<Current>)> {
-    let name = request.uri().path().strip_prefix(PREFIX)?.split('/').next()?;
-    if request.headers().contains_key("idempotency-key") {
-        return None;
-    }
-    let current = match app.versions().known(name) {
-        Some(current) => current,
-        // Whatever is wrong is told by the road that everything else takes.
-        None => app.versions().of(&Caller::local().namespace, &name.parse::<FunctionName>().ok()?, None).await.ok()?,
-    };
-    let is_ours = current.status == FunctionStatus::Ready
-        && current.code.serving.contract != Contract::Command
-        && current.code.concurrency.is_none();
-    let road = app.roads().iter().find(|road| is_ours && road.offers(&current.code))?;
-    Some((Arc::clone(road), current))
-}
 
 /// What is known of a call from its beginning.
 struct Begun {
@@ -116,25 +60,17 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
     Some(Payload::Text(std::str::from_utf8(bytes).ok()?.to_owned()))
 }
 
-async fn call(
+/// Hands a call to an instance and replies with its end. The call is recorded behind the reply, whether or not the client
+/// still waits for it.
+pub(super) async fn run(
     app: &App,
-    road: &Arc<dyn DirectRoad>,
+    road: &dyn DirectRoad,
     current: &Current,
-    request: Request<Incoming>,
+    call: HttpCall,
+    place: Place,
 ) -> Reply<Response<Body>> {
-    app.room().disk()?;
-    let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
-    let place = app.recorder().place().ok_or_else(busy)?;
-    let Code { namespace, function, .. } = &*current.code;
-    let _waiting = app.follow(namespace, function)?;
-    let (parts, incoming) = request.into_parts();
-    let held =
-        body::read(app.room(), &parts.headers, Body::new(incoming), Some((namespace, function)), MAX_BODY).await?;
-    let contract = current.code.serving.contract;
-    let Handed { params, body, request } =
-        handed::hand((&parts.method, &parts.uri, &parts.headers), contract, held.bytes())?;
-    let num = app.numbers().next().await?;
-    let traceparent: Arc<str> = trace::parent(&parts.headers).into();
+    let HttpCall { num, request, params, body, traceparent, held, is_head } = call;
+    let traceparent: Arc<str> = traceparent.into();
     let timeout_ms = current.code.limits.timeout.0;
     let created_at = unix_ms();
     let begun = Arc::new(Begun {
@@ -146,8 +82,7 @@ async fn call(
         created_at,
         traceparent: Arc::clone(&traceparent),
     });
-    let namespace = begun.code.namespace.clone();
-    app.recorder().show_running(namespace, num, Arc::<Begun>::clone(&begun));
+    app.recorder().show_running(begun.code.namespace.clone(), num, Arc::<Begun>::clone(&begun));
     let (tell, ended) = oneshot::channel();
     let call = DirectCall {
         num,
@@ -163,9 +98,9 @@ async fn call(
             let (app, begun) = (app.clone(), Arc::clone(&begun));
             move |end: DirectEnd| {
                 let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), end.attempt.clone());
-                // The call holds memory for its body whoever waits, until it is written.
+                // The call holds memory for its body until it is written, whether or not its client waits.
                 record(&app, &begun, end, (place, held));
-                // Whoever waited may have gone.
+                // The client may have gone.
                 let _ = tell.send(answer);
             }
         }),
@@ -176,13 +111,10 @@ async fn call(
     }
     let Ok((status, result, head, error, attempt)) = ended.await else {
         app.recorder().forget(num);
-        return Err(
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)
-        );
+        return Err(stopping());
     };
-    let mut response = respond((status, result), head, error, parts.method == Method::HEAD);
-    direct::seal(response.headers_mut());
-    trace::tell(response.headers_mut(), num.0, &traceparent, Some(&attempt));
+    let mut response = respond((status, result), head, error, is_head);
+    reply::complete(response.headers_mut(), num, &traceparent, Some(&attempt));
     Ok(response)
 }
 
@@ -194,10 +126,10 @@ fn respond(
     is_head: bool,
 ) -> Response<Body> {
     match (status, head, error) {
-        (_, Some(head), error) => direct::passed_on(head, result, error.is_some(), is_head),
-        (CallStatus::Done, None, _) => direct::bytes(result),
-        (_, None, Some(error)) => direct::failed(&error),
-        (_, None, None) => direct::failed(&missing()),
+        (_, Some(head), error) => reply::passed_on(head, result, error.is_some(), is_head),
+        (CallStatus::Done, None, _) => reply::bytes(result),
+        (_, None, Some(error)) => reply::failed(&error),
+        (_, None, None) => reply::failed(&missing()),
     }
 }
 

@@ -1,0 +1,221 @@
+//! A call on `/f/`: the request goes to the function, and what the function puts out is the reply.
+//!
+//! [`answer`] is all of it. A call whose path is direct is served on the thread that owns its connection; every other call
+//! runs where it may take its time.
+
+mod direct;
+mod reply;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{Method, Request, Response, StatusCode};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use faena_domain::limits::MAX_BODY;
+use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
+use faena_domain::{CallNum, FunctionName};
+use faena_protocol::direct::{DirectRoad, HttpRequest};
+use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::app::App;
+use crate::handed::{self, Handed, PREFIX};
+use crate::problem::{Problem, Reply};
+use crate::routes::{invoke, trace};
+use crate::versions::Current;
+use crate::{authorize, body, guard};
+
+/// The route that its requests are counted and authorised under.
+pub(crate) const ROUTE: &str = "/f/{name}";
+
+/// What a call may wait for a slot, over its own time.
+const QUEUE_MS: u64 = 10_000;
+
+/// How much later than its age a call is judged at most.
+const JUDGED: Duration = Duration::from_secs(2);
+
+/// A call that was read from its request.
+struct HttpCall {
+    num: CallNum,
+    request: Arc<HttpRequest>,
+    params: Bytes,
+    /// The body, where it is not the params.
+    body: Option<Bytes>,
+    traceparent: String,
+    /// The memory of its body.
+    held: body::Whole,
+    is_head: bool,
+}
+
+/// How a call is executed, and by whom.
+struct Plan {
+    path: CallPath,
+    /// What takes direct calls of the version.
+    road: Option<Arc<dyn DirectRoad>>,
+    current: Arc<Current>,
+}
+
+fn busy() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1)
+}
+
+fn stopping() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)
+}
+
+/// Whether a request is a call of a function.
+pub(crate) fn is_one<B>(request: &Request<B>) -> bool {
+    request.uri().path().strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+}
+
+/// Calls a function and replies with what it put out.
+pub(crate) async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
+    let begun = Instant::now();
+    let response = serve(app, request).await.unwrap_or_else(Problem::into_response);
+    let metrics = app.metrics();
+    match response.status() {
+        StatusCode::OK => metrics.direct_ok.inc(),
+        status => metrics.request(ROUTE, status.as_u16()).inc(),
+    };
+    metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
+    response
+}
+
+async fn serve(app: &App, request: Request<Incoming>) -> Reply<Response<Body>> {
+    guard::judge(app, request.uri(), request.headers())?;
+    let principal = authorize::authenticate();
+    authorize::permit(&principal, request.method(), ROUTE)?;
+    app.room().disk()?;
+    let has_key = request.headers().contains_key("idempotency-key");
+    let name = name_of(request.uri().path())?;
+    let current = match app.versions().known(&principal.namespace, &name) {
+        Some(current) => current,
+        None => app.versions().of(&principal.namespace, &name.parse::<FunctionName>()?, None).await?,
+    };
+    let plan = decide(app, current, has_key);
+    if plan.path == CallPath::Direct {
+        return run(app, plan, request).await;
+    }
+    let shared = app.clone();
+    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request).await }));
+    running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
+}
+
+/// The name of the function in a path.
+fn name_of(path: &str) -> Reply<Cow<'_, str>> {
+    let name = path.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let malformed = |_| Problem::invalid("malformed_path", "the name in the path is no UTF-8");
+    percent_decode_str(name).decode_utf8().map_err(malformed)
+}
+
+fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
+    let code = &current.code;
+    let road = app.roads().iter().find(|road| road.offers(code)).cloned();
+    let terms = CallTerms { is_waited: true, is_passed_on: true, has_key, ..CallTerms::default() };
+    let target = CallTarget {
+        status: current.status,
+        contract: code.serving.contract,
+        has_concurrency: code.concurrency.is_some(),
+        is_offered: road.is_some(),
+    };
+    Plan { path: plan(&terms, &target), road, current }
+}
+
+async fn run(app: &App, Plan { path, road, current }: Plan, request: Request<Incoming>) -> Reply<Response<Body>> {
+    let (parts, incoming) = request.into_parts();
+    match (path, road) {
+        (CallPath::Direct, Some(road)) => {
+            let place = app.recorder().place().ok_or_else(busy)?;
+            let Code { namespace, function, .. } = &*current.code;
+            let _waiting = app.follow(namespace, function)?;
+            let call = read(app, &current, &parts, incoming).await?;
+            direct::run(app, &*road, &current, call, place).await
+        }
+        (path, _) => {
+            let call = read(app, &current, &parts, incoming).await?;
+            let uri = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
+            stored(app, path, &current, call, uri).await
+        }
+    }
+}
+
+/// Reads a call from its request, and gives it a number.
+async fn read(app: &App, current: &Current, parts: &Parts, incoming: Incoming) -> Reply<HttpCall> {
+    let Code { namespace, function, serving, .. } = &*current.code;
+    let of = Some((namespace, function));
+    let held = body::read(app.room(), &parts.headers, Body::new(incoming), of, MAX_BODY).await?;
+    let Handed { params, body, request } =
+        handed::hand((&parts.method, &parts.uri, &parts.headers), serving.contract, held.bytes())?;
+    let num = app.numbers().next().await?;
+    let (traceparent, is_head) = (trace::parent(&parts.headers), parts.method == Method::HEAD);
+    Ok(HttpCall { num, request, params, body, traceparent, held, is_head })
+}
+
+/// Runs a call by the scheduler: without a row before its end, or with one.
+async fn stored(
+    app: &App,
+    path: CallPath,
+    current: &Current,
+    call: HttpCall,
+    key: Option<IdempotencyKey>,
+) -> Reply<Response<Body>> {
+    let Code { namespace, function, limits, .. } = &*current.code;
+    let timeout_ms = limits.timeout.0;
+    let body = match call.body {
+        Some(body) => Some(app.blobs().payload(body).await?),
+        None => None,
+    };
+    let spec = CallSpec {
+        num: call.num,
+        namespace: namespace.clone(),
+        function: function.clone(),
+        params: app.blobs().payload(call.params).await?,
+        body,
+        request: Some(call.request),
+        direct: true,
+        timeout_ms: None,
+        max_age_ms: timeout_ms + QUEUE_MS,
+        run_at: None,
+        priority: 0,
+        key,
+        waited: false,
+        replay_of: None,
+        callback: None,
+        retries: Some(0),
+        traceparent: call.traceparent,
+    };
+    let record = if path == CallPath::Queued {
+        let age = Duration::from_millis(spec.max_age_ms);
+        invoke::accept_and_wait(app, spec, None, age + JUDGED).await?
+    } else {
+        invoke::run_waited(app, spec, &current.code, None).await?
+    };
+    reply::of_record(app, record).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_first_segment_whatever_follows() {
+        let name = |path: &'static str| name_of(path).ok();
+        assert_eq!(name("/f/dice").as_deref(), Some("dice"));
+        assert_eq!(name("/f/dice/").as_deref(), Some("dice"));
+        assert_eq!(name("/f/%64ice/a%2Fb").as_deref(), Some("dice"));
+        assert_eq!(name("/f/%ff"), None);
+    }
+
+    #[test]
+    fn only_paths_with_a_name_are_calls() {
+        let is_call = |path: &str| is_one(&Request::get(path).body(()).expect("a request"));
+        assert!(is_call("/f/dice") && is_call("/f/dice/") && is_call("/f/dice?x=1"));
+        assert!(!is_call("/f/") && !is_call("/f//x") && !is_call("/functions") && !is_call("/f"));
+    }
+}
