@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ApiConfig;
 use crate::accepts::Accepts;
+use crate::completions::CompletionWriter;
 use crate::dispatcher::DispatcherHandle;
+use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::numbers::Numbers;
 use crate::problem::{Problem, Reply};
-use crate::recorder::Recorder;
 use crate::roads::Roads;
 use crate::room::Room;
 use crate::shares::{Share, Shares};
@@ -40,7 +41,8 @@ struct Inner {
     db: DbClient,
     blobs: BlobStore,
     dispatcher: DispatcherHandle,
-    recorder: Recorder,
+    completions: CompletionWriter,
+    in_flight: InFlight,
     numbers: Numbers,
     registry: Registry,
     metrics: Metrics,
@@ -68,7 +70,8 @@ impl App {
         let metrics = registry.register(Metrics::register);
         let accepts = Accepts::new(db.clone());
         let inner = Arc::new(Inner {
-            recorder: dispatcher.recorder().clone(),
+            completions: dispatcher.completions().clone(),
+            in_flight: dispatcher.in_flight().clone(),
             numbers: Numbers::new(db.clone()),
             versions: Versions::new(db.clone()),
             roads: config.road.iter().cloned().chain([Arc::new(roads) as Arc<dyn DirectRoad>]).collect(),
@@ -108,8 +111,14 @@ impl App {
         &self.inner.dispatcher
     }
 
-    pub(crate) fn recorder(&self) -> &Recorder {
-        &self.inner.recorder
+    /// What writes completed calls.
+    pub(crate) fn completions(&self) -> &CompletionWriter {
+        &self.inner.completions
+    }
+
+    /// The calls that have no row.
+    pub(crate) fn in_flight(&self) -> &InFlight {
+        &self.inner.in_flight
     }
 
     pub(crate) fn numbers(&self) -> &Numbers {

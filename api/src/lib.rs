@@ -9,16 +9,17 @@ mod authorize;
 mod batch;
 mod body;
 mod callbacks;
+mod completions;
 mod dispatcher;
 mod guard;
 mod handed;
 mod http_call;
+mod in_flight;
 mod logs;
 pub mod metrics;
 mod numbers;
 mod path;
 mod problem;
-mod recorder;
 mod roads;
 mod room;
 mod routes;
@@ -147,7 +148,7 @@ impl Api {
             tracing::error!(%error, "connections could not be served");
         }
         // Workers give back what they cut off at the end of their own grace.
-        self.app.recorder().flush(self.config.grace + GIVE_BACK).await;
+        self.app.completions().flush(self.config.grace + GIVE_BACK).await;
         drained.cancelled().await;
         dispatching.abort();
     }

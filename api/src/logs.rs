@@ -234,7 +234,7 @@ impl Follower {
         };
         let mut calls = app.db().ask(&request).await?;
         // Calls whose clients wait have no row while they run.
-        calls.extend(app.recorder().running(&namespace, &function, FOLLOWED as usize));
+        calls.extend(app.in_flight().running(&namespace, &function, FOLLOWED as usize));
         let mut lines = Vec::new();
         for call in calls.iter().filter(|call| version.is_none_or(|version| call.version == version)) {
             let Some(stored) = live(app, LogOf::Call(call.num)).await else { continue };
@@ -244,7 +244,7 @@ impl Follower {
         }
         // One that has ended and is not on record yet keeps its place until it is.
         self.running.retain(|num, _| {
-            calls.iter().any(|call| call.num == *num) || app.recorder().get(&namespace, *num).is_some()
+            calls.iter().any(|call| call.num == *num) || app.in_flight().get(&namespace, *num).is_some()
         });
         Ok(lines)
     }

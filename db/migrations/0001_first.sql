@@ -166,7 +166,7 @@ CREATE TRIGGER calls_leave AFTER DELETE ON calls BEGIN
     UPDATE totals SET ended = ended - 1;
 END;
 
--- Waited calls that went well, many in one row; nothing about them ever changes (docs/adr/0006-the-journal-of-calls.md).
+-- Waited calls that went well, many in one row; nothing about them ever changes (docs/adr/0006-completed-calls-in-batches.md).
 CREATE TABLE journal (
     first     INTEGER PRIMARY KEY, -- the lowest number in it
     namespace TEXT NOT NULL,

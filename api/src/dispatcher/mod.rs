@@ -25,7 +25,8 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::recorder::{Place, Recorder};
+use crate::completions::{BacklogPermit, CompletionWriter};
+use crate::in_flight::InFlight;
 use crate::roads::Roads;
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
@@ -71,7 +72,8 @@ pub(crate) struct DispatcherHandle {
     commands: mpsc::Sender<Command>,
     poke: Arc<Notify>,
     ends: broadcast::Sender<CallNum>,
-    recorder: Recorder,
+    completions: CompletionWriter,
+    in_flight: InFlight,
 }
 
 impl std::fmt::Debug for Command {
@@ -142,8 +144,12 @@ impl DispatcherHandle {
         self.ends.subscribe()
     }
 
-    pub(crate) fn recorder(&self) -> &Recorder {
-        &self.recorder
+    pub(crate) fn completions(&self) -> &CompletionWriter {
+        &self.completions
+    }
+
+    pub(crate) fn in_flight(&self) -> &InFlight {
+        &self.in_flight
     }
 }
 
@@ -153,7 +159,8 @@ pub(crate) struct Dispatcher {
     db: DbClient,
     server: ServerHandle,
     roads: Roads,
-    recorder: Recorder,
+    completions: CompletionWriter,
+    in_flight: InFlight,
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
     poke: Arc<Notify>,
@@ -178,18 +185,21 @@ impl Dispatcher {
     ) -> (Self, DispatcherHandle) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (ends, _) = broadcast::channel(ENDS);
-        let (poke, recorder) = (Arc::new(Notify::new()), Recorder::new(db.clone()));
+        let (poke, in_flight) = (Arc::new(Notify::new()), InFlight::default());
+        let completions = CompletionWriter::new(db.clone(), in_flight.clone());
         let handle = DispatcherHandle {
             commands: sender.clone(),
             poke: Arc::clone(&poke),
             ends: ends.clone(),
-            recorder: recorder.clone(),
+            completions: completions.clone(),
+            in_flight: in_flight.clone(),
         };
         let dispatcher = Self {
             db,
             server,
             roads,
-            recorder,
+            completions,
+            in_flight,
             commands,
             sender,
             poke,
@@ -364,7 +374,7 @@ impl Dispatcher {
             return self.finish_unrun(call);
         }
         let num = call.spec.num;
-        self.recorder.show(&call.spec.namespace, call.record());
+        self.in_flight.sync(&call.spec.namespace, call.record());
         call.queued();
         self.waited.insert(num, call);
         self.queue.push_back(num);
@@ -378,12 +388,12 @@ impl Dispatcher {
     /// Answers a waited call and writes it behind the answer.
     fn end_waited(&self, mut call: Waited, record: CallRecord) {
         let num = call.spec.num;
-        match call.place.take() {
-            Some(place) => {
+        match call.permit.take() {
+            Some(permit) => {
                 let CallSpec { namespace, direct, timeout_ms, .. } = call.spec.clone();
-                self.recorder.write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, place);
+                self.completions.write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, permit);
             }
-            None => self.recorder.forget(num),
+            None => self.in_flight.remove(num),
         }
         call.answer(Answer::Ended(Box::new(record)));
         // Nobody may follow it.
@@ -395,7 +405,7 @@ impl Dispatcher {
             call.started();
             // A call that has its row is read from there.
             if !call.is_adopted() {
-                self.recorder.show(&call.spec.namespace, call.record());
+                self.in_flight.sync(&call.spec.namespace, call.record());
             }
         }
     }
@@ -407,7 +417,9 @@ impl Dispatcher {
         if !current {
             match outcome {
                 // An api before us gave the call its row, or it is too late and db says so.
-                Some(_) => self.finish(CallFinish { num, epoch, owner: owner.clone(), outcome }, self.recorder.place()),
+                Some(_) => {
+                    self.finish(CallFinish { num, epoch, owner: owner.clone(), outcome }, self.completions.permit());
+                }
                 None => drop(self.ends.send(num)),
             }
             return;
@@ -447,16 +459,16 @@ impl Dispatcher {
         let Some(owner) = call.owner.clone() else { return };
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
         // A stop waits for it, as for every other write behind an answer.
-        let place = call.place.take().or_else(|| self.recorder.place());
-        self.finish(finish, place);
+        let permit = call.permit.take().or_else(|| self.completions.permit());
+        self.finish(finish, permit);
     }
 
     /// Ends a row on behalf of a worker; a stop waits until that is done.
-    fn finish(&self, finish: CallFinish, place: Option<Place>) {
+    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>) {
         let (db, ends, poke) = (self.db.clone(), self.ends.clone(), Arc::clone(&self.poke));
         tokio::spawn(async move {
             deliver(&db, &finish).await;
-            drop(place);
+            drop(permit);
             let _ = ends.send(finish.num);
             poke.notify_one();
         });
@@ -488,7 +500,7 @@ impl Dispatcher {
 
     async fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
         if result.is_ok() {
-            self.recorder.forget(num);
+            self.in_flight.remove(num);
         }
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {
@@ -500,7 +512,7 @@ impl Dispatcher {
                 } else if let Some(owner) = call.owner.clone() {
                     // From now on its lease is db's to judge.
                     let epoch = call.epoch;
-                    drop(call.place.take());
+                    drop(call.permit.take());
                     self.waited.insert(num, call);
                     if let Some(peer) = self.fleet.peer(&owner) {
                         self.say(&peer, &ToWorker::Adopted { num, epoch }).await;

@@ -8,7 +8,7 @@ use faena_protocol::DbError;
 use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
 use tokio::sync::oneshot;
 
-use crate::recorder::Place;
+use crate::completions::BacklogPermit;
 
 /// What whoever waits is told.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct Waited {
     pub(crate) created_at: i64,
     pub(super) epoch: Epoch,
     pub(super) owner: Option<Owner>,
-    pub(super) place: Option<Place>,
+    pub(super) permit: Option<BacklogPermit>,
     /// An outcome that came before the row was there.
     pub(super) outcome: Option<Option<Outcome>>,
     begun: Instant,
@@ -58,7 +58,7 @@ pub(crate) fn unix_ms() -> i64 {
 }
 
 impl Waited {
-    pub(crate) fn new(spec: CallSpec, code: Arc<Code>, place: Place) -> (Self, oneshot::Receiver<Answer>) {
+    pub(crate) fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
             spec,
@@ -66,7 +66,7 @@ impl Waited {
             created_at: unix_ms(),
             epoch: Epoch(0),
             owner: None,
-            place: Some(place),
+            permit: Some(permit),
             outcome: None,
             begun: Instant::now(),
             attempts: 0,

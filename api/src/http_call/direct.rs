@@ -16,9 +16,10 @@ use tokio::sync::oneshot;
 use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
 use crate::app::App;
 use crate::body;
+use crate::completions::BacklogPermit;
 use crate::dispatcher::unix_ms;
+use crate::in_flight::DirectInFlight;
 use crate::problem::Reply;
-use crate::recorder::{Place, Running};
 use crate::versions::Current;
 
 /// What is known of a call from its beginning.
@@ -31,6 +32,8 @@ struct Begun {
     request: Arc<HttpRequest>,
     created_at: i64,
     traceparent: Arc<str>,
+    /// What has it.
+    road: Arc<dyn DirectRoad>,
 }
 
 impl Begun {
@@ -41,7 +44,7 @@ impl Begun {
     }
 }
 
-impl Running for Begun {
+impl DirectInFlight for Begun {
     fn function(&self) -> &FunctionName {
         &self.code.function
     }
@@ -50,6 +53,11 @@ impl Running for Begun {
         let params = inline(&self.params).unwrap_or_else(Payload::empty);
         let body = self.body.as_deref().and_then(inline);
         CallRecord { params, body, status: CallStatus::Running, ..self.head() }
+    }
+
+    fn cancel(&self) {
+        // One that has ended meanwhile is not there any more.
+        self.road.cancel(self.num);
     }
 }
 
@@ -64,10 +72,10 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
 /// still waits for it.
 pub(super) async fn run(
     app: &App,
-    road: &dyn DirectRoad,
+    road: &Arc<dyn DirectRoad>,
     current: &Current,
     call: HttpCall,
-    place: Place,
+    permit: BacklogPermit,
 ) -> Reply<Response<Body>> {
     let HttpCall { num, request, params, body, traceparent, held, is_head } = call;
     let traceparent: Arc<str> = traceparent.into();
@@ -81,8 +89,9 @@ pub(super) async fn run(
         request,
         created_at,
         traceparent: Arc::clone(&traceparent),
+        road: Arc::clone(road),
     });
-    app.recorder().show_running(begun.code.namespace.clone(), num, Arc::<Begun>::clone(&begun));
+    app.in_flight().direct(begun.code.namespace.clone(), num, Arc::<Begun>::clone(&begun));
     let (tell, ended) = oneshot::channel();
     let call = DirectCall {
         num,
@@ -99,18 +108,18 @@ pub(super) async fn run(
             move |end: DirectEnd| {
                 let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), end.attempt.clone());
                 // The call holds memory for its body until it is written, whether or not its client waits.
-                record(&app, &begun, end, (place, held));
+                record(&app, &begun, end, (permit, held));
                 // The client may have gone.
                 let _ = tell.send(answer);
             }
         }),
     };
     if road.submit(call).is_err() {
-        app.recorder().forget(num);
+        app.in_flight().remove(num);
         return Err(busy());
     }
     let Ok((status, result, head, error, attempt)) = ended.await else {
-        app.recorder().forget(num);
+        app.in_flight().remove(num);
         return Err(stopping());
     };
     let mut response = respond((status, result), head, error, is_head);
@@ -139,7 +148,7 @@ fn missing() -> CallError {
 }
 
 /// Writes a call behind its answer.
-fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, body::Whole)) {
+fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (permit, held): (BacklogPermit, body::Whole)) {
     let DirectEnd { status, result, error, log, mut attempt, head } = end;
     attempt.error.clone_from(&error);
     if let Some(error) = &error {
@@ -159,11 +168,11 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, 
         (inline(&begun.params), inline(&result), inline(&log), body)
     {
         let call = CallRecord { params, body, result, logs, ..ended.call };
-        return app.recorder().write(EndedCall { call, ..ended }, place);
+        return app.completions().write(EndedCall { call, ..ended }, permit);
     }
     let (app, begun) = (app.clone(), Arc::clone(begun));
     let bytes = (result.len() + log.len()) as u64;
-    app.recorder().show_stored(ended.namespace.clone(), begun.num, Arc::<Begun>::clone(&begun), bytes);
+    app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<Begun>::clone(&begun), bytes);
     // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
         let blobs = app.blobs();
@@ -183,7 +192,7 @@ fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (place, held): (Place, 
             tracing::error!(%error, call = %begun.num, "the payloads of a call could not be kept");
             ended
         });
-        app.recorder().write(whole, place);
+        app.completions().write(whole, permit);
         drop(held);
     });
 }

@@ -131,11 +131,11 @@ async fn run(app: &App, Plan { path, road, current }: Plan, request: Request<Inc
     let (parts, incoming) = request.into_parts();
     match (path, road) {
         (CallPath::Direct, Some(road)) => {
-            let place = app.recorder().place().ok_or_else(busy)?;
+            let permit = app.completions().permit().ok_or_else(busy)?;
             let Code { namespace, function, .. } = &*current.code;
             let _waiting = app.follow(namespace, function)?;
             let call = read(app, &current, &parts, incoming).await?;
-            direct::run(app, &*road, &current, call, place).await
+            direct::run(app, &road, &current, call, permit).await
         }
         (path, _) => {
             let call = read(app, &current, &parts, incoming).await?;

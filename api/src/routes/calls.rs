@@ -21,12 +21,11 @@ use tokio::time::Instant;
 use super::{events, invoke, trace};
 use crate::app::App;
 use crate::authorize::Authenticated;
+use crate::in_flight::Cancel;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
 
-/// How long a call that has ended takes to be written, about.
-const WRITTEN: Duration = Duration::from_millis(20);
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -142,34 +141,26 @@ pub(crate) fn number(text: &str) -> Reply<CallNum> {
 
 /// A call as it stands: without a row, or with one.
 pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
-    if let Some(call) = app.recorder().get(namespace, num) {
+    if let Some(call) = app.in_flight().get(namespace, num) {
         return Ok(call);
     }
     match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
         // It may have been written between the two looks, or just been taken in.
-        Err(DbError::NotFound { .. }) if app.recorder().get(namespace, num).is_some() => {
-            app.recorder().get(namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
+        Err(DbError::NotFound { .. }) if app.in_flight().get(namespace, num).is_some() => {
+            app.in_flight().get(namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
         }
         found => Ok(found?),
     }
 }
 
-/// A call that has its row: one that has ended without gets it in a moment, one that runs without has none yet.
+/// A call that has its row. One that has ended without gets it in a moment; one that runs without is a conflict.
 pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
-    let request = CallGet { namespace: namespace.clone(), num };
-    loop {
-        match app.db().ask(&request).await {
-            Err(DbError::NotFound { .. }) => match app.recorder().get(namespace, num) {
-                Some(call) if call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
-                Some(_) => {
-                    let detail = format!("call {num} has not ended yet, and somebody waits for it");
-                    return Err(Problem::new(StatusCode::CONFLICT, "conflict", detail));
-                }
-                None => return Ok(app.db().ask(&request).await?),
-            },
-            found => return Ok(found?),
-        }
+    app.in_flight().written(namespace, num).await;
+    if app.in_flight().get(namespace, num).is_some() {
+        let detail = format!("call {num} has not ended yet, and a client waits for it");
+        return Err(Problem::new(StatusCode::CONFLICT, "conflict", detail));
     }
+    Ok(app.db().ask(&CallGet { namespace: namespace.clone(), num }).await?)
 }
 
 /// Waits until something is heard of a call, or a second has passed.
@@ -236,14 +227,26 @@ pub(crate) async fn get(
     Ok(response)
 }
 
-/// A call that was ended in this process a moment ago.
-async fn ended_here(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
-    loop {
-        match app.recorder().get(namespace, num) {
-            Some(call) if !call.status.is_terminal() => tokio::time::sleep(WRITTEN).await,
-            Some(call) => return Ok(call),
-            None => return find(app, namespace, num).await,
+/// Cancels a call that has no row; none where it has one.
+async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Reply<Option<CallRecord>> {
+    let ended = |status| Err(DbError::Ended { status }.into());
+    match app.in_flight().cancel(namespace, num) {
+        None => Ok(None),
+        Some(Cancel::Ended(status)) => ended(status),
+        Some(Cancel::Direct(call)) => {
+            call.cancel();
+            let call = match app.in_flight().end_of(namespace, num).await {
+                Some(call) => call,
+                None => find(app, namespace, num).await?,
+            };
+            // It may have ended by itself before it could be cancelled.
+            if call.status == CallStatus::Cancelled { Ok(Some(call)) } else { ended(call.status) }
         }
+        // One that is given its row at this moment is cancelled there, and one that has just ended is not.
+        Some(Cancel::Sync) => match (app.dispatcher().cancel(num).await, app.in_flight().cancel(namespace, num)) {
+            (None, Some(Cancel::Ended(status))) => ended(status),
+            (cancelled, _) => Ok(cancelled),
+        },
     }
 }
 
@@ -255,20 +258,8 @@ pub(crate) async fn cancel(
     Path(num): Path<String>,
 ) -> Reply<Json<CallView>> {
     let (num, namespace) = (number(&num)?, principal.namespace.clone());
-    // Whatever runs here is shown here; what another namespace runs is not this principal's to cancel.
-    let is_shown = app.recorder().get(&namespace, num).is_some();
-    if is_shown && app.roads().iter().any(|road| road.cancel(num)) {
-        return Ok(Json(CallView::whole(ended_here(&app, &namespace, num).await?, app.blobs()).await?));
-    }
-    if app.recorder().get(&namespace, num).is_some()
-        && let Some(call) = app.dispatcher().cancel(num).await
-    {
+    if let Some(call) = cancel_in_flight(&app, &namespace, num).await? {
         return Ok(Json(CallView::whole(call, app.blobs()).await?));
-    }
-    // One that has ended is being written; then db says so.
-    let ended = app.recorder().get(&namespace, num).map(|call| call.status).filter(|status| status.is_terminal());
-    if let Some(status) = ended {
-        return Err(DbError::Ended { status }.into());
     }
     let cancelled = app.db().ask(&CallCancel { namespace, num }).await?;
     if let Some((owner, epoch)) = cancelled.running {

@@ -162,10 +162,10 @@ pub(crate) async fn run_waited(
     wait: Option<Duration>,
 ) -> Reply<CallRecord> {
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
-    let place = app.recorder().place().ok_or_else(busy)?;
+    let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
-    let (call, mut answer) = Waited::new(spec, Arc::clone(code), place);
+    let (call, mut answer) = Waited::new(spec, Arc::clone(code), permit);
     if !app.dispatcher().submit(call) {
         return Err(busy());
     }
