@@ -111,7 +111,7 @@ CREATE TABLE calls (
     claim        TEXT
 ) STRICT;
 
--- A claim reads what is due in its order. Whoever looks for all that waits of a function names this index, or SQLite takes another.
+-- A claim reads what is due in its order. A query for all queued calls of a function names this index, or SQLite takes another.
 CREATE INDEX calls_waiting ON calls (namespace, function, due, priority DESC, num) WHERE status = 'PENDING';
 CREATE INDEX calls_later ON calls (not_before) WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND run_at IS NULL;
 CREATE INDEX calls_run_at ON calls (run_at) WHERE status = 'PENDING' AND run_at IS NOT NULL;
@@ -124,9 +124,9 @@ CREATE INDEX calls_of_status ON calls (namespace, status, num);
 CREATE INDEX calls_ended ON calls (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX calls_kept ON calls (namespace, function, num) WHERE kept_bytes > 0;
 
--- One function's calls that wait or run, and when it had its turn: who waited longest is served first. Whoever inserts a
--- call adds it, many at once; triggers keep it from then on.
-CREATE TABLE lanes (
+-- The calls of one function that are queued or run, and when the function was served last: the one that waited longest is
+-- served first. Code that inserts a call counts it, many at once; triggers keep the count from then on.
+CREATE TABLE function_queues (
     namespace   TEXT NOT NULL,
     function    TEXT NOT NULL,
     concurrency INTEGER, -- calls at once; NULL is no bound
@@ -138,7 +138,7 @@ CREATE TABLE lanes (
     PRIMARY KEY (namespace, function)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX lanes_by_turn ON lanes (turn) WHERE due > 0;
+CREATE INDEX function_queues_by_turn ON function_queues (turn) WHERE due > 0;
 
 -- The same over all functions; counting would take longer the more there are.
 CREATE TABLE totals (
@@ -152,7 +152,7 @@ CREATE TABLE totals (
 INSERT INTO totals (one) VALUES (1);
 
 CREATE TRIGGER calls_move AFTER UPDATE OF status, due ON calls WHEN OLD.status <> NEW.status OR OLD.due <> NEW.due BEGIN
-    UPDATE lanes SET
+    UPDATE function_queues SET
         pending = pending + (NEW.status = 'PENDING') - (OLD.status = 'PENDING'),
         bytes = bytes + NEW.bytes * ((NEW.status = 'PENDING') - (OLD.status = 'PENDING')),
         due = due + (NEW.status = 'PENDING' AND NEW.due) - (OLD.status = 'PENDING' AND OLD.due),
@@ -168,26 +168,26 @@ CREATE TRIGGER calls_leave AFTER DELETE ON calls BEGIN
     UPDATE totals SET ended = ended - 1;
 END;
 
--- Waited calls that went well, many in one row; nothing about them ever changes (docs/adr/0006-completed-calls-in-batches.md).
-CREATE TABLE journal (
+-- Completed calls that succeeded and whose clients waited, many in one row; they never change (docs/adr/0006-completed-calls-in-batches.md).
+CREATE TABLE completed_batches (
     first     INTEGER PRIMARY KEY, -- the lowest number in it
     namespace TEXT NOT NULL,
     function  TEXT NOT NULL, -- the name in lower case
-    span      INTEGER NOT NULL, -- the numbers of its calls, divided by the span of a segment
+    span      INTEGER NOT NULL, -- the numbers of its calls, divided by the span of a batch
     ended_at  INTEGER NOT NULL, -- of the last of them
     calls     INTEGER NOT NULL,
     records   TEXT NOT NULL -- [EndedCall]
 ) STRICT;
 
-CREATE INDEX journal_by_span ON journal (namespace, span, first);
-CREATE INDEX journal_of_function ON journal (namespace, function, span);
-CREATE INDEX journal_ended ON journal (ended_at, calls);
+CREATE INDEX completed_by_span ON completed_batches (namespace, span, first);
+CREATE INDEX completed_of_function ON completed_batches (namespace, function, span);
+CREATE INDEX completed_ended ON completed_batches (ended_at, calls);
 
-CREATE TRIGGER journal_enter AFTER INSERT ON journal BEGIN
+CREATE TRIGGER completed_enter AFTER INSERT ON completed_batches BEGIN
     UPDATE totals SET ended = ended + NEW.calls;
 END;
 
-CREATE TRIGGER journal_leave AFTER DELETE ON journal BEGIN
+CREATE TRIGGER completed_leave AFTER DELETE ON completed_batches BEGIN
     UPDATE totals SET ended = ended - OLD.calls;
 END;
 
@@ -215,16 +215,16 @@ CREATE TRIGGER calls_kept_leave AFTER DELETE ON calls WHEN OLD.kept_bytes > 0 BE
     UPDATE kept SET bytes = bytes - OLD.kept_bytes WHERE namespace = OLD.namespace AND function = OLD.function;
 END;
 
-CREATE TRIGGER journal_kept_enter AFTER INSERT ON journal BEGIN
+CREATE TRIGGER completed_kept_enter AFTER INSERT ON completed_batches BEGIN
     INSERT INTO kept (namespace, function, bytes) VALUES (NEW.namespace, NEW.function, length(NEW.records))
         ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
 END;
 
-CREATE TRIGGER journal_kept_leave AFTER DELETE ON journal BEGIN
+CREATE TRIGGER completed_kept_leave AFTER DELETE ON completed_batches BEGIN
     UPDATE kept SET bytes = bytes - length(OLD.records) WHERE namespace = OLD.namespace AND function = OLD.function;
 END;
 
--- Calls that were promised and given up.
+-- Calls that were acknowledged and did not succeed.
 CREATE TABLE dead_letters (
     num         INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
     namespace   TEXT NOT NULL,
@@ -234,7 +234,7 @@ CREATE TABLE dead_letters (
 
 CREATE INDEX dead_letters_of_function ON dead_letters (namespace, function, num);
 
--- Calls whose ends are told to somebody.
+-- Calls whose ends are reported to a URL.
 CREATE TABLE callbacks (
     num    INTEGER PRIMARY KEY REFERENCES calls (num) ON DELETE CASCADE,
     status TEXT NOT NULL DEFAULT 'WAITING' CHECK (status IN ('WAITING', 'DELIVERED', 'UNDELIVERED')),
@@ -260,7 +260,7 @@ CREATE TABLE keys (
 CREATE INDEX keys_expiring ON keys (expires_at);
 CREATE INDEX keys_of_call ON keys (call);
 
--- Who refers to which blob; what nobody refers to is removed from the store.
+-- References to blobs; unreferenced ones are removed from the store.
 CREATE TABLE blobs (
     key   TEXT NOT NULL,
     owner TEXT NOT NULL, -- call/NUM or version/NAMESPACE/FUNCTION/NUMBER

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a platform, walks one function's road with curl, prints each command and its reply, stops the platform.
+# Starts a platform, walks through one function with curl, prints each command and its reply, stops the platform.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 faena=$1

@@ -7,24 +7,24 @@ use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::{FunctionName, Limits, Namespace};
 use faena_egress::EgressPolicy;
-use faena_protocol::direct::DirectRoad;
+use faena_protocol::direct::Invoker;
 use faena_telemetry::Metrics as Registry;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ApiConfig;
-use crate::accepts::Accepts;
+use crate::accept_batcher::AcceptBatcher;
+use crate::admission::AdmissionControl;
+use crate::call_ids::CallIdAllocator;
 use crate::completions::CompletionWriter;
 use crate::dispatcher::DispatcherHandle;
 use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
-use crate::numbers::Numbers;
 use crate::problem::{Problem, Reply};
-use crate::roads::Roads;
-use crate::room::Room;
 use crate::shares::{Share, Shares};
 use crate::versions::Versions;
+use crate::worker_connections::WorkerConnections;
 
 /// Uploads at once.
 const UPLOADS: usize = 8;
@@ -33,7 +33,7 @@ const UPLOADS: usize = 8;
 #[derive(Clone, Debug)]
 pub struct App {
     inner: Arc<Inner>,
-    accepts: Accepts,
+    accepts: AcceptBatcher,
 }
 
 #[derive(Debug)]
@@ -43,18 +43,18 @@ struct Inner {
     dispatcher: DispatcherHandle,
     completions: CompletionWriter,
     in_flight: InFlight,
-    numbers: Numbers,
+    call_ids: CallIdAllocator,
     registry: Registry,
     metrics: Metrics,
     maximum: Limits,
     host_names: Vec<String>,
     uploads: Arc<Semaphore>,
     followers: Shares,
-    room: Room,
+    admission: AdmissionControl,
     egress: EgressPolicy,
     draining: CancellationToken,
     versions: Versions,
-    roads: Vec<Arc<dyn DirectRoad>>,
+    invokers: Vec<Arc<dyn Invoker>>,
     shared: Handle,
 }
 
@@ -64,20 +64,20 @@ impl App {
         db: DbClient,
         blobs: BlobStore,
         (dispatcher, draining): (DispatcherHandle, CancellationToken),
-        roads: Roads,
+        connections: WorkerConnections,
         registry: Registry,
     ) -> Self {
         let metrics = registry.register(Metrics::register);
-        let accepts = Accepts::new(db.clone());
+        let accepts = AcceptBatcher::new(db.clone());
         let inner = Arc::new(Inner {
             completions: dispatcher.completions().clone(),
             in_flight: dispatcher.in_flight().clone(),
-            numbers: Numbers::new(db.clone()),
+            call_ids: CallIdAllocator::new(db.clone()),
             versions: Versions::new(db.clone()),
-            roads: config.road.iter().cloned().chain([Arc::new(roads) as Arc<dyn DirectRoad>]).collect(),
+            invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
             shared: Handle::current(),
             egress: config.egress.clone(),
-            room: Room::new(blobs.clone(), config.disk_reserve),
+            admission: AdmissionControl::new(blobs.clone(), config.disk_reserve),
             db,
             blobs,
             dispatcher,
@@ -86,7 +86,7 @@ impl App {
             maximum: config.maximum,
             host_names: config.host_names.clone(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
-            // Whoever only waits may hold half of all connections.
+            // Clients that only wait may hold half of all connections.
             followers: Shares::new(config.connections as u64 / 2),
             draining,
         });
@@ -96,7 +96,7 @@ impl App {
     /// The same api, whose accepts are gathered on the thread that this is called on: all who ask there are answered by one
     /// message, and wake each other without the kernel.
     pub(crate) fn on_this_thread(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), accepts: Accepts::new(self.db().clone()) }
+        Self { inner: Arc::clone(&self.inner), accepts: AcceptBatcher::new(self.db().clone()) }
     }
 
     pub(crate) fn db(&self) -> &DbClient {
@@ -121,12 +121,12 @@ impl App {
         &self.inner.in_flight
     }
 
-    pub(crate) fn numbers(&self) -> &Numbers {
-        &self.inner.numbers
+    pub(crate) fn call_ids(&self) -> &CallIdAllocator {
+        &self.inner.call_ids
     }
 
     /// What accepts calls durably.
-    pub(crate) fn accepts(&self) -> &Accepts {
+    pub(crate) fn accepts(&self) -> &AcceptBatcher {
         &self.accepts
     }
 
@@ -165,8 +165,8 @@ impl App {
     }
 
     /// What requests may hold between them.
-    pub(crate) fn room(&self) -> &Room {
-        &self.inner.room
+    pub(crate) fn admission(&self) -> &AdmissionControl {
+        &self.inner.admission
     }
 
     /// The versions that calls run.
@@ -175,8 +175,8 @@ impl App {
     }
 
     /// The ways to instances that answer many calls, the shortest first.
-    pub(crate) fn roads(&self) -> &[Arc<dyn DirectRoad>] {
-        &self.inner.roads
+    pub(crate) fn invokers(&self) -> &[Arc<dyn Invoker>] {
+        &self.inner.invokers
     }
 
     /// Where whatever takes its time runs, away from the threads that own connections.
@@ -184,7 +184,7 @@ impl App {
         &self.inner.shared
     }
 
-    /// Cancelled when the api begins to stop: whoever only waits is answered.
+    /// Cancelled when the api begins to stop: clients that only wait get a reply.
     pub(crate) fn draining(&self) -> &CancellationToken {
         &self.inner.draining
     }

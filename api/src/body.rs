@@ -9,8 +9,8 @@ use faena_domain::json::InvalidJson;
 use faena_domain::{FunctionName, Namespace};
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 
+use crate::admission::{self, AdmissionControl};
 use crate::problem::{Problem, Reply};
-use crate::room::{self, Room};
 use crate::shares::Share;
 
 /// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
@@ -29,14 +29,19 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// The bytes, for whoever keeps them longer than their part of the memory.
+    /// The bytes, for callers that keep them longer than their part of the memory.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
     /// Counts its memory as a function's.
-    pub(crate) fn assign(&mut self, room: &Room, namespace: &Namespace, function: &FunctionName) -> Reply<()> {
-        room.assign(&mut self.held, namespace, function)
+    pub(crate) fn assign(
+        &mut self,
+        admission: &AdmissionControl,
+        namespace: &Namespace,
+        function: &FunctionName,
+    ) -> Reply<()> {
+        admission.assign(&mut self.held, namespace, function)
     }
 }
 
@@ -55,19 +60,25 @@ const PIECE: u64 = 64 * 1024;
 type Of<'a> = Option<(&'a Namespace, &'a FunctionName)>;
 
 /// Reads a body of at most `most` bytes.
-pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, of: Of<'_>, most: u64) -> Reply<Whole> {
-    let declared = room::declared(headers);
+pub(crate) async fn read(
+    admission: &AdmissionControl,
+    headers: &HeaderMap,
+    body: Body,
+    of: Of<'_>,
+    most: u64,
+) -> Reply<Whole> {
+    let declared = admission::declared(headers);
     if declared.is_some_and(|length| length > most) {
         // Nothing of it is read, so no client is told to go on with it (RFC 9110, 10.1.1).
         return Err(Problem::too_large(format!("the body is over the limit of {most} bytes")));
     }
-    let mut held = room.body(of, declared.unwrap_or(0)).await?;
+    let mut held = admission.body(of, declared.unwrap_or(0)).await?;
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let body = Limited::new(body, limit);
     let whole = async {
         match declared {
             Some(_) => Ok(Ok(body.collect().await.map(Collected::to_bytes)?)),
-            None => counted(room, of, &mut held, body).await,
+            None => counted(admission, of, &mut held, body).await,
         }
     };
     match tokio::time::timeout(PATIENCE, whole).await.map_err(|_| too_slow())? {
@@ -81,7 +92,7 @@ pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, of: Of<'_
 
 /// Reads a body of unknown length, and takes memory for it as it comes.
 async fn counted(
-    room: &Room,
+    admission: &AdmissionControl,
     of: Of<'_>,
     held: &mut Share,
     body: Limited<Body>,
@@ -90,7 +101,7 @@ async fn counted(
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         while (data.len() as u64) > left {
-            match room.body(of, PIECE).await {
+            match admission.body(of, PIECE).await {
                 Ok(more) => held.merge(more),
                 Err(problem) => return Ok(Err(problem)),
             }
@@ -110,13 +121,18 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a body that must be JSON.
-pub(crate) async fn read_json(room: &Room, headers: &HeaderMap, body: Body, most: u64) -> Reply<Whole> {
+pub(crate) async fn read_json(
+    admission: &AdmissionControl,
+    headers: &HeaderMap,
+    body: Body,
+    most: u64,
+) -> Reply<Whole> {
     if !is_json(headers) {
         let detail = "the body must be JSON and say so";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
             .hint("add the header Content-Type: application/json"));
     }
-    read(room, headers, body, None, most).await
+    read(admission, headers, body, None, most).await
 }
 
 impl From<InvalidJson> for Problem {

@@ -1,4 +1,4 @@
-//! Tells whoever a call named that it has ended: a webhook, signed as Standard Webhooks 1.0 says.
+//! Reports the end of a call to the URL that the call named: a webhook, signed according to Standard Webhooks 1.0.
 //!
 //! The row of a callback is written with the end of its call. It is taken for a few minutes, tried, and what went wrong is
 //! written with the time of the next try; after eight it stays undelivered, on record with its call.
@@ -147,7 +147,7 @@ struct Sender {
     asker: faena_egress::Asker,
 }
 
-/// Delivers until told to stop. What is under way then is tried again by whoever comes next.
+/// Delivers until told to stop. What is under way then is tried again by the next api.
 pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: CancellationToken) {
     let sender = Sender {
         app: app.clone(),
@@ -252,7 +252,7 @@ impl Sender {
     }
 
     async fn request(&self, target: &Target, job: CallbackJob) -> Result<Request<Full<Bytes>>, String> {
-        // The same for every try, so that whoever hears of it twice can tell.
+        // The same for every try, so that a receiver can recognise a repetition.
         let id = format!("call_{}_{}", job.call.num, job.call.created_at);
         let now = unix_ms();
         let depth = job.callback.depth + 1;

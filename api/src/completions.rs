@@ -8,7 +8,7 @@ use faena_db_client::DbClient;
 use faena_domain::units::MB;
 use faena_domain::{CallStatus, Namespace, Payload};
 use faena_protocol::db::CallsRecord;
-use faena_protocol::records::{EndedCall, SEGMENT_SPAN, Segment};
+use faena_protocol::records::{BATCH_SPAN, CompletedBatch, EndedCall};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::error;
 
@@ -93,13 +93,13 @@ async fn write_all(db: DbClient, in_flight: InFlight, mut queue: mpsc::Unbounded
 }
 
 async fn record_one(db: &DbClient, ended: &Arc<EndedCall>) {
-    let request = CallsRecord { calls: vec![Arc::clone(ended)], segments: Vec::new() };
+    let request = CallsRecord { calls: vec![Arc::clone(ended)], batches: Vec::new() };
     if let Err(error) = db.ask_until_known(&request).await {
         error!(%error, call = %ended.call.num, "a call could not be recorded");
     }
 }
 
-/// What is kept of a call in a segment is all there is to keep: it went well, and nothing of it lies elsewhere.
+/// What is kept of a call in a batch is all there is to keep: it went well, and nothing of it lies elsewhere.
 fn is_plain(ended: &EndedCall) -> bool {
     let call = &ended.call;
     let is_inline = |payload: &Payload| matches!(payload, Payload::Text(_));
@@ -112,27 +112,27 @@ fn is_plain(ended: &EndedCall) -> bool {
 /// Puts the calls of one function together, and gives those a row each that are not plain.
 fn sorted(ended: impl Iterator<Item = Arc<EndedCall>>) -> CallsRecord {
     let mut groups: BTreeMap<(Namespace, String, i64), Vec<Arc<EndedCall>>> = BTreeMap::new();
-    let mut request = CallsRecord { calls: Vec::new(), segments: Vec::new() };
+    let mut request = CallsRecord { calls: Vec::new(), batches: Vec::new() };
     for ended in ended {
         if is_plain(&ended) {
-            let key = (ended.namespace.clone(), ended.call.function.key(), ended.call.num.0 / SEGMENT_SPAN);
+            let key = (ended.namespace.clone(), ended.call.function.key(), ended.call.num.0 / BATCH_SPAN);
             groups.entry(key).or_default().push(ended);
         } else {
             request.calls.push(ended);
         }
     }
     for group in groups.into_values() {
-        match segment(&group) {
-            Some(segment) => request.segments.push(segment),
+        match batch(&group) {
+            Some(batch) => request.batches.push(batch),
             None => request.calls.extend(group),
         }
     }
     request
 }
 
-fn segment(group: &[Arc<EndedCall>]) -> Option<Segment> {
+fn batch(group: &[Arc<EndedCall>]) -> Option<CompletedBatch> {
     let any = group.first()?;
-    Some(Segment {
+    Some(CompletedBatch {
         first: group.iter().map(|ended| ended.call.num).min()?,
         namespace: any.namespace.clone(),
         function: any.call.function.clone(),

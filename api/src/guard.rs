@@ -48,7 +48,7 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
     }
 }
 
-/// What is judged of every request, on whichever road.
+/// What is judged of every request, on every call path.
 pub(crate) fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     declared_size(headers)?;
     bounded(headers)?;

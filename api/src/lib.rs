@@ -3,11 +3,13 @@
 //! A handler extracts, converts, calls and converts back; it knows nothing of SQL and nothing of sockets. What a call
 //! needs lies in `dispatcher`, one task that knows every worker and every call that has no row yet.
 
-mod accepts;
+mod accept_batcher;
+mod admission;
 mod app;
 mod authorize;
 mod batch;
 mod body;
+mod call_ids;
 mod callbacks;
 mod completions;
 mod dispatcher;
@@ -17,11 +19,8 @@ mod http_call;
 mod in_flight;
 mod logs;
 pub mod metrics;
-mod numbers;
 mod path;
 mod problem;
-mod roads;
-mod room;
 mod routes;
 mod server;
 mod shares;
@@ -29,6 +28,7 @@ mod stall;
 mod sweeper;
 mod versions;
 mod view;
+mod worker_connections;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ use faena_db_client::DbClient;
 use faena_domain::Limits;
 use faena_domain::units::ByteSize;
 use faena_egress::EgressPolicy;
-use faena_protocol::direct::DirectRoad;
+use faena_protocol::direct::Invoker;
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use tokio::net::TcpListener;
@@ -48,7 +48,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use roads::Roads;
+use worker_connections::WorkerConnections;
 
 pub use app::App;
 pub use routes::{description, router};
@@ -80,7 +80,7 @@ pub struct ApiConfig {
     /// Certificate authorities for callbacks to https.
     pub ca_bundle: Option<PathBuf>,
     /// The way to a worker that shares our process.
-    pub road: Option<Arc<dyn DirectRoad>>,
+    pub invoker: Option<Arc<dyn Invoker>>,
     /// Runtimes of one thread each, which own connections; none leaves them where we are called.
     pub shards: Vec<Handle>,
 }
@@ -129,9 +129,9 @@ impl Api {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
         let draining = CancellationToken::new();
-        let roads = Roads::new(config.shards.clone());
-        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), roads.clone(), draining.clone());
-        let app = App::new(&config, db, blobs, (handle, draining), roads, registry);
+        let connections = WorkerConnections::new(config.shards.clone());
+        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
+        let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
         Ok(Self { listener, app, dispatcher, workers, config })
     }
 

@@ -87,9 +87,9 @@ pub(crate) async fn live(app: &App, of: LogOf) -> Option<String> {
 
 /// How far a follower has read one log.
 #[derive(Debug, Default)]
-pub(crate) struct Told(HashMap<(Timestamp, LogStream), usize>);
+pub(crate) struct Cursor(HashMap<(Timestamp, LogStream), usize>);
 
-impl Told {
+impl Cursor {
     /// The lines that are new since the last time. Lines are known by time and stream, since a log that has ended may have
     /// lines before those that were seen while it was written.
     pub(crate) fn news(&mut self, writer: Writer, stored: &str) -> Vec<LineView> {
@@ -104,8 +104,8 @@ impl Told {
             }
         }
         for (key, count) in seen {
-            let told = self.0.entry(key).or_default();
-            *told = count.max(*told);
+            let cursor = self.0.entry(key).or_default();
+            *cursor = count.max(*cursor);
         }
         news
     }
@@ -175,8 +175,8 @@ async fn lines_of(app: &App, call: &CallLog) -> Reply<Vec<LineView>> {
 pub(crate) struct Follower {
     asked: Asked,
     /// Calls that run, and how far each was read.
-    running: HashMap<CallNum, Told>,
-    /// The newest calls that have ended and are told.
+    running: HashMap<CallNum, Cursor>,
+    /// The newest calls that have ended and are cursor.
     ended: HashSet<CallNum>,
     is_first: bool,
 }
@@ -212,9 +212,9 @@ impl Follower {
         let is_silent = std::mem::take(&mut self.is_first) && self.asked.since.is_none();
         let mut lines = Vec::new();
         for call in calls.iter().rev().filter(|call| !self.ended.contains(&call.num)) {
-            let mut told = self.running.remove(&call.num).unwrap_or_default();
+            let mut cursor = self.running.remove(&call.num).unwrap_or_default();
             if !is_silent {
-                lines.extend(told.news(Writer::of(call), &stored(app, &call.log).await?));
+                lines.extend(cursor.news(Writer::of(call), &stored(app, &call.log).await?));
             }
         }
         self.ended = calls.iter().map(|call| call.num).collect();
@@ -262,12 +262,12 @@ mod tests {
 
     #[test]
     fn a_follower_is_told_each_line_once() {
-        let mut told = Told::default();
-        assert_eq!(texts(&told.news(WRITER, "1 b one\n1 b two\n")), ["one", "two"]);
-        assert_eq!(texts(&told.news(WRITER, "1 b one\n1 b two\n1 b three\n2 b four\n")), ["three", "four"]);
+        let mut cursor = Cursor::default();
+        assert_eq!(texts(&cursor.news(WRITER, "1 b one\n1 b two\n")), ["one", "two"]);
+        assert_eq!(texts(&cursor.news(WRITER, "1 b one\n1 b two\n1 b three\n2 b four\n")), ["three", "four"]);
         // The end of a call shows what was written before it, and has no standard output that is its result.
         let end = "5 p [written before this call]\n0 b before\n1 b one\n1 b two\n1 b three\n2 b four\n2 b five";
-        assert_eq!(texts(&told.news(WRITER, end)), ["[written before this call]", "before", "five"]);
+        assert_eq!(texts(&cursor.news(WRITER, end)), ["[written before this call]", "before", "five"]);
     }
 
     #[test]

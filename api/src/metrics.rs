@@ -23,7 +23,7 @@ pub struct Metrics {
     pub(crate) request_seconds: Histogram,
     pub(crate) connections: Gauge,
     pub(crate) upload_bytes: Counter,
-    /// Calls of the direct road that went well: found once, since they are the most.
+    /// Calls of the direct path that went well: found once, since they are the most.
     pub(crate) direct_ok: Counter,
 }
 

@@ -15,7 +15,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let found = axum::extract::Path::from_request_parts(parts, state).await;
         found
-            .map(|axum::extract::Path(segments)| Self(segments))
+            .map(|axum::extract::Path(batches)| Self(batches))
             .map_err(|rejection| Problem::invalid("malformed_path", rejection.body_text()))
     }
 }

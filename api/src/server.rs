@@ -28,7 +28,7 @@ use crate::app::App;
 use crate::http_call;
 use crate::problem::Problem;
 use crate::routes::{self, invoke};
-use crate::stall::Impatient;
+use crate::stall::WriteTimeout;
 
 /// How long a client may take to send the head of a request.
 const HEADER_READ: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     stop.cancelled().await;
-    // Whoever only waits is answered now.
+    // Clients that only wait get a reply now.
     app.draining().cancel();
     info!("no longer listening; finishing what runs");
     for shard in serving {
@@ -105,7 +105,7 @@ impl Edge {
                 .max_buf_size(BUFFER)
                 .half_close(false)
                 .serve_connection(
-                    TokioIo::new(Impatient::new(stream)),
+                    TokioIo::new(WriteTimeout::new(stream)),
                     service_fn(move |request| edge.clone().answer(request)),
                 );
             let connection = graceful.watch(connection);

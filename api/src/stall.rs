@@ -22,7 +22,7 @@ const LINGER_BYTES: u64 = MAX_ARCHIVE + MAX_ARCHIVE / 4;
 
 /// A stream whose writes fail once nothing has been taken for [`STALL`], and whose end is gentle.
 #[derive(Debug)]
-pub(crate) struct Impatient<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     patience: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
@@ -64,7 +64,7 @@ impl Ending {
     }
 }
 
-impl<S> Impatient<S> {
+impl<S> WriteTimeout<S> {
     pub(crate) fn new(stream: S) -> Self {
         Self { stream, patience: STALL, waiting: None, ending: None }
     }
@@ -81,13 +81,13 @@ impl<S> Impatient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.judge(cx, polled)
@@ -134,7 +134,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_sends_first_reads_its_answer() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut stream = Impatient::new(ours);
+        let mut stream = WriteTimeout::new(ours);
         let answering = tokio::spawn(async move {
             stream.write_all(b"413").await.unwrap();
             stream.shutdown().await
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn who_takes_nothing_is_let_go() {
         let (ours, theirs) = tokio::io::duplex(4);
-        let mut stream = Impatient { patience: Duration::from_millis(1), ..Impatient::new(ours) };
+        let mut stream = WriteTimeout { patience: Duration::from_millis(1), ..WriteTimeout::new(ours) };
         let error = stream.write_all(b"more than four").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(theirs);

@@ -75,7 +75,7 @@ impl Versions {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
             known.get(namespace).and_then(|names| names.get(&name)).cloned()
         };
-        // Whoever knows instances by their code finds them again.
+        // The pool knows instances by the allocation of their code, and finds them again.
         let code = before.map(|before| Arc::clone(&before.code)).filter(|code| **code == resolved.code);
         let code = code.unwrap_or_else(|| Arc::new(resolved.code));
         let current = Arc::new(Current { status: resolved.status, code, seen });

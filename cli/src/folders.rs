@@ -86,7 +86,7 @@ impl Folders {
         self.data.join("worker")
     }
 
-    /// Removes the folder of the sockets; whoever starts next makes it anew.
+    /// Removes the folder of the sockets; the next start makes it again.
     pub(crate) fn leave(&self) {
         // A folder that the settings name may hold more than ours.
         let _ = fs::remove_dir_all(self.run.join("containers"));

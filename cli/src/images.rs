@@ -1,4 +1,4 @@
-//! Images of the sandbox on this node: whoever operates it says what runs there.
+//! Images of the sandbox on this node: its operator says what runs there.
 
 use std::path::Path;
 

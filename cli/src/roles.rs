@@ -9,7 +9,7 @@ use faena_blob::BlobStore;
 use faena_db::SqliteStore;
 use faena_db_client::DbClient;
 use faena_domain::Owner;
-use faena_protocol::direct::DirectRoad;
+use faena_protocol::direct::Invoker;
 use faena_telemetry::Metrics;
 use faena_transport::Endpoint;
 use faena_worker::node::{EgressPolicy, Node, Pool, PoolMetrics};
@@ -105,12 +105,12 @@ struct ApiParts {
     metrics: Metrics,
     /// Cancelled when the workers that stop with us have stopped.
     drained: CancellationToken,
-    road: Option<Arc<dyn DirectRoad>>,
+    invoker: Option<Arc<dyn Invoker>>,
     shards: Vec<Handle>,
 }
 
 async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> anyhow::Result<Running> {
-    let ApiParts { db, blobs, metrics, drained, road, shards } = parts;
+    let ApiParts { db, blobs, metrics, drained, invoker, shards } = parts;
     let config = ApiConfig {
         listen: settings.listen,
         workers: endpoint(folders, "api.sock")?,
@@ -121,7 +121,7 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         disk_reserve: settings.disk_reserve,
         egress: EgressPolicy { upstream: None, ..node::egress_policy(settings)? },
         ca_bundle: settings.ca_bundle.clone(),
-        road,
+        invoker,
         shards,
     };
     let api = Api::bind(config, db, blobs, metrics).await?;
@@ -201,13 +201,13 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let drained = CancellationToken::new();
     let shards = Shards::start()?;
     let parts = make_worker(&settings, &folders, blobs.clone(), &metrics, Vec::new()).await?;
-    let road: Arc<dyn DirectRoad> = Arc::new(parts.pool.clone());
+    let invoker: Arc<dyn Invoker> = Arc::new(parts.pool.clone());
     let parts_of_api = ApiParts {
         db: client.clone(),
         blobs,
         metrics,
         drained: drained.clone(),
-        road: Some(road),
+        invoker: Some(invoker),
         shards: shards.handles(),
     };
     let mut api = start_api(&settings, &folders, parts_of_api).await?;
@@ -236,12 +236,12 @@ pub(crate) async fn api(settings: Settings) -> anyhow::Result<()> {
     let _lock = folders.lock("api")?;
     let client = DbClient::connect(endpoint(&folders, "db.sock")?);
     let blobs = BlobStore::local(&settings.blob_folder())?;
-    // Workers elsewhere go on without us, and find whoever comes next.
+    // Workers in other processes go on, and find the next api.
     let drained = CancellationToken::new();
     drained.cancel();
     let shards = Shards::start()?;
     let metrics = Metrics::default();
-    let parts = ApiParts { db: client, blobs, metrics, drained, road: None, shards: shards.handles() };
+    let parts = ApiParts { db: client, blobs, metrics, drained, invoker: None, shards: shards.handles() };
     let mut api = start_api(&settings, &folders, parts).await?;
     until_stopped(&mut [&mut api]).await?;
     api.stop().await

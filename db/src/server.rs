@@ -92,7 +92,7 @@ fn encode(
         Ok(answer) => Envelope::new(id.as_str(), REPLY_OK, &Answered { functions, answer })?.encode(),
         Err(error) => Envelope::new(id.as_str(), REPLY_ERROR, &error)?.encode(),
     };
-    // Whoever asked must hear that there is no answer rather than wait for it.
+    // The client must be told that there is no answer rather than wait for it.
     whole.or_else(|error| {
         let error = DbError::Internal { message: error.to_string() };
         Envelope::new(id, REPLY_ERROR, &error)?.encode()

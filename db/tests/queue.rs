@@ -12,7 +12,7 @@ use faena_domain::{
 use faena_protocol::DbError;
 use faena_protocol::db::*;
 use faena_protocol::records::{
-    CallJob, CallRecord, CallSpec, Callback, EndedCall, IdempotencyKey, NewCall, Outcome, Segment,
+    CallJob, CallRecord, CallSpec, Callback, CompletedBatch, EndedCall, IdempotencyKey, NewCall, Outcome,
 };
 use support::*;
 
@@ -151,12 +151,12 @@ async fn calls_that_are_accepted_together_are_judged_alone() {
     assert_eq!(claim_as(&service, owner("a"), 10).await.len(), 2);
 }
 
-/// What every lane and all of them together count, beside what there is.
+/// What every function queue and all of them together count, beside what there is.
 fn counted(folder: &std::path::Path) -> [Vec<(String, [i64; 4])>; 2] {
     let connection = rusqlite::Connection::open(folder.join("db")).unwrap();
     let is_counted = "sum(status = 'PENDING'), sum(iif(status = 'PENDING', bytes, 0))";
     let sums = [
-        "SELECT function, pending, bytes, due, running FROM lanes
+        "SELECT function, pending, bytes, due, running FROM function_queues
          UNION ALL SELECT '', pending, bytes, ended, 0 FROM totals ORDER BY 1".to_owned(),
         format!(
             "SELECT function, {is_counted}, sum(status = 'PENDING' AND due), sum(status = 'RUNNING') FROM calls GROUP BY function
@@ -352,7 +352,7 @@ async fn what_was_promised_and_given_up_is_a_dead_letter_once() {
         assert_eq!(service.ask(end.clone()).await, Ok(CallStatus::Failed));
         assert_eq!(service.ask(end).await, Ok(CallStatus::Failed));
     }
-    service.ask(CallPromised { num: CallNum(3) }).await.unwrap();
+    service.ask(CallAcknowledge { num: CallNum(3) }).await.unwrap();
     assert_eq!(dead_letters(&service).await, [3, 1]);
 }
 
@@ -501,7 +501,7 @@ async fn logs_of_a_function_are_found_whatever_they_lie_in() {
         ..get(&service, 2).await
     };
     let ended = EndedCall { namespace: space(), call: written, direct: true, timeout_ms: None };
-    let segment = Segment {
+    let batch = CompletedBatch {
         first: CallNum(3),
         namespace: space(),
         function: name("dice"),
@@ -509,7 +509,7 @@ async fn logs_of_a_function_are_found_whatever_they_lie_in() {
         count: 1,
         records: serde_json::value::to_raw_value(&[&ended]).unwrap(),
     };
-    service.ask(CallsRecord { calls: Vec::new(), segments: vec![segment] }).await.unwrap();
+    service.ask(CallsRecord { calls: Vec::new(), batches: vec![batch] }).await.unwrap();
     let asked = FunctionLogs {
         namespace: space(),
         function: name("dice"),
@@ -552,7 +552,7 @@ async fn what_ended_first_is_forgotten_first_however_it_is_kept() {
                 ..accepted
             };
             let ended = EndedCall { namespace: space(), call, direct: true, timeout_ms: None };
-            let segment = Segment {
+            let batch = CompletedBatch {
                 first: ended.call.num,
                 namespace: space(),
                 function: name("dice"),
@@ -560,13 +560,13 @@ async fn what_ended_first_is_forgotten_first_however_it_is_kept() {
                 count: 1,
                 records: serde_json::value::to_raw_value(&[&ended]).unwrap(),
             };
-            service.ask(CallsRecord { calls: Vec::new(), segments: vec![segment] }).await.unwrap();
+            service.ask(CallsRecord { calls: Vec::new(), batches: vec![batch] }).await.unwrap();
         }
         if num % 50 == 0 {
             forgotten += reap(&service).await.forgotten;
         }
     }
-    // 300 calls with rows ended, and 200 in segments.
+    // 300 calls with rows ended, and 200 in batches.
     assert_eq!(forgotten, 400);
     for (num, is_kept) in
         [(1, false), (231, false), (297, true), (300, true), (1001, false), (1231, false), (1298, true)]

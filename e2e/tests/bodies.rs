@@ -1,4 +1,4 @@
-//! Bodies that are no JSON, on the direct road: what each contract is given of them, and what is kept.
+//! Bodies that are no JSON, on the direct path: what each contract is given of them, and what is kept.
 
 use std::time::Duration;
 

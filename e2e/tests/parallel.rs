@@ -30,7 +30,7 @@ def handle(params, context):
     return {"n": params.get("n")}
 "#;
 
-/// Calls on the direct road, all at once; what each answered.
+/// Calls on the direct path, all at once; what each answered.
 fn at_once(platform: &Platform, calls: impl IntoIterator<Item = Value>) -> Vec<(u16, String)> {
     let send = |params: Value| {
         let reply = platform.post("/f/p", &params);

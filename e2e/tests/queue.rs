@@ -19,7 +19,7 @@ fn keyed(platform: &Platform, key: &str, body: &Value) -> Reply {
 }
 
 #[test]
-fn one_key_is_one_call_on_both_roads_and_over_a_restart() {
+fn one_key_is_one_call_on_both_routes_and_over_a_restart() {
     let mut platform = with_script("count", "echo $FAENA_CALL");
     let body = json!({"funcName": "count", "params": 1});
     let first = keyed(&platform, "k1", &body).json()["callNum"].clone();

@@ -1,4 +1,4 @@
-//! Instances that answer many calls, and those that wait for them: both contracts, both engines, both roads.
+//! Instances that answer many calls, and those that wait for them: both contracts, both engines, both direct paths.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ fn python(platform: &Platform, engine: Engine, name: &str, toml: &str) {
     function(platform, engine, name, ("pythonruntime", "handler.py", PYTHON), toml);
 }
 
-/// A call on the direct road: its status and what came.
+/// A call on the direct path: its status and what came.
 fn direct(platform: &Platform, name: &str, params: &Value) -> (u16, String) {
     let reply = platform.post(&format!("/f/{name}"), params);
     (reply.status, reply.text())
@@ -200,7 +200,7 @@ fn a_worker_in_another_process_serves_the_same_contracts() {
     assert!(platform.stop());
 }
 
-/// The record of a call on the direct road is the same as any other, whether it was written alone or among many.
+/// The record of a call on the direct path is the same as any other, whether it was written alone or among many.
 #[test]
 fn many_calls_are_recorded_behind_their_answers() {
     let mut platform = Platform::start();
@@ -260,7 +260,7 @@ fn running(platform: &Platform, number: u32) {
     });
 }
 
-/// A call that runs on the direct road is seen, and can be cancelled.
+/// A call that runs on the direct path is seen, and can be cancelled.
 fn a_running_call_is_seen_and_cancelled(mut platform: Platform) {
     python(&platform, Engine::Sandbox, "py", TOML);
     direct(&platform, "py", &json!({}));
@@ -283,7 +283,7 @@ fn a_running_call_is_seen_and_cancelled_in_another_process() {
     a_running_call_is_seen_and_cancelled(Platform::start_apart());
 }
 
-/// Whoever waits is told at once when a worker dies under a call, and its successor serves the next one.
+/// A waiting client is told at once when a worker dies under a call, and the next worker serves the next call.
 #[test]
 fn a_call_is_lost_with_the_worker_that_ran_it() {
     let mut platform = Platform::start_apart();

@@ -117,7 +117,7 @@ pub struct CodeStore {
     /// What must stay free on the disk.
     reserve: ByteSize,
     known: Arc<Mutex<HashMap<BlobKey, Known>>>,
-    /// Held by whoever makes room.
+    /// Held while space is made.
     sweeping: Arc<Mutex<()>>,
 }
 
@@ -270,7 +270,7 @@ impl Tree {
         }
         let Some(place) = self.place.get() else { return 0 };
         let bytes = bytes_below(place);
-        // Whoever counted at the same time found the same.
+        // A count at the same time finds the same.
         let _ = self.bytes.set(bytes);
         bytes
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use faena_engine::{AgentSocket, Engine, EngineError, Guard, Instance, InstanceSpec, Usage};
+use faena_engine::{AgentSocket, Engine, EngineError, Instance, InstanceHandle, InstanceSpec, Usage};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::sync::oneshot;
 
@@ -16,7 +16,7 @@ use crate::code::CodeLease;
 /// How long an agent may take to clean up.
 pub(crate) const CLEAN: Duration = Duration::from_secs(2);
 
-/// Makes an instance of code that stays while it lives. Whoever asked may go away: what is then made is destroyed at once.
+/// Makes an instance of code that stays while it lives. If this is dropped meanwhile, what is made is destroyed at once.
 pub(crate) async fn create(
     engine: Arc<dyn Engine>,
     spec: InstanceSpec,
@@ -75,12 +75,12 @@ pub(crate) async fn clean(agent: &mut AgentSocket) -> Result<u64, Unclean> {
 /// Keeps the code of an instance until that is destroyed.
 #[derive(Debug)]
 struct Holding {
-    guard: Box<dyn Guard>,
+    guard: Box<dyn InstanceHandle>,
     code: CodeLease,
 }
 
 #[async_trait]
-impl Guard for Holding {
+impl InstanceHandle for Holding {
     async fn destroy(self: Box<Self>) {
         let Self { guard, code } = *self;
         guard.destroy().await;

@@ -473,7 +473,7 @@ def apart(calls, handle):
                 fcntl(fd, F_SETPIPE_SZ, size)
 
     here = os.getcwd()
-    # What lies there is laid anew between two calls.
+    # The code is mounted there again between two calls.
     os.chdir("/")
     if set_dumpable(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         sys.exit('reuse = "fork": this process cannot be closed to others')
@@ -489,7 +489,7 @@ def apart(calls, handle):
         put_right()
         child = os.fork()
         if child == 0:
-            # Whoever has a pipe may have it by its name, and write to it: what comes next is read by our parent.
+            # A process that has a pipe can open it by its name and write to it: what comes next is read by our parent.
             os.close(calls)
             set_dumpable(PR_SET_DUMPABLE, 1, 0, 0, 0)
             os.chdir(here)

@@ -1,6 +1,6 @@
 """Several calls at once in one process.
 
-Most calls are over in microseconds, and giving one to a thread costs more than it takes. So whoever reads the frames makes
+Most calls are over in microseconds, and giving one to a thread costs more than it takes. So the thread that reads the frames makes
 the calls itself, and a second thread looks every millisecond whether it still gets on. If one call keeps it that long, the
 second takes over: it reads, and gives each call to a thread of a pool, until calls are short again.
 """
@@ -94,7 +94,7 @@ class Turns:
             with self.lock:
                 self.replies.append(reply)
                 if self.reader != me:
-                    # Whoever took over has calls of its own to be in.
+                    # The thread that took over has calls of its own.
                     self.send()
                     return
                 self.is_in_call = False

@@ -59,7 +59,7 @@ def hold(library):
     import gc
 
     first = set(sys.modules)
-    # What hardly any handler goes without; whoever draws random numbers draws its own after a fork.
+    # Modules that hardly any handler goes without; generators of random numbers are seeded again after a fork.
     import datetime
     import json
     import re

@@ -1,4 +1,4 @@
-//! Calls of the direct road that come from another process: handed to the pool as they come, on a thread of one runtime
+//! Calls of the direct path that come from another process: handed to the pool as they come, on a thread of one runtime
 //! where their instances live too.
 
 use std::collections::{HashMap, HashSet};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
 use faena_miniworker::Pool;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
-use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
+use faena_protocol::direct::{DirectCall, DirectEnd, Invoker};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use tracing::{debug, warn};
@@ -26,16 +26,16 @@ struct Caller {
 /// Serves one socket until the task is aborted.
 pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: String) {
     let (handle, server) = UnopenedServer::new();
-    let road = Road { pool, codes, handle, worker };
+    let served = Direct { pool, codes, handle, worker };
     let mut callers: HashMap<Peer, Caller> = HashMap::new();
     let heard = move |event| match event {
         ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
-            Ok(message) => road.heard(callers.entry(peer.clone()).or_default(), peer, message),
+            Ok(message) => served.heard(callers.entry(peer.clone()).or_default(), peer, message),
             Err(error) => warn!(%error, "a message of an api was dropped"),
         },
         ServerEvent::Lost(peer) => {
             if let Some(caller) = callers.remove(&peer) {
-                road.lost(&caller);
+                served.lost(&caller);
             }
         }
     };
@@ -47,7 +47,7 @@ pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: 
     }
 }
 
-/// Versions that calls came with lately: whoever knows instances by the allocation of their code finds them again,
+/// Versions that calls came with lately: the pool knows instances by the allocation of their code, and finds them again
 /// whichever connection it came by.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Codes(Arc<Mutex<Newest>>);
@@ -69,14 +69,14 @@ impl Codes {
     }
 }
 
-struct Road {
+struct Direct {
     pool: Pool,
     codes: Codes,
     handle: ServerHandle,
     worker: String,
 }
 
-impl Road {
+impl Direct {
     fn heard(&self, caller: &mut Caller, peer: Peer, message: ToWorker) {
         match message {
             ToWorker::Code(id, code) => drop(caller.codes.insert(id, self.codes.same(*code))),
@@ -132,7 +132,7 @@ impl Road {
 
 /// One that has ended meanwhile needs it no more.
 fn cancel(pool: &Pool, num: CallNum) {
-    DirectRoad::cancel(pool, num);
+    Invoker::cancel(pool, num);
 }
 
 /// Tells the end of a call, once, whatever becomes of it here.

@@ -43,7 +43,7 @@ pub struct WorkerConfig {
     pub grace: Duration,
     /// Where the api listens for workers.
     pub api: Endpoint,
-    /// Where calls of the direct road come in, and on which thread; none where the api shares our process.
+    /// Where calls of the direct path come in, and on which thread; none where the api shares our process.
     pub direct: Vec<(Endpoint, Handle)>,
 }
 
@@ -82,7 +82,7 @@ impl Worker {
         }
     }
 
-    /// Takes calls of the direct road until what it returns is dropped.
+    /// Takes calls of the direct path until what it returns is dropped.
     fn open(&self) -> Vec<AbortOnDrop> {
         let codes = Codes::default();
         let serve = |(endpoint, thread): &(Endpoint, Handle)| {

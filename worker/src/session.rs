@@ -55,7 +55,7 @@ struct Renewal {
 }
 
 /// What the session keeps of a call or a build.
-struct Held {
+struct Claimed {
     epoch: Epoch,
     /// Ends it before it ends itself.
     stop: CancellationToken,
@@ -66,7 +66,7 @@ struct Held {
 }
 
 /// What an attempt or a build is told while it goes on.
-struct Reins {
+struct TaskControl {
     lease: watch::Receiver<u64>,
     stop: CancellationToken,
 }
@@ -91,8 +91,8 @@ pub(crate) struct Session {
     info: NodeInfo,
     grace: Duration,
     link: LinkHandle,
-    calls: HashMap<Claim, Held>,
-    builds: HashMap<BuildRef, Held>,
+    calls: HashMap<Claim, Claimed>,
+    builds: HashMap<BuildRef, Claimed>,
     /// Calls whose processes run and of which db has not heard so.
     begun: Vec<Claim>,
     /// Calls that have ended and whose instances are being destroyed.
@@ -142,7 +142,7 @@ impl Session {
         loop {
             let is_idle = self.calls.is_empty() && self.leaving == 0 && self.builds.is_empty();
             if self.draining && is_idle && self.unheard.is_empty() {
-                // Whoever waits in this process is answered within the grace.
+                // Clients of this process get their replies within the grace.
                 let left = end.map_or(Duration::ZERO, |end: Instant| end.saturating_duration_since(Instant::now()));
                 self.shared.pool.drain(left).await;
                 return info!("everything is finished");
@@ -230,7 +230,7 @@ impl Session {
             ToWorker::EndedAck { num, epoch } => drop(self.unheard.remove(&(num, epoch))),
             ToWorker::Call { job, lease } => self.call(*job, &lease).await,
             ToWorker::Build { job, lease } => self.build(*job, &lease),
-            ToWorker::Adopted { num, epoch } => {
+            ToWorker::Persisted { num, epoch } => {
                 if let Some(held) = self.calls.get_mut(&(num, epoch)) {
                     held.has_row = true;
                 }
@@ -271,14 +271,14 @@ impl Session {
     }
 
     /// What is kept of a claim, and what its task is told. While the node drains nothing begins any more.
-    fn take_up(&self, epoch: Epoch, has_row: bool, until_ms: u64) -> (Held, Reins) {
+    fn take_up(&self, epoch: Epoch, has_row: bool, until_ms: u64) -> (Claimed, TaskControl) {
         let stop = self.shared.cut.child_token();
         if self.draining {
             stop.cancel();
         }
         let (sender, receiver) = watch::channel(until_ms);
-        let reins = Reins { lease: receiver, stop: stop.clone() };
-        (Held { epoch, stop, lease: sender, has_row }, reins)
+        let control = TaskControl { lease: receiver, stop: stop.clone() };
+        (Claimed { epoch, stop, lease: sender, has_row }, control)
     }
 
     async fn call(&mut self, job: CallJob, lease: &Lease) {
@@ -290,11 +290,11 @@ impl Session {
         let known = lease::first_end(lease, boot_id()).filter(|end| *end > now);
         // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
         let until_ms = if job.has_row { known.unwrap_or(0) } else { lease::end_of(now) };
-        let (held, reins) = self.take_up(job.epoch, job.has_row, until_ms);
+        let (held, control) = self.take_up(job.epoch, job.has_row, until_ms);
         self.calls.insert(claim, held);
         self.tell(&ToApi::Accepted { num: job.num, epoch: job.epoch }).await;
         self.shared.metrics.busy.inc();
-        tokio::spawn(self.shared.clone().attempt(job, reins));
+        tokio::spawn(self.shared.clone().attempt(job, control));
     }
 
     fn build(&mut self, job: BuildJob, lease: &Lease) {
@@ -304,9 +304,9 @@ impl Session {
         }
         // One that is over already is asked for again before anything begins.
         let until_ms = lease::first_end(lease, boot_id()).filter(|end| *end > boot_ms()).unwrap_or(0);
-        let (held, reins) = self.take_up(job.epoch, true, until_ms);
+        let (held, control) = self.take_up(job.epoch, true, until_ms);
         self.builds.insert(build, held);
-        tokio::spawn(self.shared.clone().build(job, reins));
+        tokio::spawn(self.shared.clone().build(job, control));
     }
 
     async fn event(&mut self, event: Event) {
@@ -435,8 +435,8 @@ impl Shared {
     }
 
     /// A claim whose lease is by another machine's clock is renewed before anything begins.
-    async fn confirm(&self, reins: &mut Reins, calls: Vec<Claim>, builds: Vec<(BuildRef, Epoch)>) {
-        if *reins.lease.borrow() > 0 {
+    async fn confirm(&self, control: &mut TaskControl, calls: Vec<Claim>, builds: Vec<(BuildRef, Epoch)>) {
+        if *control.lease.borrow() > 0 {
             return;
         }
         let asked_ms = boot_ms();
@@ -445,8 +445,8 @@ impl Shared {
             self.say(Event::Renewed(Box::new(Renewal { asked_ms, request, renewed }))).await;
             tokio::select! {
                 // The session answers in one of these ways.
-                _ = reins.lease.changed() => {}
-                () = reins.stop.cancelled() => {}
+                _ = control.lease.changed() => {}
+                () = control.stop.cancelled() => {}
             }
         }
     }
@@ -476,11 +476,11 @@ impl Shared {
         }
     }
 
-    async fn attempt(self, job: CallJob, mut reins: Reins) {
+    async fn attempt(self, job: CallJob, mut control: TaskControl) {
         let (num, epoch) = (job.num, job.epoch);
-        self.confirm(&mut reins, vec![(num, epoch)], Vec::new()).await;
+        self.confirm(&mut control, vec![(num, epoch)], Vec::new()).await;
         let events = self.events.clone();
-        let mut ended = run_attempt(&self.pool, &job, reins.lease, &reins.stop, move || {
+        let mut ended = run_attempt(&self.pool, &job, control.lease, &control.stop, move || {
             // A hint; where the queue is full everybody learns from the end.
             let _ = events.try_send(Event::Started((num, epoch)));
         })
@@ -503,9 +503,9 @@ impl Shared {
         self.say(Event::CallGone).await;
     }
 
-    async fn build(self, job: BuildJob, mut reins: Reins) {
-        self.confirm(&mut reins, Vec::new(), vec![(job.reference(), job.epoch)]).await;
-        let outcome = run_build(&self.node, &job, reins.lease, &reins.stop).await;
+    async fn build(self, job: BuildJob, mut control: TaskControl) {
+        self.confirm(&mut control, Vec::new(), vec![(job.reference(), job.epoch)]).await;
+        let outcome = run_build(&self.node, &job, control.lease, &control.stop).await;
         let is_ready = outcome.as_ref().is_some_and(|outcome| outcome.result.is_ok());
         let mut built = None;
         if let Some(outcome) = &outcome {
@@ -526,7 +526,7 @@ impl Shared {
             outcome,
         };
         outbox::deliver(&self.db, &finish).await;
-        // Whoever asks db knows it from now on.
+        // From now on db tells that the version is built.
         if let Some(code) = built {
             self.pool.expect(&code);
         }

@@ -56,7 +56,7 @@ pub(crate) struct WorkerView {
 
 /// What a worker can take from db.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     pub(super) owner: Owner,
     pub(super) engines: Vec<EngineKind>,
     pub(super) calls: u32,
@@ -193,8 +193,8 @@ impl Fleet {
     }
 
     /// What each worker can take; its slots are kept until [`Fleet::claimed`].
-    pub(super) fn rooms(&mut self) -> Vec<Room> {
-        let mut rooms = Vec::new();
+    pub(super) fn capacities(&mut self) -> Vec<Capacity> {
+        let mut capacities = Vec::new();
         for worker in self.0.values_mut().filter(|worker| worker.takes_work() && !worker.claiming) {
             let (calls, builds) = (worker.free(), worker.info.build_slots.saturating_sub(count(worker.builds.len())));
             if calls == 0 && builds == 0 {
@@ -203,9 +203,9 @@ impl Fleet {
             worker.claiming = true;
             worker.reserved = calls;
             let engines = worker.info.engines.iter().map(|info| info.engine).collect();
-            rooms.push(Room { owner: worker.info.owner.clone(), engines, calls, builds });
+            capacities.push(Capacity { owner: worker.info.owner.clone(), engines, calls, builds });
         }
-        rooms
+        capacities
     }
 
     /// Takes over what db has claimed for a worker; none where that has gone meanwhile.

@@ -7,7 +7,7 @@
 
 mod fleet;
 mod questions;
-mod waited;
+mod sync_call;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use faena_db_client::DbClient;
 use faena_domain::queue::LEASE_MS;
 use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, Namespace, Owner};
-use faena_protocol::db::{BuildFinish, BuildsClaim, CallAdopt, CallFinish, CallsClaim};
+use faena_protocol::db::{BuildFinish, BuildsClaim, CallFinish, CallPersist, CallsClaim};
 use faena_protocol::node::{Lease, Question, Reply, TYPE, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord, CallSpec, EndedCall, Outcome};
 use faena_protocol::{DbError, DbRequest, Envelope};
@@ -27,11 +27,11 @@ use tracing::{debug, info, warn};
 
 use crate::completions::{BacklogPermit, CompletionWriter};
 use crate::in_flight::InFlight;
-use crate::roads::Roads;
+use crate::worker_connections::WorkerConnections;
 use fleet::Fleet;
 pub(crate) use fleet::WorkerView;
 use questions::Questions;
-pub(crate) use waited::{Answer, Waited, unix_ms};
+pub(crate) use sync_call::{Answer, SyncCall, unix_ms};
 
 /// Calls without a row that wait for a slot, and commands that wait for this task.
 const QUEUE: usize = 10_000;
@@ -47,7 +47,7 @@ const REPLIES: usize = 64;
 const ENDS: usize = 1024;
 
 enum Command {
-    Submit(Box<Waited>),
+    Submit(Box<SyncCall>),
     Abandon(CallNum),
     Workers(oneshot::Sender<Vec<WorkerView>>),
     Cancel(CallNum, oneshot::Sender<Option<CallRecord>>),
@@ -55,7 +55,7 @@ enum Command {
     Forget(Namespace, FunctionName),
     Ask(Question, mpsc::Sender<Reply>),
     Claimed(Box<Claimed>),
-    Adopted(CallNum, Box<Result<CallRecord, DbError>>),
+    Persisted(CallNum, Box<Result<CallRecord, DbError>>),
 }
 
 /// What db claimed for a worker.
@@ -83,8 +83,8 @@ impl std::fmt::Debug for Command {
 }
 
 impl DispatcherHandle {
-    /// Hands over a waited call; its answer comes through its own channel. False where there is no room.
-    pub(crate) fn submit(&self, call: Waited) -> bool {
+    /// Hands over a waited call; its answer comes through its own channel. False where there is no capacity.
+    pub(crate) fn submit(&self, call: SyncCall) -> bool {
         self.commands.try_send(Command::Submit(Box::new(call))).is_ok()
     }
 
@@ -113,7 +113,7 @@ impl DispatcherHandle {
         let _ = self.commands.send(Command::Forget(namespace, function)).await;
     }
 
-    /// Tells whoever follows a call that it stands otherwise.
+    /// Tells followers of a call that its status has changed.
     pub(crate) fn tell(&self, num: CallNum) {
         // Nobody may follow it.
         let _ = self.ends.send(num);
@@ -139,7 +139,7 @@ impl DispatcherHandle {
         answer.await.unwrap_or_default()
     }
 
-    /// Numbers of calls that have ended, or have been given back.
+    /// CallIdAllocator of calls that have ended, or have been given back.
     pub(crate) fn ends(&self) -> broadcast::Receiver<CallNum> {
         self.ends.subscribe()
     }
@@ -158,7 +158,7 @@ impl DispatcherHandle {
 pub(crate) struct Dispatcher {
     db: DbClient,
     server: ServerHandle,
-    roads: Roads,
+    connections: WorkerConnections,
     completions: CompletionWriter,
     in_flight: InFlight,
     commands: mpsc::Receiver<Command>,
@@ -167,7 +167,7 @@ pub(crate) struct Dispatcher {
     ends: broadcast::Sender<CallNum>,
     fleet: Fleet,
     /// Calls without a row, and those of them that wait for a slot.
-    waited: HashMap<CallNum, Waited>,
+    waited: HashMap<CallNum, SyncCall>,
     queue: VecDeque<CallNum>,
     questions: Questions,
     /// Whether db may have work that nobody has claimed.
@@ -180,7 +180,7 @@ impl Dispatcher {
     pub(crate) fn new(
         db: DbClient,
         server: ServerHandle,
-        roads: Roads,
+        connections: WorkerConnections,
         draining: CancellationToken,
     ) -> (Self, DispatcherHandle) {
         let (sender, commands) = mpsc::channel(QUEUE);
@@ -197,7 +197,7 @@ impl Dispatcher {
         let dispatcher = Self {
             db,
             server,
-            roads,
+            connections,
             completions,
             in_flight,
             commands,
@@ -257,14 +257,14 @@ impl Dispatcher {
                 }
             }
             Command::Claimed(claimed) => self.claimed(*claimed),
-            Command::Adopted(num, result) => self.adopted(num, *result).await,
+            Command::Persisted(num, result) => self.persisted(num, *result).await,
         }
     }
 
     /// Ends a call without a row on somebody's word.
     async fn cancel(&mut self, num: CallNum) -> Option<CallRecord> {
         // One that is given its row is cancelled there.
-        let call = self.waited.get(&num).filter(|call| !call.is_adopted())?;
+        let call = self.waited.get(&num).filter(|call| !call.is_persisted())?;
         let (record, running) = (call.cancelled(), call.owner.clone().map(|owner| (owner, call.epoch)));
         self.queue.retain(|queued| *queued != num);
         let call = self.waited.remove(&num)?;
@@ -301,7 +301,7 @@ impl Dispatcher {
             }
             info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
             self.never_arrived(&node.owner, &calls);
-            self.roads.open(&node);
+            self.connections.open(&node);
             if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
                 self.owner_lost(&gone);
             }
@@ -328,14 +328,14 @@ impl Dispatcher {
             }
             ToApi::Engines { engines } => {
                 info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");
-                self.roads.engines(&owner.worker, &engines);
+                self.connections.engines(&owner.worker, &engines);
                 self.fleet.engines(&peer, engines);
                 self.dirty = true;
             }
             ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
             ToApi::Reply { id, reply } => self.questions.reply(id, &peer, reply),
             ToApi::Draining => {
-                self.roads.leave(&owner.worker);
+                self.connections.leave(&owner.worker);
                 self.fleet.draining(&peer);
             }
             ToApi::Hello { .. } => {}
@@ -344,23 +344,23 @@ impl Dispatcher {
 
     /// A worker that is back does not have what was sent to it: that lay in the connection that was lost.
     fn never_arrived(&mut self, owner: &Owner, held: &[(CallNum, Epoch)]) {
-        let is_missing = |call: &Waited| {
+        let is_missing = |call: &SyncCall| {
             call.owner.as_ref() == Some(owner)
-                && !call.is_being_adopted()
+                && !call.is_being_persisted()
                 && !held.contains(&(call.spec.num, call.epoch))
         };
         let missing: Vec<CallNum> =
             self.waited.values().filter(|call| is_missing(call)).map(|call| call.spec.num).collect();
         for num in missing {
             // The lease of one that has its row brings it back.
-            if let Some(call) = self.waited.remove(&num).filter(|call| !call.is_adopted()) {
+            if let Some(call) = self.waited.remove(&num).filter(|call| !call.is_persisted()) {
                 self.gone_with_its_worker(call);
             }
         }
     }
 
     /// Dispatched again only if no instance acknowledged its start.
-    fn gone_with_its_worker(&mut self, call: Waited) {
+    fn gone_with_its_worker(&mut self, call: SyncCall) {
         if call.has_started() {
             let record = call.lost();
             self.end_waited(call, record);
@@ -369,7 +369,7 @@ impl Dispatcher {
         }
     }
 
-    fn submit(&mut self, mut call: Waited) {
+    fn submit(&mut self, mut call: SyncCall) {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
@@ -380,13 +380,13 @@ impl Dispatcher {
         self.queue.push_back(num);
     }
 
-    fn finish_unrun(&self, call: Waited) {
+    fn finish_unrun(&self, call: SyncCall) {
         let record = call.unavailable();
         self.end_waited(call, record);
     }
 
     /// Answers a waited call and writes it behind the answer.
-    fn end_waited(&self, mut call: Waited, record: CallRecord) {
+    fn end_waited(&self, mut call: SyncCall, record: CallRecord) {
         let num = call.spec.num;
         match call.permit.take() {
             Some(permit) => {
@@ -404,7 +404,7 @@ impl Dispatcher {
         if let Some(call) = self.waited.get_mut(&num).filter(|call| call.epoch == epoch) {
             call.started();
             // A call that has its row is read from there.
-            if !call.is_adopted() {
+            if !call.is_persisted() {
                 self.in_flight.sync(&call.spec.namespace, call.record());
             }
         }
@@ -425,9 +425,9 @@ impl Dispatcher {
             return;
         }
         let Some(mut call) = self.waited.remove(&num) else { return };
-        if call.is_adopted() {
+        if call.is_persisted() {
             call.owner = Some(owner.clone());
-            return self.end_adopted(call, outcome);
+            return self.end_persisted(call, outcome);
         }
         match outcome {
             Some(outcome) => {
@@ -439,7 +439,7 @@ impl Dispatcher {
         }
     }
 
-    fn again(&mut self, mut call: Waited) {
+    fn again(&mut self, mut call: SyncCall) {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
@@ -450,8 +450,8 @@ impl Dispatcher {
     }
 
     /// A call that was given its row ends there.
-    fn end_adopted(&mut self, mut call: Waited, outcome: Option<Outcome>) {
-        if call.is_being_adopted() {
+    fn end_persisted(&mut self, mut call: SyncCall, outcome: Option<Outcome>) {
+        if call.is_being_persisted() {
             call.outcome = Some(outcome);
             self.waited.insert(call.spec.num, call);
             return;
@@ -481,8 +481,8 @@ impl Dispatcher {
         if running.is_none() {
             self.queue.retain(|queued| *queued != num);
         }
-        call.being_adopted();
-        let adopt = CallAdopt {
+        call.persisting();
+        let persist = CallPersist {
             spec: call.spec.clone(),
             version: call.code.version,
             created_at: call.created_at,
@@ -493,29 +493,29 @@ impl Dispatcher {
         let (db, sender) = (self.db.clone(), self.sender.clone());
         tokio::spawn(async move {
             // Whether it was done must be known: a row that nobody knows of would contradict the answer.
-            let result = db.ask_until_known(&adopt).await;
-            let _ = sender.send(Command::Adopted(num, Box::new(result))).await;
+            let result = db.ask_until_known(&persist).await;
+            let _ = sender.send(Command::Persisted(num, Box::new(result))).await;
         });
     }
 
-    async fn adopted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
+    async fn persisted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
         if result.is_ok() {
             self.in_flight.remove(num);
         }
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {
             Ok(record) => {
-                call.answer(Answer::Adopted(Box::new(record)));
-                call.adopted();
+                call.answer(Answer::Persisted(Box::new(record)));
+                call.persisted();
                 if let Some(outcome) = call.outcome.take() {
-                    self.end_adopted(call, outcome);
+                    self.end_persisted(call, outcome);
                 } else if let Some(owner) = call.owner.clone() {
                     // From now on its lease is db's to judge.
                     let epoch = call.epoch;
                     drop(call.permit.take());
                     self.waited.insert(num, call);
                     if let Some(peer) = self.fleet.peer(&owner) {
-                        self.say(&peer, &ToWorker::Adopted { num, epoch }).await;
+                        self.say(&peer, &ToWorker::Persisted { num, epoch }).await;
                     }
                 } else {
                     self.dirty = true;
@@ -524,7 +524,7 @@ impl Dispatcher {
             Err(error) => {
                 // Without a row there is no 202; the call goes on and is recorded when it ends.
                 call.answer(Answer::Refused(error));
-                call.not_adopted();
+                call.not_persisted();
                 match (call.outcome.take(), call.owner.is_some()) {
                     (Some(Some(outcome)), _) => {
                         let record = call.ended(&outcome);
@@ -544,8 +544,8 @@ impl Dispatcher {
         warn!(%owner, calls = lost.len(), "a worker is lost");
         for num in lost {
             let Some(call) = self.waited.remove(&num) else { continue };
-            match (call.is_being_adopted(), call.is_adopted()) {
-                // Whoever waits still has to hear of it.
+            match (call.is_being_persisted(), call.is_persisted()) {
+                // The client still has to be told.
                 (true, _) => drop(self.waited.insert(num, call)),
                 // Its row's lease ends it.
                 (false, true) => {}
@@ -558,7 +558,7 @@ impl Dispatcher {
         self.dirty = true;
         self.questions.forget_abandoned();
         for owner in self.fleet.forget_away(AWAY) {
-            self.roads.close(&owner.worker);
+            self.connections.close(&owner.worker);
             self.owner_lost(&owner);
         }
         let vanished: Vec<CallNum> =
@@ -570,7 +570,7 @@ impl Dispatcher {
             }
         }
         let late: Vec<CallNum> =
-            self.queue.iter().filter(|num| self.waited.get(num).is_some_and(Waited::is_late)).copied().collect();
+            self.queue.iter().filter(|num| self.waited.get(num).is_some_and(SyncCall::is_late)).copied().collect();
         for num in late {
             self.queue.retain(|queued| *queued != num);
             if let Some(call) = self.waited.remove(&num) {
@@ -580,7 +580,7 @@ impl Dispatcher {
         }
     }
 
-    /// Sends what waits here to whoever has a slot, and lets whoever has slots left claim in db.
+    /// Sends waiting calls to workers with free slots, and claims in db for the slots that are left.
     async fn schedule(&mut self) {
         let mut left = VecDeque::new();
         while let Some(num) = self.queue.pop_front() {
@@ -602,20 +602,21 @@ impl Dispatcher {
     }
 
     fn claim(&mut self) {
-        for room in self.fleet.rooms() {
+        for capacity in self.fleet.capacities() {
             let (db, sender) = (self.db.clone(), self.sender.clone());
             let request = uuid::Uuid::new_v4().simple().to_string();
             tokio::spawn(async move {
-                let owner = room.owner.clone();
+                let owner = capacity.owner.clone();
                 // Db grants the lease no earlier than now.
                 let lease = lease(boot_ms());
                 let calls = CallsClaim {
                     request: request.clone(),
                     owner: owner.clone(),
-                    engines: room.engines.clone(),
-                    limit: room.calls.min(CLAIM),
+                    engines: capacity.engines.clone(),
+                    limit: capacity.calls.min(CLAIM),
                 };
-                let builds = BuildsClaim { request, owner: owner.clone(), engines: room.engines, limit: room.builds };
+                let builds =
+                    BuildsClaim { request, owner: owner.clone(), engines: capacity.engines, limit: capacity.builds };
                 // The same claim is asked until it is answered: what db took for us must not be left lying.
                 let calls = if calls.limit > 0 { db.ask_until_known(&calls).await } else { Ok(Vec::new()) };
                 let builds = if builds.limit > 0 { db.ask_until_known(&builds).await } else { Ok(Vec::new()) };

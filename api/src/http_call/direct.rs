@@ -9,7 +9,7 @@ use axum::http::Response;
 use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Layer, Payload};
-use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad, HttpHead, HttpRequest};
+use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest, Invoker};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use tokio::sync::oneshot;
 
@@ -33,7 +33,7 @@ struct Begun {
     created_at: i64,
     traceparent: Arc<str>,
     /// What has it.
-    road: Arc<dyn DirectRoad>,
+    invoker: Arc<dyn Invoker>,
 }
 
 impl Begun {
@@ -57,7 +57,7 @@ impl DirectInFlight for Begun {
 
     fn cancel(&self) {
         // One that has ended meanwhile is not there any more.
-        self.road.cancel(self.num);
+        self.invoker.cancel(self.num);
     }
 }
 
@@ -72,7 +72,7 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
 /// still waits for it.
 pub(super) async fn run(
     app: &App,
-    road: &Arc<dyn DirectRoad>,
+    invoker: &Arc<dyn Invoker>,
     current: &Current,
     call: HttpCall,
     permit: BacklogPermit,
@@ -89,7 +89,7 @@ pub(super) async fn run(
         request,
         created_at,
         traceparent: Arc::clone(&traceparent),
-        road: Arc::clone(road),
+        invoker: Arc::clone(invoker),
     });
     app.in_flight().direct(begun.code.namespace.clone(), num, Arc::<Begun>::clone(&begun));
     let (tell, ended) = oneshot::channel();
@@ -114,7 +114,7 @@ pub(super) async fn run(
             }
         }),
     };
-    if road.submit(call).is_err() {
+    if invoker.submit(call).is_err() {
         app.in_flight().remove(num);
         return Err(busy());
     }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, FunctionName};
-use faena_protocol::direct::{DirectRoad, HttpRequest};
+use faena_protocol::direct::{HttpRequest, Invoker};
 use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
@@ -57,7 +57,7 @@ struct HttpCall {
 struct Plan {
     path: CallPath,
     /// What takes direct calls of the version.
-    road: Option<Arc<dyn DirectRoad>>,
+    invoker: Option<Arc<dyn Invoker>>,
     current: Arc<Current>,
 }
 
@@ -91,7 +91,7 @@ async fn serve(app: &App, request: Request<Incoming>) -> Reply<Response<Body>> {
     guard::judge(app, request.uri(), request.headers())?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
-    app.room().disk()?;
+    app.admission().disk()?;
     let has_key = request.headers().contains_key("idempotency-key");
     let name = name_of(request.uri().path())?;
     let current = match app.versions().known(&principal.namespace, &name) {
@@ -116,26 +116,26 @@ fn name_of(path: &str) -> Reply<Cow<'_, str>> {
 
 fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
     let code = &current.code;
-    let road = app.roads().iter().find(|road| road.offers(code)).cloned();
+    let invoker = app.invokers().iter().find(|invoker| invoker.offers(code)).cloned();
     let terms = CallTerms { is_waited: true, is_passed_on: true, has_key, ..CallTerms::default() };
     let target = CallTarget {
         status: current.status,
         contract: code.serving.contract,
         has_concurrency: code.concurrency.is_some(),
-        is_offered: road.is_some(),
+        is_offered: invoker.is_some(),
     };
-    Plan { path: plan(&terms, &target), road, current }
+    Plan { path: plan(&terms, &target), invoker, current }
 }
 
-async fn run(app: &App, Plan { path, road, current }: Plan, request: Request<Incoming>) -> Reply<Response<Body>> {
+async fn run(app: &App, Plan { path, invoker, current }: Plan, request: Request<Incoming>) -> Reply<Response<Body>> {
     let (parts, incoming) = request.into_parts();
-    match (path, road) {
-        (CallPath::Direct, Some(road)) => {
+    match (path, invoker) {
+        (CallPath::Direct, Some(invoker)) => {
             let permit = app.completions().permit().ok_or_else(busy)?;
             let Code { namespace, function, .. } = &*current.code;
             let _waiting = app.follow(namespace, function)?;
             let call = read(app, &current, &parts, incoming).await?;
-            direct::run(app, &road, &current, call, permit).await
+            direct::run(app, &invoker, &current, call, permit).await
         }
         (path, _) => {
             let call = read(app, &current, &parts, incoming).await?;
@@ -149,10 +149,10 @@ async fn run(app: &App, Plan { path, road, current }: Plan, request: Request<Inc
 async fn read(app: &App, current: &Current, parts: &Parts, incoming: Incoming) -> Reply<HttpCall> {
     let Code { namespace, function, serving, .. } = &*current.code;
     let of = Some((namespace, function));
-    let held = body::read(app.room(), &parts.headers, Body::new(incoming), of, MAX_BODY).await?;
+    let held = body::read(app.admission(), &parts.headers, Body::new(incoming), of, MAX_BODY).await?;
     let Handed { params, body, request } =
         handed::hand((&parts.method, &parts.uri, &parts.headers), serving.contract, held.bytes())?;
-    let num = app.numbers().next().await?;
+    let num = app.call_ids().next().await?;
     let (traceparent, is_head) = (trace::parent(&parts.headers), parts.method == Method::HEAD);
     Ok(HttpCall { num, request, params, body, traceparent, held, is_head })
 }

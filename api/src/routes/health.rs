@@ -1,4 +1,4 @@
-//! For whoever operates the platform.
+//! For operators of the platform.
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
 use faena_domain::{BlobKey, DigestKind, FunctionName, Timestamp, Version};
-use faena_protocol::db::CallPromised;
+use faena_protocol::db::CallAcknowledge;
 use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -26,7 +26,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::callbacks;
-use crate::dispatcher::{Answer, Waited};
+use crate::dispatcher::{Answer, SyncCall};
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
 
@@ -165,7 +165,7 @@ pub(crate) async fn run_waited(
     let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
-    let (call, mut answer) = Waited::new(spec, Arc::clone(code), permit);
+    let (call, mut answer) = SyncCall::new(spec, Arc::clone(code), permit);
     if !app.dispatcher().submit(call) {
         return Err(busy());
     }
@@ -183,7 +183,7 @@ pub(crate) async fn run_waited(
         }
     };
     match answered {
-        Ok(Answer::Ended(call) | Answer::Adopted(call)) => Ok(*call),
+        Ok(Answer::Ended(call) | Answer::Persisted(call)) => Ok(*call),
         Ok(Answer::Refused(error)) => Err(error.into()),
         Err(_) => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1))
@@ -198,7 +198,7 @@ async fn sleep_or_never(span: Option<Duration>) {
     }
 }
 
-/// Accepts a call durably: its row is committed when this returns.
+/// AcceptBatcher a call durably: its row is committed when this returns.
 pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
     let is_due = spec.run_at.is_none();
     let call = app.accepts().accept(NewCall { spec, version }).await?;
@@ -208,7 +208,7 @@ pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) 
     Ok(call)
 }
 
-/// Accepts a call durably and waits for its end; where that does not come in time the call is promised.
+/// AcceptBatcher a call durably and waits for its end; where that does not come in time the call is promised.
 pub(crate) async fn accept_and_wait(
     app: &App,
     spec: CallSpec,
@@ -220,13 +220,13 @@ pub(crate) async fn accept_and_wait(
     let call = calls::wait_for_end(app, &namespace, call, wait).await?;
     if !call.status.is_terminal() {
         // From the 202 on somebody relies on it: should it fail, it is a dead letter.
-        app.db().ask(&CallPromised { num: call.num }).await?;
+        app.db().ask(&CallAcknowledge { num: call.num }).await?;
     }
     Ok(call)
 }
 
-/// Whether a request is an invocation that is answered once it is stored, with little to read and to write: whoever waits
-/// for an end, or names a call that may have ended, may be answered with megabytes.
+/// Whether a request is an invocation that is answered once it is stored, with little to read and to write: a client that
+/// waits for an end, or names a call that may have ended, may get megabytes.
 pub(crate) fn is_only_stored<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -249,11 +249,11 @@ pub(crate) async fn invoke(
     body: Body,
 ) -> Reply<Response> {
     let namespace = principal.namespace.clone();
-    app.room().disk()?;
-    let mut bytes = body::read_json(app.room(), &headers, body, MAX_BODY).await?;
+    app.admission().disk()?;
+    let mut bytes = body::read_json(app.admission(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
-    bytes.assign(app.room(), &namespace, &function)?;
+    bytes.assign(app.admission(), &namespace, &function)?;
     let version = invocation.version.map(Version);
     let wait = prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.
@@ -276,7 +276,7 @@ pub(crate) async fn invoke(
         is_offered: false,
     };
     let spec = CallSpec {
-        num: app.numbers().next().await?,
+        num: app.call_ids().next().await?,
         namespace,
         function,
         params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,

@@ -19,7 +19,7 @@ use super::calls::{find, number};
 use super::events::{KEEP_ALIVE, wants_events};
 use crate::app::App;
 use crate::authorize::Authenticated;
-use crate::logs::{self, Asked, Follower, LineView, Told, Writer};
+use crate::logs::{self, Asked, Cursor, Follower, LineView, Writer};
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::shares::Share;
@@ -41,7 +41,7 @@ pub(crate) async fn of_call(
     let call = find(&app, &principal.namespace, number(&num)?).await?;
     if wants_events(&headers) {
         let place = app.follow(&principal.namespace, &call.function)?;
-        return Ok(follow(app, Following::Call(principal.namespace.clone(), call.num, Told::default()), place));
+        return Ok(follow(app, Following::Call(principal.namespace.clone(), call.num, Cursor::default()), place));
     }
     let log = match call.status.is_terminal() {
         true => logs::stored(&app, &call.logs).await?,
@@ -149,13 +149,13 @@ fn query_of(asked: &Asked, next: CallNum) -> String {
 
 /// Follows the build of a function's newest version.
 pub(super) fn follow_build(app: App, build: BuildRef, place: Share) -> Response {
-    follow(app, Following::Build(build, Told::default()), place)
+    follow(app, Following::Build(build, Cursor::default()), place)
 }
 
 /// What is followed, and how far it was read.
 enum Following {
-    Call(Namespace, CallNum, Told),
-    Build(BuildRef, Told),
+    Call(Namespace, CallNum, Cursor),
+    Build(BuildRef, Cursor),
     Function(Box<Follower>),
 }
 
@@ -168,7 +168,7 @@ struct News {
 impl Following {
     async fn news(&mut self, app: &App) -> Reply<News> {
         match self {
-            Self::Call(namespace, num, told) => {
+            Self::Call(namespace, num, cursor) => {
                 let call = find(app, namespace, *num).await?;
                 let attempts = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX);
                 let is_over = call.status.is_terminal();
@@ -178,9 +178,9 @@ impl Following {
                     true => logs::stored(app, &call.logs).await?,
                     false => logs::live(app, LogOf::Call(*num)).await.unwrap_or_default(),
                 };
-                Ok(News { lines: told.news(writer, &stored), end: is_over.then(|| call.status.as_str()) })
+                Ok(News { lines: cursor.news(writer, &stored), end: is_over.then(|| call.status.as_str()) })
             }
-            Self::Build(of, told) => {
+            Self::Build(of, cursor) => {
                 let BuildRef { namespace, function, .. } = of.clone();
                 let build = app.db().ask(&BuildGet { namespace, function }).await?;
                 let is_over = matches!(build.status, FunctionStatus::Ready | FunctionStatus::Error);
@@ -189,7 +189,7 @@ impl Following {
                     false => logs::live(app, LogOf::Build(of.clone())).await.unwrap_or_default(),
                 };
                 let writer = Writer { call: None, version: build.version };
-                Ok(News { lines: told.news(writer, &stored), end: is_over.then(|| build.status.as_str()) })
+                Ok(News { lines: cursor.news(writer, &stored), end: is_over.then(|| build.status.as_str()) })
             }
             Self::Function(follower) => Ok(News { lines: follower.news(app).await?, end: None }),
         }

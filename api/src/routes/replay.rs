@@ -35,7 +35,7 @@ async fn again(
     (of, version): (CallNum, Option<Version>),
 ) -> Reply<CallRecord> {
     let request = CallReplay {
-        num: app.numbers().next().await?,
+        num: app.call_ids().next().await?,
         namespace: namespace.clone(),
         of,
         version,
@@ -55,9 +55,9 @@ pub(crate) async fn one(
     body: Body,
 ) -> Reply<Response> {
     let namespace = &principal.namespace;
-    app.room().disk()?;
+    app.admission().disk()?;
     let num = calls::number(&num)?;
-    let bytes = body::read(app.room(), &headers, body, None, MAX_REPLAY).await?;
+    let bytes = body::read(app.admission(), &headers, body, None, MAX_REPLAY).await?;
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
     let call = calls::written(&app, namespace, num).await?;
@@ -141,8 +141,8 @@ pub(crate) async fn many(
     body: Body,
 ) -> Reply<Response> {
     let namespace = &principal.namespace;
-    app.room().disk()?;
-    let bytes = body::read_json(app.room(), &headers, body, MAX_REPLAY).await?;
+    app.admission().disk()?;
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REPLAY).await?;
     let selection: Selection = parse_object(&bytes, &["callNums", "funcName", "version"])?;
     let nums = selected(&app, namespace, &selection).await?;
     let mut made = Vec::with_capacity(nums.len());

@@ -70,7 +70,7 @@ pub(crate) async fn register(
     headers: HeaderMap,
     body: Body,
 ) -> Reply<(StatusCode, Json<Registered>)> {
-    let bytes = body::read_json(app.room(), &headers, body, MAX_RUNTIME).await?;
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
     let warnings = warnings(&app, &spec).await;
     let put = app.db().ask(&RuntimePut { namespace: principal.namespace.clone(), spec }).await?;

@@ -20,6 +20,7 @@ use http_body_util::Limited;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::functions::FunctionView;
+use crate::admission::UploadRoom;
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body::{PATIENCE, too_slow};
@@ -27,7 +28,6 @@ use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
-use crate::room::UploadRoom;
 
 /// The one field of an upload.
 const FIELD: &str = "module";
@@ -99,10 +99,10 @@ pub(crate) async fn register(
     let place = Arc::clone(app.uploads()).try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many uploads at once").retry_after(1)
     })?;
-    let room = app.room().upload(request.headers(), MAX_ARCHIVE)?;
+    let room = app.admission().upload(request.headers(), MAX_ARCHIVE)?;
     let spooled = receive(&app, request).await?;
     let (spooled, checked, held) = check(spooled, (place, room)).await?;
-    app.room().unpacked(checked.disk())?;
+    app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
     let root = root(&checked.listing, &spec, &manifest);

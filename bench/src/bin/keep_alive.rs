@@ -5,7 +5,7 @@
 //! magnitude; timers are regular, everything else arrives at random. The seed is printed, and the same seed is the same day.
 //!
 //! `keep_alive [SEED] [FUNCTIONS] [GIGABYTES…]` prints, for each memory: cold starts, what they cost, and that cost over
-//! the one of a fixed ten minutes. The best of all policies is hard to find even for whoever knows the day to come, so
+//! the one of a fixed ten minutes. The best of all policies is hard to find even if the day is known in advance, so
 //! [`offline`] brackets it: a plan that could be followed, and a bound that no policy passes.
 
 #[path = "keep_alive/offline.rs"]

@@ -82,7 +82,7 @@ impl Scopes {
 /// Who a principal is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Account {
-    /// Whoever may enter the machine that the platform runs on, while no account was ever made.
+    /// A user of the machine that the platform runs on, while no account was ever made.
     Operator,
 }
 

@@ -40,7 +40,7 @@ pub enum BlobError {
 }
 
 impl BlobError {
-    /// Whether a disk is full, whoever noticed.
+    /// Whether a disk is full, at whichever step that was noticed.
     pub fn is_full(&self) -> bool {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
@@ -61,7 +61,7 @@ pub struct BlobStore {
     spool: PathBuf,
 }
 
-/// After this a blob that is put again is written anew: whoever removes what nobody refers to goes by its age.
+/// After this time a blob that is put again is written again: unreferenced blobs are removed by their age.
 pub const REFRESHED_AFTER: Duration = Duration::from_secs(3600);
 
 fn is_older(meta: &ObjectMeta, age: Duration) -> bool {

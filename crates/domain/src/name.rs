@@ -81,7 +81,7 @@ names! {
 }
 
 impl Default for Namespace {
-    /// The namespace of whoever was told of none.
+    /// The root namespace, which requests concern that name none.
     fn default() -> Self {
         Self("default".to_owned())
     }

@@ -15,7 +15,7 @@
 //!              │  └── (waits for its pause)                                ├──▶ DONE
 //!              ├──▶ EXPIRED  its age is over                               ├──▶ FAILED, TIMEOUT, EXPIRED
 //!              ├──▶ FAILED   its version cannot be built                   │
-//!              └──▶ CANCELLED ◀── cancel: epoch + 1, whoever runs it stops ┘
+//!              └──▶ CANCELLED ◀── cancel: epoch + 1, its worker stops it ──┘
 //! ```
 //!
 //! A terminal entry never changes. Every event of a worker names the epoch and the owner of its claim; under any other
@@ -157,8 +157,8 @@ pub enum Event {
     BuildFailed,
     /// Nobody wants it any longer.
     Cancel,
-    /// Whoever waited for it was told that it goes on: 202.
-    Promised,
+    /// Its client was told that it goes on: 202.
+    Acknowledged,
 }
 
 /// Chance and time, handed in.
@@ -179,7 +179,7 @@ pub enum Effect {
     DeadLetter,
     /// The delivery under this epoch is put on record as lost.
     Lost(Epoch),
-    /// Whoever runs it under this epoch has to stop.
+    /// The worker that runs it under this epoch has to stop it.
     Kill(Epoch),
 }
 
@@ -243,7 +243,7 @@ pub fn step(entry: &Entry, event: &Event, at: &At) -> Result<Stepped, Refused> {
         }
         Event::Restarted | Event::Built | Event::BuildFailed => Err(idle(entry)),
         Event::Cancel => cancel(entry),
-        Event::Promised => promised(entry),
+        Event::Acknowledged => promised(entry),
     }
 }
 
@@ -501,9 +501,9 @@ mod tests {
         let failed = finish_event(&entry, CallStatus::Failed, Some(ErrorKind::Exit));
         let ended = step(&entry, &failed, &AT).unwrap();
         assert_eq!(ended.effects, [Effect::End]);
-        assert_eq!(step(&ended.entry, &Event::Promised, &AT).unwrap().effects, [Effect::DeadLetter]);
-        let promised = step(&entry, &Event::Promised, &AT).unwrap().entry;
-        assert_eq!(step(&promised, &Event::Promised, &AT), Err(Refused::Already(CallStatus::Running)));
+        assert_eq!(step(&ended.entry, &Event::Acknowledged, &AT).unwrap().effects, [Effect::DeadLetter]);
+        let promised = step(&entry, &Event::Acknowledged, &AT).unwrap().entry;
+        assert_eq!(step(&promised, &Event::Acknowledged, &AT), Err(Refused::Already(CallStatus::Running)));
         assert_eq!(step(&promised, &failed, &AT).unwrap().effects, [Effect::End, Effect::DeadLetter]);
     }
 

@@ -53,7 +53,7 @@ impl Random {
 /// What is wrong with a core, or with who keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
-    /// A write is taken from whoever sends it.
+    /// A write is accepted from any sender.
     Fence,
     /// An answer goes out before its commit, which a crash then takes back.
     EarlyAck,

@@ -81,7 +81,7 @@ async fn resolve(policy: &EgressPolicy, asker: &Asker, host: &str, port: u16) ->
     let place = tokio::time::timeout(PATIENCE, Arc::clone(&policy.lookups).acquire_owned()).await.map_err(late)?;
     let name = host.to_owned();
     let looking = tokio::task::spawn_blocking(move || {
-        // Whoever asked may have gone; the place is taken until the thread is free.
+        // The asker may have gone; the place is taken until the thread is free.
         let _places = (place, own);
         (name.as_str(), port).to_socket_addrs().map(Vec::from_iter)
     });

@@ -46,7 +46,7 @@ pub(crate) struct FrameSocket {
 pub(crate) struct FrameSender(Arc<UnixStream>);
 
 impl FrameSender {
-    /// Sends a frame whole. Whoever cancels it has to close the socket.
+    /// Sends a frame whole. If this is cancelled, the socket has to be closed.
     pub(crate) async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
         let mut outgoing = Outgoing::new(message, fds)?;
         while !self.0.async_io(Interest::WRITABLE, || outgoing.write(self.0.as_fd())).await? {}
@@ -61,7 +61,7 @@ impl FrameSocket {
         Ok(Self { stream: Arc::new(UnixStream::from_std(stream)?), decoder: Decoder::default() })
     }
 
-    /// What sends, beside whoever receives.
+    /// The sending half, beside the receiving one.
     pub(crate) fn sender(&self) -> FrameSender {
         FrameSender(Arc::clone(&self.stream))
     }

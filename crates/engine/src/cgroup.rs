@@ -279,12 +279,12 @@ impl Group {
         Ok(())
     }
 
-    /// Files that take a `0` from whoever enters the agent's groups. It is born in that of the v2 tree.
+    /// Files to which a process writes `0` to enter the agent's groups. It is born in that of the v2 tree.
     pub(crate) fn agent_entrances(&self) -> Vec<PathBuf> {
         self.folders.iter().filter(|folder| !self.is_v2(folder)).map(|folder| folder.join("agent/tasks")).collect()
     }
 
-    /// Files that take a `0` from whoever enters the user's groups.
+    /// Files to which a process writes `0` to enter the user's groups.
     pub(crate) fn user_entrances(&self) -> Vec<PathBuf> {
         let file = |folder: &PathBuf| if self.is_v2(folder) { "user/cgroup.procs" } else { "user/tasks" };
         let bounded = self.folders.iter().filter(|folder| !self.parts(folder).is_empty());

@@ -55,12 +55,12 @@ pub struct InstanceSpec {
     /// A bundle of certificate authorities to mount at [`CA_BUNDLE`].
     pub ca_bundle: Option<PathBuf>,
     /// A process that it may be born with, where the engine holds an interpreter ready for it.
-    pub resident: Option<Arc<Resident>>,
+    pub resident: Option<Arc<PreloadedProcess>>,
 }
 
 /// A process that answers many calls, known before its instance is made.
 #[derive(Debug)]
-pub struct Resident {
+pub struct PreloadedProcess {
     /// What is run.
     pub run: Run,
     /// Who may know what of it: interpreters are shared within a domain alone.
@@ -86,16 +86,16 @@ pub struct Instance {
     pub agent: AgentSocket,
     /// The listener of the egress proxy, where one was asked for.
     pub listener: Option<std::net::TcpListener>,
-    /// Whether its [`Resident`] runs already.
+    /// Whether its [`PreloadedProcess`] runs already.
     pub is_inhabited: bool,
     /// What destroys it.
-    pub guard: Box<dyn Guard>,
+    pub guard: Box<dyn InstanceHandle>,
 }
 
-/// Holds an instance. Dropping it without [`Guard::destroy`] closes the agent's socket, which ends the instance too,
+/// Holds an instance. Dropping it without [`InstanceHandle::destroy`] closes the agent's socket, which ends the instance too,
 /// but leaves what lies on the host to the next start.
 #[async_trait]
-pub trait Guard: Send + Sync + std::fmt::Debug {
+pub trait InstanceHandle: Send + Sync + std::fmt::Debug {
     /// Kills everything in the instance and removes what it left on the host.
     async fn destroy(self: Box<Self>);
 
@@ -105,7 +105,7 @@ pub trait Guard: Send + Sync + std::fmt::Debug {
     /// [`EngineError`]; the instance has to be destroyed.
     async fn lay(&mut self, code: &Path) -> Result<(), EngineError>;
 
-    /// Stops every process of the instance where it stands, until [`Guard::thaw`]. Takes no CPU meanwhile.
+    /// Stops every process of the instance where it stands, until [`InstanceHandle::thaw`]. Takes no CPU meanwhile.
     ///
     /// # Errors
     /// A control group that cannot be written to, or none that freezes.
@@ -216,7 +216,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// An interpreter may soon be needed in this domain: one is held ready, where the engine can do that.
     async fn hold_interpreter(&self, _domain: &str) {}
 
-    /// Lets go of interpreters that nobody asked for in a while.
+    /// Ends interpreters that were not used for a while.
     fn forget_interpreters(&self, _unused_for: Duration) {}
 
     /// How many interpreters are held ready.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::process::{Gid, Uid};
 
-use crate::zygote::{Begun, Resident};
+use crate::zygote::{Begun, PreloadedProcess};
 use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
@@ -50,7 +50,7 @@ pub(crate) fn run(
     (spec, base): (&Spec, Option<&Path>),
     inherited: &Inherited,
     parent: UnixStream,
-    resident: Option<&Resident<'_>>,
+    resident: Option<&PreloadedProcess<'_>>,
 ) -> Begun {
     let begun = confine(spec, base, inherited, &parent).and_then(|words| match resident {
         None => exec(words).map(|never| match never {}),

@@ -103,7 +103,7 @@ pub const CA_BUNDLE: &str = "/.faena/ca.pem";
 /// Code that is laid in an instance which stands already, over what lay there before.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Relay {
+pub struct Remount {
     /// The unpacked code.
     pub code: PathBuf,
     /// Where it appears.
@@ -120,7 +120,7 @@ pub enum Order {
     /// Make an instance; its agent's end of a socket comes with this, and the streams of its process where it has one.
     Launch(Box<Spec>),
     /// Lay code anew; the instance's descriptor comes with this.
-    Relay(Relay),
+    Remount(Remount),
 }
 
 /// An order with a number of its own.

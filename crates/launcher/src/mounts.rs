@@ -77,7 +77,7 @@ pub(crate) fn detach(path: impl rustix::path::Arg) -> io::Result<()> {
 
 /// Leaves the host's mount namespace for a copy of it.
 pub(crate) fn leave_namespace() -> io::Result<()> {
-    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; whoever calls this has one thread.
+    // SAFETY: a mount namespace of its own shares nothing that safe code relies on; the caller has one thread.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
     Ok(())
 }

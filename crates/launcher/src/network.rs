@@ -48,7 +48,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Enters one, which nobody uses again; whoever is cloned now is born in it.
+    /// Enters a network namespace, which is not used again; a process that is cloned now is born in it.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         if self.made.is_empty() {
             self.wanted = MOST.min(2 * self.wanted);

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::{Failure, Relay, Step, child, idmap, mounts, root};
+use crate::{Failure, Remount, Step, child, idmap, mounts, root};
 
 /// The number of a process that is named by a descriptor, while it lives (proc_pid_fdinfo(5)).
 fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
@@ -18,7 +18,7 @@ fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
 }
 
 /// The code's tree, owned inside by the instance's user where that can be mapped.
-pub(crate) fn tree(relay: &Relay, instance: &OwnedFd) -> Result<OwnedFd, Failure> {
+pub(crate) fn tree(relay: &Remount, instance: &OwnedFd) -> Result<OwnedFd, Failure> {
     if !relay.privileged {
         return mounts::clone_tree(&relay.code).step("taking hold of the code");
     }
@@ -30,12 +30,12 @@ pub(crate) fn tree(relay: &Relay, instance: &OwnedFd) -> Result<OwnedFd, Failure
 }
 
 /// Lays the code in the instance's own mount namespace and ends; or says which step failed.
-pub(crate) fn run(relay: &Relay, instance: &OwnedFd, code: &OwnedFd, parent: &UnixStream) -> ! {
+pub(crate) fn run(relay: &Remount, instance: &OwnedFd, code: &OwnedFd, parent: &UnixStream) -> ! {
     let Err(failure) = lay(relay, instance, code);
     child::give_up(&failure, parent)
 }
 
-fn lay(relay: &Relay, instance: &OwnedFd, code: &OwnedFd) -> Result<Infallible, Failure> {
+fn lay(relay: &Remount, instance: &OwnedFd, code: &OwnedFd) -> Result<Infallible, Failure> {
     let inside = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
     move_into_thread_name_spaces(instance.as_fd(), inside).step("entering the instance")?;
     child::become_inside_user(relay.privileged).step("becoming the instance's user")?;

@@ -13,9 +13,9 @@ use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bases::Bases;
-use crate::zygote::{self, Resident};
+use crate::zygote::{self, PreloadedProcess};
 use crate::{
-    Failure, Inherited, Numbered, Order, READY, Relay, Reply, Spec, Step, child, clone, idmap, mounts, network, relay,
+    Failure, Inherited, Numbered, Order, READY, Remount, Reply, Spec, Step, child, clone, idmap, mounts, network, relay,
 };
 
 /// How long nothing is asked for before network namespaces are made in advance: long enough that what was asked for last
@@ -195,7 +195,7 @@ impl Spawner {
                 };
                 self.launch(id, &spec, fd, streams.as_ref())
             }
-            Order::Relay(relay) => lay(id, &relay, &fd).map(Begun::Pending),
+            Order::Remount(relay) => lay(id, &relay, &fd).map(Begun::Pending),
         }
     }
 
@@ -213,7 +213,7 @@ impl Spawner {
                 drop(ours);
                 let resident = match (&spec.process, streams, &self.filters) {
                     (Some(run), Some(streams), Some(filters)) => {
-                        Some(Resident { run, streams, filters, groups: &inherited.user_groups })
+                        Some(PreloadedProcess { run, streams, filters, groups: &inherited.user_groups })
                     }
                     _ => None,
                 };
@@ -269,7 +269,7 @@ fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), Failure> {
     child::send_go(child, code.as_ref()).step("telling the child to go on")
 }
 
-fn lay(id: u64, order: &Relay, instance: &OwnedFd) -> Result<Pending, Failure> {
+fn lay(id: u64, order: &Remount, instance: &OwnedFd) -> Result<Pending, Failure> {
     let code = relay::tree(order, instance)?;
     let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
     if clone::fork().step("forking")?.is_none() {

@@ -65,7 +65,7 @@ pub fn serve() -> Option<Vec<u8>> {
 }
 
 fn close_all() {
-    // SAFETY: the call takes numbers only; whoever owned one of them in this process is gone.
+    // SAFETY: the call takes numbers only; the owners of these descriptors in this process are gone.
     unsafe { libc::syscall(libc::SYS_close_range, ANSWERS + 1, libc::c_uint::MAX, 0) };
 }
 
@@ -102,14 +102,14 @@ impl Begun {
 }
 
 /// What a child needs to go on as the interpreter.
-pub(crate) struct Resident<'a> {
+pub(crate) struct PreloadedProcess<'a> {
     pub(crate) run: &'a Run,
     pub(crate) streams: &'a Streams,
     pub(crate) filters: &'a Filters,
     pub(crate) groups: &'a [OwnedFd],
 }
 
-impl Resident<'_> {
+impl PreloadedProcess<'_> {
     /// Forks: the agent goes its way by `exec`, which is given what it has to know of the process; the process returns
     /// what it is to do.
     pub(crate) fn begin(

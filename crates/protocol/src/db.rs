@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::records::{
-    Accepted, BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, Code, EndedCall,
-    FunctionRecord, NewCall, Outcome, ResolvedVersion, RuntimeRecord, Segment, VersionRecord,
+    Accepted, BuildJob, BuildOutcome, BuildRecord, CallJob, CallRecord, CallSpec, CallbackJob, Code, CompletedBatch,
+    EndedCall, FunctionRecord, NewCall, Outcome, ResolvedVersion, RuntimeRecord, VersionRecord,
 };
 
 /// The message type of a reply that holds what was asked for.
@@ -28,7 +28,7 @@ pub struct Answered {
     pub answer: Box<serde_json::value::RawValue>,
 }
 
-/// How often what calls run has changed, so that whoever remembers a version knows whether it still may: it rises with
+/// How often what calls run has changed, so that a cached version is known to be current or not: it rises with
 /// every change, and is odd while one is under way. Nothing that was read then may be remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FunctionsSeen(pub u64);
@@ -275,10 +275,10 @@ requests! {
         /// Calls that get a row each.
         calls: Vec<Arc<EndedCall>>,
         /// Calls that are kept many in one row.
-        segments: Vec<Segment>,
+        batches: Vec<CompletedBatch>,
     }
     /// Gives a waited call, which an owner runs already or which waits for one, its row; write.
-    CallAdopt = "call.adopt" -> CallRecord {
+    CallPersist = "call.persist" -> CallRecord {
         /// What it was accepted with.
         spec: CallSpec,
         /// Its version.
@@ -292,8 +292,8 @@ requests! {
         /// Who runs it under that claim.
         running: Option<Owner>,
     }
-    /// Tells that whoever waited for a call was told that it goes on; write.
-    CallPromised = "call.promised" -> () {
+    /// Notes that the client of a call was told 202: the call is acknowledged; write.
+    CallAcknowledge = "call.acknowledge" -> () {
         /// The call.
         num: CallNum,
     }
@@ -509,7 +509,7 @@ pub struct Put<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Renewed {
-    /// Calls whose row is held by another claim, or by none: whoever runs them has to stop.
+    /// Calls whose row is held by another claim, or by none: the worker has to stop them.
     pub stale_calls: Vec<(CallNum, Epoch)>,
     /// Builds that are held by another claim, or by none.
     pub stale_builds: Vec<(BuildRef, Epoch)>,

@@ -9,7 +9,7 @@
 //!   │ ── started ────────────────▶ │   an instance acknowledged its start
 //!   │ ── ended ──────────────────▶ │   resent until endedAck
 //!   │ ◀───────────── endedAck ──── │
-//!   │ ◀─── adopted, cancel ─────── │   whenever
+//!   │ ◀─── persisted, cancel ─────── │   whenever
 //!   │ ◀───────────── ask ───────── │   whenever
 //!   │ ── reply ──────────────────▶ │
 //!   │ ── engines, draining ──────▶ │   whenever
@@ -40,7 +40,7 @@ pub struct NodeInfo {
     pub build_slots: u32,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
-    /// Sockets that calls of the direct road may be sent to; none where the api shares the worker's process.
+    /// Sockets that calls of the direct path may be sent to; none where the api shares the worker's process.
     #[serde(default)]
     pub direct: Vec<PathBuf>,
 }
@@ -214,7 +214,7 @@ pub enum ToWorker {
         lease: Lease,
     },
     /// This call has its row now, and its lease is db's to judge.
-    Adopted {
+    Persisted {
         /// The call.
         num: CallNum,
         /// Its claim.

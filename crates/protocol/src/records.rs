@@ -182,7 +182,7 @@ pub struct CallSpec {
     /// The HTTP request that it is (`/f/`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Arc<HttpRequest>>,
-    /// Whether any bytes are a result (the direct road) or only UTF-8.
+    /// Whether any bytes are a result (the direct path) or only UTF-8.
     #[serde(default)]
     pub direct: bool,
     /// How long one attempt may take, in milliseconds; none takes the version's own limit.
@@ -356,7 +356,7 @@ impl CallRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Accepted {
-    /// It waits from now on; this is what whoever asked does not know of it.
+    /// It is queued from now on; this is what the api does not know of it.
     #[serde(rename_all = "camelCase")]
     New {
         /// The version that was fixed for it.
@@ -401,15 +401,15 @@ pub struct EndedCall {
     pub timeout_ms: Option<u64>,
 }
 
-/// Numbers of calls that lie in one span of a [`Segment`].
-pub const SEGMENT_SPAN: i64 = 1024;
+/// Numbers of calls that lie in one span of a [`CompletedBatch`].
+pub const BATCH_SPAN: i64 = 1024;
 
 /// Calls of one function that went well, and whose numbers lie in one span, written together: nothing about them ever
 /// changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Segment {
-    /// The lowest number, which no other segment has.
+pub struct CompletedBatch {
+    /// The lowest number, which no other batch has.
     pub first: CallNum,
     /// The namespace of the function.
     pub namespace: Namespace,

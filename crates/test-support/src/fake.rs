@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use faena_domain::EngineKind;
-use faena_engine::{AgentSocket, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull};
+use faena_engine::{AgentSocket, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull};
 use faena_instance_protocol::{Decoder, Ended, Exit, Outgoing, Output, Run, ToAgent, ToMiniworker};
 
 /// What goes wrong before there is an instance.
@@ -97,7 +97,7 @@ impl Engine for FakeEngine {
 struct FakeGuard(Arc<AtomicUsize>);
 
 #[async_trait]
-impl Guard for FakeGuard {
+impl InstanceHandle for FakeGuard {
     async fn destroy(self: Box<Self>) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -142,7 +142,7 @@ impl Agent {
 
     fn say(&self, message: &ToMiniworker) {
         let mut outgoing = Outgoing::new(message, &[]).expect("a small frame");
-        // Whoever listened may have gone.
+        // The listener may have gone.
         while outgoing.write(&self.stream).is_ok_and(|whole| !whole) {}
     }
 

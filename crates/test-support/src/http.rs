@@ -73,7 +73,7 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], bo
 
 /// GET of a server that may not be there yet, or no longer.
 pub(crate) fn try_get(port: u16, path: &str) -> Option<Reply> {
-    // One connection: whoever looked for a free port listens on it until its children have executed their program, so a
+    // One connection: a test that looked for a free port listens on it until its children have executed their program, so a
     // second one may find nobody.
     let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

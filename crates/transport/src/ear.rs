@@ -4,13 +4,13 @@ use std::future::Future;
 
 use tokio::sync::mpsc;
 
-/// Whoever is told.
-pub(crate) trait Ear<E>: Send {
+/// What takes events.
+pub(crate) trait EventSink<E>: Send {
     /// Tells it; false where nobody listens any more.
     fn hear(&mut self, event: E) -> impl Future<Output = bool> + Send;
 }
 
-impl<E: Send> Ear<E> for mpsc::Sender<E> {
+impl<E: Send> EventSink<E> for mpsc::Sender<E> {
     async fn hear(&mut self, event: E) -> bool {
         self.send(event).await.is_ok()
     }
@@ -19,7 +19,7 @@ impl<E: Send> Ear<E> for mpsc::Sender<E> {
 /// Somebody who is done at once, and always listens.
 pub(crate) struct Told<F>(pub(crate) F);
 
-impl<E: Send, F: FnMut(E) + Send> Ear<E> for Told<F> {
+impl<E: Send, F: FnMut(E) + Send> EventSink<E> for Told<F> {
     async fn hear(&mut self, event: E) -> bool {
         (self.0)(event);
         true

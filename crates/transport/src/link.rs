@@ -13,7 +13,7 @@ use zeromq::{
     ZmqMessage,
 };
 
-use crate::ear::{Ear, Told};
+use crate::ear::{EventSink, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// How long one try to connect may take.
@@ -57,15 +57,15 @@ impl UnopenedLink {
         (LinkHandle { outgoing }, Self(queue))
     }
 
-    /// Starts connecting, and never stops trying. Whatever is heard is told on the socket's own task, which waits for it:
+    /// Starts connecting, and never stops trying. Whatever is on_event is told on the socket's own task, which waits for it:
     /// this is for those who are quick, and saves a change of tasks.
-    pub fn open(self, endpoint: Endpoint, heard: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
-        self.open_to(endpoint, Told(heard))
+    pub fn open(self, endpoint: Endpoint, on_event: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
+        self.open_to(endpoint, Told(on_event))
     }
 
-    fn open_to(self, endpoint: Endpoint, heard: impl Ear<LinkEvent> + 'static) -> OpenLink {
+    fn open_to(self, endpoint: Endpoint, on_event: impl EventSink<LinkEvent> + 'static) -> OpenLink {
         let stop = CancellationToken::new();
-        let task = Task { endpoint, queue: self.0, heard };
+        let task = Task { endpoint, queue: self.0, on_event };
         tokio::spawn(stop.clone().run_until_cancelled_owned(task.run()));
         OpenLink { _stop: stop.drop_guard() }
     }
@@ -93,11 +93,11 @@ impl Link {
     /// Starts connecting, and never stops trying.
     pub fn connect(endpoint: Endpoint) -> Self {
         let (handle, link) = UnopenedLink::new();
-        let (heard, events) = mpsc::channel(QUEUE);
-        Self { events, handle, _open: link.open_to(endpoint, heard) }
+        let (on_event, events) = mpsc::channel(QUEUE);
+        Self { events, handle, _open: link.open_to(endpoint, on_event) }
     }
 
-    /// The next thing heard; cancel-safe.
+    /// The next thing on_event; cancel-safe.
     pub async fn next(&mut self) -> Option<LinkEvent> {
         self.events.recv().await
     }
@@ -111,7 +111,7 @@ impl Link {
 struct Task<E> {
     endpoint: Endpoint,
     queue: mpsc::Receiver<Bytes>,
-    heard: E,
+    on_event: E,
 }
 
 /// Why a connection was left.
@@ -122,7 +122,7 @@ enum End {
     Link,
 }
 
-impl<E: Ear<LinkEvent>> Task<E> {
+impl<E: EventSink<LinkEvent>> Task<E> {
     async fn run(mut self) {
         loop {
             let Some(socket) = open(&self.endpoint).await else {
@@ -130,16 +130,16 @@ impl<E: Ear<LinkEvent>> Task<E> {
                 continue;
             };
             let (mut socket, monitor) = socket;
-            // A server that was never heard would hide behind a connection that the kernel took.
+            // A server that was never on_event would hide behind a connection that the kernel took.
             if greet(&mut socket).await.is_none() {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
-            if !self.heard.hear(LinkEvent::Up).await {
+            if !self.on_event.hear(LinkEvent::Up).await {
                 return;
             }
             let end = self.talk(socket, monitor).await;
-            if matches!(end, End::Link) || !self.heard.hear(LinkEvent::Down).await {
+            if matches!(end, End::Link) || !self.on_event.hear(LinkEvent::Down).await {
                 return;
             }
         }
@@ -160,7 +160,7 @@ impl<E: Ear<LinkEvent>> Task<E> {
                 bytes = receive(&mut receiving) => {
                     let Some(bytes) = bytes else { return End::Connection };
                     last_heard = Instant::now();
-                    if !bytes.is_empty() && !self.heard.hear(LinkEvent::Message(bytes)).await {
+                    if !bytes.is_empty() && !self.on_event.hear(LinkEvent::Message(bytes)).await {
                         return End::Link;
                     }
                 }
@@ -170,7 +170,7 @@ impl<E: Ear<LinkEvent>> Task<E> {
                     }
                 }
                 _ = tick.tick() => {
-                    // Who was stopped itself has heard nobody, and was not heard: a server that has given us up does not
+                    // Who was stopped itself has on_event nobody, and was not on_event: a server that has given us up does not
                     // say so, and a shorter stop is a new start for it.
                     if last_tick.elapsed() + HEARTBEAT >= SILENCE {
                         return End::Connection;

@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
-use crate::ear::{Ear, Told};
+use crate::ear::{EventSink, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// One connection of a client; a client that connects anew is another peer.
@@ -56,7 +56,7 @@ impl UnopenedServer {
         (handle.clone(), Self { handle, queue })
     }
 
-    /// Binds; a socket file that stands there already is replaced. Whatever is heard is told on the socket's own task, which
+    /// Binds; a socket file that stands there already is replaced. Whatever is on_event is told on the socket's own task, which
     /// waits for it: this is for those who are quick, and saves a change of tasks.
     ///
     /// # Errors
@@ -64,19 +64,23 @@ impl UnopenedServer {
     pub async fn open(
         self,
         endpoint: &Endpoint,
-        heard: impl FnMut(ServerEvent) + Send + 'static,
+        on_event: impl FnMut(ServerEvent) + Send + 'static,
     ) -> std::io::Result<OpenServer> {
-        self.open_to(endpoint, Told(heard)).await
+        self.open_to(endpoint, Told(on_event)).await
     }
 
-    async fn open_to(self, endpoint: &Endpoint, heard: impl Ear<ServerEvent> + 'static) -> std::io::Result<OpenServer> {
+    async fn open_to(
+        self,
+        endpoint: &Endpoint,
+        on_event: impl EventSink<ServerEvent> + 'static,
+    ) -> std::io::Result<OpenServer> {
         let mut socket = RouterSocket::new();
         let monitor = socket.monitor();
         socket.bind_listener(listen(endpoint)?).await.map_err(std::io::Error::other)?;
         let (sending, receiving) = socket.split();
         let stop = CancellationToken::new();
         tokio::spawn(send_all(sending, self.queue));
-        let receiver = Receiver { handle: self.handle, heard, seen: HashMap::new() };
+        let receiver = Receiver { handle: self.handle, on_event, seen: HashMap::new() };
         tokio::spawn(receiver.run(receiving, monitor, stop.clone()));
         Ok(OpenServer { _stop: stop.drop_guard() })
     }
@@ -109,11 +113,11 @@ impl Server {
     /// What the operating system says of that path.
     pub async fn bind(endpoint: &Endpoint) -> std::io::Result<Self> {
         let (handle, server) = UnopenedServer::new();
-        let (heard, events) = mpsc::channel(QUEUE);
-        Ok(Self { events, handle, _open: server.open_to(endpoint, heard).await? })
+        let (on_event, events) = mpsc::channel(QUEUE);
+        Ok(Self { events, handle, _open: server.open_to(endpoint, on_event).await? })
     }
 
-    /// The next thing heard; cancel-safe.
+    /// The next thing on_event; cancel-safe.
     pub async fn next(&mut self) -> Option<ServerEvent> {
         self.events.recv().await
     }
@@ -147,11 +151,11 @@ async fn send_all(mut half: RouterSendHalf, mut queue: mpsc::Receiver<(Peer, Byt
 
 struct Receiver<E> {
     handle: ServerHandle,
-    heard: E,
+    on_event: E,
     seen: HashMap<Peer, Instant>,
 }
 
-impl<E: Ear<ServerEvent>> Receiver<E> {
+impl<E: EventSink<ServerEvent>> Receiver<E> {
     async fn run(
         mut self,
         mut half: RouterRecvHalf,
@@ -172,7 +176,7 @@ impl<E: Ear<ServerEvent>> Receiver<E> {
                     _ => true,
                 },
                 _ = tick.tick() => {
-                    // Who was stopped itself has heard nobody: everybody gets a new start.
+                    // Who was stopped itself has on_event nobody: everybody gets a new start.
                     if last_tick.elapsed() > 2 * HEARTBEAT {
                         self.seen.values_mut().for_each(|seen| *seen = Instant::now());
                     }
@@ -196,11 +200,11 @@ impl<E: Ear<ServerEvent>> Receiver<E> {
         if bytes.is_empty() {
             return self.handle.send(&peer, Bytes::new()).await;
         }
-        self.heard.hear(ServerEvent::Message(peer, bytes)).await
+        self.on_event.hear(ServerEvent::Message(peer, bytes)).await
     }
 
     async fn lost(&mut self, peer: Peer) -> bool {
-        self.seen.remove(&peer).is_none() || self.heard.hear(ServerEvent::Lost(peer)).await
+        self.seen.remove(&peer).is_none() || self.on_event.hear(ServerEvent::Lost(peer)).await
     }
 
     async fn drop_silent(&mut self) -> bool {

@@ -37,7 +37,7 @@ impl DbClient {
     }
 
     /// What any answer has shown of the functions; what was read at this and is settled may be remembered until it
-    /// rises. So whoever has seen a change here never meets what was before it.
+    /// rises. So a client that has seen a change here never sees an older state.
     pub fn functions_seen(&self) -> FunctionsSeen {
         FunctionsSeen(self.functions.load(Ordering::SeqCst))
     }

@@ -6,7 +6,7 @@ use faena_protocol::db::{BlobsReleased, BlobsRemoved, BlobsUnused};
 use rusqlite::Connection;
 
 use super::internal;
-use super::requests::{Moment, Read, Write};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::Text;
 
 /// A call, as an owner of blobs.
@@ -83,7 +83,7 @@ fn is_used(connection: &Connection, key: BlobKey) -> Result<bool, DbError> {
 }
 
 impl Read for BlobsUnused {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<BlobKey>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<BlobKey>, DbError> {
         let mut unused = Vec::new();
         for key in self.keys {
             if !is_used(connection, key)? {
@@ -95,7 +95,7 @@ impl Read for BlobsUnused {
 }
 
 impl Read for BlobsReleased {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<BlobKey>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<BlobKey>, DbError> {
         connection
             .prepare_cached(
                 "SELECT key FROM released r WHERE NOT EXISTS (SELECT 1 FROM blobs b WHERE b.key = r.key) ORDER BY at LIMIT ?1",
@@ -109,7 +109,7 @@ impl Read for BlobsReleased {
 }
 
 impl Write for BlobsRemoved {
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
         let forget = || -> rusqlite::Result<()> {
             let mut one = connection.prepare_cached("DELETE FROM released WHERE key = ?1")?;
             self.keys.iter().try_for_each(|key| one.execute([Text(*key)]).map(drop))

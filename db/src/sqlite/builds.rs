@@ -10,10 +10,10 @@ use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClai
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::queue::{Because, numbers, try_take};
-use super::requests::{Moment, Read, Write};
+use super::queue::{TransitionContext, apply, numbers};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, functions, internal, lanes};
+use super::{blobs, function_queues, functions, internal};
 
 fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionName) -> Result<BuildRecord, DbError> {
     connection
@@ -38,7 +38,7 @@ fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionNam
 }
 
 impl Read for BuildGet {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<BuildRecord, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<BuildRecord, DbError> {
         newest(connection, &self.namespace, &self.function)
     }
 }
@@ -46,7 +46,7 @@ impl Read for BuildGet {
 impl Write for BuildRetry {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<BuildRecord, DbError> {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<BuildRecord, DbError> {
         let build = newest(connection, &self.namespace, &self.function)?;
         if build.status == FunctionStatus::Ready {
             let message = format!("version {} of {} is built already", build.version, self.function);
@@ -103,8 +103,8 @@ fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec
 }
 
 impl Write for BuildsClaim {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<BuildJob>, DbError> {
-        let claimed = claim(&self, connection, moment.now).map_err(|error| internal("claiming builds", &error))?;
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<BuildJob>, DbError> {
+        let claimed = claim(&self, connection, context.now).map_err(|error| internal("claiming builds", &error))?;
         let mut jobs = Vec::with_capacity(claimed.len());
         for (namespace, key, name, version, epoch) in claimed {
             let broken = |what: &str| DbError::Internal { message: format!("a row holds {what}, which is none") };
@@ -126,7 +126,7 @@ type Claim = (Text<FunctionStatus>, i64, Option<String>, Option<String>);
 impl Write for BuildFinish {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let row: Option<Claim> = connection
             .query_row(
                 "SELECT status, epoch, worker, incarnation FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3",
@@ -144,7 +144,7 @@ impl Write for BuildFinish {
         }
         match &self.outcome {
             None => give_back(&self, connection).map_err(|error| internal("ending a build", &error)),
-            Some(outcome) => end(&self, connection, outcome, moment),
+            Some(outcome) => end(&self, connection, outcome, context),
         }
     }
 }
@@ -162,7 +162,7 @@ fn end(
     request: &BuildFinish,
     connection: &Connection,
     outcome: &BuildOutcome,
-    moment: &Moment<'_>,
+    context: &RequestContext<'_>,
 ) -> Result<(), DbError> {
     let (status, artifact, error) = match &outcome.result {
         Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
@@ -178,14 +178,14 @@ fn end(
              built_at = ?11
          WHERE namespace = ?1 AND function = ?2 AND version = ?3",
         (request.namespace.as_str(), request.function.key(), request.version.0, status.as_str(), outcome.engine.map(Text),
-            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, moment.now),
+            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, context.now),
         )?;
         let owner =
             format!("{}{}", blobs::of_function(request.namespace.as_str(), &request.function.key()), request.version);
         blobs::refer(connection, &owner, [&outcome.log])?;
         if let Ok(artifact) = &outcome.result {
             blobs::refer_to(connection, &owner, artifact)?;
-            release_calls(connection, request, outcome, moment.now)?;
+            release_calls(connection, request, outcome, context.now)?;
         }
         Ok(())
     };
@@ -198,7 +198,7 @@ fn end(
             &request.function.key(),
             request.version,
             failure,
-            moment,
+            context,
         ),
     }
 }
@@ -230,7 +230,7 @@ fn release_calls(
     if is_current
         && let Ok(Some(resolved)) = functions::code(connection, &request.namespace, &request.function, request.version)
     {
-        lanes::set_concurrency(connection, key.0, &key.1, resolved.code.concurrency)?;
+        function_queues::set_concurrency(connection, key.0, &key.1, resolved.code.concurrency)?;
     }
     connection.execute(
         // `Event::Built` for all of them at once.
@@ -253,13 +253,13 @@ fn fail_calls(
     function: &str,
     version: Version,
     failure: &BuildFailure,
-    moment: &Moment<'_>,
+    context: &RequestContext<'_>,
 ) -> Result<(), DbError> {
     let waiting = "SELECT num FROM calls INDEXED BY calls_waiting
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
     for num in numbers(connection, waiting, (namespace, function, version.0))? {
-        let because = Because { error: Some(call_error(failure)), ..Because::default() };
-        try_take(connection, num, &Event::BuildFailed, moment, because)?;
+        let cause = TransitionContext { error: Some(call_error(failure)), ..TransitionContext::default() };
+        apply(connection, num, &Event::BuildFailed, context, cause)?;
     }
     Ok(())
 }
@@ -294,7 +294,7 @@ pub(super) fn redeliver(
     connection: &Connection,
     condition: &str,
     params: impl rusqlite::Params,
-    moment: &Moment<'_>,
+    context: &RequestContext<'_>,
 ) -> Result<u64, DbError> {
     let restart = || -> rusqlite::Result<usize> {
         connection
@@ -306,7 +306,7 @@ pub(super) fn redeliver(
     };
     let count = restart().map_err(|error| internal("redelivering builds", &error))?;
     if count > 0 {
-        give_up(connection, moment)?;
+        give_up(connection, context)?;
     }
     Ok(count as u64)
 }
@@ -318,7 +318,7 @@ fn hopeless(connection: &Connection) -> rusqlite::Result<Vec<(String, String, i6
         .collect()
 }
 
-fn give_up(connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+fn give_up(connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
     let broken = |error| internal("giving builds up", &error);
     for (namespace, function, version) in hopeless(connection).map_err(broken)? {
         let failure = BuildFailure {
@@ -329,10 +329,10 @@ fn give_up(connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> 
             .execute(
                 "UPDATE versions SET status = 'ERROR', error = ?4, built_at = ?5
                  WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-                (&namespace, &function, version, Json(&failure), moment.now),
+                (&namespace, &function, version, Json(&failure), context.now),
             )
             .map_err(broken)?;
-        fail_calls(connection, &namespace, &function, Version(version), &failure, moment)?;
+        fail_calls(connection, &namespace, &function, Version(version), &failure, context)?;
     }
     Ok(())
 }

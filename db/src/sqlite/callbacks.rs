@@ -8,12 +8,12 @@ use faena_protocol::records::{CallRecord, Callback, CallbackJob};
 use rusqlite::{Connection, Row};
 
 use super::internal;
-use super::requests::{Moment, Read, Write};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::{Json, Text};
 
 /// How often a callback is tried.
 const TRIES: u32 = 8;
-/// How long whoever took a callback may take to tell how it went.
+/// How long an api that took a callback may take to report how it went.
 const TAKEN_MS: i64 = 180_000;
 /// What the calls of one answer may hold together: they travel in one message.
 const TAKEN_BYTES: usize = 1024 * 1024;
@@ -35,10 +35,10 @@ pub(super) fn announce(connection: &Connection, num: CallNum, now: i64) -> rusql
 const POSTPONED_MS: i64 = 2000;
 
 impl Read for CallbacksDue {
-    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<bool, DbError> {
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<bool, DbError> {
         connection
             .prepare_cached("SELECT 1 FROM callbacks WHERE status = 'WAITING' AND due_at <= ?1 LIMIT 1")
-            .and_then(|mut statement| statement.exists([moment.now]))
+            .and_then(|mut statement| statement.exists([context.now]))
             .map_err(|error| internal("looking for callbacks", &error))
     }
 }
@@ -87,11 +87,11 @@ fn call(connection: &Connection, num: i64) -> rusqlite::Result<CallRecord> {
 }
 
 impl Write for CallbacksTake {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallbackJob>, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<CallbackJob>, DbError> {
         let broken = |error| internal("taking callbacks", &error);
         let mut jobs = Vec::new();
         for Due { num, tries, callback, secret, namespace, .. } in
-            take(connection, self.limit, moment.now).map_err(broken)?
+            take(connection, self.limit, context.now).map_err(broken)?
         {
             let mut call = call(connection, num).map_err(broken)?;
             call.logs = Payload::empty();
@@ -102,20 +102,20 @@ impl Write for CallbacksTake {
 }
 
 impl Write for CallbackPostpone {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         connection
             .prepare_cached(
                 "UPDATE callbacks SET tries = tries - 1, due_at = ?3 WHERE num = ?1 AND tries = ?2 AND status = 'WAITING'",
             )
-            .and_then(|mut statement| statement.execute((self.num.0, self.tries, moment.now + POSTPONED_MS)))
+            .and_then(|mut statement| statement.execute((self.num.0, self.tries, context.now + POSTPONED_MS)))
             .map(drop)
             .map_err(|error| internal("giving a callback back", &error))
     }
 }
 
 impl Write for CallbackFinish {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
-        let pause = i64::try_from(pause_ms(self.tries, moment.uniform())).unwrap_or(0);
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let pause = i64::try_from(pause_ms(self.tries, context.uniform())).unwrap_or(0);
         let status = match &self.error {
             None => "DELIVERED",
             Some(_) if self.tries >= TRIES => "UNDELIVERED",
@@ -126,7 +126,7 @@ impl Write for CallbackFinish {
                 "UPDATE callbacks SET status = ?3, due_at = ?4, error = ?5 WHERE num = ?1 AND tries = ?2 AND status = 'WAITING'",
             )
             .and_then(|mut statement| {
-                statement.execute((self.num.0, self.tries, status, moment.now + pause, &self.error))
+                statement.execute((self.num.0, self.tries, status, context.now + pause, &self.error))
             })
             .map(drop)
             .map_err(|error| internal("ending a callback", &error))

@@ -12,22 +12,22 @@ use faena_domain::{
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    CallAdopt, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallsAccept,
+    CallAcknowledge, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPersist, CallReplay, CallsAccept,
     CallsRecord, CallsStarted, Cancelled, DeadLetterForget,
 };
 use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
-use super::lanes::Intake;
-use super::queue::{Because, NotTaken, end_of, load, take, try_take};
-use super::requests::{Moment, Read, Write};
+use super::function_queues::EnqueueBatch;
+use super::queue::{NotApplied, TransitionContext, apply, end_of, load, try_apply};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, builds, functions, internal, journal, keys, retention};
+use super::{blobs, builds, completed, functions, internal, keys, retention};
 
 const NEXT_NUM: &str = "next_call";
 
 impl Write for CallNumReserve {
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<CallNum, DbError> {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<CallNum, DbError> {
         connection
             .prepare_cached(
                 "INSERT INTO meta (key, value) VALUES (?1, 1 + ?2) ON CONFLICT (key) DO UPDATE SET value = value + ?2
@@ -76,7 +76,7 @@ pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum)
         .and_then(|mut statement| statement.query_row((num.0, namespace.as_str()), record).optional())
         .map_err(|error| internal("reading a call", &error))?
         .map_or_else(
-            || journal::find(connection, namespace, num).map(|found| found.map(|ended| ended.call)),
+            || completed::find(connection, namespace, num).map(|found| found.map(|ended| ended.call)),
             |row| Ok(Some(row)),
         )?
         .ok_or_else(|| not_found("call", &num))
@@ -108,7 +108,7 @@ fn weight(spec: &CallSpec) -> u64 {
 }
 
 impl NewRow<'_> {
-    fn insert(&self, connection: &Connection, now: i64, intake: &mut Intake) -> Result<(), DbError> {
+    fn insert(&self, connection: &Connection, now: i64, batch: &mut EnqueueBatch) -> Result<(), DbError> {
         let (spec, entry) = (self.spec, &self.entry);
         let weight = weight(spec);
         let is_due = entry.ready && entry.not_before <= now && spec.run_at.is_none();
@@ -143,17 +143,17 @@ impl NewRow<'_> {
             blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
         };
         write().map_err(|error| internal("writing a call", &error))?;
-        intake.enter(spec, weight, is_due);
+        batch.enter(spec, weight, is_due);
         Ok(())
     }
 }
 
 /// The entry of a call that is accepted now.
-fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, moment: &Moment<'_>) -> Entry {
+fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, context: &RequestContext<'_>) -> Entry {
     let retries = spec.retries.or(resolved.retries).unwrap_or(DEFAULT_RETRIES);
     // What waits for an instant of wall time gets its age when that has come.
-    let expires_at = if spec.run_at.is_some() { i64::MAX } else { moment.now.saturating_add(millis(spec.max_age_ms)) };
-    Entry::accepted(retries, moment.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
+    let expires_at = if spec.run_at.is_some() { i64::MAX } else { context.now.saturating_add(millis(spec.max_age_ms)) };
+    Entry::accepted(retries, context.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
 }
 
 /// What the calls of one message have in common.
@@ -161,15 +161,15 @@ fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, moment: &Moment<'_>) ->
 struct Accepting {
     /// Versions that were looked up, by namespace, function and the version that was asked for.
     versions: HashMap<(Namespace, String, Option<Version>), ResolvedVersion>,
-    intake: Intake,
+    batch: EnqueueBatch,
 }
 
 /// Accepts a call. Where it is refused for what it is, nothing has been written.
 fn accept(
     connection: &Connection,
-    moment: &Moment<'_>,
+    context: &RequestContext<'_>,
     NewCall { spec, version }: &NewCall,
-    Accepting { versions, intake }: &mut Accepting,
+    Accepting { versions, batch }: &mut Accepting,
 ) -> Result<Accepted, DbError> {
     let known = |num| find(connection, &spec.namespace, num).map(Box::new).map(Accepted::Known);
     if exists(connection, spec.num)? {
@@ -177,49 +177,49 @@ fn accept(
     }
     if let Some(earlier) = keys::earlier(connection, spec)? {
         if !spec.waited {
-            // Whoever asks now hears 202, even if somebody else waits.
-            intake.settle(connection)?;
-            try_take(connection, earlier, &Event::Promised, moment, Because::default())?;
+            // This client gets 202, even if another one waits.
+            batch.settle(connection)?;
+            apply(connection, earlier, &Event::Acknowledged, context, TransitionContext::default())?;
         }
         return known(earlier);
     }
-    moment.takes_new_work()?;
+    context.takes_new_work()?;
     let resolved = match versions.entry((spec.namespace.clone(), spec.function.key(), *version)) {
         Occupied(known) => known.into_mut(),
         Vacant(place) => place.insert(functions::resolve(connection, &spec.namespace, &spec.function, *version)?),
     };
-    intake.has_room(connection, spec, weight(spec), &moment.settings.queue)?;
+    batch.has_room(connection, spec, weight(spec), &context.settings.queue)?;
     keys::has_room(connection, spec)?;
     let call = NewRow {
         spec,
         version: resolved.code.version,
         engine: resolved.code.engine,
-        entry: accepted(spec, resolved, moment),
-        created_at: moment.now,
+        entry: accepted(spec, resolved, context),
+        created_at: context.now,
     };
-    call.insert(connection, moment.now, intake)?;
-    keys::remember(connection, spec, moment)?;
+    call.insert(connection, context.now, batch)?;
+    keys::remember(connection, spec, context)?;
     if resolved.status == FunctionStatus::Error {
         let error = build_error(connection, spec, resolved.code.version)?;
-        let because = Because { error, ..Because::default() };
-        intake.settle(connection)?;
-        try_take(connection, spec.num, &Event::BuildFailed, moment, because)?;
+        let cause = TransitionContext { error, ..TransitionContext::default() };
+        batch.settle(connection)?;
+        apply(connection, spec.num, &Event::BuildFailed, context, cause)?;
         return known(spec.num);
     }
     let (version, engine) = (resolved.code.version, resolved.code.engine);
-    Ok(Accepted::New { version, engine, created_at: moment.now })
+    Ok(Accepted::New { version, engine, created_at: context.now })
 }
 
 impl Write for CallsAccept {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError> {
         let mut accepting = Accepting::default();
-        let accepted = self.calls.iter().map(|call| match accept(connection, moment, call, &mut accepting) {
+        let accepted = self.calls.iter().map(|call| match accept(connection, context, call, &mut accepting) {
             // What has been written of it has to go, and all the others with it.
             Err(error @ DbError::Internal { .. }) => Err(error),
             answer => Ok(answer),
         });
         let accepted = accepted.collect::<Result<_, _>>()?;
-        accepting.intake.settle(connection)?;
+        accepting.batch.settle(connection)?;
         Ok(accepted)
     }
 }
@@ -236,7 +236,7 @@ fn build_error(connection: &Connection, spec: &CallSpec, version: Version) -> Re
 }
 
 impl Write for CallReplay {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<CallRecord, DbError> {
         if exists(connection, self.num)? {
             return find(connection, &self.namespace, self.num);
         }
@@ -250,7 +250,7 @@ impl Write for CallReplay {
             .map_err(|error| internal("reading a call", &error))?;
         let old = match old {
             Some(old) => Some(old),
-            None => journal::find(connection, &self.namespace, self.of)?.map(journal::spec),
+            None => completed::find(connection, &self.namespace, self.of)?.map(completed::spec),
         };
         let old = old.ok_or_else(|| not_found("call", &self.of))?;
         let spec = CallSpec {
@@ -268,8 +268,8 @@ impl Write for CallReplay {
         };
         let mut accepting = Accepting::default();
         let call = NewCall { spec, version: self.version };
-        let accepted = accept(connection, moment, &call, &mut accepting)?;
-        accepting.intake.settle(connection)?;
+        let accepted = accept(connection, context, &call, &mut accepting)?;
+        accepting.batch.settle(connection)?;
         connection
             .prepare_cached("UPDATE dead_letters SET replayed_as = ?2 WHERE num = ?1")
             .and_then(|mut statement| statement.execute((self.of.0, self.num.0)))
@@ -279,7 +279,7 @@ impl Write for CallReplay {
 }
 
 impl Write for DeadLetterForget {
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
         let forgotten = connection
             .prepare_cached("DELETE FROM dead_letters WHERE num = ?1 AND namespace = ?2")
             .and_then(|mut statement| statement.execute((self.num.0, self.namespace.as_str())))
@@ -289,8 +289,8 @@ impl Write for DeadLetterForget {
 }
 
 impl Write for CallsRecord {
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
-        self.segments.iter().try_for_each(|segment| journal::write(connection, segment))?;
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
+        self.batches.iter().try_for_each(|batch| completed::write(connection, batch))?;
         let mut written = 0;
         for call in self.calls {
             written += write_ended(connection, std::sync::Arc::unwrap_or_clone(call))?;
@@ -308,7 +308,7 @@ impl Write for CallsRecord {
 /// Writes one waited call whole, and tells how many rows that made: one that is there already stays as it is.
 fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbError> {
     let call = ended.call.clone();
-    let spec = journal::spec(ended);
+    let spec = completed::spec(ended);
     let write = || -> rusqlite::Result<usize> {
         let written = connection
             .prepare_cached(
@@ -345,14 +345,14 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
     write().map_err(|error| internal("recording a call", &error))
 }
 
-impl Write for CallAdopt {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallRecord, DbError> {
+impl Write for CallPersist {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<CallRecord, DbError> {
         let spec = &self.spec;
         if !exists(connection, spec.num)? {
             let resolved = functions::resolve(connection, &spec.namespace, &spec.function, Some(self.version))?;
             // The api's clock is not ours: what has passed is told, not when it began.
             let left = spec.max_age_ms.saturating_sub(self.elapsed_ms);
-            let expires_at = moment.now.saturating_add(millis(left));
+            let expires_at = context.now.saturating_add(millis(left));
             let ready = resolved.status == FunctionStatus::Ready;
             let call = NewRow {
                 spec,
@@ -361,15 +361,15 @@ impl Write for CallAdopt {
                 // Its client hears 202 with this row: from now on it is a promise.
                 entry: Entry {
                     epoch: self.epoch,
-                    ..Entry::accepted(spec.retries.unwrap_or(0), moment.now, expires_at, ready, false)
+                    ..Entry::accepted(spec.retries.unwrap_or(0), context.now, expires_at, ready, false)
                 },
                 created_at: self.created_at,
             };
-            let mut intake = Intake::default();
-            call.insert(connection, moment.now, &mut intake)?;
-            intake.settle(connection)?;
+            let mut batch = EnqueueBatch::default();
+            call.insert(connection, context.now, &mut batch)?;
+            batch.settle(connection)?;
             if let Some(owner) = &self.running {
-                run_adopted(connection, spec.num, owner, self.epoch, moment.now)?;
+                run_persisted(connection, spec.num, owner, self.epoch, context.now)?;
             }
         }
         find(connection, &spec.namespace, spec.num)
@@ -377,7 +377,7 @@ impl Write for CallAdopt {
 }
 
 /// A call whose epochs its api gave out enters the queue as it stands: claimed, and perhaps begun.
-fn run_adopted(connection: &Connection, num: CallNum, owner: &Owner, epoch: Epoch, now: i64) -> Result<(), DbError> {
+fn run_persisted(connection: &Connection, num: CallNum, owner: &Owner, epoch: Epoch, now: i64) -> Result<(), DbError> {
     connection
         .prepare_cached(
             "UPDATE calls SET status = 'RUNNING', due = 0, epoch = ?2, worker = ?3, incarnation = ?4, lease_end = ?5,
@@ -389,30 +389,36 @@ fn run_adopted(connection: &Connection, num: CallNum, owner: &Owner, epoch: Epoc
             statement.execute((num.0, epoch.0, &owner.worker, &owner.incarnation, lease_end, now))
         })
         .map(drop)
-        .map_err(|error| internal("adopting a call", &error))
+        .map_err(|error| internal("persisting a call", &error))
 }
 
 impl Write for CallFinish {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<CallStatus, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<CallStatus, DbError> {
         let (epoch, owner) = (self.epoch, self.owner);
         let event = match &self.outcome {
             Some(outcome) => Event::Finish { epoch, owner, end: end_of(outcome) },
             None => Event::GiveBack { epoch, owner },
         };
-        match take(connection, self.num, &event, moment, Because { outcome: self.outcome, ..Because::default() }) {
+        match try_apply(
+            connection,
+            self.num,
+            &event,
+            context,
+            TransitionContext { outcome: self.outcome, ..TransitionContext::default() },
+        ) {
             Ok(taken) => Ok(taken.after.status),
-            Err(NotTaken::Refused(Refused::Already(status))) => Ok(status),
-            Err(NotTaken::Refused(_)) => Err(DbError::Stale),
-            Err(NotTaken::Failed(error)) => Err(error),
+            Err(NotApplied::Refused(Refused::Already(status))) => Ok(status),
+            Err(NotApplied::Refused(_)) => Err(DbError::Stale),
+            Err(NotApplied::Failed(error)) => Err(error),
         }
     }
 }
 
 impl Write for CallsStarted {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         for (num, epoch) in self.calls {
             let event = Event::Start { epoch, owner: self.owner.clone() };
-            match try_take(connection, num, &event, moment, Because::default()) {
+            match apply(connection, num, &event, context, TransitionContext::default()) {
                 // A waited call has no row.
                 Ok(_) | Err(DbError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
@@ -422,46 +428,46 @@ impl Write for CallsStarted {
     }
 }
 
-impl Write for CallPromised {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
-        try_take(connection, self.num, &Event::Promised, moment, Because::default()).map(drop)
+impl Write for CallAcknowledge {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        apply(connection, self.num, &Event::Acknowledged, context, TransitionContext::default()).map(drop)
     }
 }
 
 /// Why a cancelled call has no result.
-pub(super) fn cancelled(status: CallStatus, why: &str) -> Because {
+pub(super) fn cancelled(status: CallStatus, why: &str) -> TransitionContext {
     let layer = if status == CallStatus::Running { Layer::Run } else { Layer::Queue };
-    Because { error: Some(CallError::new(ErrorKind::Cancelled, layer, why)), ..Because::default() }
+    TransitionContext { error: Some(CallError::new(ErrorKind::Cancelled, layer, why)), ..TransitionContext::default() }
 }
 
 impl Write for CallCancel {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Cancelled, DbError> {
-        // Whoever asks for another namespace's call hears that there is none.
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Cancelled, DbError> {
+        // For another namespace the call does not exist.
         let before = find(connection, &self.namespace, self.num)?;
         if before.status.is_terminal() {
             return Err(DbError::Ended { status: before.status });
         }
-        let because = cancelled(before.status, "the call was cancelled");
-        match take(connection, self.num, &Event::Cancel, moment, because) {
+        let cause = cancelled(before.status, "the call was cancelled");
+        match try_apply(connection, self.num, &Event::Cancel, context, cause) {
             Ok(taken) => {
                 let running = taken.before.owner.filter(|_| taken.before.status == CallStatus::Running);
                 let record = find(connection, &self.namespace, self.num)?;
                 Ok(Cancelled { record, running: running.map(|owner| (owner, taken.before.epoch)) })
             }
-            Err(NotTaken::Refused(_)) => Err(DbError::Ended { status: load(connection, self.num)?.entry.status }),
-            Err(NotTaken::Failed(error)) => Err(error),
+            Err(NotApplied::Refused(_)) => Err(DbError::Ended { status: load(connection, self.num)?.entry.status }),
+            Err(NotApplied::Failed(error)) => Err(error),
         }
     }
 }
 
 impl Read for CallGet {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<CallRecord, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<CallRecord, DbError> {
         find(connection, &self.namespace, self.num)
     }
 }
 
 impl Read for CallList {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<CallRecord>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<CallRecord>, DbError> {
         let before = self.before.map_or(i64::MAX, |num| num.0);
         let function = self.function.map(|function| function.key());
         let status = self.status.map(CallStatus::as_str);
@@ -503,8 +509,8 @@ impl Read for CallList {
         let mut calls = list().map_err(|error| internal("listing calls", &error))?;
         if !self.dead && self.status.is_none_or(|status| status == CallStatus::Done) {
             let limit = self.limit as usize;
-            let kept = journal::list(connection, (&self.namespace, function.as_deref()), before, limit)?;
-            calls = journal::merge(calls, kept, limit);
+            let kept = completed::list(connection, (&self.namespace, function.as_deref()), before, limit)?;
+            calls = completed::merge(calls, kept, limit);
         }
         calls.iter_mut().for_each(shorten);
         Ok(calls)

@@ -13,8 +13,8 @@ use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionReco
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::calls::cancelled;
-use super::queue::{numbers, try_take};
-use super::requests::{Moment, Read, Write};
+use super::queue::{apply, numbers};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, internal, runtimes};
 
@@ -130,7 +130,7 @@ fn unbuilt(request: &VersionPut, connection: &Connection) -> rusqlite::Result<i6
 impl Write for VersionPut {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError> {
         let repeated = connection
             .query_row("SELECT 1 FROM versions WHERE request = ?1", [&self.request], |_| Ok(()))
             .optional()
@@ -150,8 +150,8 @@ impl Write for VersionPut {
                 let message = format!("{MAX_UNBUILT} versions of {} wait for their builds already", self.function);
                 return Err(DbError::QueueFull { message });
             }
-            moment.takes_new_work()?;
-            insert(&self, connection, moment.now)?;
+            context.takes_new_work()?;
+            insert(&self, connection, context.now)?;
         }
         let record = find(connection, &self.namespace, &self.function)?;
         let created = record.newest.version == Version(1);
@@ -160,13 +160,13 @@ impl Write for VersionPut {
 }
 
 impl Read for FunctionGet {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<FunctionRecord, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<FunctionRecord, DbError> {
         find(connection, &self.namespace, &self.name)
     }
 }
 
 impl Read for FunctionList {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<FunctionName>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<FunctionName>, DbError> {
         let names = |connection: &Connection| -> rusqlite::Result<Vec<FunctionName>> {
             let mut statement =
                 connection.prepare_cached("SELECT name FROM functions WHERE namespace = ?1 ORDER BY key")?;
@@ -178,7 +178,7 @@ impl Read for FunctionList {
 }
 
 impl Read for VersionList {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<VersionRecord>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<VersionRecord>, DbError> {
         let (name, ..) = head(connection, &self.namespace, &self.function)?;
         versions(connection, &self.namespace, &name.key(), false).map_err(|error| internal("listing versions", &error))
     }
@@ -187,19 +187,19 @@ impl Read for VersionList {
 impl Write for FunctionDelete {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let key = (self.namespace.as_str(), self.name.key());
         head(connection, &self.namespace, &self.name)?;
         let waiting = "SELECT num FROM calls INDEXED BY calls_waiting WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'";
         let why = format!("the function {} was deleted before this call ran", self.name);
         for num in numbers(connection, waiting, (key.0, &key.1))? {
-            try_take(connection, num, &Event::Cancel, moment, cancelled(CallStatus::Pending, &why))?;
+            apply(connection, num, &Event::Cancel, context, cancelled(CallStatus::Pending, &why))?;
         }
         let delete = || -> rusqlite::Result<()> {
             // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.
             connection.execute(
                 "UPDATE calls SET retries = 0, expires_at = ?3 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",
-                (key.0, &key.1, moment.now),
+                (key.0, &key.1, context.now),
             )?;
             blobs::release_function(connection, key.0, &key.1)?;
             for table in ["versions", "keys"] {
@@ -293,14 +293,14 @@ pub(super) fn runtime_of(
 }
 
 impl Read for VersionResolve {
-    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<ResolvedVersion, DbError> {
-        moment.takes_new_work()?;
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<ResolvedVersion, DbError> {
+        context.takes_new_work()?;
         resolve(connection, &self.namespace, &self.function, self.version)
     }
 }
 
 impl Read for VersionsMinimum {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<Code>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<Code>, DbError> {
         let current = |connection: &Connection| -> rusqlite::Result<Vec<(Namespace, FunctionName, Version)>> {
             let mut statement = connection.prepare_cached(
                 "SELECT f.namespace, f.name, f.current FROM versions v JOIN functions f

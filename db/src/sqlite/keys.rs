@@ -6,7 +6,7 @@ use faena_protocol::records::CallSpec;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::internal;
-use super::requests::Moment;
+use super::requests::RequestContext;
 use super::rows::Text;
 
 /// How long a key lives at least: a day.
@@ -59,14 +59,14 @@ pub(super) fn has_room(connection: &Connection, spec: &CallSpec) -> Result<(), D
 }
 
 /// Keeps the key of a call that is accepted now.
-pub(super) fn remember(connection: &Connection, spec: &CallSpec, moment: &Moment<'_>) -> Result<(), DbError> {
+pub(super) fn remember(connection: &Connection, spec: &CallSpec, context: &RequestContext<'_>) -> Result<(), DbError> {
     let Some(key) = &spec.key else { return Ok(()) };
     connection
         .prepare_cached(
             "INSERT INTO keys (namespace, function, key, hash, call, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
         .and_then(|mut statement| {
-            let expires_at = moment.now.saturating_add(LIFE_MS);
+            let expires_at = context.now.saturating_add(LIFE_MS);
             let (namespace, function) = (spec.namespace.as_str(), spec.function.key());
             statement.execute((namespace, function, &key.key, Text(key.hash), spec.num.0, expires_at))
         })

@@ -1,13 +1,13 @@
-//! Logs of a function's calls, whether the calls have rows or lie in segments.
+//! Logs of a function's calls, whether the calls have rows or lie in batches.
 
 use faena_domain::{CallNum, CallStatus, Payload, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallLog, FunctionLogs, LogPage};
 use rusqlite::Connection;
 
-use super::requests::{Moment, Read};
+use super::requests::{Read, RequestContext};
 use super::rows::Json;
-use super::{internal, journal};
+use super::{completed, internal};
 
 /// Bytes of logs after which a page ends: it is one message.
 const PAGE_BYTES: u64 = 1024 * 1024;
@@ -48,9 +48,9 @@ fn rows(connection: &Connection, request: &FunctionLogs, before: i64) -> rusqlit
         .collect()
 }
 
-fn journaled(connection: &Connection, request: &FunctionLogs, before: i64) -> Result<Vec<Ended>, DbError> {
+fn batched(connection: &Connection, request: &FunctionLogs, before: i64) -> Result<Vec<Ended>, DbError> {
     let function = request.function.key();
-    let calls = journal::list(connection, (&request.namespace, Some(&function)), before, LOOKED_AT)?;
+    let calls = completed::list(connection, (&request.namespace, Some(&function)), before, LOOKED_AT)?;
     let ended = calls.into_iter().map(|call| Ended {
         status: call.status,
         created_at: call.created_at,
@@ -66,10 +66,10 @@ fn journaled(connection: &Connection, request: &FunctionLogs, before: i64) -> Re
 }
 
 impl Read for FunctionLogs {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<LogPage, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<LogPage, DbError> {
         let before = self.before.map_or(i64::MAX, |num| num.0);
         let found = rows(connection, &self, before).map_err(|error| internal("reading logs", &error))?;
-        let places = [found, journaled(connection, &self, before)?];
+        let places = [found, batched(connection, &self, before)?];
         // Below the higher of the two ends only one place was looked at.
         let end = |place: &Vec<Ended>| place.get(LOOKED_AT - 1).map(|ended| ended.log.num);
         let mut next = places.iter().filter_map(end).max();

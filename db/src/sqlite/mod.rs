@@ -5,10 +5,10 @@ mod builds;
 mod callbacks;
 mod calls;
 mod clock;
+mod completed;
+mod function_queues;
 mod functions;
-mod journal;
 mod keys;
-mod lanes;
 mod logs;
 mod migrate;
 mod queue;
@@ -37,7 +37,7 @@ pub use migrate::MigrateError;
 use crate::metrics::Metrics;
 use crate::{Responder, Store, StoreSettings};
 use clock::Clock;
-use requests::{Job, Moment};
+use requests::{Job, RequestContext};
 use reserve::{Disk, Reserve};
 use writer::Files;
 
@@ -169,8 +169,8 @@ impl Shared {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
     }
 
-    fn moment(&self) -> Moment<'_> {
-        Moment {
+    fn context(&self) -> RequestContext<'_> {
+        RequestContext {
             now: self.clock.now(),
             wall: self.clock.wall(),
             disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),

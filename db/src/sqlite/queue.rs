@@ -8,7 +8,7 @@ use faena_protocol::DbError;
 use faena_protocol::records::Outcome;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::requests::Moment;
+use super::requests::RequestContext;
 use super::rows::{Json, Text, not_found};
 use super::{blobs, callbacks, internal, retention};
 
@@ -69,7 +69,7 @@ pub(super) fn load(connection: &Connection, num: CallNum) -> Result<Kept, DbErro
 
 /// What the row needs to know of a step beside the entry.
 #[derive(Default)]
-pub(super) struct Because {
+pub(super) struct TransitionContext {
     /// What a worker says of an attempt's end.
     pub(super) outcome: Option<Outcome>,
     /// Why a call ends that no worker ended.
@@ -80,56 +80,56 @@ pub(super) struct Because {
 
 /// A step that was refused, or could not be written.
 #[derive(Debug)]
-pub(super) enum NotTaken {
+pub(super) enum NotApplied {
     /// The core refuses it.
     Refused(Refused),
     /// The store failed.
     Failed(DbError),
 }
 
-impl From<DbError> for NotTaken {
+impl From<DbError> for NotApplied {
     fn from(error: DbError) -> Self {
         Self::Failed(error)
     }
 }
 
 /// What a step left.
-pub(super) struct Taken {
+pub(super) struct Transition {
     pub(super) before: Entry,
     pub(super) after: Entry,
 }
 
 /// Takes a step with a call and writes what follows.
-pub(super) fn take(
+pub(super) fn try_apply(
     connection: &Connection,
     num: CallNum,
     event: &Event,
-    moment: &Moment<'_>,
-    because: Because,
-) -> Result<Taken, NotTaken> {
+    context: &RequestContext<'_>,
+    cause: TransitionContext,
+) -> Result<Transition, NotApplied> {
     let kept = load(connection, num)?;
-    let at = At { now: moment.now, uniform: moment.uniform() };
-    let stepped = queue::step(&kept.entry, event, &at).map_err(NotTaken::Refused)?;
+    let at = At { now: context.now, uniform: context.uniform() };
+    let stepped = queue::step(&kept.entry, event, &at).map_err(NotApplied::Refused)?;
     let write = || -> rusqlite::Result<()> {
-        save(connection, &kept, &stepped.entry, moment.now, because.claim.as_deref())?;
-        follow(connection, &kept, &stepped.entry, &stepped.effects, moment.now, &because)
+        save(connection, &kept, &stepped.entry, context.now, cause.claim.as_deref())?;
+        follow(connection, &kept, &stepped.entry, &stepped.effects, context.now, &cause)
     };
     write().map_err(|error| internal("writing a step of a call", &error))?;
-    Ok(Taken { before: kept.entry, after: stepped.entry })
+    Ok(Transition { before: kept.entry, after: stepped.entry })
 }
 
 /// Takes a step; that the core refuses it is no error.
-pub(super) fn try_take(
+pub(super) fn apply(
     connection: &Connection,
     num: CallNum,
     event: &Event,
-    moment: &Moment<'_>,
-    because: Because,
-) -> Result<Option<Taken>, DbError> {
-    match take(connection, num, event, moment, because) {
+    context: &RequestContext<'_>,
+    cause: TransitionContext,
+) -> Result<Option<Transition>, DbError> {
+    match try_apply(connection, num, event, context, cause) {
         Ok(taken) => Ok(Some(taken)),
-        Err(NotTaken::Refused(_)) => Ok(None),
-        Err(NotTaken::Failed(error)) => Err(error),
+        Err(NotApplied::Refused(_)) => Ok(None),
+        Err(NotApplied::Failed(error)) => Err(error),
     }
 }
 
@@ -175,20 +175,20 @@ fn follow(
     after: &Entry,
     effects: &[Effect],
     now: i64,
-    because: &Because,
+    cause: &TransitionContext,
 ) -> rusqlite::Result<()> {
     let lost = effects.iter().any(|effect| matches!(effect, Effect::Lost(_)));
-    match &because.outcome {
+    match &cause.outcome {
         Some(outcome) => {
             let attempt = Attempt { error: outcome.error.clone(), ..outcome.attempt.clone() };
             record_attempt(connection, kept.num, &attempt)?;
         }
-        None if lost => record_attempt(connection, kept.num, &lost_attempt(kept, because, now))?,
+        None if lost => record_attempt(connection, kept.num, &lost_attempt(kept, cause, now))?,
         None => {}
     }
     for effect in effects {
         match effect {
-            Effect::End => write_end(connection, kept, after, now, because)?,
+            Effect::End => write_end(connection, kept, after, now, cause)?,
             Effect::DeadLetter => {
                 connection
                     .prepare_cached(
@@ -211,7 +211,7 @@ fn record_attempt(connection: &Connection, num: CallNum, attempt: &Attempt) -> r
 }
 
 /// What is known of an attempt whose worker tells nothing more of it.
-fn lost_attempt(kept: &Kept, because: &Because, now: i64) -> Attempt {
+fn lost_attempt(kept: &Kept, cause: &TransitionContext, now: i64) -> Attempt {
     let span = |from: i64, to: i64| Millis::from_millis(u64::try_from(to - from).unwrap_or(0));
     let claimed_at = kept.claimed_at.unwrap_or(now);
     let layer = if kept.entry.started { Layer::Run } else { Layer::Start };
@@ -230,12 +230,18 @@ fn lost_attempt(kept: &Kept, because: &Because, now: i64) -> Attempt {
         cpu_ms: None,
         missing_layers: Vec::new(),
         egress_hosts: Vec::new(),
-        error: Some(because.error.clone().unwrap_or_else(lost)),
+        error: Some(cause.error.clone().unwrap_or_else(lost)),
     }
 }
 
-fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, because: &Because) -> rusqlite::Result<()> {
-    let given = because.outcome.as_ref().and_then(|outcome| outcome.error.clone()).or_else(|| because.error.clone());
+fn write_end(
+    connection: &Connection,
+    kept: &Kept,
+    after: &Entry,
+    now: i64,
+    cause: &TransitionContext,
+) -> rusqlite::Result<()> {
+    let given = cause.outcome.as_ref().and_then(|outcome| outcome.error.clone()).or_else(|| cause.error.clone());
     let error = (after.status != CallStatus::Done).then(|| end_error(&kept.entry, after, given));
     connection
         .prepare_cached("UPDATE calls SET error = ?2, ended_at = ?3, run_at = NULL WHERE num = ?1")?
@@ -243,7 +249,7 @@ fn write_end(connection: &Connection, kept: &Kept, after: &Entry, now: i64, beca
     if kept.has_callback {
         callbacks::announce(connection, kept.num, now)?;
     }
-    if let Some(outcome) = &because.outcome {
+    if let Some(outcome) = &cause.outcome {
         connection
             .prepare_cached(
                 "UPDATE calls SET result = ?2, logs = ?3, head = ?4, kept_bytes = ?5, log_bytes = ?6 WHERE num = ?1",

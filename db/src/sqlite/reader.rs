@@ -46,6 +46,6 @@ fn run(connection: &Connection, tasks: &Mutex<Receiver<Task>>, shared: &Shared) 
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((job, respond)) = task else { return };
-        respond(job(connection, &shared.moment()));
+        respond(job(connection, &shared.context()));
     }
 }

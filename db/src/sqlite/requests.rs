@@ -1,11 +1,12 @@
 //! Which request does what.
 
 use faena_protocol::db::{
-    BlobsReleased, BlobsRemoved, BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAdopt, CallCancel,
-    CallFinish, CallGet, CallList, CallNumReserve, CallPromised, CallReplay, CallbackFinish, CallbackPostpone,
-    CallbacksDue, CallbacksTake, CallsAccept, CallsClaim, CallsRecord, CallsStarted, DeadLetterForget, FunctionDelete,
-    FunctionGet, FunctionList, FunctionLogs, Health, LeaseRenew, Ping, Reap, RuntimeDelete, RuntimeGet, RuntimeList,
-    RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum, WorkerJoin,
+    BlobsReleased, BlobsRemoved, BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAcknowledge,
+    CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPersist, CallReplay, CallbackFinish,
+    CallbackPostpone, CallbacksDue, CallbacksTake, CallsAccept, CallsClaim, CallsRecord, CallsStarted,
+    DeadLetterForget, FunctionDelete, FunctionGet, FunctionList, FunctionLogs, Health, LeaseRenew, Ping, Reap,
+    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum,
+    WorkerJoin,
 };
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
@@ -15,7 +16,7 @@ use super::reserve::Disk;
 use crate::StoreSettings;
 
 /// What a request is judged by, beside the rows.
-pub(crate) struct Moment<'a> {
+pub(crate) struct RequestContext<'a> {
     /// Db time.
     pub(crate) now: i64,
     /// Wall time.
@@ -27,7 +28,7 @@ pub(crate) struct Moment<'a> {
     pub(crate) settings: &'a StoreSettings,
 }
 
-impl Moment<'_> {
+impl RequestContext<'_> {
     /// Drawn from \[0, 1).
     pub(crate) fn uniform(&self) -> f64 {
         fastrand::f64()
@@ -45,16 +46,16 @@ pub(crate) trait Write: DbRequest {
     /// Whether it may change what calls run.
     const CHANGES_FUNCTIONS: bool = false;
 
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError>;
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError>;
 }
 
 /// A request that only looks.
 pub(crate) trait Read: DbRequest {
-    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError>;
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError>;
 }
 
 /// A request, ready to run.
-pub(crate) type Work = Box<dyn FnOnce(&Connection, &Moment<'_>) -> Result<Box<RawValue>, DbError> + Send>;
+pub(crate) type Work = Box<dyn FnOnce(&Connection, &RequestContext<'_>) -> Result<Box<RawValue>, DbError> + Send>;
 
 /// Where a request runs.
 pub(crate) enum Job {
@@ -73,14 +74,14 @@ fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
 fn write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
     Ok(Job::Write {
-        work: Box::new(move |connection, moment| reply(&request.write(connection, moment)?)),
+        work: Box::new(move |connection, context| reply(&request.write(connection, context)?)),
         changes_functions: R::CHANGES_FUNCTIONS,
     })
 }
 
 fn read<R: Read>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
-    Ok(Job::Read(Box::new(move |connection, moment| reply(&request.read(connection, moment)?))))
+    Ok(Job::Read(Box::new(move |connection, context| reply(&request.read(connection, context)?))))
 }
 
 /// Finds out what a message asks for.
@@ -105,10 +106,10 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
         CallNumReserve::TYPE => write::<CallNumReserve>(envelope),
         CallsAccept::TYPE => write::<CallsAccept>(envelope),
         CallsRecord::TYPE => write::<CallsRecord>(envelope),
-        CallAdopt::TYPE => write::<CallAdopt>(envelope),
+        CallPersist::TYPE => write::<CallPersist>(envelope),
         CallsClaim::TYPE => write::<CallsClaim>(envelope),
         CallFinish::TYPE => write::<CallFinish>(envelope),
-        CallPromised::TYPE => write::<CallPromised>(envelope),
+        CallAcknowledge::TYPE => write::<CallAcknowledge>(envelope),
         CallCancel::TYPE => write::<CallCancel>(envelope),
         CallReplay::TYPE => write::<CallReplay>(envelope),
         CallsStarted::TYPE => write::<CallsStarted>(envelope),
@@ -131,8 +132,8 @@ pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
 }
 
 impl Read for Ping {
-    fn read(self, connection: &Connection, moment: &Moment<'_>) -> Result<Health, DbError> {
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Health, DbError> {
         connection.query_row("SELECT 1", [], |_| Ok(())).map_err(|error| super::internal("asking SQLite", &error))?;
-        Ok(Health { clock_step_ms: moment.clock_step_ms, disk_low: moment.disk == Disk::Short })
+        Ok(Health { clock_step_ms: context.clock_step_ms, disk_low: context.disk == Disk::Short })
     }
 }

@@ -6,10 +6,10 @@ use faena_protocol::DbError;
 use rusqlite::Connection;
 
 use super::queue::numbers;
-use super::requests::Moment;
+use super::requests::RequestContext;
 use super::reserve::Disk;
 use super::rows::Json;
-use super::{blobs, internal, journal};
+use super::{blobs, completed, internal};
 
 /// Results and logs of a call that hold less than this are not counted: the number of calls bounds them.
 const COUNTED: u64 = 1024;
@@ -29,7 +29,7 @@ const NO_LETTER: &str = "NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.num = 
 const UNNEEDED: &str = "NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
      AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')";
 
-/// When the youngest of so many calls ended that ended first, whether they have rows or lie in segments.
+/// When the youngest of so many calls ended that ended first, whether they have rows or lie in batches.
 fn oldest(connection: &Connection, too_many: u64) -> rusqlite::Result<Option<i64>> {
     if too_many == 0 {
         return Ok(None);
@@ -37,7 +37,7 @@ fn oldest(connection: &Connection, too_many: u64) -> rusqlite::Result<Option<i64
     connection
         .prepare_cached(&format!(
             "SELECT max(ended_at) FROM (SELECT ended_at, sum(calls) OVER (ORDER BY ended_at ROWS UNBOUNDED PRECEDING) AS so_far FROM (
-                 SELECT * FROM (SELECT ended_at, calls FROM journal ORDER BY ended_at LIMIT ?2)
+                 SELECT * FROM (SELECT ended_at, calls FROM completed_batches ORDER BY ended_at LIMIT ?2)
                  UNION ALL
                  SELECT * FROM (SELECT ended_at, 1 AS calls FROM calls c WHERE ended_at IS NOT NULL AND {NO_LETTER} AND {UNNEEDED}
                      ORDER BY ended_at LIMIT ?2)
@@ -49,25 +49,25 @@ fn oldest(connection: &Connection, too_many: u64) -> rusqlite::Result<Option<i64
 /// Forgets keys whose life is over, and calls that were kept long enough or are too many; how many calls.
 ///
 /// A call stays while a key stands for it or somebody is still to be told of its end, and a dead letter longer than others.
-pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64, DbError> {
+pub(super) fn forget(connection: &Connection, context: &RequestContext<'_>) -> Result<u64, DbError> {
     let broken = |error| internal("forgetting what is old", &error);
     connection
         .prepare_cached(
             "DELETE FROM keys WHERE expires_at <= ?1
              AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.num = keys.call AND c.ended_at IS NULL)",
         )
-        .and_then(|mut statement| statement.execute([moment.now]))
+        .and_then(|mut statement| statement.execute([context.now]))
         .map_err(broken)?;
-    let keep = &moment.settings.keep;
-    let before = moment.now.saturating_sub(keep.calls_for_ms);
-    let letters_before = moment.now.saturating_sub(keep.dead_letters_for_ms);
+    let keep = &context.settings.keep;
+    let before = context.now.saturating_sub(keep.calls_for_ms);
+    let letters_before = context.now.saturating_sub(keep.dead_letters_for_ms);
     let old = format!(
         "SELECT num FROM calls c WHERE ended_at < ?1 AND (ended_at < ?2 OR {NO_LETTER}) AND {UNNEEDED}
          ORDER BY ended_at LIMIT ?3"
     );
     let mut gone = numbers(connection, &old, (before, letters_before.min(before), BATCH))?;
-    let mut journaled = journal::forget(connection, before, BATCH)?;
-    if gone.is_empty() && journaled == 0 {
+    let mut batched = completed::forget(connection, before, BATCH)?;
+    if gone.is_empty() && batched == 0 {
         let ended: u64 = connection
             .prepare_cached("SELECT ended FROM totals")
             .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
@@ -79,14 +79,14 @@ pub(super) fn forget(connection: &Connection, moment: &Moment<'_>) -> Result<u64
                 "SELECT num FROM calls c WHERE ended_at < ?1 AND {NO_LETTER} AND {UNNEEDED} ORDER BY ended_at LIMIT ?2"
             );
             gone = numbers(connection, &young, (oldest + 1, most))?;
-            journaled = journal::forget(connection, oldest + 1, BATCH)?;
+            batched = completed::forget(connection, oldest + 1, BATCH)?;
         }
     }
     for num in &gone {
         delete(connection, *num).map_err(broken)?;
     }
-    let heavy = forget_bytes(connection, moment).map_err(broken)?;
-    Ok(gone.len() as u64 + journaled + heavy)
+    let heavy = forget_bytes(connection, context).map_err(broken)?;
+    Ok(gone.len() as u64 + batched + heavy)
 }
 
 fn delete(connection: &Connection, num: CallNum) -> rusqlite::Result<()> {
@@ -108,11 +108,11 @@ struct Heavy {
 }
 
 /// The functions that hold more than their part; where all together hold too much, or the disk is tight, the heaviest.
-fn heaviest(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<Vec<Heavy>> {
-    let bound = moment.settings.keep.bytes.0;
+fn heaviest(connection: &Connection, context: &RequestContext<'_>) -> rusqlite::Result<Vec<Heavy>> {
+    let bound = context.settings.keep.bytes.0;
     let all: u64 =
         connection.prepare_cached("SELECT coalesce(sum(bytes), 0) FROM kept")?.query_row([], |row| row.get(0))?;
-    let is_tight = moment.disk != Disk::Roomy;
+    let is_tight = context.disk != Disk::Roomy;
     let part = if all > bound || is_tight { 0 } else { bound / PART };
     let mut statement = connection
         .prepare_cached("SELECT namespace, function, bytes FROM kept WHERE bytes > ?1 ORDER BY bytes DESC LIMIT ?2")?;
@@ -129,12 +129,12 @@ fn heaviest(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<Ve
 }
 
 /// Forgets the oldest logs of functions that hold too much, and where that is not enough their oldest calls; how many calls.
-fn forget_bytes(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<u64> {
+fn forget_bytes(connection: &Connection, context: &RequestContext<'_>) -> rusqlite::Result<u64> {
     let mut gone = 0;
-    for heavy in heaviest(connection, moment)? {
-        let freed = forget_logs(connection, &heavy, moment.now)?;
+    for heavy in heaviest(connection, context)? {
+        let freed = forget_logs(connection, &heavy, context.now)?;
         // A tight disk takes logs alone: results are what was promised.
-        if freed < heavy.excess && moment.disk == Disk::Roomy {
+        if freed < heavy.excess && context.disk == Disk::Roomy {
             gone += forget_calls(connection, &heavy, heavy.excess - freed)?;
         }
     }
@@ -169,14 +169,14 @@ fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Re
     Ok(freed)
 }
 
-/// Forgets the oldest calls of a function, those with rows and those in segments alike; how many calls.
+/// Forgets the oldest calls of a function, those with rows and those in batches alike; how many calls.
 fn forget_calls(connection: &Connection, heavy: &Heavy, excess: u64) -> rusqlite::Result<u64> {
     let key = (&heavy.namespace, &heavy.function);
     let mut statement = connection.prepare_cached(&format!(
         "SELECT num, kept_bytes, 1, 0 FROM (SELECT num, kept_bytes FROM calls c INDEXED BY calls_kept
              WHERE namespace = ?1 AND function = ?2 AND kept_bytes > 0 AND {NO_LETTER} AND {UNNEEDED} ORDER BY num LIMIT ?3)
          UNION ALL
-         SELECT first, length(records), calls, 1 FROM (SELECT first, records, calls FROM journal INDEXED BY journal_of_function
+         SELECT first, length(records), calls, 1 FROM (SELECT first, records, calls FROM completed_batches INDEXED BY completed_of_function
              WHERE namespace = ?1 AND function = ?2 ORDER BY span LIMIT ?3)
          ORDER BY 1"
     ))?;
@@ -185,12 +185,12 @@ fn forget_calls(connection: &Connection, heavy: &Heavy, excess: u64) -> rusqlite
     })?;
     let oldest: Vec<(CallNum, u64, u64, bool)> = rows.collect::<Result<_, _>>()?;
     let (mut freed, mut gone) = (0, 0);
-    for (num, bytes, calls, is_segment) in oldest {
+    for (num, bytes, calls, is_batch) in oldest {
         if freed >= excess {
             break;
         }
-        if is_segment {
-            connection.prepare_cached("DELETE FROM journal WHERE first = ?1")?.execute([num.0])?;
+        if is_batch {
+            connection.prepare_cached("DELETE FROM completed_batches WHERE first = ?1")?.execute([num.0])?;
         } else {
             delete(connection, num)?;
         }

@@ -7,7 +7,7 @@ use faena_protocol::records::RuntimeRecord;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::internal;
-use super::requests::{Moment, Read, Write};
+use super::requests::{Read, RequestContext, Write};
 use super::rows::{Json, not_found};
 
 fn record(row: &Row<'_>) -> rusqlite::Result<RuntimeRecord> {
@@ -52,7 +52,7 @@ fn insert(connection: &Connection, namespace: &Namespace, spec: &RuntimeSpec, no
 }
 
 impl Write for RuntimePut {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Self::Reply, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError> {
         let old = match find(connection, &self.namespace, &self.spec.name) {
             Ok(old) => Some(old),
             Err(DbError::NotFound { .. }) => None,
@@ -67,7 +67,7 @@ impl Write for RuntimePut {
                 return Ok(Put { record: old.clone(), created: false });
             }
         }
-        insert(connection, &self.namespace, &self.spec, moment.now)
+        insert(connection, &self.namespace, &self.spec, context.now)
             .map_err(|error| internal("writing a runtime", &error))?;
         Ok(Put { record: find(connection, &self.namespace, &self.spec.name)?, created: old.is_none() })
     }
@@ -76,7 +76,7 @@ impl Write for RuntimePut {
 impl Write for RuntimeDelete {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, _moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
         let key = self.name.key();
         let user: Option<String> = connection
             .query_row(
@@ -99,13 +99,13 @@ impl Write for RuntimeDelete {
 }
 
 impl Read for RuntimeGet {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<RuntimeRecord, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<RuntimeRecord, DbError> {
         find(connection, &self.namespace, &self.name)
     }
 }
 
 impl Read for RuntimeList {
-    fn read(self, connection: &Connection, _moment: &Moment<'_>) -> Result<Vec<RuntimeName>, DbError> {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<RuntimeName>, DbError> {
         let names = |connection: &Connection| -> rusqlite::Result<Vec<RuntimeName>> {
             let mut statement =
                 connection.prepare_cached("SELECT name FROM runtimes WHERE namespace = ?1 ORDER BY key")?;

@@ -7,9 +7,9 @@ use faena_protocol::db::{LeaseRenew, Reap, Reaped, Renewed, WorkerJoin};
 use rusqlite::Connection;
 
 use super::clock::Clock;
-use super::queue::{Because, numbers, try_take};
-use super::requests::{Moment, Write};
-use super::{builds, internal, lanes, retention};
+use super::queue::{TransitionContext, apply, numbers};
+use super::requests::{RequestContext, Write};
+use super::{builds, function_queues, internal, retention};
 
 /// The most calls that one reaping ends; the rest is a second later.
 const BATCH: u32 = 1000;
@@ -23,39 +23,44 @@ pub(super) fn grant_grace(connection: &Connection, now: i64) -> rusqlite::Result
 }
 
 /// Takes the same step with many calls; how many took it.
-fn step_all(connection: &Connection, calls: Vec<CallNum>, event: &Event, moment: &Moment<'_>) -> Result<u64, DbError> {
+fn step_all(
+    connection: &Connection,
+    calls: Vec<CallNum>,
+    event: &Event,
+    context: &RequestContext<'_>,
+) -> Result<u64, DbError> {
     let mut count = 0;
     for num in calls {
-        count += u64::from(try_take(connection, num, event, moment, Because::default())?.is_some());
+        count += u64::from(apply(connection, num, event, context, TransitionContext::default())?.is_some());
     }
     Ok(count)
 }
 
 impl Write for WorkerJoin {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let owner = &self.owner;
         let held = "SELECT num FROM calls WHERE status = 'RUNNING' AND worker = ?1 AND incarnation <> ?2";
         let calls = numbers(connection, held, (&owner.worker, &owner.incarnation))?;
-        step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, moment)?;
+        step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, context)?;
         let died = (&owner.worker, &owner.incarnation);
-        builds::redeliver(connection, "worker = ?1 AND incarnation <> ?2", died, moment)?;
+        builds::redeliver(connection, "worker = ?1 AND incarnation <> ?2", died, context)?;
         Ok(())
     }
 }
 
 impl Write for LeaseRenew {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Renewed, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Renewed, DbError> {
         let mut renewed = Renewed::default();
         for (num, epoch) in self.calls {
             let event = Event::Renew { epoch, owner: self.owner.clone() };
-            match try_take(connection, num, &event, moment, Because::default()) {
+            match apply(connection, num, &event, context, TransitionContext::default()) {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(DbError::NotFound { .. }) => renewed.stale_calls.push((num, epoch)),
                 Err(error) => return Err(error),
             }
         }
         for (build, epoch) in self.builds {
-            let is_held = builds::renew(connection, &build, epoch, &self.owner, moment.now + LEASE_MS)
+            let is_held = builds::renew(connection, &build, epoch, &self.owner, context.now + LEASE_MS)
                 .map_err(|error| internal("renewing leases", &error))?;
             if !is_held {
                 renewed.stale_builds.push((build, epoch));
@@ -66,18 +71,18 @@ impl Write for LeaseRenew {
 }
 
 impl Write for Reap {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Reaped, DbError> {
-        let now = moment.now;
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Reaped, DbError> {
+        let now = context.now;
         let broken = |error| internal("judging leases and ages", &error);
         Clock::keep(connection, now).map_err(broken)?;
-        lanes::promote(connection, moment).map_err(broken)?;
+        function_queues::promote(connection, context).map_err(broken)?;
         let lost = "SELECT num FROM calls WHERE status = 'RUNNING' AND lease_end < ?1 LIMIT ?2";
         let old = "SELECT num FROM calls WHERE status = 'PENDING' AND run_at IS NULL AND expires_at <= ?1 LIMIT ?2";
         Ok(Reaped {
-            lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, moment)?,
-            expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, moment)?,
-            builds: builds::redeliver(connection, "lease_end < ?1", [now], moment)?,
-            forgotten: retention::forget(connection, moment)?,
+            lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, context)?,
+            expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, context)?,
+            builds: builds::redeliver(connection, "lease_end < ?1", [now], context)?,
+            forgotten: retention::forget(connection, context)?,
         })
     }
 }

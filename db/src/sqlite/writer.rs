@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde_json::value::RawValue;
 use tracing::{error, warn};
 
-use super::requests::{Moment, Work};
+use super::requests::{RequestContext, Work};
 use super::reserve::Reserve;
 use super::workers::grant_grace;
 use super::{Shared, WAL_LIMIT, internal};
@@ -140,7 +140,7 @@ impl Writing {
     /// Runs a group in one transaction; nobody is answered before it is durable.
     fn group(&mut self, group: Vec<Task>, stalled: bool) -> Vec<Answer> {
         let shared = Arc::clone(&self.shared);
-        let moment = shared.moment();
+        let context = shared.context();
         let begun = Instant::now();
         let mut transaction = match self.connection.transaction_with_behavior(TransactionBehavior::Immediate) {
             Ok(transaction) => transaction,
@@ -151,13 +151,13 @@ impl Writing {
         };
         if stalled {
             warn!("the database was away; every lease is granted anew");
-            if let Err(error) = grant_grace(&transaction, moment.now) {
+            if let Err(error) = grant_grace(&transaction, context.now) {
                 error!(%error, "leases could not be granted anew");
             }
         }
         let mut answers = Vec::with_capacity(group.len());
         for Task { work, respond, .. } in group {
-            answers.push((respond, in_savepoint(&mut transaction, work, &moment)));
+            answers.push((respond, in_savepoint(&mut transaction, work, &context)));
         }
         match transaction.commit() {
             Ok(()) => {
@@ -171,7 +171,7 @@ impl Writing {
             }
             // After a failed fsync the kernel has forgotten which pages were dirty: a retry would lie.
             Err(error) => {
-                error!(%error, "a commit failed; ending, because nobody can know what is durable");
+                error!(%error, "a commit failed; ending, cause nobody can know what is durable");
                 std::process::exit(EXIT_IO);
             }
         }
@@ -191,10 +191,10 @@ impl Writing {
 fn in_savepoint(
     transaction: &mut rusqlite::Transaction<'_>,
     job: Work,
-    moment: &Moment<'_>,
+    context: &RequestContext<'_>,
 ) -> Result<Box<RawValue>, DbError> {
     let savepoint = transaction.savepoint().map_err(|error| internal("setting a savepoint", &error))?;
-    let reply = job(&savepoint, moment)?;
+    let reply = job(&savepoint, context)?;
     savepoint.commit().map_err(|error| internal("releasing a savepoint", &error))?;
     Ok(reply)
 }

@@ -22,7 +22,7 @@ fn folders(mounts: &str) -> Vec<PathBuf> {
     mounts.lines().filter_map(of).collect()
 }
 
-/// Removes everything but what lies at `path`, which is laid anew; every process of the user's is dead.
+/// Removes everything but what lies at `path`, which is mounted again; every process of the user's is dead.
 pub(crate) fn everything(path: &str) -> io::Result<()> {
     // A file that is covered by a device is mounted too.
     let mounted = folders(&fs::read_to_string("/proc/self/mountinfo")?);

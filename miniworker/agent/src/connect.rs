@@ -1,4 +1,4 @@
-//! Connections to the instance's own loopback, for whoever is outside of it.
+//! Connections to the instance's own loopback, for the worker outside.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -89,7 +89,7 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> String {
     format!("{what}: {error}")
 }
 
-/// Whoever could look into this process could speak for it: nobody may, and it gains nothing by exec.
+/// A process that could inspect this one could send frames for it: none may, and it gains nothing by exec.
 fn harden() -> Result<(), String> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| failed("PR_SET_DUMPABLE", &error))?;

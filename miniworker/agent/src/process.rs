@@ -169,7 +169,7 @@ pub(crate) fn end_all() {
     }
 }
 
-/// How often whoever is left is looked for, 500 µs apart.
+/// How often remaining processes are looked for, 500 µs apart.
 const LOOKS: u32 = 200;
 
 /// Whether a process has ended with all of its threads: the first may end before the others (proc_pid_stat(5): the
@@ -259,7 +259,7 @@ pub(crate) fn end_others(kept: &Process) -> io::Result<()> {
     Err(io::Error::other("processes are left that cannot be ended"))
 }
 
-/// Collects whoever has ended; tells how the watched process did, if it is among them.
+/// Reaps processes that have ended; returns how the watched process ended, if it is among them.
 pub(crate) fn collect(watched: Option<&Process>) -> Option<Exit> {
     let mut exit = None;
     loop {

@@ -72,14 +72,14 @@ fn place(stream: &OwnedFd, number: i32) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The agent is not what is killed. Whoever is not dumpable has files in /proc that are root's until this is undone; no
+/// The agent is not what is killed. A process that is not dumpable has files in /proc that are root's until this is undone; no
 /// other process of the user's runs at this moment.
 fn prefer_for_the_oom_killer() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
     let _ = std::fs::write("/proc/self/oom_score_adj", KILL_ME_FIRST);
 }
 
-/// A process of the user's that wakes does not push aside whoever woke it (sched(7), `SCHED_BATCH`): a worker that hands
+/// A process of the user's that wakes does not preempt the one that woke it (sched(7), `SCHED_BATCH`): a worker that hands
 /// out several calls goes on handing them out, instead of changing places with a process after each.
 fn let_others_finish() {
     // All that the kernel's sched_param holds.
@@ -90,7 +90,7 @@ fn let_others_finish() {
 }
 
 fn restore_signals() {
-    // SAFETY: the set is initialised before it is read; whoever starts processes expects to hear of their ends.
+    // SAFETY: the set is initialised before it is read; a program that starts processes expects to be told of their ends.
     unsafe {
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

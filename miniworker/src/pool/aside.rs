@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use faena_engine::Guard;
+use faena_engine::InstanceHandle;
 
 use super::Shared;
 
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// One that stands still.
 #[derive(Debug)]
 struct Spent {
-    guard: Box<dyn Guard>,
+    guard: Box<dyn InstanceHandle>,
     since: Instant,
     /// What it holds, in bytes.
     memory: u64,
@@ -68,7 +68,7 @@ impl Aside {
         self.still().spent.front().map(|oldest| oldest.since.elapsed() > PATIENCE)
     }
 
-    /// The oldest. Where there is none, whoever comes next is the first again.
+    /// The oldest. If there is none, the next one is the first again.
     fn oldest(&self) -> Option<Spent> {
         let mut still = self.still();
         let oldest = still.take();
@@ -80,7 +80,7 @@ impl Aside {
 impl Shared {
     /// Destroys an instance that has served its call: now, or where calls wait as soon as none does. Nothing in it runs from
     /// now on.
-    pub(super) async fn put_aside(self: &Arc<Self>, guard: Box<dyn Guard>) {
+    pub(super) async fn put_aside(self: &Arc<Self>, guard: Box<dyn InstanceHandle>) {
         if !self.state().is_pressed() {
             return guard.destroy().await;
         }

@@ -37,7 +37,7 @@ pub(crate) struct PoolCall {
     pub(crate) begins_late: bool,
     pub(crate) deadline_unix_ms: i64,
     pub(crate) traceparent: Arc<str>,
-    /// Until when the agent lets it run; none while whoever waits for it shares our process.
+    /// Until when the agent lets it run; none if its client's api shares our process.
     pub(crate) lease: Option<LeaseEnd>,
     /// Told when it begins.
     pub(crate) started: Option<Box<dyn FnOnce() + Send>>,
@@ -76,7 +76,7 @@ pub(crate) struct PoolEnd {
 }
 
 impl PoolCall {
-    /// A call of the direct road, whose deadline may come before that of an attempt.
+    /// A call of the direct path, whose deadline may come before that of an attempt.
     pub(crate) fn of_direct(call: DirectCall, node: &Arc<Node>) -> Box<Self> {
         let since = Instant::now();
         let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
@@ -125,7 +125,7 @@ impl PoolCall {
             deadline: self.deadline,
             deadline_unix_ms: self.deadline_unix_ms,
             traceparent: self.traceparent,
-            // Nobody is told of a call that was refused: whoever handed it over knows.
+            // No end is told of a call that was refused: its submitter knows.
             done: Box::new(|_| {}),
         })
     }

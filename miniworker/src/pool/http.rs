@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
 use super::call::{PoolCall, PoolEnd};
-use super::served::Speech;
+use super::served::Protocol;
 
 /// Where the process listens: `$PORT`.
 pub(super) const PORT: u16 = 8080;
@@ -71,8 +71,8 @@ struct Connections {
 }
 
 /// Returns when a connection is wanted of the agent.
-pub(super) async fn wanted(speech: &Speech) {
-    let Speech::Http(client) = speech else { return std::future::pending().await };
+pub(super) async fn wanted(protocol: &Protocol) {
+    let Protocol::Http(client) = protocol else { return std::future::pending().await };
     loop {
         {
             let mut state = client.state();
@@ -106,12 +106,12 @@ impl Client {
     /// The agent has made a connection, or could not.
     pub(super) fn connected(&self, error: Option<String>, fds: Vec<OwnedFd>) {
         if let Some(waiting) = self.state().waiting.pop_front() {
-            // Whoever wanted it may have gone; the connection is closed then.
+            // The call that wanted it may have gone; the connection is closed then.
             let _ = waiting.send(stream(error, fds));
         }
     }
 
-    /// Nobody makes connections any more; whoever waits for one learns it.
+    /// No connections are made any more; calls that wait for one fail.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;

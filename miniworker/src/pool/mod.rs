@@ -1,9 +1,9 @@
 //! The instances of a node: which of them wait, which work, and who gets the next one.
 //!
-//! Every call goes through here, whichever road it came. [`state`] decides and does nothing; what it decides is done
+//! Every call goes through here, on every call path. [`state`] decides and does nothing; what it decides is done
 //! outside of its lock: a call begins in an instance, an instance is made. Identical cold starts are coalesced, since
 //! calls of one version wait in one line and whichever instance is free first takes the next. A task that belongs to
-//! the instance owns a call from there on ([`served`]), never whoever waits for it.
+//! the instance owns a call from there on ([`served`]), never the task that waits for it.
 
 mod aside;
 mod call;
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use faena_domain::units::ByteSize;
 use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
-use faena_protocol::direct::{DirectCall, DirectRoad};
+use faena_protocol::direct::{DirectCall, Invoker};
 use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
 use tokio::runtime::Handle;
@@ -194,7 +194,7 @@ impl Pool {
     }
 }
 
-impl DirectRoad for Pool {
+impl Invoker for Pool {
     fn offers(&self, code: &Code) -> bool {
         code.engine.is_some_and(|engine| self.0.node.engines.contains_key(&engine))
     }

@@ -1,4 +1,4 @@
-//! An instance in which a process can be started, by whoever has taken it for a call.
+//! An instance in which a process can be started, by the attempt that has taken it.
 
 use std::io;
 use std::sync::Arc;
@@ -151,7 +151,7 @@ impl Parked {
         self.is_frozen
     }
 
-    /// Lets it go on for whoever has taken it.
+    /// Thaws it for the attempt that has taken it.
     pub(crate) fn thaw(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_frozen) {
             self.instance.guard.thaw()?;

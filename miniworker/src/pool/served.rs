@@ -1,6 +1,6 @@
 //! An instance whose process answers many calls.
 //!
-//! A call is written to its process by whoever hands it over, at once; everything else is done by one task that owns
+//! A call is written to its process at once, on the task that hands it over; everything else is done by one task that owns
 //! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
 //! the process ends or nobody wants it any more. So a client that goes away takes no call with it.
 
@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::CallNum;
 use faena_domain::limits::MAX_CALL_LOG;
 use faena_domain::log::{LogBuffer, LogStream};
-use faena_engine::{Guard, Instance, Usage};
+use faena_engine::{Instance, InstanceHandle, Usage};
 use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
 use faena_protocol::records::Code;
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -50,7 +50,7 @@ struct InFlight {
     call: Box<PoolCall>,
 }
 
-/// What whoever hands a call over and the instance's task share.
+/// What the tasks that hand calls over share with the instance's task.
 #[derive(Default)]
 struct Lines {
     in_flight: Vec<InFlight>,
@@ -72,14 +72,14 @@ struct Lines {
 enum Order {
     /// Begin a call whose lease the agent has to hear of first.
     Begin(Box<PoolCall>),
-    /// End a call whoever waits for it.
+    /// End a call, whether or not its client waits.
     Cancel(CallNum),
     /// A call over HTTP has ended.
     Answered(u64, Result<http::Answer, http::Failure>),
 }
 
 /// How calls reach the process.
-pub(super) enum Speech {
+pub(super) enum Protocol {
     /// Frames on its standard input.
     Frames(Sender),
     /// HTTP on a port of its own loopback.
@@ -92,9 +92,9 @@ pub(crate) struct Served {
     key: Arc<Key>,
     code: Arc<Code>,
     pool: Arc<Shared>,
-    speech: Speech,
+    protocol: Protocol,
     lines: Mutex<Lines>,
-    guard: Mutex<Option<Box<dyn Guard>>>,
+    guard: Mutex<Option<Box<dyn InstanceHandle>>>,
     /// What its process has written while calls ran that have not ended.
     log: SharedBuffer,
     orders: mpsc::Sender<Order>,
@@ -113,7 +113,7 @@ impl std::fmt::Debug for Served {
 /// The parts of an instance whose process has said that it may be called.
 pub(super) struct Begun {
     pub(super) instance: Instance,
-    pub(super) speech: Speech,
+    pub(super) protocol: Protocol,
     /// Where its answers come from, if it speaks frames.
     pub(super) answers: Option<Receiver>,
     pub(super) output: Receiver,
@@ -135,7 +135,7 @@ impl Served {
             key,
             code,
             pool,
-            speech: begun.speech,
+            protocol: begun.protocol,
             lines: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
             log: SharedBuffer::new(LogStream::Output, MAX_CALL_LOG),
@@ -225,8 +225,8 @@ impl Served {
         if let Some(started) = call.started.take() {
             started();
         }
-        match &self.speech {
-            Speech::Frames(calls) => {
+        match &self.protocol {
+            Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut lines, id, &call);
                 lines.in_flight.push(InFlight { id, began, call });
                 if !written {
@@ -235,7 +235,7 @@ impl Served {
                     return Ok(());
                 }
             }
-            Speech::Http(client) => {
+            Protocol::Http(client) => {
                 let exchange = client.exchange(&self.code, &call);
                 lines.in_flight.push(InFlight { id, began, call });
                 let served = Arc::clone(self);
@@ -281,7 +281,7 @@ impl Served {
         flush(calls, lines)
     }
 
-    fn with_guard(&self, act: impl FnOnce(&dyn Guard) -> io::Result<()>) -> bool {
+    fn with_guard(&self, act: impl FnOnce(&dyn InstanceHandle) -> io::Result<()>) -> bool {
         let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
         match guard.as_deref().map(act) {
             Some(Ok(())) => true,
@@ -297,7 +297,7 @@ impl Served {
     pub(super) fn freeze(&self) -> bool {
         let mut lines = self.lines();
         if lines.in_flight.is_empty() && !lines.closed && !lines.frozen {
-            if let Speech::Http(client) = &self.speech {
+            if let Protocol::Http(client) = &self.protocol {
                 client.close_idle();
             }
             lines.frozen = self.with_guard(|guard| guard.freeze());
@@ -307,11 +307,11 @@ impl Served {
 
     fn usage(&self) -> Usage {
         let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.as_deref().map(Guard::usage).unwrap_or_default()
+        guard.as_deref().map(InstanceHandle::usage).unwrap_or_default()
     }
 
     pub(super) fn memory(&self) -> Option<u64> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).as_deref().and_then(Guard::memory)
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).as_deref().and_then(InstanceHandle::memory)
     }
 
     /// Ends a call, which may still be on its way in; false where it is not known to be here.
@@ -327,7 +327,7 @@ impl Served {
         self.retired.cancel();
     }
 
-    /// Gives up the calls that it works at: whoever waits for them learns that nobody tells their end.
+    /// Gives up the calls that it works at: their clients learn that no end will be told.
     pub(super) fn cut(&self) {
         self.lines().in_flight.clear();
         self.look_again.notify_one();
@@ -385,17 +385,17 @@ impl Served {
     }
 
     async fn writable(&self) {
-        match &self.speech {
+        match &self.protocol {
             // A failure shows when it is read from.
-            Speech::Frames(calls) => drop(calls.writable().await),
-            Speech::Http(_) => std::future::pending().await,
+            Protocol::Frames(calls) => drop(calls.writable().await),
+            Protocol::Http(_) => std::future::pending().await,
         }
     }
 
     fn flush(&self) -> bool {
-        match &self.speech {
-            Speech::Frames(calls) => flush(calls, &mut self.lines()),
-            Speech::Http(_) => true,
+        match &self.protocol {
+            Protocol::Frames(calls) => flush(calls, &mut self.lines()),
+            Protocol::Http(_) => true,
         }
     }
 }

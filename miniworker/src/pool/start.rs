@@ -11,7 +11,7 @@ use faena_domain::limits::{MAX_CALL_LOG, STDERR_TAIL};
 use faena_domain::log::{LogBuffer, LogStream};
 use faena_domain::program::{Language, Program};
 use faena_domain::{CallError, Command, Contract, EngineKind, ErrorKind, Layer, Network, Reuse};
-use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, Resident};
+use faena_engine::{EngineError, ImageId, Instance, InstanceSpec, PreloadedProcess};
 use faena_instance_protocol::handler::{self, FORKS, HEADER, Header, Kind};
 use faena_instance_protocol::{DEFAULT_PATH, Ended, RESIDENT, Run, SHIMS, ToAgent, ToMiniworker};
 use faena_protocol::records::Code;
@@ -21,7 +21,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tracing::debug;
 
 use super::parked::Parked;
-use super::served::{BETWEEN, Begun, Served, Speech};
+use super::served::{BETWEEN, Begun, Protocol, Served};
 use super::state::{Key, Made, is_served};
 use super::{Shared, http};
 use crate::attempt::{Failure, base_environment};
@@ -126,7 +126,7 @@ struct Wired {
     /// What is run.
     run: Run,
     /// An interpreter that waits to be told so, and its ends of what joins us.
-    resident: Arc<Resident>,
+    resident: Arc<PreloadedProcess>,
     /// Whether it may be a clone of an interpreter that is held ready.
     may_be_clone: bool,
     /// Where frames go to and come from; none where it speaks HTTP.
@@ -153,19 +153,19 @@ impl Wired {
         let (waiting, domain) = (waiting_run(&code.path, false), code.namespace.to_string());
         Ok(Self {
             run: run_frame(pool, code, program.words),
-            resident: Arc::new(Resident { run: waiting, domain, input, output: end, answers }),
+            resident: Arc::new(PreloadedProcess { run: waiting, domain, input, output: end, answers }),
             may_be_clone,
             frames,
             output,
         })
     }
 
-    fn offered(&self) -> Option<Arc<Resident>> {
+    fn offered(&self) -> Option<Arc<PreloadedProcess>> {
         self.may_be_clone.then(|| Arc::clone(&self.resident))
     }
 
     /// Goes over to an interpreter that waits in an instance which has its code now.
-    fn take_over(&mut self, Voice { frames, output }: Voice) {
+    fn take_over(&mut self, Channel { frames, output }: Channel) {
         (self.frames, self.output) = (Some(frames), output);
     }
 }
@@ -202,18 +202,18 @@ impl Frames {
 
 /// Our ends of what joins us with a process that speaks frames.
 #[derive(Debug)]
-pub(super) struct Voice {
+pub(super) struct Channel {
     pub(super) frames: Frames,
     pub(super) output: Receiver,
 }
 
 /// An interpreter that waits in an instance without code, before it runs.
-pub(super) fn waiting(domain: &str, path: &str) -> io::Result<(Resident, Voice)> {
+pub(super) fn waiting(domain: &str, path: &str) -> io::Result<(PreloadedProcess, Channel)> {
     let (output, end) = capture::pipe()?;
     capture::share(&end);
     let (frames, input, answers) = Frames::new()?;
     let (run, domain) = (waiting_run(path, true), domain.to_owned());
-    Ok((Resident { run, domain, input, output: end, answers: Some(answers) }, Voice { frames, output }))
+    Ok((PreloadedProcess { run, domain, input, output: end, answers: Some(answers) }, Channel { frames, output }))
 }
 
 /// An interpreter that waits for what it is to do; with time to do it, it rehearses before.
@@ -255,7 +255,7 @@ fn gone(error: faena_engine::AgentError) -> StartError {
     StartError::from(EngineError::Lost { step: "starting the process".to_owned(), message: error.to_string() })
 }
 
-/// An instance whose process does not answer yet: whoever gives up on it has it destroyed.
+/// An instance whose process does not answer yet: dropping this destroys it.
 struct Unfinished {
     instance: Option<Instance>,
     pool: Arc<Shared>,
@@ -306,8 +306,8 @@ async fn create(
         match laid {
             Ok(instance) => {
                 if instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.is_ok() {
-                    if let (Some(voice), Some(wired)) = (spare.voice, wired) {
-                        wired.take_over(voice);
+                    if let (Some(channel), Some(wired)) = (spare.channel, wired) {
+                        wired.take_over(channel);
                     }
                     return Ok(instance);
                 }
@@ -399,7 +399,7 @@ fn run_frame(pool: &Shared, code: &Code, words: Vec<String>) -> Run {
 async fn launch(
     instance: &mut Instance,
     run: Run,
-    Resident { input, output, answers, .. }: &Resident,
+    PreloadedProcess { input, output, answers, .. }: &PreloadedProcess,
 ) -> Result<(), StartError> {
     let streams = [input, output, output].into_iter().chain(answers).map(AsFd::as_fd).collect::<Vec<_>>();
     let run = Run { has_answers: answers.is_some(), ..run };
@@ -448,7 +448,7 @@ async fn greet(
             "reuse = \"fork\" needs a process that forks for each call; of the handlers, those in Python do",
         ));
     }
-    Ok(Begun { instance: instance.finish(), speech: Speech::Frames(calls), answers: Some(answers), output, log })
+    Ok(Begun { instance: instance.finish(), protocol: Protocol::Frames(calls), answers: Some(answers), output, log })
 }
 
 /// Whether a process that may be called forks for each call; none where it may not be called.
@@ -504,7 +504,7 @@ fn read_some(output: &Receiver, log: &mut LogBuffer) -> bool {
 /// A process that ended before it could be called. All of it is dead, so what it wrote has an end.
 async fn ended(ended: Ended, output: &Receiver, mut log: LogBuffer, code: &Code) -> StartError {
     let rest = async { while output.readable().await.is_ok() && read_some(output, &mut log) {} };
-    // Whoever holds the pipe open all the same is not waited for.
+    // A process that holds the pipe open all the same is not waited for.
     let _ = tokio::time::timeout(REST, rest).await;
     let when = (Layer::Start, " before it could be called");
     let mut error = result::fallen(ended.exit, ended.oom_kills, code.limits.memory, when);
@@ -583,7 +583,13 @@ async fn listen(
         }
         read_some(&output, &mut log);
     }
-    Ok(Begun { instance: instance.finish(), speech: Speech::Http(http::Client::default()), answers: None, output, log })
+    Ok(Begun {
+        instance: instance.finish(),
+        protocol: Protocol::Http(http::Client::default()),
+        answers: None,
+        output,
+        log,
+    })
 }
 
 #[cfg(test)]

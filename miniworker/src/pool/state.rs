@@ -22,7 +22,7 @@ use super::{PoolConfig, StartError};
 const WAITING: usize = 10_000;
 /// What an instance counts for until its memory was measured, in bytes.
 pub(super) const UNMEASURED: u64 = 32 << 20;
-/// How much longer after each failed start nothing is made that nobody asked for.
+/// How much longer after each failed start no instance is made beforehand.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// One version of one function; one that was deleted and came again is another.
@@ -80,14 +80,14 @@ impl Waiting {
         }
     }
 
-    /// Tells whoever waits that there will be no instance.
+    /// Tells the waiting call that there will be no instance.
     pub(super) fn fail(self, error: StartError) {
         match self.work {
             Work::Call(call) => {
                 let end = PoolEnd::not_started(&call, error);
                 (call.done)(end);
             }
-            // Whoever asked may have gone.
+            // The attempt may have gone.
             Work::Take(taker) => drop(taker.give.send(Err(error))),
         }
     }
@@ -191,7 +191,7 @@ struct Pooled {
     waiting: VecDeque<Waiting>,
     window: Window,
     start_ms: f64,
-    /// Starts that failed since the last one that did not, and when what nobody asked for is tried again.
+    /// Starts that failed since the last one that did not, and when instances are made beforehand again.
     failures: u32,
     again_at: Instant,
     /// A newer version has come; this one is kept only while it is called.
@@ -361,7 +361,7 @@ impl State {
             }
             pooled.waiters.push(waiter);
         }
-        // Whoever waits for one that comes anyway needs no other.
+        // A call that waits for an instance under way needs no other.
         let coming = (pooled.asked + pooled.renewing) as usize;
         // More than may work at once would only wait.
         let there = pooled.instances() + pooled.taken as usize;
@@ -431,7 +431,7 @@ impl State {
         Some((Leaving::Parked(waiter.parked), waiter.memory))
     }
 
-    /// Takes in what was made, or fails whoever waited for it.
+    /// Takes in what was made, or fails the calls that waited for it.
     pub(super) fn started(
         &mut self,
         key: &Key,
@@ -631,7 +631,7 @@ impl State {
         self.waiting = 0;
         self.turns.clear();
         for (_, pooled) in self.versions.drain() {
-            // Whoever waits learns by the end of its channel that nobody will answer.
+            // The attempt learns by the end of its channel that there is no answer.
             leaving.extend(pooled.members.into_iter().map(|member| Leaving::Served(member.served)));
             leaving.extend(pooled.waiters.into_iter().map(|waiter| Leaving::Parked(waiter.parked)));
         }

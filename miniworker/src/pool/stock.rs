@@ -12,7 +12,7 @@ use faena_protocol::records::Code;
 use tracing::{debug, warn};
 
 use super::Shared;
-use super::start::{Voice, waiting};
+use super::start::{Channel, waiting};
 use super::state::UNMEASURED;
 use crate::{Node, instance};
 
@@ -47,7 +47,7 @@ pub(super) struct Blank {
 pub(super) struct Spare {
     pub(super) instance: Instance,
     /// The way to the interpreter in it.
-    pub(super) voice: Option<Voice>,
+    pub(super) channel: Option<Channel>,
     /// What it holds, in bytes, as it was looked at last.
     memory: u64,
     made: Instant,
@@ -276,8 +276,8 @@ impl Shared {
             step: "making an instance without code".to_owned(),
             message: error.to_string(),
         };
-        let (resident, voice) = match &blank.domain {
-            Some(domain) => waiting(domain, &blank.path).map(|(run, voice)| (Some(Arc::new(run)), Some(voice))),
+        let (resident, channel) = match &blank.domain {
+            Some(domain) => waiting(domain, &blank.path).map(|(run, channel)| (Some(Arc::new(run)), Some(channel))),
             None => Ok((None, None)),
         }
         .map_err(|error| failed(&error))?;
@@ -285,9 +285,9 @@ impl Shared {
         // An agent that is never told of a lease ends after a minute.
         let told = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await;
         let why = match told {
-            Ok(()) if voice.is_none() || instance.is_inhabited => {
+            Ok(()) if channel.is_none() || instance.is_inhabited => {
                 let memory = instance.guard.memory().unwrap_or(UNMEASURED);
-                return Ok(Spare { instance, voice, memory, made: Instant::now() });
+                return Ok(Spare { instance, channel, memory, made: Instant::now() });
             }
             Ok(()) => failed(&"no interpreter is held ready"),
             Err(error) => failed(&error),

@@ -1,4 +1,4 @@
-//! What could be reached by whoever knows the day to come (Berger, Beckmann and Harchol-Balter, Practical Bounds on Optimal
+//! What could be reached if the day were known in advance (Berger, Beckmann and Harchol-Balter, Practical Bounds on Optimal
 //! Caching with Variable Object Sizes, SIGMETRICS 2018, arXiv 1711.03709).
 //!
 //! An instance that waits from the end of one call to the beginning of another saves a cold start, and holds memory for as

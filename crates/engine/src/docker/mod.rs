@@ -26,7 +26,9 @@ use tracing::{info, warn};
 
 use crate::cgroup::{Freezer, memory_of_process, read_cpu_us, read_number, usage_files_of_process};
 use crate::uids::Uids;
-use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull, Usage};
+use crate::{
+    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
+};
 use code::Code;
 pub use code::CodeBy;
 use container::{Container, LABEL_INCARNATION, LABEL_PLATFORM, LABEL_WORKER};
@@ -337,7 +339,7 @@ struct DockerGuard {
 }
 
 #[async_trait]
-impl Guard for DockerGuard {
+impl InstanceHandle for DockerGuard {
     async fn destroy(mut self: Box<Self>) {
         if let Some(id) = self.container.take() {
             remove_container(&self.docker, &id).await;

@@ -28,7 +28,7 @@ pub(super) async fn is_needed(socket: Option<&str>) -> bool {
     !rustix::process::geteuid().is_root() || !shares_our_mounts(socket).await
 }
 
-/// Whoever listens on the daemon's socket tells its process, as far as we can see it (unix(7), `SO_PEERCRED`).
+/// The process that listens on the daemon's socket, as far as we can see it (unix(7), `SO_PEERCRED`).
 async fn shares_our_mounts(socket: Option<&str>) -> bool {
     let named = std::env::var("DOCKER_HOST").ok();
     let path = socket.or(named.as_deref()).unwrap_or("/var/run/docker.sock");

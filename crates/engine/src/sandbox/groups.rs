@@ -85,7 +85,7 @@ impl Groups {
                 if groups.ready().taken.elapsed() < CALM {
                     continue;
                 }
-                // Whoever waits on this thread does not wait for the kernel.
+                // Other tasks of this thread do not wait for the kernel.
                 let is_done = tokio::task::spawn_blocking(move || groups.fill_one()).await.unwrap_or(true);
                 if is_done {
                     return;

@@ -68,7 +68,7 @@ impl Images {
             let unpacked = unpack(&passing)
                 .and_then(|()| std::fs::rename(&passing, &place).map_err(|error| self.failed(error).into()));
             if passing.exists() {
-                // The reason is told; what stays is removed by whoever cleans the data folder.
+                // The error is reported; what stays is removed when the data folder is cleaned.
                 let _ = std::fs::remove_dir_all(&passing);
             }
             unpacked?;

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use faena_domain::limits::DEV_SHM;
 use faena_domain::{EngineKind, Limits};
 use faena_instance_protocol::ToMiniworker;
-use faena_launcher::{Order, Relay, SPAWNER, Spec};
+use faena_launcher::{Order, Remount, SPAWNER, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
@@ -28,7 +28,9 @@ use zygotes::Zygotes;
 
 use crate::cgroup::{Controller, Freezer, Group, Trees};
 use crate::uids::{Uid, Uids};
-use crate::{AgentSocket, Belonging, Engine, EngineError, Guard, ImageId, Instance, InstanceSpec, Pull, Usage};
+use crate::{
+    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
+};
 
 /// The folder over which spawners mount the roots that they prepare.
 const ROOTS: &str = "roots";
@@ -324,7 +326,7 @@ impl Sandbox {
         let mut wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
         let zygote = self.zygote(spec, &wanted).await;
         // From here on the guard sees to it that nothing is left.
-        let relay = Relay {
+        let relay = Remount {
             code: PathBuf::new(),
             path: spec.path.clone(),
             disk: spec.limits.disk.0,
@@ -483,7 +485,7 @@ struct SandboxGuard {
     freezer: Option<Freezer>,
     pidfd: Option<Arc<OwnedFd>>,
     spawner: Arc<Spawner>,
-    relay: Relay,
+    relay: Remount,
     _uid: Option<Uid>,
 }
 
@@ -500,7 +502,7 @@ impl SandboxGuard {
 }
 
 #[async_trait]
-impl Guard for SandboxGuard {
+impl InstanceHandle for SandboxGuard {
     async fn destroy(mut self: Box<Self>) {
         self.kill();
         if let Some(pidfd) = self.pidfd.clone()
@@ -515,8 +517,8 @@ impl Guard for SandboxGuard {
 
     async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
         let pidfd = self.pidfd.as_ref().ok_or_else(|| EngineError::lost("laying the code", "there is no instance"))?;
-        let relay = Relay { code: code.to_owned(), ..self.relay.clone() };
-        self.spawner.order(Order::Relay(relay), &[pidfd.as_fd()]).await.map(drop)
+        let relay = Remount { code: code.to_owned(), ..self.relay.clone() };
+        self.spawner.order(Order::Remount(relay), &[pidfd.as_fd()]).await.map(drop)
     }
 
     fn freeze(&self) -> io::Result<()> {

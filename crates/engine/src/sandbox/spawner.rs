@@ -77,7 +77,7 @@ impl Running {
     }
 }
 
-/// Gives each reply to whoever asked. What nobody waits for any longer ends with its descriptor and its socket.
+/// Gives each reply to its asker. An instance whose asker has gone ends with its descriptor and its socket.
 async fn listen(mut socket: FrameSocket, asked: Asked, is_ready: Arc<AtomicBool>) {
     loop {
         let (reply, fds) = match socket.receive::<Reply>().await {
@@ -85,7 +85,7 @@ async fn listen(mut socket: FrameSocket, asked: Asked, is_ready: Arc<AtomicBool>
             Err(error) => {
                 warn!(%error, "the spawner of instances has ended");
                 is_ready.store(false, Ordering::Release);
-                // Whoever waits learns it by the end of the channel.
+                // The askers learn it by the end of their channels.
                 return lock(&asked).clear();
             }
         };

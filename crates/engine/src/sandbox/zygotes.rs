@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::spawner::Spawner;
 
-/// The most that are held; beyond it whoever was not asked for the longest goes.
+/// The most zygotes; beyond it the one that was unused for the longest goes.
 const MOST: usize = 16;
 /// How long one that could not be started is not tried again.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ impl Zygotes {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one of a domain, if it is ready; if not, it is started for whoever comes next.
+    /// The zygote of a domain, if it is ready; if not, one is started for the next call.
     pub(super) async fn ready(&self, domain: &str) -> Option<Arc<Spawner>> {
         let spawner = {
             let mut held = self.held();

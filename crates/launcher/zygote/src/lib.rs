@@ -10,7 +10,7 @@
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn faena_serve(length: *mut usize) -> *const u8 {
     let Some(begun) = faena_launcher::zygote::serve() else { return std::ptr::null() };
-    // SAFETY: whoever called says that it can be written to.
+    // SAFETY: the caller promises that it can be written to.
     unsafe { length.write(begun.len()) };
     begun.leak().as_ptr()
 }

@@ -1,4 +1,4 @@
-//! The direct road: a call is handed to an instance's worker, and its end comes back, and nothing durable is done between.
+//! The direct path: a call is handed to an instance's worker, and its end comes back, and nothing durable is done between.
 //! Where api and worker share a process it is handed over as it is; otherwise it travels ([`wire`]).
 
 pub mod wire;
@@ -115,7 +115,7 @@ pub struct DirectCall {
     pub deadline_unix_ms: i64,
     /// The W3C trace context that it carries.
     pub traceparent: Arc<str>,
-    /// Takes its end, exactly once, whoever still waits.
+    /// Takes its end, exactly once, whether or not the client still waits.
     pub done: Box<dyn FnOnce(DirectEnd) + Send>,
 }
 
@@ -167,7 +167,7 @@ impl DirectEnd {
 }
 
 /// What takes calls.
-pub trait DirectRoad: Send + Sync + fmt::Debug {
+pub trait Invoker: Send + Sync + fmt::Debug {
     /// Whether instances of this version can be made here.
     fn offers(&self, code: &Code) -> bool;
 

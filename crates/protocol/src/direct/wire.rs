@@ -1,4 +1,4 @@
-//! The direct road between processes: what an api's threads and a worker's threads tell each other, one connection for
+//! The direct path between processes: what an api's threads and a worker's threads tell each other, one connection for
 //! each pair.
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A message is `kind: u8, length: u32 LE, head, body`: the head is JSON of that length, the body is bytes as they are. A
-//! connection that ends takes its calls with it: the worker cancels them, the api tells whoever waits.
+//! connection that ends takes its calls with it: the worker cancels them, the api tells their clients.
 
 use std::sync::Arc;
 
@@ -35,10 +35,10 @@ const PREFIX: usize = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// Its beginning.
-    #[error("a message of the direct road is of no known kind, or cut short")]
+    #[error("a message of the direct path is of no known kind, or cut short")]
     Unknown,
     /// Its head.
-    #[error("the head of a message of the direct road cannot be read")]
+    #[error("the head of a message of the direct path cannot be read")]
     Head(#[from] serde_json::Error),
 }
 

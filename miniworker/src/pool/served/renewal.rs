@@ -2,7 +2,7 @@
 //!
 //! The process that has loaded the version forks for each call and tells how the fork ended. When a call has ended,
 //! however that was, the agent kills whatever is there beside that process and itself, and removes what was left outside
-//! `path`; then the code is laid anew.
+//! `path`; then the code is mounted again.
 
 use std::io;
 
@@ -43,7 +43,7 @@ fn exit_of(body: &[u8]) -> Option<Exit> {
     })
 }
 
-/// Takes all that a pipe holds, as the kernel knows it; whether there was anything. Whoever could write to it is dead.
+/// Takes all that a pipe holds, as the kernel knows it; whether there was anything. Every process that could write to it is dead.
 fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, Over> {
     let (mut chunk, mut has_come) = ([0; 4096], false);
     loop {
@@ -72,7 +72,7 @@ impl Task {
         Ok(())
     }
 
-    /// Takes what is left of its answers: the word that the fork has ended, and nothing else. Whoever could have written
+    /// Takes what is left of its answers: that the fork has ended, and nothing else. Every process that could have written
     /// to it is dead by now, but for the process that forks, which waits for the next call.
     async fn last_frames(&mut self, used: &mut Used) -> Result<(), Over> {
         let lost = |why: &str| Over::Lost(why.to_owned());

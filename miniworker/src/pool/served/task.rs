@@ -18,7 +18,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 
 use super::renewal::Used;
-use super::{CHUNK, InFlight, Order, Served, Speech, widen};
+use super::{CHUNK, InFlight, Order, Protocol, Served, widen};
 use crate::capture;
 use crate::code::CodeLease;
 use crate::egress::Egress;
@@ -83,7 +83,7 @@ impl Task {
             self.last_output().await;
         }
         let left = std::mem::take(&mut self.served.lines().in_flight);
-        let is_http = matches!(self.served.speech, Speech::Http(_));
+        let is_http = matches!(self.served.protocol, Protocol::Http(_));
         for mut flight in left {
             if is_http && !flight.call.has_moved && !flight.call.is_sent.load(Ordering::Relaxed) {
                 flight.call.has_moved = true;
@@ -96,7 +96,7 @@ impl Task {
         }
         let Served { pool, key, .. } = &*self.served;
         pool.retire(key, self.served.id.get().copied().unwrap_or(0));
-        if let Speech::Http(client) = &self.served.speech {
+        if let Protocol::Http(client) = &self.served.protocol {
             client.close();
         }
         let guard = self.served.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -154,14 +154,14 @@ impl Task {
                 frame = self.agent.receive() => match frame {
                     Ok((ToMiniworker::Ended(ended), _)) => return Over::Ended(ended),
                     Ok((ToMiniworker::Connected { error }, fds)) => {
-                        if let Speech::Http(client) = &served.speech {
+                        if let Protocol::Http(client) = &served.protocol {
                             client.connected(error, fds);
                         }
                     }
                     Ok(_) => return Over::Lost("it sent what no agent sends now".to_owned()),
                     Err(error) => return Over::Lost(error.to_string()),
                 },
-                () = http::wanted(&served.speech) => {
+                () = http::wanted(&served.protocol) => {
                     if let Err(error) = self.agent.send(&ToAgent::Connect { port: http::PORT }, &[]).await {
                         return Over::Lost(error.to_string());
                     }
@@ -227,7 +227,7 @@ impl Task {
                 self.own_process_ended(header.id, &body)?;
                 continue;
             }
-            let Some(flight) = self.take(header.id) else { return Err(lost("it answered what nobody asked")) };
+            let Some(flight) = self.take(header.id) else { return Err(lost("it answered a call that is not in flight")) };
             let end = match header.kind {
                 Kind::Ended => return Err(lost("it sent what no process sends now")),
                 Kind::Exception => exception(&flight, &body),
@@ -261,7 +261,7 @@ impl Task {
         }
     }
 
-    /// Tells the end of a call, and before that that its place is free: whoever hears of the one may call again at once.
+    /// Tells the end of a call, and before that that its slot is free: a client that gets the reply may call again at once.
     pub(super) fn finish(&mut self, flight: InFlight, end: PoolEnd) {
         let end = self.complete(end);
         let (Served { pool, key, code, .. }, id) = (&*self.served, self.served.id());
@@ -356,7 +356,7 @@ impl Task {
                 self.drain_output();
             }
         };
-        // Whoever holds the pipe open all the same is not waited for.
+        // A process that holds the pipe open all the same is not waited for.
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
     }
 

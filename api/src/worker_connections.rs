@@ -1,4 +1,4 @@
-//! The direct road to workers in other processes: each of our threads has a connection of its own to each worker, so that
+//! The direct path to workers in other processes: each of our threads has a connection of its own to each worker, so that
 //! a call crosses no thread on its way there and back.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
 use faena_protocol::direct::wire::{self, CallHead};
-use faena_protocol::direct::{DirectCall, DirectEnd, DirectRoad};
+use faena_protocol::direct::{DirectCall, DirectEnd, Invoker};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, LinkEvent, LinkHandle, UnopenedLink};
@@ -37,7 +37,7 @@ struct Pending {
 #[derive(Default)]
 struct Lines {
     calls: HashMap<CallNum, Pending>,
-    /// Numbers of versions, by where their code lies; held, so that nothing else comes to lie there.
+    /// CallIdAllocator of versions, by where their code lies; held, so that nothing else comes to lie there.
     numbers: HashMap<usize, (u32, Arc<Code>)>,
     next: u32,
 }
@@ -65,14 +65,14 @@ struct Remote {
 
 /// All workers that take calls directly, by their names.
 #[derive(Clone, Default)]
-pub(crate) struct Roads {
+pub(crate) struct WorkerConnections {
     remotes: Arc<RwLock<HashMap<String, Remote>>>,
     threads: Arc<Vec<Handle>>,
 }
 
-impl std::fmt::Debug for Roads {
+impl std::fmt::Debug for WorkerConnections {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Roads")
+        f.write_str("WorkerConnections")
     }
 }
 
@@ -91,8 +91,8 @@ impl Drop for Remote {
     }
 }
 
-impl Roads {
-    /// Roads from these threads.
+impl WorkerConnections {
+    /// WorkerConnections from these threads.
     pub(crate) fn new(threads: Vec<Handle>) -> Self {
         Self { remotes: Arc::default(), threads: Arc::new(threads) }
     }
@@ -141,7 +141,7 @@ impl Roads {
     /// A worker is gone, and its calls with it.
     pub(crate) fn close(&self, worker: &str) {
         let gone = self.remotes.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
-        // Whoever waits for its calls is told outside of the lock.
+        // Clients of its calls are told outside of the lock.
         drop(gone);
     }
 
@@ -170,7 +170,7 @@ fn weight(worker: &str, code: &Code) -> u64 {
     hasher.finish()
 }
 
-impl DirectRoad for Roads {
+impl Invoker for WorkerConnections {
     fn offers(&self, code: &Code) -> bool {
         self.choose(code).is_some()
     }
@@ -312,7 +312,7 @@ async fn keep(
         LinkEvent::Message(bytes) => heard.ended(&bytes),
         LinkEvent::Up => heard.is_up.store(true, Ordering::Release),
         LinkEvent::Down => {
-            debug!(worker = heard.worker, "the direct road to a worker is down");
+            debug!(worker = heard.worker, "the direct path to a worker is down");
             heard.lose_all("its connection ended");
         }
     });

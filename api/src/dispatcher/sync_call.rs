@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 
 use crate::completions::BacklogPermit;
 
-/// What whoever waits is told.
+/// What a waiting client is told.
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// The call has ended.
     Ended(Box<CallRecord>),
     /// The wait ran out, and the call has its row.
-    Adopted(Box<CallRecord>),
+    Persisted(Box<CallRecord>),
     /// The wait ran out, and the call could not be given its row.
     Refused(DbError),
 }
@@ -30,7 +30,7 @@ enum Row {
 
 /// One waited call.
 #[derive(Debug)]
-pub(crate) struct Waited {
+pub(crate) struct SyncCall {
     pub(crate) spec: CallSpec,
     pub(crate) code: Arc<Code>,
     /// When it was accepted, in Unix milliseconds.
@@ -57,7 +57,7 @@ pub(crate) fn unix_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-impl Waited {
+impl SyncCall {
     pub(crate) fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
@@ -78,7 +78,7 @@ impl Waited {
     }
 
     pub(super) fn answer(&mut self, answer: Answer) {
-        // Whoever waited may have gone; the call does not depend on that.
+        // The client may have gone; the call does not depend on it.
         self.reply.take().map(|reply| reply.send(answer));
     }
 
@@ -95,23 +95,23 @@ impl Waited {
         self.started
     }
 
-    pub(super) fn being_adopted(&mut self) {
+    pub(super) fn persisting(&mut self) {
         self.row = Row::Coming;
     }
 
-    pub(super) fn adopted(&mut self) {
+    pub(super) fn persisted(&mut self) {
         self.row = Row::There;
     }
 
-    pub(super) fn not_adopted(&mut self) {
+    pub(super) fn not_persisted(&mut self) {
         self.row = Row::None;
     }
 
-    pub(super) fn is_adopted(&self) -> bool {
+    pub(super) fn is_persisted(&self) -> bool {
         self.row != Row::None
     }
 
-    pub(super) fn is_being_adopted(&self) -> bool {
+    pub(super) fn is_being_persisted(&self) -> bool {
         self.row == Row::Coming
     }
 

@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The bounds of one api.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct AdmissionControl {
     /// Bytes of bodies.
     bodies: Shares,
     blobs: BlobStore,
@@ -63,7 +63,7 @@ fn too_many_bodies() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1)
 }
 
-impl Room {
+impl AdmissionControl {
     pub(crate) fn new(blobs: BlobStore, reserve: ByteSize) -> Self {
         Self {
             bodies: Shares::new(BODIES),
@@ -135,9 +135,9 @@ impl Room {
 mod tests {
     use super::*;
 
-    fn room(reserve: u64) -> (Room, tempfile::TempDir) {
+    fn control(reserve: u64) -> (AdmissionControl, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
-        (Room::new(BlobStore::local(folder.path()).unwrap(), ByteSize(reserve)), folder)
+        (AdmissionControl::new(BlobStore::local(folder.path()).unwrap(), ByteSize(reserve)), folder)
     }
 
     fn length(bytes: u64) -> HeaderMap {
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_share_their_memory() {
-        let (room, _folder) = room(0);
+        let (room, _folder) = control(0);
         let mut held = Vec::new();
         for _ in 0..256 {
             held.push(room.body(None, MB).await.unwrap());
@@ -160,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_bodies_of_one_function_hold_a_quarter() {
-        let ((room, _folder), namespace) = (room(0), Namespace::default());
+        let ((room, _folder), namespace) = (control(0), Namespace::default());
         let (busy, other) = ("busy".parse().unwrap(), "other".parse().unwrap());
         let quarter = room.body(Some((&namespace, &busy)), 64 * MB).await.unwrap();
         let one_more = tokio::time::timeout(Duration::ZERO, room.body(Some((&namespace, &busy)), 1)).await;
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn uploads_that_would_not_fit_together_are_refused() {
-        let (room, _folder) = room(0);
+        let (room, _folder) = control(0);
         let free = room.blobs.free_bytes().unwrap();
         let first = room.upload(&length(free / 3 * 2), u64::MAX).unwrap();
         assert!(room.upload(&length(free / 3 * 2), u64::MAX).is_err());
@@ -192,8 +192,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_nearly_full_takes_no_work() {
-        assert!(room(u64::MAX).0.disk().is_err());
-        assert!(room(0).0.disk().is_ok());
-        assert!(room(0).0.unpacked(u64::MAX / 2).is_err());
+        assert!(control(u64::MAX).0.disk().is_err());
+        assert!(control(0).0.disk().is_ok());
+        assert!(control(0).0.unpacked(u64::MAX / 2).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers for calls, taken from db in blocks; what is left of a block at a stop is a gap.
+//! CallIdAllocator for calls, taken from db in blocks; what is left of a block at a stop is a gap.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const LASTS: Duration = Duration::from_secs(1);
 
 /// Gives out each number once.
 #[derive(Debug)]
-pub(crate) struct Numbers {
+pub(crate) struct CallIdAllocator {
     db: DbClient,
     block: Mutex<Block>,
 }
@@ -30,7 +30,7 @@ struct Block {
     taken: Instant,
 }
 
-impl Numbers {
+impl CallIdAllocator {
     pub(crate) fn new(db: DbClient) -> Self {
         Self { db, block: Mutex::new(Block { next: 0, end: 0, size: LEAST, taken: Instant::now() }) }
     }
@@ -39,7 +39,7 @@ impl Numbers {
     pub(crate) async fn next(&self) -> Result<CallNum, DbError> {
         let mut block = match self.block.try_lock() {
             Ok(block) => block,
-            // Whoever takes a block waits for db, and everybody else for that.
+            // The task that reserves a block waits for db, and all others wait for that task.
             Err(_) => timeout(DEADLINE, self.block.lock()).await.map_err(|_| DbError::Unavailable)?,
         };
         if block.next == block.end {

@@ -22,9 +22,9 @@ struct Asked {
 
 /// What accepts the calls of one thread's connections; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Accepts(mpsc::Sender<Asked>);
+pub(crate) struct AcceptBatcher(mpsc::Sender<Asked>);
 
-impl Accepts {
+impl AcceptBatcher {
     /// Starts the task that sends, on the runtime that this is called in; it ends when nobody can ask it any more.
     pub(crate) fn new(db: DbClient) -> Self {
         let (queue, asked) = mpsc::channel(WAITING);
@@ -32,7 +32,7 @@ impl Accepts {
         Self(queue)
     }
 
-    /// Accepts a call: its row is committed when this returns.
+    /// AcceptBatcher a call: its row is committed when this returns.
     ///
     /// # Errors
     /// What db says of it.
@@ -102,6 +102,6 @@ async fn accept_one(db: &DbClient, call: &NewCall) -> Result<Accepted, DbError> 
 }
 
 fn tell(reply: Reply, answer: Result<Accepted, DbError>, call: NewCall) {
-    // Whoever asked may have gone; the call is there all the same.
+    // The client may have gone; the call is accepted all the same.
     let _ = reply.send(answer.map(|accepted| accepted.record(call.spec)));
 }

@@ -1,4 +1,4 @@
-//! One lane for each function: how much waits in it, whose turn it is, and what a worker gets.
+//! One queue for each function: how much waits in it, which is served next, and what a worker gets.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use faena_protocol::records::{CallJob, CallSpec};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::calls::cancelled;
-use super::queue::{Because, try_take};
-use super::requests::{Moment, Write};
+use super::queue::{TransitionContext, apply};
+use super::requests::{RequestContext, Write};
 use super::rows::Json;
 use super::{functions, internal};
 use crate::QueueBounds;
@@ -19,22 +19,22 @@ use crate::QueueBounds;
 /// What the specs of one claim may hold together: they travel in one message, beside the code of each.
 const CLAIM_BYTES: usize = 2 * 1024 * 1024;
 
-/// The calls of a lane in their order, and what each adds to the message.
+/// The calls of a queue in their order, and what each adds to the message.
 const BEST: &str =
     "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
      AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
-/// A lane's key: the namespace, and the function's name in lower case.
+/// A queue's key: the namespace, and the function's name in lower case.
 type Key = (Namespace, String);
 
-/// What waits in a lane, or in all of them.
+/// What waits in a queue, or in all of them.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     calls: u64,
     bytes: u64,
 }
 
-/// What one request knows of a lane, and puts into it.
+/// What one request knows of a queue, and puts into it.
 #[derive(Debug, Default)]
 struct Entering {
     /// What waits there; none before that was asked.
@@ -44,15 +44,15 @@ struct Entering {
     due: u64,
 }
 
-/// The calls that one request puts into lanes: what waits there is read once, and what comes is added once, by
-/// [`Intake::settle`], which has to happen before any of these calls takes a step, and at the end.
+/// The calls that one request puts into queues: what waits there is read once, and what comes is added once, by
+/// [`EnqueueBatch::settle`], which has to happen before any of these calls takes a step, and at the end.
 #[derive(Debug, Default)]
-pub(super) struct Intake {
-    lanes: HashMap<Key, Entering>,
+pub(super) struct EnqueueBatch {
+    queues: HashMap<Key, Entering>,
     everywhere: Option<Waiting>,
 }
 
-impl Intake {
+impl EnqueueBatch {
     /// Whether one more call may wait.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Intake {
     ) -> Result<(), DbError> {
         let broken = |error| internal("counting calls", &error);
         let key = key(spec);
-        let lane = match self.lanes.get(&key).and_then(|lane| lane.waiting) {
+        let queue = match self.queues.get(&key).and_then(|queue| queue.waiting) {
             Some(read) => read,
             None => waiting_in(connection, &key).map_err(broken)?,
         };
@@ -74,14 +74,14 @@ impl Intake {
             Some(read) => read,
             None => waiting_everywhere(connection).map_err(broken)?,
         };
-        self.lanes.entry(key).or_default().waiting = Some(lane);
+        self.queues.entry(key).or_default().waiting = Some(queue);
         self.everywhere = Some(all);
         let full = |message: String| Err(DbError::QueueFull { message });
         match () {
-            () if lane.calls >= bounds.function_calls => {
-                full(format!("{} calls of {} wait already, and no more may", lane.calls, spec.function))
+            () if queue.calls >= bounds.function_calls => {
+                full(format!("{} calls of {} wait already, and no more may", queue.calls, spec.function))
             }
-            () if lane.bytes + weight > bounds.function_bytes.0 => {
+            () if queue.bytes + weight > bounds.function_bytes.0 => {
                 full(format!("the waiting calls of {} hold {}, and no more may", spec.function, bounds.function_bytes))
             }
             () if all.calls >= bounds.calls => full(format!("{} calls wait already, and no more may", all.calls)),
@@ -94,24 +94,24 @@ impl Intake {
 
     /// One more call waits: its row has been written.
     pub(super) fn enter(&mut self, spec: &CallSpec, weight: u64, is_due: bool) {
-        let lane = self.lanes.entry(key(spec)).or_default();
-        for waiting in lane.waiting.iter_mut().chain(&mut self.everywhere) {
+        let queue = self.queues.entry(key(spec)).or_default();
+        for waiting in queue.waiting.iter_mut().chain(&mut self.everywhere) {
             waiting.calls += 1;
             waiting.bytes += weight;
         }
-        lane.calls += 1;
-        lane.bytes += weight;
-        lane.due += u64::from(is_due);
+        queue.calls += 1;
+        queue.bytes += weight;
+        queue.due += u64::from(is_due);
     }
 
-    /// Adds to the lanes what came since the last time, and forgets what waited there: what follows may be a step that changes it.
+    /// Adds to the queues what came since the last time, and forgets what waited there: what follows may be a step that changes it.
     pub(super) fn settle(&mut self, connection: &Connection) -> Result<(), DbError> {
-        let came = std::mem::take(self).lanes.into_iter().filter(|(_, lane)| lane.calls > 0);
+        let came = std::mem::take(self).queues.into_iter().filter(|(_, queue)| queue.calls > 0);
         let write = || -> rusqlite::Result<()> {
             for ((namespace, function), Entering { calls, bytes, due, .. }) in came {
                 connection
                     .prepare_cached(
-                        "INSERT INTO lanes (namespace, function, pending, bytes, due) VALUES (?1, ?2, ?3, ?4, ?5)
+                        "INSERT INTO function_queues (namespace, function, pending, bytes, due) VALUES (?1, ?2, ?3, ?4, ?5)
                          ON CONFLICT (namespace, function) DO UPDATE
                              SET pending = pending + excluded.pending, bytes = bytes + excluded.bytes, due = due + excluded.due",
                     )?
@@ -132,7 +132,7 @@ fn key(spec: &CallSpec) -> Key {
 
 fn waiting_in(connection: &Connection, (namespace, function): &Key) -> rusqlite::Result<Waiting> {
     let read = connection
-        .prepare_cached("SELECT pending, bytes FROM lanes WHERE namespace = ?1 AND function = ?2")?
+        .prepare_cached("SELECT pending, bytes FROM function_queues WHERE namespace = ?1 AND function = ?2")?
         .query_row((namespace.as_str(), function), waiting)
         .optional()?;
     Ok(read.unwrap_or(Waiting { calls: 0, bytes: 0 }))
@@ -155,7 +155,7 @@ pub(super) fn set_concurrency(
 ) -> rusqlite::Result<()> {
     connection
         .execute(
-            "INSERT INTO lanes (namespace, function, concurrency) VALUES (?1, ?2, ?3)
+            "INSERT INTO function_queues (namespace, function, concurrency) VALUES (?1, ?2, ?3)
              ON CONFLICT DO UPDATE SET concurrency = excluded.concurrency",
             (namespace, function, concurrency),
         )
@@ -163,53 +163,55 @@ pub(super) fn set_concurrency(
 }
 
 /// Calls whose pause is over, or whose instant has come, can be claimed from now on.
-pub(super) fn promote(connection: &Connection, moment: &Moment<'_>) -> rusqlite::Result<()> {
+pub(super) fn promote(connection: &Connection, context: &RequestContext<'_>) -> rusqlite::Result<()> {
     let waiting = "SELECT 1 FROM calls WHERE status = 'PENDING' AND run_at <= ?1 LIMIT 1";
-    if connection.prepare_cached(waiting)?.exists([moment.wall])? {
+    if connection.prepare_cached(waiting)?.exists([context.wall])? {
         connection
             .prepare_cached(
                 "UPDATE calls SET run_at = NULL, not_before = ?2, queued_at = ?2, expires_at = max(?2 + (spec ->> 'maxAgeMs') - (?1 - run_at), ?2)
                  WHERE status = 'PENDING' AND run_at <= ?1",
             )?
-            .execute((moment.wall, moment.now))?;
+            .execute((context.wall, context.now))?;
     }
     let waiting = "SELECT 1 FROM calls WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND not_before <= ?1 AND run_at IS NULL LIMIT 1";
-    if connection.prepare_cached(waiting)?.exists([moment.now])? {
+    if connection.prepare_cached(waiting)?.exists([context.now])? {
         connection
             .prepare_cached(
                 "UPDATE calls SET due = 1
                  WHERE status = 'PENDING' AND ready = 1 AND due = 0 AND not_before <= ?1 AND run_at IS NULL",
             )?
-            .execute([moment.now])?;
+            .execute([context.now])?;
     }
     Ok(())
 }
 
-struct Lane {
+struct FunctionQueue {
     namespace: String,
     function: String,
     /// How many more may run.
     room: u32,
 }
 
-/// The lanes that have something for these engines, whoever waited longest for a turn first.
-fn lanes(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusqlite::Result<Vec<Lane>> {
+/// The queues that have calls for these engines; the one that was not served for the longest comes first.
+fn queues(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusqlite::Result<Vec<FunctionQueue>> {
     let mut statement = connection.prepare_cached(
-        "SELECT namespace, function, min(coalesce(concurrency - running, ?2), ?2) FROM lanes l
+        "SELECT namespace, function, min(coalesce(concurrency - running, ?2), ?2) FROM function_queues l
          WHERE due > 0 AND (concurrency IS NULL OR running < concurrency)
          AND EXISTS (SELECT 1 FROM calls c WHERE c.namespace = l.namespace AND c.function = l.function
              AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
          ORDER BY turn LIMIT ?2",
     )?;
-    let lane = |row: &Row<'_>| Ok(Lane { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
-    statement.query_map((engines, limit, now), lane)?.collect()
+    let queue = |row: &Row<'_>| Ok(FunctionQueue { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
+    statement.query_map((engines, limit, now), queue)?.collect()
 }
 
-fn next_turn(connection: &Connection, lane: &Lane) -> rusqlite::Result<()> {
+fn next_turn(connection: &Connection, queue: &FunctionQueue) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE totals SET turn = turn + 1")?.execute([])?;
     connection
-        .prepare_cached("UPDATE lanes SET turn = (SELECT turn FROM totals) WHERE namespace = ?1 AND function = ?2")?
-        .execute((&lane.namespace, &lane.function))
+        .prepare_cached(
+            "UPDATE function_queues SET turn = (SELECT turn FROM totals) WHERE namespace = ?1 AND function = ?2",
+        )?
+        .execute((&queue.namespace, &queue.function))
         .map(drop)
 }
 
@@ -217,21 +219,21 @@ fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Res
     connection.prepare_cached(BEST)?.query_map(params, |row| Ok((CallNum(row.get(0)?), row.get(1)?)))?.collect()
 }
 
-/// Claims round by round, a part of each lane's calls in each, so that a long queue delays no short one.
-fn claim(request: &CallsClaim, connection: &Connection, moment: &Moment<'_>) -> Result<(), DbError> {
+/// Claims round by round, a part of each queue's calls in each, so that a long queue delays no short one.
+fn claim(request: &CallsClaim, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
     let engines = serde_json::to_string(&request.engines).unwrap_or_default();
     let (mut left, mut bytes) = (request.limit, 0);
     while left > 0 && bytes < CLAIM_BYTES {
-        let round = lanes(connection, &engines, left, moment.now).map_err(broken)?;
+        let round = queues(connection, &engines, left, context.now).map_err(broken)?;
         let count = u32::try_from(round.len()).unwrap_or(u32::MAX);
         if count == 0 {
             return Ok(());
         }
         let before = left;
-        for lane in round {
-            let share = left.div_ceil(count).min(lane.room).min(left);
-            let params = (&lane.namespace, &lane.function, moment.now, &engines, share);
+        for queue in round {
+            let share = left.div_ceil(count).min(queue.room).min(left);
+            let params = (&queue.namespace, &queue.function, context.now, &engines, share);
             for (num, length) in best(connection, params).map_err(broken)? {
                 // The first always fits.
                 if bytes > 0 && bytes + length > CLAIM_BYTES {
@@ -239,10 +241,10 @@ fn claim(request: &CallsClaim, connection: &Connection, moment: &Moment<'_>) -> 
                 }
                 bytes += length;
                 let event = Event::Claim { owner: request.owner.clone() };
-                let because = Because { claim: Some(request.request.clone()), ..Because::default() };
-                left -= u32::from(try_take(connection, num, &event, moment, because)?.is_some());
+                let cause = TransitionContext { claim: Some(request.request.clone()), ..TransitionContext::default() };
+                left -= u32::from(apply(connection, num, &event, context, cause)?.is_some());
             }
-            next_turn(connection, &lane).map_err(broken)?;
+            next_turn(connection, &queue).map_err(broken)?;
         }
         if left == before {
             return Ok(());
@@ -310,22 +312,22 @@ fn job(call: Claimed, code: faena_protocol::records::Code, now: i64) -> CallJob 
 }
 
 impl Write for CallsClaim {
-    fn write(self, connection: &Connection, moment: &Moment<'_>) -> Result<Vec<CallJob>, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<CallJob>, DbError> {
         let broken = |error| internal("claiming calls", &error);
         let mut claimed = taken(&self, connection).map_err(broken)?;
         if claimed.is_empty() {
-            promote(connection, moment).map_err(broken)?;
-            claim(&self, connection, moment)?;
+            promote(connection, context).map_err(broken)?;
+            claim(&self, connection, context)?;
             claimed = taken(&self, connection).map_err(broken)?;
         }
         let mut jobs = Vec::with_capacity(claimed.len());
         for call in claimed {
             let spec = &call.spec;
             match functions::code(connection, &spec.namespace, &spec.function, call.version)? {
-                Some(resolved) => jobs.push(job(call, resolved.code, moment.now)),
+                Some(resolved) => jobs.push(job(call, resolved.code, context.now)),
                 None => {
-                    let because = cancelled(CallStatus::Pending, "its function was deleted before it ran");
-                    try_take(connection, call.num, &Event::Cancel, moment, because)?;
+                    let cause = cancelled(CallStatus::Pending, "its function was deleted before it ran");
+                    apply(connection, call.num, &Event::Cancel, context, cause)?;
                 }
             }
         }
