@@ -32,17 +32,25 @@ pub(super) fn make(below: &Path) -> io::Result<PathBuf> {
     remove(&passing)?;
     fs::create_dir_all(&passing)?;
     fs::set_permissions(&passing, fs::Permissions::from_mode(0o755))?;
-    for entry in fs::read_dir("/etc")?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let wanted = COPIED.contains(&name.as_str()) || COPIED_BY_BEGINNING.iter().any(|begin| name.starts_with(begin));
-        if wanted {
-            copy(&entry.path(), &passing.join(&name))?;
-        }
-    }
+    // About a thousand files and links, each of which waits for the disk: a start would wait for their sum.
+    std::thread::scope(|threads| {
+        let wanted = fs::read_dir("/etc")?.flatten().map(|entry| entry.path()).filter(|path| is_wanted(path));
+        let copies: Vec<_> = wanted.map(|path| threads.spawn(|| copy_into(path, &passing))).collect();
+        copies.into_iter().try_for_each(|copy| copy.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
+    })?;
     write_ours(&passing)?;
     remove(&etc)?;
     fs::rename(&passing, &etc)?;
     Ok(etc)
+}
+
+fn is_wanted(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    COPIED.contains(&&*name) || COPIED_BY_BEGINNING.iter().any(|begin| name.starts_with(begin))
+}
+
+fn copy_into(path: PathBuf, folder: &Path) -> io::Result<()> {
+    copy(&path, &folder.join(path.file_name().unwrap_or_default()))
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
@@ -69,6 +77,11 @@ fn write_ours(etc: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Pages of manuals are half of the alternatives, and no program needs them.
+fn is_manual(name: &std::ffi::OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "gz")
+}
+
 /// Copies what everybody may read, and links as they are.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(from)?;
@@ -81,7 +94,8 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     if metadata.is_dir() {
         fs::create_dir(to)?;
         fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
-        return fs::read_dir(from)?.flatten().try_for_each(|entry| copy(&entry.path(), &to.join(entry.file_name())));
+        let entries = fs::read_dir(from)?.flatten().filter(|entry| !is_manual(&entry.file_name()));
+        return entries.into_iter().try_for_each(|entry| copy(&entry.path(), &to.join(entry.file_name())));
     }
     if metadata.is_file() {
         fs::copy(from, to)?;

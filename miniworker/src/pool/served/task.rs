@@ -227,7 +227,9 @@ impl Task {
                 self.own_process_ended(header.id, &body)?;
                 continue;
             }
-            let Some(flight) = self.take(header.id) else { return Err(lost("it answered a call that is not in flight")) };
+            let Some(flight) = self.take(header.id) else {
+                return Err(lost("it answered a call that is not in flight"));
+            };
             let end = match header.kind {
                 Kind::Ended => return Err(lost("it sent what no process sends now")),
                 Kind::Exception => exception(&flight, &body),
