@@ -32,7 +32,7 @@ impl AcceptBatcher {
         Self(queue)
     }
 
-    /// AcceptBatcher a call: its row is committed when this returns.
+    /// Accepts a call: its row is committed when this returns.
     ///
     /// # Errors
     /// What db says of it.

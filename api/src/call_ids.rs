@@ -1,4 +1,4 @@
-//! CallIdAllocator for calls, taken from db in blocks; what is left of a block at a stop is a gap.
+//! Numbers for calls, reserved in db in blocks. What is left of a block at a stop is a gap.
 
 use std::time::{Duration, Instant};
 

@@ -1,24 +1,33 @@
 //! Logs as people read them: of one call or build while it runs and afterwards, of a function over all its calls.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use faena_domain::limits::MAX_CALL_LOG;
 use faena_domain::log::{self, LogLine, LogStream};
+use faena_domain::units::MB;
 use faena_domain::{CallNum, CallStatus, FunctionName, Namespace, Payload, Timestamp, Version};
-use faena_protocol::db::{CallList, CallLog, FunctionLogs};
+use faena_protocol::db::{CallList, CallLog, FunctionLogs, LogPage};
 use faena_protocol::node::{LogOf, Question, Reply as WorkerReply};
+use faena_protocol::records::CallRecord;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::problem::Reply;
+use crate::routes::calls;
 
 /// How long workers may take to tell what is being written.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Pages of calls that one request looks through; the reply then names where to go on.
 const PAGES: usize = 20;
+/// Bytes of logs that one request reads.
+const READ_BYTES: u64 = 16 * MB;
 /// Running calls of a function whose lines a follower sees before they end.
 const FOLLOWED: u32 = 20;
+/// Calls that a follower has seen running and whose ends it waits for, at most.
+const REMEMBERED: usize = 200;
+/// The newest calls that a follower looks at each time; more have ended in between only rarely.
+const WINDOW: u32 = 200;
 
 /// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -129,21 +138,23 @@ pub(crate) struct Lines {
     pub(crate) next: Option<CallNum>,
 }
 
-/// The newest lines of calls that have ended: whole calls, so many that `limit` lines are there if they exist. The newest
-/// lines of a call with more than that are returned alone.
+/// The newest lines of calls that have ended: whole calls, as many as `limit` has room for, and at least one. A call with
+/// more lines than that shows its last ones.
 pub(crate) async fn of_function(app: &App, asked: &Asked) -> Reply<Lines> {
     let mut calls: Vec<Vec<LineView>> = Vec::new();
-    let (mut count, mut before) = (0, asked.before);
+    let (mut count, mut bytes, mut before) = (0, 0, asked.before);
     for _ in 0..PAGES {
-        let page = page(app, asked, before).await?;
+        let page = page(app, asked, before, None).await?;
         for call in &page.logs {
             let lines = lines_of(app, call).await?;
-            count += lines.len();
-            before = Some(call.num);
-            calls.push(lines);
-            if count >= asked.limit {
+            bytes += call.log.len();
+            if !calls.is_empty() && (count + lines.len() > asked.limit || bytes > READ_BYTES) {
                 return Ok(oldest_first(calls, asked.limit, before));
             }
+            count += lines.len();
+            // The next page begins below this call.
+            before = Some(call.num);
+            calls.push(lines);
         }
         before = page.next;
         if before.is_none() {
@@ -159,10 +170,10 @@ fn oldest_first(calls: Vec<Vec<LineView>>, limit: usize, next: Option<CallNum>) 
     Lines { lines, next }
 }
 
-async fn page(app: &App, asked: &Asked, before: Option<CallNum>) -> Reply<faena_protocol::db::LogPage> {
+async fn page(app: &App, asked: &Asked, before: Option<CallNum>, calls: Option<u32>) -> Reply<LogPage> {
     let Asked { namespace, function, version, status, .. } = asked.clone();
     let since = asked.since.map(|since| since.0);
-    Ok(app.db().ask(&FunctionLogs { namespace, function, version, status, since, before }).await?)
+    Ok(app.db().ask(&FunctionLogs { namespace, function, version, status, since, before, calls }).await?)
 }
 
 async fn lines_of(app: &App, call: &CallLog) -> Reply<Vec<LineView>> {
@@ -174,16 +185,17 @@ async fn lines_of(app: &App, call: &CallLog) -> Reply<Vec<LineView>> {
 #[derive(Debug)]
 pub(crate) struct Follower {
     asked: Asked,
-    /// Calls that run, and how far each was read.
-    running: HashMap<CallNum, Cursor>,
-    /// The newest calls that have ended and are cursor.
-    ended: HashSet<CallNum>,
-    is_first: bool,
+    /// Calls that were seen running and whose last lines are not sent yet, and how far each was read.
+    running: BTreeMap<CallNum, Cursor>,
+    /// Of the newest calls, those that have ended and whose lines are sent.
+    sent: HashSet<CallNum>,
+    /// The newest call that was looked at; none before the first look.
+    newest: Option<CallNum>,
 }
 
 impl Follower {
     pub(crate) fn new(asked: Asked) -> Self {
-        Self { asked, running: HashMap::new(), ended: HashSet::new(), is_first: true }
+        Self { asked, running: BTreeMap::new(), sent: HashSet::new(), newest: None }
     }
 
     /// The lines that have come since the last time. The first time these are the lines since the instant that was asked
@@ -191,38 +203,45 @@ impl Follower {
     pub(crate) async fn news(&mut self, app: &App) -> Reply<Vec<LineView>> {
         let mut lines = self.of_ended(app).await?;
         if self.asked.status.is_none() {
-            lines.extend(self.of_running(app).await?);
+            let running = self.running_now(app).await?;
+            lines.extend(self.of_left(app, &running).await?);
+            lines.extend(self.of_running(app, &running).await);
         }
         Ok(lines)
     }
 
+    /// Lines of calls among the newest that have ended since the last look.
     async fn of_ended(&mut self, app: &App) -> Reply<Vec<LineView>> {
-        let mut calls = Vec::new();
-        let mut before = None;
-        // What ended since the last time is on the first page, as a rule; all that is known is older.
+        let is_silent = self.newest.is_none() && self.asked.since.is_none();
+        let (mut calls, mut before, mut bytes, mut newest) = (Vec::new(), None, 0, self.newest);
         for _ in 0..PAGES {
-            let page = page(app, &self.asked, before).await?;
-            let is_known = page.logs.iter().any(|call| self.ended.contains(&call.num));
+            let page = page(app, &self.asked, before, Some(WINDOW)).await?;
+            newest = newest.max(page.newest);
+            bytes += page.logs.iter().map(|call| call.log.len()).sum::<u64>();
             calls.extend(page.logs);
             before = page.next;
-            if before.is_none() || is_known || self.is_first {
+            // What is older was looked at the last time, or is not asked for.
+            let is_new = |next| self.newest.is_some_and(|newest| next > newest);
+            let goes_on = before.is_some_and(is_new) || (self.newest.is_none() && !is_silent && before.is_some());
+            if !goes_on || bytes > READ_BYTES {
                 break;
             }
         }
-        let is_silent = std::mem::take(&mut self.is_first) && self.asked.since.is_none();
+        self.newest = Some(newest.unwrap_or(CallNum(0)));
         let mut lines = Vec::new();
-        for call in calls.iter().rev().filter(|call| !self.ended.contains(&call.num)) {
+        for call in calls.iter().rev().filter(|call| !self.sent.contains(&call.num)) {
             let mut cursor = self.running.remove(&call.num).unwrap_or_default();
             if !is_silent {
                 lines.extend(cursor.news(Writer::of(call), &stored(app, &call.log).await?));
             }
         }
-        self.ended = calls.iter().map(|call| call.num).collect();
+        self.sent = calls.iter().map(|call| call.num).collect();
         Ok(lines)
     }
 
-    async fn of_running(&mut self, app: &App) -> Reply<Vec<LineView>> {
-        let Asked { namespace, function, version, .. } = self.asked.clone();
+    /// The function's calls that run, some of them.
+    async fn running_now(&self, app: &App) -> Reply<Vec<CallRecord>> {
+        let Asked { namespace, function, version, .. } = &self.asked;
         let request = CallList {
             namespace: namespace.clone(),
             function: Some(function.clone()),
@@ -234,19 +253,44 @@ impl Follower {
         };
         let mut calls = app.db().ask(&request).await?;
         // Calls whose clients wait have no row while they run.
-        calls.extend(app.in_flight().running(&namespace, &function, FOLLOWED as usize));
+        calls.extend(app.in_flight().running(namespace, function, FOLLOWED as usize));
+        calls.retain(|call| version.is_none_or(|version| call.version == version));
+        Ok(calls)
+    }
+
+    /// The last lines of calls that run no more and are not among the newest that have ended.
+    async fn of_left(&mut self, app: &App, running: &[CallRecord]) -> Reply<Vec<LineView>> {
+        let namespace = self.asked.namespace.clone();
+        let is_left = |num: &CallNum| !running.iter().any(|call| call.num == *num);
+        let left: Vec<CallNum> = self.running.keys().copied().filter(is_left).take(FOLLOWED as usize).collect();
         let mut lines = Vec::new();
-        for call in calls.iter().filter(|call| version.is_none_or(|version| call.version == version)) {
+        for num in left {
+            let call = calls::find(app, &namespace, num).await?;
+            // One that is queued again, or is being written, is looked at again.
+            if call.status.is_terminal() && app.in_flight().get(&namespace, num).is_none() {
+                let attempt = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX);
+                let writer = Writer { call: Some((num, attempt)), version: call.version };
+                let mut cursor = self.running.remove(&num).unwrap_or_default();
+                lines.extend(cursor.news(writer, &stored(app, &call.logs).await?));
+                self.sent.insert(num);
+            }
+        }
+        Ok(lines)
+    }
+
+    async fn of_running(&mut self, app: &App, running: &[CallRecord]) -> Vec<LineView> {
+        let mut lines = Vec::new();
+        for call in running.iter().filter(|call| !self.sent.contains(&call.num)) {
             let Some(stored) = live(app, LogOf::Call(call.num)).await else { continue };
             let attempt = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
             let writer = Writer { call: Some((call.num, attempt)), version: call.version };
             lines.extend(self.running.entry(call.num).or_default().news(writer, &stored));
         }
-        // One that has ended and is not on record yet keeps its place until it is.
-        self.running.retain(|num, _| {
-            calls.iter().any(|call| call.num == *num) || app.in_flight().get(&namespace, *num).is_some()
-        });
-        Ok(lines)
+        // The oldest of too many is the likeliest to be over.
+        while self.running.len() > REMEMBERED {
+            self.running.pop_first();
+        }
+        lines
     }
 }
 
@@ -277,7 +321,9 @@ mod tests {
             let line = |text| writer.line(LogLine { at: Timestamp(num), stream: LogStream::Stderr, text });
             texts.iter().copied().map(line).collect()
         };
-        let lines = oldest_first(vec![call(9, &["c", "d"]), call(8, &["a", "b"])], 3, Some(CallNum(8)));
-        assert_eq!(texts(&lines.lines), ["b", "c", "d"]);
+        let lines = oldest_first(vec![call(9, &["c", "d"]), call(8, &["a", "b"])], 4, Some(CallNum(8)));
+        assert_eq!(texts(&lines.lines), ["a", "b", "c", "d"]);
+        let lines = oldest_first(vec![call(9, &["a", "b", "c"])], 2, None);
+        assert_eq!(texts(&lines.lines), ["b", "c"], "a call that is too long for any reply");
     }
 }

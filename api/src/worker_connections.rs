@@ -37,7 +37,7 @@ struct Pending {
 #[derive(Default)]
 struct Lines {
     calls: HashMap<CallNum, Pending>,
-    /// CallIdAllocator of versions, by where their code lies; held, so that nothing else comes to lie there.
+    /// Numbers of versions, by the address of their code; the code is held, so that no other gets that address.
     numbers: HashMap<usize, (u32, Arc<Code>)>,
     next: u32,
 }
@@ -92,7 +92,7 @@ impl Drop for Remote {
 }
 
 impl WorkerConnections {
-    /// WorkerConnections from these threads.
+    /// Connections of these threads.
     pub(crate) fn new(threads: Vec<Handle>) -> Self {
         Self { remotes: Arc::default(), threads: Arc::new(threads) }
     }

@@ -19,6 +19,11 @@ impl SharedBuffer {
         Self(Arc::new(Mutex::new(LogBuffer::new(stream, most))))
     }
 
+    /// Whether both are the same buffer.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, LogBuffer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,7 +73,12 @@ impl LiveLogs {
 
 impl Drop for LiveLog {
     fn drop(&mut self) {
-        self.logs.lock().remove(&self.of);
+        let mut logs = self.logs.lock();
+        // A later attempt of the same call may have begun meanwhile.
+        let is_ours = |buffers: &Vec<SharedBuffer>| buffers.first().is_some_and(|first| first.is(&self.stdout));
+        if logs.get(&self.of).is_some_and(is_ours) {
+            logs.remove(&self.of);
+        }
     }
 }
 

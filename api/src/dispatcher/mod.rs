@@ -83,7 +83,7 @@ impl std::fmt::Debug for Command {
 }
 
 impl DispatcherHandle {
-    /// Hands over a waited call; its answer comes through its own channel. False where there is no capacity.
+    /// Hands over a waited call; its answer comes through its own channel. False if the dispatcher's queue is full.
     pub(crate) fn submit(&self, call: SyncCall) -> bool {
         self.commands.try_send(Command::Submit(Box::new(call))).is_ok()
     }
@@ -139,7 +139,7 @@ impl DispatcherHandle {
         answer.await.unwrap_or_default()
     }
 
-    /// CallIdAllocator of calls that have ended, or have been given back.
+    /// Numbers of calls that have ended, or have been given back.
     pub(crate) fn ends(&self) -> broadcast::Receiver<CallNum> {
         self.ends.subscribe()
     }

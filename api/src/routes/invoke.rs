@@ -198,7 +198,7 @@ async fn sleep_or_never(span: Option<Duration>) {
     }
 }
 
-/// AcceptBatcher a call durably: its row is committed when this returns.
+/// Accepts a call durably: its row is committed when this returns.
 pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
     let is_due = spec.run_at.is_none();
     let call = app.accepts().accept(NewCall { spec, version }).await?;
@@ -208,7 +208,7 @@ pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) 
     Ok(call)
 }
 
-/// AcceptBatcher a call durably and waits for its end; where that does not come in time the call is promised.
+/// Accepts a call durably and waits for its end. If that does not come in time, the call is acknowledged.
 pub(crate) async fn accept_and_wait(
     app: &App,
     spec: CallSpec,

@@ -1,7 +1,7 @@
 //! The routes, one module for each resource. A route is registered by its OpenAPI description, so none can lack one.
 
 mod builds;
-mod calls;
+pub(crate) mod calls;
 mod describe;
 mod events;
 mod functions;

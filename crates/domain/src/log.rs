@@ -70,6 +70,8 @@ impl LogBuffer {
     /// Adds what was read at this time; what the bound has no room for is dropped, and [`LogBuffer::is_cut`] tells so.
     pub fn push(&mut self, at: Timestamp, bytes: &[u8]) {
         let kept = bytes.len().min(self.most - self.bytes.len());
+        // Wall time may be set back; lines of one stream keep their order.
+        let at = self.times.last().map_or(at, |(_, last)| at.max(*last));
         if kept > 0 && self.times.last().is_none_or(|(_, last)| *last != at) {
             self.times.push((self.bytes.len(), at));
         }
@@ -270,6 +272,12 @@ mod tests {
         buffer.keep_end(5);
         // The last five bytes are `b`, a line end, `cc` and another.
         assert_eq!(stored(&[&buffer], 1000), "2 b b\n3 b cc\n");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_reorders_no_lines() {
+        let log = stored(&[&buffer(LogStream::Output, &[(9, "a\n"), (3, "b\n"), (12, "c\n")])], 1000);
+        assert_eq!(log, "9 b a\n9 b b\n12 b c\n");
     }
 
     #[test]

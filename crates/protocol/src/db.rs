@@ -414,6 +414,8 @@ requests! {
         since: Option<i64>,
         /// Only calls with a smaller number.
         before: Option<CallNum>,
+        /// How many calls are looked at; none stands for as many as one reply can have.
+        calls: Option<u32>,
     }
 
     /// A worker begins anew: what its earlier incarnations held is ended; write.
@@ -467,6 +469,8 @@ pub struct LogPage {
     pub logs: Vec<CallLog>,
     /// Where to go on: calls with smaller numbers were not looked at.
     pub next: Option<CallNum>,
+    /// The newest call that was looked at, whether or not it wrote something.
+    pub newest: Option<CallNum>,
 }
 
 /// What one call wrote.

@@ -11,7 +11,7 @@
 //! An empty message is a heartbeat; it never reaches a user of this crate.
 
 mod boot;
-mod ear;
+mod event_sink;
 mod link;
 mod rpc;
 mod server;
@@ -24,7 +24,7 @@ pub use link::{Link, LinkEvent, LinkHandle, OpenLink, UnopenedLink};
 pub use rpc::{RpcClient, RpcError};
 pub use server::{OpenServer, Peer, Server, ServerEvent, ServerHandle, UnopenedServer};
 
-/// How often a side that has nothing to say is on_event.
+/// How often a side that has nothing to say sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a silent side counts as alive: three heartbeats and what a busy machine may add.
 pub const SILENCE: Duration = Duration::from_secs(4);

@@ -13,7 +13,7 @@ use zeromq::{
     ZmqMessage,
 };
 
-use crate::ear::{EventSink, Told};
+use crate::event_sink::{EventSink, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// How long one try to connect may take.
@@ -57,7 +57,7 @@ impl UnopenedLink {
         (LinkHandle { outgoing }, Self(queue))
     }
 
-    /// Starts connecting, and never stops trying. Whatever is on_event is told on the socket's own task, which waits for it:
+    /// Starts connecting, and never stops trying. Events are handed over on the socket's own task, which waits for it:
     /// this is for those who are quick, and saves a change of tasks.
     pub fn open(self, endpoint: Endpoint, on_event: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
         self.open_to(endpoint, Told(on_event))
@@ -97,7 +97,7 @@ impl Link {
         Self { events, handle, _open: link.open_to(endpoint, on_event) }
     }
 
-    /// The next thing on_event; cancel-safe.
+    /// The next event; cancel-safe.
     pub async fn next(&mut self) -> Option<LinkEvent> {
         self.events.recv().await
     }
@@ -130,7 +130,7 @@ impl<E: EventSink<LinkEvent>> Task<E> {
                 continue;
             };
             let (mut socket, monitor) = socket;
-            // A server that was never on_event would hide behind a connection that the kernel took.
+            // A server that never sent anything would hide behind a connection that the kernel took.
             if greet(&mut socket).await.is_none() {
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -170,7 +170,7 @@ impl<E: EventSink<LinkEvent>> Task<E> {
                     }
                 }
                 _ = tick.tick() => {
-                    // Who was stopped itself has on_event nobody, and was not on_event: a server that has given us up does not
+                    // A process that was stopped has heard from nobody, and nobody from it: a server that has given us up does not
                     // say so, and a shorter stop is a new start for it.
                     if last_tick.elapsed() + HEARTBEAT >= SILENCE {
                         return End::Connection;

@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
-use crate::ear::{EventSink, Told};
+use crate::event_sink::{EventSink, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// One connection of a client; a client that connects anew is another peer.
@@ -56,7 +56,7 @@ impl UnopenedServer {
         (handle.clone(), Self { handle, queue })
     }
 
-    /// Binds; a socket file that stands there already is replaced. Whatever is on_event is told on the socket's own task, which
+    /// Binds; a socket file that stands there already is replaced. Events are handed over on the socket's own task, which
     /// waits for it: this is for those who are quick, and saves a change of tasks.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Server {
         Ok(Self { events, handle, _open: server.open_to(endpoint, on_event).await? })
     }
 
-    /// The next thing on_event; cancel-safe.
+    /// The next event; cancel-safe.
     pub async fn next(&mut self) -> Option<ServerEvent> {
         self.events.recv().await
     }
@@ -176,7 +176,7 @@ impl<E: EventSink<ServerEvent>> Receiver<E> {
                     _ => true,
                 },
                 _ = tick.tick() => {
-                    // Who was stopped itself has on_event nobody: everybody gets a new start.
+                    // A process that was stopped has heard from nobody: every peer gets a new start.
                     if last_tick.elapsed() > 2 * HEARTBEAT {
                         self.seen.values_mut().for_each(|seen| *seen = Instant::now());
                     }

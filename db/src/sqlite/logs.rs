@@ -9,12 +9,13 @@ use super::requests::{Read, RequestContext};
 use super::rows::Json;
 use super::{completed, internal};
 
-/// Bytes of logs after which a page ends: it is one message.
+/// Bytes of logs after which a page ends, those in the blob store included: who reads it holds all of them.
 const PAGE_BYTES: u64 = 1024 * 1024;
-/// Calls that one request looks at in each of the two places; most wrote nothing.
+/// Calls that one request looks at in each of the two places, unless it asks for fewer; most wrote nothing.
 const LOOKED_AT: usize = 1000;
-/// How long a call may have waited and run that ended after an instant: calls accepted earlier are not looked at.
-const LONGEST_MS: i64 = 24 * 3600 * 1000;
+/// How long a call may have waited and run that ended after an instant (its age is 30 days at most): calls accepted earlier
+/// are not looked at.
+const LONGEST_MS: i64 = 31 * 24 * 3600 * 1000;
 
 /// A call that has ended, as far as its log goes.
 struct Ended {
@@ -24,14 +25,14 @@ struct Ended {
     ended_at: i64,
 }
 
-fn rows(connection: &Connection, request: &FunctionLogs, before: i64) -> rusqlite::Result<Vec<Ended>> {
+fn rows(connection: &Connection, request: &FunctionLogs, before: i64, most: usize) -> rusqlite::Result<Vec<Ended>> {
     connection
         .prepare_cached(
             "SELECT num, version, json_array_length(attempts), logs, status, created_at, ended_at
              FROM calls INDEXED BY calls_of_function
              WHERE namespace = ?1 AND function = ?2 AND num < ?3 AND ended_at IS NOT NULL ORDER BY num DESC LIMIT ?4",
         )?
-        .query_map((request.namespace.as_str(), request.function.key(), before, LOOKED_AT), |row| {
+        .query_map((request.namespace.as_str(), request.function.key(), before, most), |row| {
             let status: String = row.get(4)?;
             Ok(Ended {
                 log: CallLog {
@@ -48,9 +49,9 @@ fn rows(connection: &Connection, request: &FunctionLogs, before: i64) -> rusqlit
         .collect()
 }
 
-fn batched(connection: &Connection, request: &FunctionLogs, before: i64) -> Result<Vec<Ended>, DbError> {
+fn batched(connection: &Connection, request: &FunctionLogs, before: i64, most: usize) -> Result<Vec<Ended>, DbError> {
     let function = request.function.key();
-    let calls = completed::list(connection, (&request.namespace, Some(&function)), before, LOOKED_AT)?;
+    let calls = completed::list(connection, (&request.namespace, Some(&function)), before, most)?;
     let ended = calls.into_iter().map(|call| Ended {
         status: call.status,
         created_at: call.created_at,
@@ -68,10 +69,11 @@ fn batched(connection: &Connection, request: &FunctionLogs, before: i64) -> Resu
 impl Read for FunctionLogs {
     fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<LogPage, DbError> {
         let before = self.before.map_or(i64::MAX, |num| num.0);
-        let found = rows(connection, &self, before).map_err(|error| internal("reading logs", &error))?;
-        let places = [found, batched(connection, &self, before)?];
+        let most = self.calls.map_or(LOOKED_AT, |calls| (calls as usize).clamp(1, LOOKED_AT));
+        let found = rows(connection, &self, before, most).map_err(|error| internal("reading logs", &error))?;
+        let places = [found, batched(connection, &self, before, most)?];
         // Below the higher of the two ends only one place was looked at.
-        let end = |place: &Vec<Ended>| place.get(LOOKED_AT - 1).map(|ended| ended.log.num);
+        let end = |place: &Vec<Ended>| place.get(most - 1).map(|ended| ended.log.num);
         let mut next = places.iter().filter_map(end).max();
         let mut ended: Vec<Ended> = places.into_iter().flatten().collect();
         ended.sort_by_key(|ended| std::cmp::Reverse(ended.log.num));
@@ -81,6 +83,7 @@ impl Read for FunctionLogs {
         {
             next = None;
         }
+        let newest = ended.first().map(|ended| ended.log.num);
         let is_asked_for = |ended: &Ended| {
             !ended.log.log.is_empty()
                 && self.version.is_none_or(|version| ended.log.version == version)
@@ -94,9 +97,9 @@ impl Read for FunctionLogs {
                 next = logs.last().map(|log: &CallLog| log.num);
                 break;
             }
-            bytes += log.log.inline_len();
+            bytes += log.log.len();
             logs.push(log);
         }
-        Ok(LogPage { logs, next })
+        Ok(LogPage { logs, next, newest })
     }
 }

@@ -105,6 +105,8 @@ struct Heavy {
     namespace: String,
     function: String,
     excess: u64,
+    /// It is within its own part, and gives up what all functions hold too much.
+    is_for_all: bool,
 }
 
 /// The functions that hold more than their part; where all together hold too much, or the disk is tight, the heaviest.
@@ -121,44 +123,46 @@ fn heaviest(connection: &Connection, context: &RequestContext<'_>) -> rusqlite::
         let over = bytes.saturating_sub(bound / PART).max(all.saturating_sub(bound).min(bytes));
         // A tight disk takes a tenth of what the heaviest hold, again and again until it is tight no more.
         let excess = if is_tight { over.max(bytes / 10) } else { over };
-        Ok(Heavy { namespace: row.get(0)?, function: row.get(1)?, excess })
+        Ok(Heavy { namespace: row.get(0)?, function: row.get(1)?, excess, is_for_all: bytes <= bound / PART })
     })?;
-    let heavy: Vec<Heavy> = rows.collect::<Result<_, _>>()?;
-    // Where a function alone is not over its part, one that gives up what is too much is enough.
-    Ok(if part == 0 { heavy.into_iter().take(1).collect() } else { heavy })
+    rows.collect()
 }
 
 /// Forgets the oldest logs of functions that hold too much, and where that is not enough their oldest calls; how many calls.
 fn forget_bytes(connection: &Connection, context: &RequestContext<'_>) -> rusqlite::Result<u64> {
-    let mut gone = 0;
+    let (mut gone, is_tight) = (0, context.disk != Disk::Roomy);
     for heavy in heaviest(connection, context)? {
-        let freed = forget_logs(connection, &heavy, context.now)?;
-        // A tight disk takes logs alone: results are what was promised.
-        if freed < heavy.excess && context.disk == Disk::Roomy {
+        let (freed, are_all) = forget_logs(connection, &heavy, context.now)?;
+        // Calls go once there are no more logs. On a tight disk they stay, and the next function's logs go.
+        if freed < heavy.excess && are_all && !is_tight {
             gone += forget_calls(connection, &heavy, heavy.excess - freed)?;
+        }
+        // What all functions hold too much together is the heaviest one's to give up; more is judged in a second.
+        if heavy.is_for_all && (freed > 0 || !is_tight) {
+            break;
         }
     }
     Ok(gone)
 }
 
-/// Forgets the oldest logs of a function; how many bytes that frees.
-fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Result<u64> {
+/// Forgets the oldest logs of a function that are worth it; how many bytes that frees, and whether none are left.
+fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Result<(u64, bool)> {
     let mut remark = StoredLog::new(COUNTED);
     remark.remark(Timestamp(now), "[this log was forgotten: the function's logs and results held too much]");
     let remark = Payload::Text(remark.into_text());
     let mut statement = connection.prepare_cached(
         "SELECT num, result, logs FROM calls INDEXED BY calls_kept WHERE namespace = ?1 AND function = ?2 AND kept_bytes > 0
-         AND log_bytes > 0 ORDER BY num LIMIT ?3",
+         AND log_bytes >= ?4 ORDER BY num LIMIT ?3",
     )?;
-    let rows = statement.query_map((&heavy.namespace, &heavy.function, HEAVY), |row| {
+    let rows = statement.query_map((&heavy.namespace, &heavy.function, HEAVY, COUNTED), |row| {
         let (Json(result), Json(logs)): (Json<Payload>, Json<Payload>) = (row.get(1)?, row.get(2)?);
         Ok((CallNum(row.get(0)?), result, logs))
     })?;
     let oldest: Vec<(CallNum, Payload, Payload)> = rows.collect::<Result<_, _>>()?;
-    let mut freed = 0;
+    let (mut freed, are_all) = (0, oldest.len() < HEAVY as usize);
     for (num, result, logs) in oldest {
         if freed >= heavy.excess {
-            break;
+            return Ok((freed, false));
         }
         blobs::release_log(connection, num, (&logs, &result), now)?;
         connection
@@ -166,7 +170,7 @@ fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Re
             .execute((num.0, Json(&remark), kept_bytes(&result, &remark)))?;
         freed += logs.len();
     }
-    Ok(freed)
+    Ok((freed, are_all))
 }
 
 /// Forgets the oldest calls of a function, those with rows and those in batches alike; how many calls.

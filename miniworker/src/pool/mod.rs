@@ -128,7 +128,11 @@ impl Pool {
     /// What was written until now by a call or build that runs here, as it is stored.
     pub fn log(&self, of: &LogOf) -> Option<String> {
         self.0.node.logs.read(of).or_else(|| match of {
-            LogOf::Call(num) => self.0.state().busy().iter().find_map(|instance| instance.log_of(*num)),
+            LogOf::Call(num) => {
+                // The pool's lock is not held while a log is copied.
+                let busy = self.0.state().busy();
+                busy.iter().find_map(|instance| instance.log_of(*num))
+            }
             LogOf::Build(_) => None,
         })
     }

@@ -174,10 +174,19 @@ impl Served {
         self.log.lock()
     }
 
-    /// What was written until now while this call ran, as it is stored; none where the call does not run here.
+    /// What was written until now while this call ran, as it is stored; none where the call does not run here. The calls
+    /// of an instance share its output, which is shown under the oldest of them alone.
     pub(super) fn log_of(&self, num: CallNum) -> Option<String> {
-        let is_here = self.lines().in_flight.iter().any(|flight| flight.call.num == num);
-        is_here.then(|| live::stored(&[self.log().whole_lines()]))
+        let is_oldest = || {
+            let lines = self.lines();
+            lines.in_flight.iter().min_by_key(|flight| flight.id).is_some_and(|flight| flight.call.num == num)
+        };
+        if !is_oldest() {
+            return None;
+        }
+        let copy = self.log().whole_lines();
+        // It may have ended meanwhile, and the next call have written.
+        is_oldest().then(|| live::stored(&[copy]))
     }
 
     /// The number that the pool knows it by.
