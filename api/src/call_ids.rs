@@ -1,4 +1,4 @@
-//! Numbers for calls, reserved in db in blocks. What is left of a block at a stop is a gap.
+//! Numbers for calls, reserved in db in blocks. Numbers that a stop leaves unused are skipped.
 
 use std::time::{Duration, Instant};
 

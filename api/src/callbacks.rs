@@ -147,7 +147,7 @@ struct Sender {
     asker: faena_egress::Asker,
 }
 
-/// Delivers until told to stop. What is under way then is tried again by the next api.
+/// Delivers until told to stop. The next api repeats the deliveries that this interrupts.
 pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: CancellationToken) {
     let sender = Sender {
         app: app.clone(),

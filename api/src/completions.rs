@@ -67,7 +67,7 @@ impl CompletionWriter {
     }
 }
 
-/// Writes what has ended while the last was being written: one message, one commit.
+/// Writes the calls that ended during the previous write, in one message and one commit.
 async fn write_all(db: DbClient, in_flight: InFlight, mut queue: mpsc::UnboundedReceiver<Completed>) {
     let mut is_behind = false;
     while let Some(first) = queue.recv().await {
@@ -80,7 +80,7 @@ async fn write_all(db: DbClient, in_flight: InFlight, mut queue: mpsc::Unbounded
         let request = sorted(batch.iter().map(|(ended, _)| Arc::clone(ended)));
         match db.ask_until_known(&request).await {
             Ok(()) => {}
-            // What is wrong with one of them is nothing to the others; one that is there already stays as it is.
+            // One bad call does not affect the others, and a call that is stored already does not change.
             Err(_) if batch.len() > 1 => {
                 for (ended, _) in &batch {
                     record_one(&db, ended).await;
@@ -99,7 +99,7 @@ async fn record_one(db: &DbClient, ended: &Arc<EndedCall>) {
     }
 }
 
-/// What is kept of a call in a batch is all there is to keep: it went well, and nothing of it lies elsewhere.
+/// Whether a batch can hold all of a call: it succeeded, and no part of it is a blob.
 fn is_plain(ended: &EndedCall) -> bool {
     let call = &ended.call;
     let is_inline = |payload: &Payload| matches!(payload, Payload::Text(_));

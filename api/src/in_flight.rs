@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 /// More than there are threads that own connections.
 const SHARDS: usize = 16;
 
-/// A call on the direct path; its record is made when somebody asks.
+/// A call on the direct path. Its record is built on demand.
 pub(crate) trait DirectInFlight: Send + Sync {
     /// Its function.
     fn function(&self) -> &FunctionName;

@@ -220,7 +220,7 @@ impl Follower {
             bytes += page.logs.iter().map(|call| call.log.len()).sum::<u64>();
             calls.extend(page.logs);
             before = page.next;
-            // What is older was looked at the last time, or is not asked for.
+            // The last look read the older calls, or the client did not ask for them.
             let is_new = |next| self.newest.is_some_and(|newest| next > newest);
             let goes_on = before.is_some_and(is_new) || (self.newest.is_none() && !is_silent && before.is_some());
             if !goes_on || bytes > READ_BYTES {
@@ -309,7 +309,7 @@ mod tests {
         let mut cursor = Cursor::default();
         assert_eq!(texts(&cursor.news(WRITER, "1 b one\n1 b two\n")), ["one", "two"]);
         assert_eq!(texts(&cursor.news(WRITER, "1 b one\n1 b two\n1 b three\n2 b four\n")), ["three", "four"]);
-        // The end of a call shows what was written before it, and has no standard output that is its result.
+        // The stored log begins with lines that were written before the call.
         let end = "5 p [written before this call]\n0 b before\n1 b one\n1 b two\n1 b three\n2 b four\n2 b five";
         assert_eq!(texts(&cursor.news(WRITER, end)), ["[written before this call]", "before", "five"]);
     }

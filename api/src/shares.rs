@@ -49,7 +49,7 @@ impl Shares {
             held.all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
             share.amount = amount;
         }
-        // Where the function would hold too much, what was just taken is given back with `share`.
+        // If the function would hold too much, dropping `share` returns the amount.
         match of {
             Some((namespace, function)) => share.assign(self, namespace, function).then_some(share),
             None => Some(share),

@@ -139,8 +139,8 @@ async fn run(app: &App, Plan { path, invoker, current }: Plan, request: Request<
         }
         (path, _) => {
             let call = read(app, &current, &parts, incoming).await?;
-            let uri = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
-            stored(app, path, &current, call, uri).await
+            let key = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
+            stored(app, path, &current, call, key).await
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::shares::Share;
 
-/// How often what is followed is looked at.
+/// How often a follower looks for new lines.
 const LOOK: Duration = Duration::from_millis(500);
 /// Lines of a function that one reply has, unless it asks for another number.
 const LINES: usize = 1000;
@@ -152,7 +152,7 @@ pub(super) fn follow_build(app: App, build: BuildRef, place: Share) -> Response 
     follow(app, Following::Build(build, Cursor::default()), place)
 }
 
-/// What is followed, and how far it was read.
+/// The thing that a client follows, and how far it has been read.
 enum Following {
     Call(Namespace, CallNum, Cursor),
     Build(BuildRef, Cursor),
@@ -196,7 +196,7 @@ impl Following {
     }
 }
 
-/// Events until what is followed has ended, or the api stops. A place among the followers is held meanwhile.
+/// A stream of events that ends with the followed thing, or when the api stops. It holds a place among the followers.
 fn follow(app: App, following: Following, place: Share) -> Response {
     let looks = stream::unfold(Some((app, following, false)), |state| async move {
         let (app, mut following, is_waiting) = state?;
