@@ -3,10 +3,12 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use bytes::Bytes;
 use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
+use faena_header_case::Head;
 use faena_protocol::direct::{Header, HttpRequest};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
@@ -19,6 +21,16 @@ use crate::routes::invoke;
 pub(crate) const PREFIX: &str = "/f/";
 /// What some programs write before a text in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The head of a request.
+#[derive(Debug)]
+pub(crate) struct RequestHead<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) uri: &'a Uri,
+    pub(crate) headers: &'a HeaderMap,
+    /// The head as bytes, where they are known.
+    pub(crate) written: Option<Head>,
+}
 
 /// A request as a function gets it.
 #[derive(Debug)]
@@ -40,9 +52,17 @@ fn is_withheld(name: &str) -> bool {
     HOP_BY_HOP.contains(&name) || WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
 }
 
-fn passed_headers(headers: &HeaderMap) -> Vec<Header> {
-    let passed = headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
-    passed.map(|(name, value)| Header(name.to_string(), value.as_bytes().to_vec())).collect()
+/// The headers that a function gets. A server gets their names as they were written, every other function in lower case.
+fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> {
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let is_of = |head: &&Head| contract == Contract::Http && head.is_request(request.method.as_str(), target);
+    let written = request.written.as_ref().filter(is_of);
+    let passed = request.headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
+    let passed = passed.map(|(name, value)| {
+        let name = written.and_then(|head| head.name(name.as_str())).unwrap_or(name.as_str());
+        Header(name.to_owned(), value.as_bytes().to_vec())
+    });
+    passed.collect()
 }
 
 /// The path after the function's name: `/` where there is none.
@@ -56,17 +76,13 @@ pub(crate) fn path_of(uri: &Uri) -> &str {
 ///
 /// # Errors
 /// For all but functions that speak HTTP: JSON that is none, and encodings that cannot be undone.
-pub(crate) fn hand(
-    (method, uri, headers): (&Method, &Uri, &HeaderMap),
-    contract: Contract,
-    body: &Bytes,
-) -> Reply<Handed> {
-    let query = uri.query().unwrap_or_default();
+pub(crate) fn hand(head: &RequestHead<'_>, contract: Contract, body: &Bytes) -> Reply<Handed> {
+    let (query, headers) = (head.uri.query().unwrap_or_default(), head.headers);
     let mut request = HttpRequest {
-        method: method.to_string(),
-        path: path_of(uri).to_owned(),
+        method: head.method.to_string(),
+        path: path_of(head.uri).to_owned(),
         query: query.to_owned(),
-        headers: passed_headers(headers),
+        headers: passed_headers(head, contract),
         has_json: false,
     };
     let is_json = body::is_json(headers) && !body.is_empty();
@@ -140,8 +156,9 @@ mod tests {
         let parse = |(name, value): &(&str, &str)| {
             (header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap())
         };
-        let headers = headers.iter().map(parse).collect();
-        hand((&Method::POST, &uri.parse().unwrap(), &headers), contract, &Bytes::copy_from_slice(body))
+        let (headers, uri) = (headers.iter().map(parse).collect(), uri.parse().unwrap());
+        let head = RequestHead { method: &Method::POST, uri: &uri, headers: &headers, written: None };
+        hand(&head, contract, &Bytes::copy_from_slice(body))
     }
 
     fn params(contract: Contract, uri: &str, headers: &[(&str, &str)], body: &[u8]) -> String {

@@ -22,6 +22,7 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use faena_domain::limits::MAX_HEADER_BYTES;
+use faena_header_case::{HeadNames, HeadStream};
 
 use crate::ApiConfig;
 use crate::app::App;
@@ -97,6 +98,8 @@ impl Edge {
             };
             let Some((stream, permit)) = accepted else { continue };
             let edge = self.clone();
+            let stream = HeadStream::new(WriteTimeout::new(stream));
+            let names = stream.names();
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_READ)
@@ -105,8 +108,8 @@ impl Edge {
                 .max_buf_size(BUFFER)
                 .half_close(false)
                 .serve_connection(
-                    TokioIo::new(WriteTimeout::new(stream)),
-                    service_fn(move |request| edge.clone().answer(request)),
+                    TokioIo::new(stream),
+                    service_fn(move |request| edge.clone().answer(request, names.clone())),
                 );
             let connection = graceful.watch(connection);
             let open = self.app.metrics().connections.clone();
@@ -128,9 +131,9 @@ impl Edge {
 
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, request: Request<Incoming>, names: HeadNames) -> Result<Response<Body>, Infallible> {
         if http_call::is_one(&request) {
-            return Ok(http_call::answer(&self.app, request).await);
+            return Ok(http_call::answer(&self.app, request, &names).await);
         }
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;

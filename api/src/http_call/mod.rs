@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, FunctionName};
+use faena_header_case::{Head, HeadNames};
 use faena_protocol::direct::{HttpRequest, Invoker};
 use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
@@ -25,7 +25,7 @@ use percent_encoding::percent_decode_str;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
-use crate::handed::{self, Handed, PREFIX};
+use crate::handed::{self, Handed, PREFIX, RequestHead};
 use crate::problem::{Problem, Reply};
 use crate::routes::{invoke, trace};
 use crate::versions::Current;
@@ -75,9 +75,13 @@ pub(crate) fn is_one<B>(request: &Request<B>) -> bool {
 }
 
 /// Calls a function and replies with what it put out.
-pub(crate) async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn answer(app: &App, request: Request<Incoming>, names: &HeadNames) -> Response<Body> {
     let begun = Instant::now();
-    let response = serve(app, request).await.unwrap_or_else(Problem::into_response);
+    let written = names.last_head();
+    let mut response = serve(app, request, written).await.unwrap_or_else(Problem::into_response);
+    if let Some(reply::WrittenNames(written)) = response.extensions_mut().remove() {
+        names.write_next(written.iter().map(String::as_str));
+    }
     let metrics = app.metrics();
     match response.status() {
         StatusCode::OK => metrics.direct_ok.inc(),
@@ -87,7 +91,7 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>) -> Response<Bo
     response
 }
 
-async fn serve(app: &App, request: Request<Incoming>) -> Reply<Response<Body>> {
+async fn serve(app: &App, request: Request<Incoming>, written: Option<Head>) -> Reply<Response<Body>> {
     guard::judge(app, request.uri(), request.headers())?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
@@ -100,10 +104,10 @@ async fn serve(app: &App, request: Request<Incoming>) -> Reply<Response<Body>> {
     };
     let plan = decide(app, current, has_key);
     if plan.path == CallPath::Direct {
-        return run(app, plan, request).await;
+        return run(app, plan, request, written).await;
     }
     let shared = app.clone();
-    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request).await }));
+    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, written).await }));
     running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
 }
 
@@ -127,18 +131,24 @@ fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
     Plan { path: plan(&terms, &target), invoker, current }
 }
 
-async fn run(app: &App, Plan { path, invoker, current }: Plan, request: Request<Incoming>) -> Reply<Response<Body>> {
+async fn run(
+    app: &App,
+    Plan { path, invoker, current }: Plan,
+    request: Request<Incoming>,
+    written: Option<Head>,
+) -> Reply<Response<Body>> {
     let (parts, incoming) = request.into_parts();
+    let request = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, written };
     match (path, invoker) {
         (CallPath::Direct, Some(invoker)) => {
             let permit = app.completions().permit().ok_or_else(busy)?;
             let Code { namespace, function, .. } = &*current.code;
             let _waiting = app.follow(namespace, function)?;
-            let call = read(app, &current, &parts, incoming).await?;
+            let call = read(app, &current, &request, incoming).await?;
             direct::run(app, &invoker, &current, call, permit).await
         }
         (path, _) => {
-            let call = read(app, &current, &parts, incoming).await?;
+            let call = read(app, &current, &request, incoming).await?;
             let key = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
             stored(app, path, &current, call, key).await
         }
@@ -146,14 +156,13 @@ async fn run(app: &App, Plan { path, invoker, current }: Plan, request: Request<
 }
 
 /// Reads a call from its request, and gives it a number.
-async fn read(app: &App, current: &Current, parts: &Parts, incoming: Incoming) -> Reply<HttpCall> {
+async fn read(app: &App, current: &Current, head: &RequestHead<'_>, incoming: Incoming) -> Reply<HttpCall> {
     let Code { namespace, function, serving, .. } = &*current.code;
     let of = Some((namespace, function));
-    let held = body::read(app.admission(), &parts.headers, Body::new(incoming), of, MAX_BODY).await?;
-    let Handed { params, body, request } =
-        handed::hand((&parts.method, &parts.uri, &parts.headers), serving.contract, held.bytes())?;
+    let held = body::read(app.admission(), head.headers, Body::new(incoming), of, MAX_BODY).await?;
+    let Handed { params, body, request } = handed::hand(head, serving.contract, held.bytes())?;
     let num = app.call_ids().next().await?;
-    let (traceparent, is_head) = (trace::parent(&parts.headers), parts.method == Method::HEAD);
+    let (traceparent, is_head) = (trace::parent(head.headers), *head.method == Method::HEAD);
     Ok(HttpCall { num, request, params, body, traceparent, held, is_head })
 }
 

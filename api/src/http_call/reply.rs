@@ -5,14 +5,14 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use faena_domain::limits::{MAX_HEADER_BYTES, MAX_RESULT};
-use faena_domain::{Attempt, CallError, CallNum, CallStatus, ErrorKind};
+use faena_domain::{CallError, CallNum, CallStatus, ErrorKind};
 use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::CallRecord;
 
 use crate::app::App;
 use crate::handed::HOP_BY_HOP;
 use crate::problem::{Problem, Reply};
-use crate::routes::trace;
+use crate::routes::trace::{self, Timing};
 
 /// The most headers of a function's answer.
 const MAX_HEADERS: usize = 100;
@@ -34,19 +34,26 @@ fn is_not_its_own(name: &str) -> bool {
         || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
+/// The names of a reply's headers as the function wrote them. An extension of the response, since the headers themselves
+/// have their names in lower case.
+#[derive(Clone, Debug)]
+pub(super) struct WrittenNames(pub(super) Vec<String>);
+
 /// Takes over the headers that a function may set, as many as are kept.
-fn keep_headers(told: Vec<Header>, headers: &mut HeaderMap) {
-    let mut bytes = 0;
+fn keep_headers(told: Vec<Header>, response: &mut Response) {
+    let (mut bytes, mut written) = (0, Vec::new());
     let own = told.into_iter().filter(|Header(name, _)| !is_not_its_own(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
         bytes += name.len() + value.len();
         if bytes > MAX_HEADER_BYTES {
-            return;
+            break;
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(&value)) {
-            headers.append(name, value);
+        if let (Ok(key), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(&value)) {
+            response.headers_mut().append(key, value);
+            written.push(name);
         }
     }
+    response.extensions_mut().insert(WrittenNames(written));
 }
 
 /// The reply to a call by its record.
@@ -64,7 +71,7 @@ pub(super) async fn of_record(app: &App, mut call: CallRecord) -> Reply<Response
             Problem::new(StatusCode::ACCEPTED, "running", detail).into_response()
         }
     };
-    complete(response.headers_mut(), call.num, &call.traceparent, call.attempts.last());
+    complete(response.headers_mut(), call.num, &call.traceparent, call.attempts.last().map(Timing::from));
     Ok(response)
 }
 
@@ -89,7 +96,7 @@ pub(super) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: 
     let is_typed = head.headers.iter().any(|Header(name, _)| name.eq_ignore_ascii_case("content-type"));
     let mut response = if is_typed || body.is_empty() { Response::new(Body::from(body)) } else { bytes(body) };
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    keep_headers(head.headers, response.headers_mut());
+    keep_headers(head.headers, &mut response);
     if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
@@ -100,7 +107,7 @@ pub(super) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: 
 }
 
 /// Adds what every reply on `/f/` has: whose call it was, and that what a function puts out is no page of ours.
-pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str, last: Option<&Attempt>) {
+pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str, last: Option<Timing>) {
     trace::tell(headers, num.0, traceparent, last);
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -140,9 +147,9 @@ mod tests {
         let told =
             ["content-type", "x-mine", "set-cookie", "faena-call", "access-control-allow-origin", "content-length"];
         let told = told.iter().map(|name| Header((*name).to_owned(), b"v".to_vec())).collect();
-        let mut headers = HeaderMap::new();
-        keep_headers(told, &mut headers);
-        let kept: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        let mut response = Response::new(Body::empty());
+        keep_headers(told, &mut response);
+        let kept: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         assert_eq!(kept, ["content-type", "x-mine"]);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use faena_domain::limits::MAX_RESULT;
 use faena_domain::{CallError, ErrorKind, Layer};
+use faena_header_case::{Head, HeadNames, HeadStream};
 use faena_protocol::direct::{Header, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
 use http_body_util::{BodyExt, Full, Limited};
@@ -25,7 +26,12 @@ use super::served::Protocol;
 /// Where the process listens: `$PORT`.
 pub(super) const PORT: u16 = 8080;
 
-type Sender = SendRequest<Full<Bytes>>;
+/// A connection on which a request can be sent.
+#[derive(Debug)]
+struct Sender {
+    requests: SendRequest<Full<Bytes>>,
+    names: HeadNames,
+}
 
 /// What the process answered.
 pub(super) struct Answer {
@@ -140,18 +146,20 @@ impl Client {
         let refused = |error| unsent(ErrorKind::Exception, format!("the function takes no connection: {error}"));
         let stream = given.await.map_err(gone)?.map_err(refused)?;
         let broken = |error: hyper::Error| unsent(ErrorKind::Exception, format!("the function's HTTP: {error}"));
+        let stream = HeadStream::new(stream);
+        let names = stream.names();
         let handshake = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(stream));
-        let (sender, connection) = handshake.await.map_err(broken)?;
+        let (requests, connection) = handshake.await.map_err(broken)?;
         // It ends with the process, or when the process closes it; the next request on it learns that.
         tokio::spawn(connection);
-        Ok(sender)
+        Ok(Sender { requests, names })
     }
 
     /// A connection that was kept, and still stands.
     async fn kept(&self) -> Option<Sender> {
         loop {
             let mut sender = self.state().idle.pop()?;
-            if sender.ready().await.is_ok() {
+            if sender.requests.ready().await.is_ok() {
                 return Some(sender);
             }
         }
@@ -164,12 +172,12 @@ impl Client {
         call: &PoolCall,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
         let client = self.clone();
-        let request = build(call, code);
+        let (request, head) = (build(call, code), call.request.clone());
         let is_sent = Arc::clone(&call.is_sent);
         is_sent.store(false, Ordering::Relaxed);
         async move {
-            let (sender, response) = client.send(request?, &is_sent).await?;
-            let answer = read(response).await?;
+            let (sender, response) = client.send(request?, head.as_deref(), &is_sent).await?;
+            let answer = read(response, sender.names.last_head()).await?;
             client.state().idle.push(sender);
             Ok(answer)
         }
@@ -181,18 +189,21 @@ impl Client {
     async fn send(
         &self,
         request: Request<Full<Bytes>>,
+        head: Option<&HttpRequest>,
         is_sent: &AtomicBool,
     ) -> Result<(Sender, Response<Incoming>), Failure> {
         let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
         let Some(mut sender) = self.kept().await else {
             let mut sender = self.connect().await?;
             is_sent.store(true, Ordering::Relaxed);
-            let response = sender.send_request(request).await.map_err(broken)?;
+            sender.write_names(head);
+            let response = sender.requests.send_request(request).await.map_err(broken)?;
             return Ok((sender, response));
         };
+        sender.write_names(head);
         is_sent.store(true, Ordering::Relaxed);
         let again = request.method().is_idempotent().then(|| request.clone());
-        let (request, was_written) = match sender.try_send_request(request).await {
+        let (request, was_written) = match sender.requests.try_send_request(request).await {
             Ok(response) => return Ok((sender, response)),
             Err(mut refused) => match (refused.take_message(), again) {
                 (Some(unwritten), _) => {
@@ -207,8 +218,17 @@ impl Client {
         let lost = |failure: Failure| Failure { is_unsent: failure.is_unsent && !was_written, ..failure };
         let mut sender = self.connect().await.map_err(lost)?;
         is_sent.store(true, Ordering::Relaxed);
-        let response = sender.send_request(request).await.map_err(broken)?;
+        sender.write_names(head);
+        let response = sender.requests.send_request(request).await.map_err(broken)?;
         Ok((sender, response))
+    }
+}
+
+impl Sender {
+    /// Has the headers of the next request written with the names that they came with.
+    fn write_names(&self, head: Option<&HttpRequest>) {
+        let headers = head.map_or(&[][..], |head| &head.headers);
+        self.names.write_next(headers.iter().map(|Header(name, _)| name.as_str()));
     }
 }
 
@@ -229,7 +249,9 @@ fn build(call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> 
         .header("faena-call", call.num.0)
         .header("faena-function", code.function.to_string())
         .header("traceparent", &*call.traceparent);
-    for Header(name, value) in request.headers.iter().filter(|Header(name, _)| name != "traceparent") {
+    for Header(name, value) in
+        request.headers.iter().filter(|Header(name, _)| !name.eq_ignore_ascii_case("traceparent"))
+    {
         built = built.header(name.as_str(), value.as_slice());
     }
     // A request of a method that has a body says that there is none (RFC 9110, 8.6).
@@ -240,9 +262,13 @@ fn build(call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> 
     built.body(Full::new(body)).map_err(invalid)
 }
 
-async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
+/// Reads an answer, the names of its headers as they were written.
+async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<Answer, Failure> {
     let (parts, body) = response.into_parts();
-    let headers = parts.headers.iter().map(|(name, value)| Header(name.to_string(), value.as_bytes().to_vec()));
+    let headers = parts.headers.iter().map(|(name, value)| {
+        let name = written.as_ref().and_then(|head| head.name(name.as_str())).unwrap_or(name.as_str());
+        Header(name.to_owned(), value.as_bytes().to_vec())
+    });
     let headers = headers.collect();
     let head = HttpHead { status: parts.status.as_u16(), headers };
     let most = usize::try_from(MAX_RESULT).unwrap_or(usize::MAX);

@@ -1,0 +1,285 @@
+//! Names of HTTP/1 headers in the case in which they were written.
+//!
+//! Names are case-insensitive (RFC 9110, 5.1), and the `http` crate holds them in lower case. hyper can keep the case, but in
+//! a type that nobody else can read or make. Some programs look at the case all the same, so a connection is read and
+//! written through a [`HeadStream`]: it keeps a copy of the head that was read last, and puts names into the next head that
+//! is written. Whatever is in doubt (requests that were sent without waiting for an answer, a head beyond the bound) has
+//! its names in canonical form, `X-Request-Id`: a name's case never decides anything.
+
+mod head;
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub use head::Head;
+
+/// The longest head whose names are known, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+/// What is copied of a message whose head is written with other names, in bytes: more of it follows in a write of its own.
+const MAX_COPY: usize = MAX_HEAD;
+
+/// A stream that knows the names of the heads that pass through it. It expects hyper on top of it, which writes a head in
+/// one piece, and with `title_case_headers`.
+#[derive(Debug)]
+pub struct HeadStream<S> {
+    stream: S,
+    names: HeadNames,
+}
+
+/// The names of the headers on one connection; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct HeadNames(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// What was read since something was written, to the end of a head.
+    read: Vec<u8>,
+    has_head: bool,
+    has_written: bool,
+    /// All that was written is flushed: what is written next begins a message.
+    is_flushed: bool,
+    /// The names for the next head.
+    next: Vec<String>,
+    copy: Option<Copy>,
+}
+
+/// The beginning of a message with its names replaced, as long as the original.
+#[derive(Debug)]
+struct Copy {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { read: Vec::new(), has_head: false, has_written: true, is_flushed: true, next: Vec::new(), copy: None }
+    }
+}
+
+impl HeadNames {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The head that was read last.
+    pub fn last_head(&self) -> Option<Head> {
+        let mut state = self.state();
+        state.has_head.then(|| Head(std::mem::take(&mut state.read)))
+    }
+
+    /// Names for the next head that is written. They replace those that differ in case alone.
+    pub fn write_next<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let names: Vec<String> = names.filter(|name| !head::is_canonical(name)).map(str::to_owned).collect();
+        if !names.is_empty() {
+            self.state().next = names;
+        }
+    }
+}
+
+impl State {
+    /// Bytes that were read.
+    fn keep(&mut self, bytes: &[u8]) {
+        if std::mem::take(&mut self.has_written) {
+            self.read.clear();
+            self.has_head = false;
+        }
+        if self.has_head || self.read.len() + bytes.len() > MAX_HEAD {
+            return;
+        }
+        let from = self.read.len().saturating_sub(3);
+        self.read.extend_from_slice(bytes);
+        while let Some(end) = head::end(&self.read, from) {
+            if head::is_interim(&self.read) {
+                // Another head follows.
+                self.read.drain(..end);
+                continue;
+            }
+            self.read.truncate(end);
+            self.has_head = true;
+            return;
+        }
+    }
+
+    /// What is to be written in place of these bytes, where names are to be replaced.
+    fn replaced(&mut self, bytes: &[IoSlice<'_>]) -> Option<&[u8]> {
+        let given = bytes.iter().map(|part| part.len()).sum::<usize>();
+        if self.copy.is_none() && !self.next.is_empty() {
+            let names = std::mem::take(&mut self.next);
+            if self.is_flushed {
+                let mut message = Vec::with_capacity(given.min(MAX_COPY));
+                for part in bytes {
+                    message.extend_from_slice(&part[..part.len().min(MAX_COPY - message.len())]);
+                }
+                self.copy = head::rename(&mut message, &names).then_some(Copy { bytes: message, written: 0 });
+            }
+        }
+        let copy = self.copy.as_ref()?;
+        Some(&copy.bytes[copy.written..copy.bytes.len().min(copy.written + given)])
+    }
+
+    /// So many bytes were written.
+    fn wrote(&mut self, count: usize) {
+        (self.has_written, self.is_flushed) = (true, false);
+        if let Some(copy) = &mut self.copy {
+            copy.written += count;
+            if copy.written >= copy.bytes.len() {
+                self.copy = None;
+            }
+        }
+    }
+}
+
+impl<S> HeadStream<S> {
+    /// Wraps a stream at the beginning of a connection.
+    pub fn new(stream: S) -> Self {
+        Self { stream, names: HeadNames::default() }
+    }
+
+    /// The names on this connection.
+    pub fn names(&self) -> HeadNames {
+        self.names.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HeadStream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        this.names.state().keep(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for HeadStream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let mut state = this.names.state();
+        let stream = Pin::new(&mut this.stream);
+        let count = ready!(match state.replaced(bytes) {
+            Some(copy) => stream.poll_write(cx, copy),
+            None => stream.poll_write_vectored(cx, bytes),
+        })?;
+        state.wrote(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        this.names.state().is_flushed = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn sent(stream: &mut (impl AsyncRead + Unpin), most: usize) -> String {
+        let mut bytes = vec![0; most];
+        let count = stream.read(&mut bytes).await.expect("bytes");
+        String::from_utf8(bytes[..count].to_vec()).expect("text")
+    }
+
+    #[tokio::test]
+    async fn a_head_is_known_as_it_was_written() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let mut server = HeadStream::new(server);
+        client.write_all(b"POST /a HTTP/1.1\r\nX-REQUEST-ID: 7\r\ncontent-type: a/B\r\n").await.expect("sent");
+        sent(&mut server, 4096).await;
+        assert!(server.names().last_head().is_none(), "the head is not whole");
+        client.write_all(b"\r\nX-Body: 1\r\n\r\n").await.expect("sent");
+        sent(&mut server, 4096).await;
+        let head = server.names().last_head().expect("a head");
+        assert_eq!(head.name("x-request-id"), Some("X-REQUEST-ID"));
+        assert_eq!(head.name("content-type"), Some("content-type"));
+        assert_eq!(head.name("x-body"), None);
+        assert!(head.is_request("POST", "/a") && !head.is_request("GET", "/a") && !head.is_request("POST", "/"));
+    }
+
+    #[tokio::test]
+    async fn the_next_head_is_written_with_the_names_given() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let mut server = HeadStream::new(server);
+        server.names().write_next(["X-REQUEST-ID", "eTag", "Content-Type"].into_iter());
+        let message =
+            b"HTTP/1.1 200 OK\r\nX-Request-Id: etag\r\nEtag: 1\r\nContent-Length: 12\r\n\r\n\r\nEtag: 2\r\n\r";
+        // Nothing depends on how much is taken at once.
+        for part in [&message[..30], &message[30..]] {
+            assert!(server.write(part).await.is_ok());
+        }
+        let (mut whole, parts) = (HeadStream::new(tokio::io::sink()), [&message[..20], &message[20..]]);
+        assert_eq!(whole.write_vectored(&parts.map(IoSlice::new)).await.expect("written"), message.len());
+        assert!(sent(&mut client, 4096).await.starts_with("HTTP/1.1 200 OK\r\nX-Request-Id"), "no head in one piece");
+
+        server.flush().await.expect("flushed");
+        server.names().write_next(["X-REQUEST-ID", "eTag"].into_iter());
+        server.write_all(message).await.expect("written");
+        let expected =
+            "HTTP/1.1 200 OK\r\nX-REQUEST-ID: etag\r\neTag: 1\r\nContent-Length: 12\r\n\r\n\r\nEtag: 2\r\n\r";
+        let received = sent(&mut client, 4096).await;
+        assert!(received.ends_with(expected), "{received}");
+    }
+
+    #[tokio::test]
+    async fn short_writes_change_nothing() {
+        let (mut client, server) = tokio::io::duplex(7);
+        let mut server = HeadStream::new(server);
+        server.names().write_next(["ETAG"].into_iter());
+        let writing = tokio::spawn(async move {
+            server.write_all(b"HTTP/1.1 204 No Content\r\nEtag: 1\r\n\r\n").await.expect("written");
+        });
+        let mut received = String::new();
+        client.read_to_string(&mut received).await.expect("all of it");
+        writing.await.expect("a task");
+        assert_eq!(received, "HTTP/1.1 204 No Content\r\nETAG: 1\r\n\r\n");
+    }
+
+    #[tokio::test]
+    async fn an_interim_answer_is_followed_by_the_real_one() {
+        let (mut server, client) = tokio::io::duplex(4096);
+        let mut client = HeadStream::new(client);
+        server
+            .write_all(b"HTTP/1.1 103 Early Hints\r\nLINK: x\r\n\r\nHTTP/1.1 200 OK\r\nETAG: 1\r\n\r\n")
+            .await
+            .expect("sent");
+        sent(&mut client, 4096).await;
+        let head = client.names().last_head().expect("a head");
+        assert_eq!((head.name("link"), head.name("etag")), (None, Some("ETAG")));
+    }
+
+    #[tokio::test]
+    async fn what_is_read_after_a_write_is_another_head() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let mut server = HeadStream::new(server);
+        for name in ["X-A", "x-a"] {
+            client.write_all(format!("GET / HTTP/1.1\r\n{name}: 1\r\n\r\n").as_bytes()).await.expect("sent");
+            sent(&mut server, 4096).await;
+            assert_eq!(server.names().last_head().expect("a head").name("X-A"), Some(name));
+            server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("answered");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Functions that are HTTP servers: requests and answers pass as they were written.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use faena_test_support::{Platform, zip};
+use serde_json::json;
+
+/// A server that answers with the names of the headers it got, and with odd names of its own.
+const NAMES: &str = r#"
+import http.server, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = " ".join(self.headers.keys()).encode()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\neTag: \"1\"\r\nX-ODD: a\r\nx-low: b\r\nX-Plain: c\r\ncontent-type: text/plain\r\n")
+        self.wfile.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+/// Registers a server in Python and waits for its build.
+fn server(platform: &Platform, name: &str, code: &str) {
+    let runtime =
+        json!({"name": name, "image": "pythonruntime", "path": "/ws", "dependencies": "", "run": "python3 server.py"});
+    assert_eq!(platform.post("/registerRuntime", &runtime).status, 201);
+    let archive = zip(&[("server.py", code.as_bytes()), ("faena.toml", b"contract = \"http\"\n")]);
+    let reply = platform.upload(name, name, &archive);
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    assert_eq!(platform.built(name)["status"], "READY");
+}
+
+/// What is answered to the bytes of a request.
+fn exchange(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).expect("sent");
+    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = stream.read(&mut chunk).expect("an answer");
+        assert_ne!(count, 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length =
+                head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if length == Some(body.len()) {
+                return text.into_owned();
+            }
+        }
+    }
+}
+
+fn names_keep_their_case(mut platform: Platform) {
+    server(&platform, "names", NAMES);
+    let mut stream = TcpStream::connect(("127.0.0.1", platform.port)).expect("a connection");
+    // On one connection each head has names of its own, and with a key the call takes the way by the database.
+    for (names, key) in [(["X-REQUEST-ID", "x-lower", "X-Plain"], ""), (["x-request-id", "X-Lower", "X-PLAIN"], "k")] {
+        let [first, second, third] = names;
+        let key = if key.is_empty() { String::new() } else { format!("Idempotency-Key: {key}\r\n") };
+        let request =
+            format!("GET /f/names HTTP/1.1\r\nHost: localhost\r\n{first}: 1\r\n{key}{second}: 2\r\n{third}: 3\r\n\r\n");
+        let answer = exchange(&mut stream, &request);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let got: Vec<&str> = body.split(' ').collect();
+        assert!(names.iter().all(|name| got.contains(name)), "{names:?} became {got:?}");
+        for line in ["eTag: \"1\"", "X-ODD: a", "x-low: b", "X-Plain: c", "content-type: text/plain"] {
+            assert!(head.lines().any(|told| told == line), "{line} is not in {head}");
+        }
+    }
+    assert!(platform.stop());
+}
+
+#[test]
+fn header_names_keep_their_case() {
+    names_keep_their_case(Platform::start());
+}
+
+#[test]
+fn header_names_keep_their_case_between_processes() {
+    names_keep_their_case(Platform::start_apart());
+}
