@@ -133,7 +133,8 @@ for file in sys.argv[2:]:
     py_compile.compile(file, dfile=os.path.join(sys.argv[1], os.path.basename(file)), doraise=True, invalidation_mode=never)
 ";
 
-/// Writes the shims below a folder; returns the folder that they lie in, named by their hash.
+/// Writes the shims below a folder; returns the folder that they lie in, named by their hash. Python's are compiled
+/// meanwhile: a start does not wait for it.
 ///
 /// # Errors
 /// A folder that cannot be written to.
@@ -141,19 +142,26 @@ pub fn install_shims(folder: &Path) -> io::Result<PathBuf> {
     let mut hash = Sha256::new();
     SHIMS.iter().for_each(|(_, bytes)| hash.update(bytes));
     let place = folder.join(format!("shims-{}", hex(&hash.finalize())));
-    if place.is_dir() {
-        return Ok(place);
+    if !place.is_dir() {
+        write_shims(folder, &place)?;
     }
+    if !place.join("__pycache__").is_dir() {
+        let place = place.clone();
+        std::thread::spawn(move || compile(&place));
+    }
+    Ok(place)
+}
+
+/// Writes the shims beside their folder, and moves them there whole.
+fn write_shims(folder: &Path, place: &Path) -> io::Result<()> {
     let passing = folder.join(format!("shims.{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir(&passing)?;
     for (name, bytes) in SHIMS {
         std::fs::write(passing.join(name), bytes)?;
         std::fs::set_permissions(passing.join(name), std::fs::Permissions::from_mode(0o444))?;
     }
-    compile(&passing);
     std::fs::set_permissions(&passing, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::rename(&passing, &place)?;
-    Ok(place)
+    std::fs::rename(&passing, place)
 }
 
 /// Has this host's Python compile its shim once, rather than at each start. It is the Python that instances find, not one

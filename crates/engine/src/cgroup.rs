@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use faena_domain::Limits;
 use tracing::warn;
 
-use crate::{Belonging, Usage};
+use crate::Belonging;
+use crate::meter::{Meter, MeterPaths};
 
 /// What bounds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,6 +188,7 @@ impl Trees {
         Group {
             folders: self.roots().map(|root| root.join(instance)).collect(),
             trees: self.clone(),
+            meter: OnceLock::new(),
             instance: instance.to_owned(),
         }
     }
@@ -215,6 +218,7 @@ pub(crate) struct Group {
     instance: String,
     folders: Vec<PathBuf>,
     trees: Trees,
+    meter: OnceLock<Meter>,
 }
 
 impl Group {
@@ -303,10 +307,24 @@ impl Group {
         Some(Freezer { file: folder.join("cgroup.freeze"), words: ["1", "0"] })
     }
 
-    /// What the user's processes hold.
-    pub(crate) fn memory(&self) -> Option<u64> {
-        let (folder, is_v2) = self.of(Controller::Memory)?;
-        read_number(&folder.join(if is_v2 { "memory.current" } else { "memory.usage_in_bytes" }))
+    /// What the user's processes hold and have used.
+    pub(crate) fn meter(&self) -> &Meter {
+        self.meter.get_or_init(|| Meter::open(self.meter_paths()))
+    }
+
+    fn meter_paths(&self) -> MeterPaths {
+        let memory = self.of(Controller::Memory);
+        let memory =
+            memory.map(|(folder, is_v2)| folder.join(if is_v2 { "memory.current" } else { "memory.usage_in_bytes" }));
+        // Every group of the newer tree tells its CPU time, whether or not it bounds it.
+        let newer = self.trees.v2.as_ref().map(|root| {
+            let folder = root.join(&self.instance);
+            let user = folder.join("user");
+            if user.is_dir() { user.join(CPU_TIME[1]) } else { folder.join(CPU_TIME[1]) }
+        });
+        let older = self.of(Controller::Cpu).filter(|(_, is_v2)| !is_v2).map(|(folder, _)| folder.join(CPU_TIME[0]));
+        let cpu = [older, newer].into_iter().flatten().find(|file| file.exists());
+        MeterPaths { memory, peak: self.memory_files().1, cpu }
     }
 
     /// What tells how often memory ran out, and the most that was held.
@@ -316,21 +334,6 @@ impl Group {
             if is_v2 { ("memory.events", "memory.peak") } else { ("memory.oom_control", "memory.max_usage_in_bytes") };
         let there = |path: PathBuf| path.exists().then_some(path);
         (there(folder.join(names.0)), there(folder.join(names.1)))
-    }
-
-    /// What the user's processes have used.
-    pub(crate) fn usage(&self) -> Usage {
-        // Every group of the newer tree tells its CPU time, whether or not it bounds it.
-        let newer = self.trees.v2.as_ref().map(|root| {
-            let folder = root.join(&self.instance);
-            let user = folder.join("user");
-            if user.is_dir() { user.join(CPU_TIME[1]) } else { folder.join(CPU_TIME[1]) }
-        });
-        let older = self.of(Controller::Cpu).filter(|(_, is_v2)| !is_v2).map(|(folder, _)| folder.join(CPU_TIME[0]));
-        Usage {
-            peak_memory: self.memory_files().1.as_deref().and_then(read_number),
-            cpu_us: [older, newer].iter().flatten().find_map(|file| read_cpu_us(file)),
-        }
     }
 
     /// Kills every process of the instance, where the kernel can do that in one write.
@@ -413,33 +416,18 @@ impl Freezer {
     }
 }
 
-/// The file that tells what a container holds of memory.
-pub(crate) fn memory_of_process(pid: i32) -> Option<PathBuf> {
-    file_of_process(pid, "memory", ["memory.usage_in_bytes", "memory.current"]).map(|(file, _)| file)
-}
-
-/// Files that tell what a container has used: the most memory, and CPU time.
-pub(crate) fn usage_files_of_process(pid: i32) -> [Option<PathBuf>; 2] {
+/// Files that tell what a container holds and has used.
+pub(crate) fn meter_paths_of_process(pid: i32) -> MeterPaths {
     let file = |controller, names| file_of_process(pid, controller, names).map(|(file, _)| file);
-    [file("memory", ["memory.max_usage_in_bytes", "memory.peak"]), file("cpuacct", CPU_TIME)]
-}
-
-/// CPU time of a group: nanoseconds in v1, a line in microseconds in v2 (cgroup-v1/cpuacct.rst and cgroup-v2.rst).
-const CPU_TIME: [&str; 2] = ["cpuacct.usage", "cpu.stat"];
-
-/// Reads either of these.
-pub(crate) fn read_cpu_us(path: &Path) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    match text.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
-        Some(micros) => micros.trim().parse().ok(),
-        None => text.trim().parse::<u64>().ok().map(|nanos| nanos / 1000),
+    MeterPaths {
+        memory: file("memory", ["memory.usage_in_bytes", "memory.current"]),
+        peak: file("memory", ["memory.max_usage_in_bytes", "memory.peak"]),
+        cpu: file("cpuacct", CPU_TIME),
     }
 }
 
-/// The number that is all of a file.
-pub(crate) fn read_number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
+/// Files that tell the CPU time of a group: in v1, and in v2.
+const CPU_TIME: [&str; 2] = ["cpuacct.usage", "cpu.stat"];
 
 fn write_if_there(path: &Path, value: &str) -> io::Result<()> {
     if path.exists() { fs::write(path, value) } else { Ok(()) }

@@ -165,8 +165,10 @@ impl Wired {
     }
 
     /// Goes over to an interpreter that waits in an instance which has its code now.
-    fn take_over(&mut self, Channel { frames, output }: Channel) {
+    fn take_over(&mut self, channel: Channel) -> io::Result<()> {
+        let Channel { frames, output } = channel.registered_here()?;
         (self.frames, self.output) = (Some(frames), output);
+        Ok(())
     }
 }
 
@@ -205,6 +207,18 @@ impl Frames {
 pub(super) struct Channel {
     pub(super) frames: Frames,
     pub(super) output: Receiver,
+}
+
+impl Channel {
+    /// The same pipes, registered with the runtime of this task. Another runtime's thread would be woken by each answer, only
+    /// to wake this one.
+    fn registered_here(self) -> io::Result<Self> {
+        let Self { frames: Frames { calls, answers }, output } = self;
+        let calls = Sender::from_owned_fd(calls.into_nonblocking_fd()?)?;
+        let answers = Receiver::from_owned_fd(answers.into_nonblocking_fd()?)?;
+        let output = Receiver::from_owned_fd(output.into_nonblocking_fd()?)?;
+        Ok(Self { frames: Frames { calls, answers }, output })
+    }
 }
 
 /// An interpreter that waits in an instance without code, before it runs.
@@ -293,7 +307,7 @@ async fn create(
     pool: &Arc<Shared>,
     code: &Code,
     tree: CodeLease,
-    wired: Option<&mut Wired>,
+    mut wired: Option<&mut Wired>,
 ) -> Result<Instance, StartError> {
     let node = &pool.node;
     let kind = code.engine.unwrap_or(EngineKind::Sandbox);
@@ -305,14 +319,17 @@ async fn create(
         pool.restock(code, domain.as_deref());
         match laid {
             Ok(instance) => {
-                if instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.is_ok() {
-                    if let (Some(channel), Some(wired)) = (spare.channel, wired) {
-                        wired.take_over(channel);
-                    }
+                let is_there = instance.agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.is_ok();
+                let joined = match (spare.channel, wired.as_deref_mut()) {
+                    (Some(channel), Some(wired)) if is_there => wired.take_over(channel),
+                    _ => Ok(()),
+                };
+                if is_there && joined.is_ok() {
                     return Ok(instance);
                 }
-                debug!("an instance that waited without code is gone");
+                debug!(?joined, "an instance that waited without code is gone");
                 instance.guard.destroy().await;
+                joined.map_err(node_failure)?;
             }
             Err(error) => debug!(%error, "an instance that waited without code cannot be used"),
         }

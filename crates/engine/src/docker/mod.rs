@@ -24,7 +24,8 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use crate::cgroup::{Freezer, memory_of_process, read_cpu_us, read_number, usage_files_of_process};
+use crate::cgroup::{Freezer, meter_paths_of_process};
+use crate::meter::Meter;
 use crate::uids::Uids;
 use crate::{
     AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
@@ -190,8 +191,7 @@ impl Docker {
             .map_err(|error| refused("starting a container", &error))?;
         let Met { agent, listener, pid } = accept(listener, &nonce).await?;
         held.freezer = pid.and_then(Freezer::of_process);
-        held.memory = pid.and_then(memory_of_process);
-        held.usage = pid.map(usage_files_of_process).unwrap_or_default();
+        held.meter = pid.map(|pid| Meter::open(meter_paths_of_process(pid))).unwrap_or_default();
         if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
             held.lay(code).await?;
         }
@@ -279,14 +279,8 @@ impl Engine for Docker {
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
         let docker = self.docker.clone();
-        let mut held = Box::new(DockerGuard {
-            docker,
-            container: None,
-            code: None,
-            freezer: None,
-            memory: None,
-            usage: [None, None],
-        });
+        let mut held =
+            Box::new(DockerGuard { docker, container: None, code: None, freezer: None, meter: Meter::default() });
         match self.make(&spec, &mut held).await {
             Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, is_inhabited: false, guard: held }),
             Err(error) => {
@@ -333,9 +327,7 @@ struct DockerGuard {
     container: Option<String>,
     code: Option<Code>,
     freezer: Option<Freezer>,
-    memory: Option<PathBuf>,
-    /// Files that tell what its processes have used.
-    usage: [Option<PathBuf>; 2],
+    meter: Meter,
 }
 
 #[async_trait]
@@ -362,12 +354,11 @@ impl InstanceHandle for DockerGuard {
     }
 
     fn memory(&self) -> Option<u64> {
-        read_number(self.memory.as_ref()?)
+        self.meter.memory()
     }
 
     fn usage(&self) -> Usage {
-        let [peak, cpu] = &self.usage;
-        Usage { peak_memory: peak.as_deref().and_then(read_number), cpu_us: cpu.as_deref().and_then(read_cpu_us) }
+        self.meter.usage()
     }
 }
 

@@ -530,11 +530,11 @@ impl InstanceHandle for SandboxGuard {
     }
 
     fn memory(&self) -> Option<u64> {
-        self.group.as_ref()?.memory()
+        self.group.as_ref()?.meter().memory()
     }
 
     fn usage(&self) -> Usage {
-        self.group.as_ref().map(Group::usage).unwrap_or_default()
+        self.group.as_ref().map(|group| group.meter().usage()).unwrap_or_default()
     }
 }
 
