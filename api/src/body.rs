@@ -116,8 +116,11 @@ async fn counted(
 /// Whether the headers name JSON as the body's kind.
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let Some((group, form)) = kind.split_once('/') else { return false };
+    let has_suffix =
+        form.len().checked_sub(5).and_then(|at| form.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case("+json"));
+    group.eq_ignore_ascii_case("application") && (form.eq_ignore_ascii_case("json") || has_suffix)
 }
 
 /// Reads a body that must be JSON.

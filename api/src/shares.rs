@@ -1,6 +1,7 @@
 //! A bound that many share, of which no function may hold more than a part.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faena_domain::{FunctionName, Namespace};
@@ -43,17 +44,35 @@ impl Shares {
 
     /// A share; it counts against a function's part where one is named.
     pub(crate) fn take(&self, of: Option<(&Namespace, &FunctionName)>, amount: u64) -> Option<Share> {
-        let mut share = Share { held: Arc::clone(&self.held), of: None, amount: 0 };
-        if amount > 0 {
-            let mut held = lock(&self.held);
-            held.all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
-            share.amount = amount;
+        let of = of.filter(|_| amount > 0).map(|(namespace, function)| (namespace.clone(), function.key()));
+        let mut held = lock(&self.held);
+        let all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
+        if let Some(holder) = &of
+            && !held.add(holder, amount, self.part())
+        {
+            return None;
         }
-        // If the function would hold too much, dropping `share` returns the amount.
-        match of {
-            Some((namespace, function)) => share.assign(self, namespace, function).then_some(share),
-            None => Some(share),
+        held.all = all;
+        drop(held);
+        Some(Share { held: Arc::clone(&self.held), of, amount })
+    }
+
+    /// What one function may hold.
+    fn part(&self) -> u64 {
+        (self.total / PART).max(1)
+    }
+}
+
+impl Held {
+    /// Counts an amount as a function's; false where it would hold more than this.
+    fn add(&mut self, holder: &Holder, amount: u64, most: u64) -> bool {
+        match self.by_function.get_mut(holder) {
+            Some(holds) if holds.saturating_add(amount) > most => return false,
+            Some(holds) => *holds += amount,
+            None if amount > most => return false,
+            None => drop(self.by_function.insert(holder.clone(), amount)),
         }
+        true
     }
 }
 
@@ -64,15 +83,9 @@ impl Share {
             return true;
         }
         let holder = (namespace.clone(), function.key());
-        let mut held = lock(&self.held);
-        let holds = held.by_function.get(&holder).copied().unwrap_or(0).saturating_add(self.amount);
-        if holds > (shares.total / PART).max(1) {
-            return false;
-        }
-        held.by_function.insert(holder.clone(), holds);
-        drop(held);
-        self.of = Some(holder);
-        true
+        let is_counted = lock(&self.held).add(&holder, self.amount, shares.part());
+        self.of = is_counted.then_some(holder);
+        is_counted
     }
 
     /// Adds another share of the same holder.
@@ -87,12 +100,12 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut held = lock(&self.held);
         held.all = held.all.saturating_sub(self.amount);
-        if let Some(holder) = self.of.take() {
-            let left = held.by_function.get(&holder).copied().unwrap_or(0).saturating_sub(self.amount);
-            if left == 0 {
-                held.by_function.remove(&holder);
-            } else {
-                held.by_function.insert(holder, left);
+        if let Some(holder) = self.of.take()
+            && let Entry::Occupied(mut holds) = held.by_function.entry(holder)
+        {
+            *holds.get_mut() = holds.get().saturating_sub(self.amount);
+            if *holds.get() == 0 {
+                holds.remove();
             }
         }
     }

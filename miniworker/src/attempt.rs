@@ -13,6 +13,7 @@ use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallStatus, Command, Contract, EngineKind, ErrorKind, Layer, Network, Payload};
 use faena_engine::{CA_BUNDLE, EngineError};
 use faena_instance_protocol::{EGRESS_PORT, INPUT, REQUEST, Run};
+use faena_protocol::direct::HttpRequest;
 use faena_protocol::records::{CallJob, Code, Outcome};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use tracing::info;
 use crate::Node;
 use crate::code::CodeError;
 use crate::egress::Egress;
-use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken, told};
+use crate::pool::{Leave, Pool, PoolCall, StartError, State, Taken};
 use crate::process::{self, Cut, Finished, LeaseEnd, Order, RunError};
 use crate::result;
 
@@ -383,7 +384,7 @@ async fn run_in(
         stdin: &ready.stdin,
         files: vec![
             (INPUT, ready.params.clone()),
-            (REQUEST, job.request.as_deref().map(told).unwrap_or_else(|| "null".to_owned()).into()),
+            (REQUEST, job.request.as_deref().map(HttpRequest::to_context).unwrap_or_else(|| "null".to_owned()).into()),
         ],
         deadline,
         lease,

@@ -20,6 +20,7 @@ use crate::completions::BacklogPermit;
 use crate::dispatcher::unix_ms;
 use crate::in_flight::DirectInFlight;
 use crate::problem::Reply;
+use crate::routes::trace::Timing;
 use crate::versions::Current;
 
 /// What is known of a call from its beginning.
@@ -106,7 +107,8 @@ pub(super) async fn run(
         done: Box::new({
             let (app, begun) = (app.clone(), Arc::clone(&begun));
             move |end: DirectEnd| {
-                let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), end.attempt.clone());
+                let timing = Timing::from(&end.attempt);
+                let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), timing);
                 // The call holds memory for its body until it is written, whether or not its client waits.
                 record(&app, &begun, end, (permit, held));
                 // The client may have gone.
@@ -118,12 +120,12 @@ pub(super) async fn run(
         app.in_flight().remove(num);
         return Err(busy());
     }
-    let Ok((status, result, head, error, attempt)) = ended.await else {
+    let Ok((status, result, head, error, timing)) = ended.await else {
         app.in_flight().remove(num);
         return Err(stopping());
     };
     let mut response = respond((status, result), head, error, is_head);
-    reply::complete(response.headers_mut(), num, &traceparent, Some(&attempt));
+    reply::complete(response.headers_mut(), num, &traceparent, Some(timing));
     Ok(response)
 }
 

@@ -220,7 +220,7 @@ pub(crate) async fn get(
     };
     let (traceparent, last) = (call.traceparent.clone(), call.attempts.last().cloned());
     let mut response = Json(CallView::whole(call, app.blobs()).await?).into_response();
-    trace::tell(response.headers_mut(), num.0, &traceparent, last.as_ref());
+    trace::tell(response.headers_mut(), num.0, &traceparent, last.as_ref().map(trace::Timing::from));
     if let Some(applied) = wait.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {
         response.headers_mut().insert("preference-applied", applied);
     }

@@ -144,7 +144,7 @@ pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> R
     let status = if waited.is_some() && view.status().is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut response = (status, Json(view)).into_response();
     let headers = response.headers_mut();
-    trace::tell(headers, num, &traceparent, last.as_ref());
+    trace::tell(headers, num, &traceparent, last.as_ref().map(trace::Timing::from));
     if let Ok(location) = HeaderValue::from_str(&format!("/call/{num}")) {
         headers.insert("location", location);
     }

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue};
 use faena_domain::Attempt;
+use faena_domain::units::Millis;
 
 /// Whether a text is a `traceparent` of version 00 (W3C Trace Context, 3.2).
 fn is_valid(text: &str) -> bool {
@@ -28,10 +29,23 @@ pub(crate) fn parent(headers: &HeaderMap) -> String {
     )
 }
 
+/// What an attempt took, in its parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timing {
+    queue: Millis,
+    start: Millis,
+    run: Millis,
+}
+
+impl From<&Attempt> for Timing {
+    fn from(attempt: &Attempt) -> Self {
+        Self { queue: attempt.queue_ms, start: attempt.start_ms, run: attempt.run_ms }
+    }
+}
+
 /// `Faena-Call`, `traceparent` and `Server-Timing`.
-pub(crate) fn tell(headers: &mut HeaderMap, num: i64, traceparent: &str, last: Option<&Attempt>) {
-    let (queue, start, run) =
-        last.map(|attempt| (attempt.queue_ms, attempt.start_ms, attempt.run_ms)).unwrap_or_default();
+pub(crate) fn tell(headers: &mut HeaderMap, num: i64, traceparent: &str, last: Option<Timing>) {
+    let Timing { queue, start, run } = last.unwrap_or_default();
     let timing = format!("queue;dur={queue}, start;dur={start}, run;dur={run}");
     headers.insert("faena-call", HeaderValue::from(num));
     for (name, value) in [("traceparent", traceparent), ("server-timing", &timing)] {

@@ -146,7 +146,7 @@ impl PoolCall {
         );
         if let Some(request) = &self.request {
             out.push_str(",\"request\":");
-            out.push_str(&told(request));
+            out.push_str(&request.to_context());
             if request.has_json {
                 out.push_str(",\"bodyIsParams\":true");
             }
@@ -173,20 +173,6 @@ impl PoolCall {
             (CallStatus::Timeout, CallError::new(ErrorKind::Timeout, layer, message))
         }
     }
-}
-
-/// A request as functions are told of it, in JSON: method, path, query, and headers by their names in lower case.
-pub(crate) fn told(request: &HttpRequest) -> String {
-    #[derive(serde::Serialize)]
-    struct Told<'a> {
-        method: &'a str,
-        path: &'a str,
-        query: &'a str,
-        headers: std::collections::BTreeMap<String, String>,
-    }
-    let HttpRequest { method, path, query, .. } = request;
-    let told = Told { method, path, query, headers: request.joined_headers() };
-    serde_json::to_string(&told).unwrap_or_else(|_| "null".to_owned())
 }
 
 impl PoolEnd {

@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 
-pub(crate) use call::{PoolCall, PoolEnd, told};
+pub(crate) use call::{PoolCall, PoolEnd};
 pub(crate) use parked::{Leave, State, Taken};
 pub(crate) use start::StartError;
 

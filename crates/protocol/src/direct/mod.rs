@@ -69,6 +69,13 @@ impl HttpRequest {
         if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
     }
 
+    /// The request as functions are told of it, in JSON: method, path, query, and headers as [`Self::joined_headers`].
+    pub fn to_context(&self) -> String {
+        let context =
+            Context { method: &self.method, path: &self.path, query: &self.query, headers: JoinedHeaders(self) };
+        serde_json::to_string(&context).unwrap_or_else(|_| "null".to_owned())
+    }
+
     /// Names in lower case and values, several values of one name joined by commas (RFC 9110, 5.3).
     pub fn joined_headers(&self) -> BTreeMap<String, String> {
         let mut joined: BTreeMap<String, String> = BTreeMap::new();
@@ -81,6 +88,32 @@ impl HttpRequest {
             values.push_str(&value);
         }
         joined
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Context<'a> {
+    method: &'a str,
+    path: &'a str,
+    query: &'a str,
+    headers: JoinedHeaders<'a>,
+}
+
+/// Headers as a map. As a rule no name is repeated, and the map is written without being made.
+struct JoinedHeaders<'a>(&'a HttpRequest);
+
+impl serde::Serialize for JoinedHeaders<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let headers = &self.0.headers;
+        let is_plain = |(index, Header(name, _)): (usize, &Header)| {
+            !name.bytes().any(|byte| byte.is_ascii_uppercase())
+                && !headers[..index].iter().any(|other| other.0 == *name)
+        };
+        if headers.iter().enumerate().all(is_plain) {
+            return serializer
+                .collect_map(headers.iter().map(|Header(name, value)| (name, String::from_utf8_lossy(value))));
+        }
+        self.0.joined_headers().serialize(serializer)
     }
 }
 
@@ -200,5 +233,17 @@ mod tests {
         let headers = vec![header("Accept", "a"), header("accept", "b"), header("X-Mine", "c")];
         let joined = HttpRequest { headers, ..HttpRequest::default() }.joined_headers();
         assert_eq!((joined["accept"].as_str(), joined["x-mine"].as_str()), ("a, b", "c"));
+    }
+
+    #[test]
+    fn a_context_has_each_name_once_and_in_lower_case() {
+        let context = |names: &[&str]| {
+            let headers = names.iter().map(|name| Header((*name).to_owned(), b"v".to_vec())).collect();
+            let context = HttpRequest { headers, ..HttpRequest::default() }.to_context();
+            serde_json::from_str::<serde_json::Value>(&context).expect("JSON")["headers"].clone()
+        };
+        assert_eq!(context(&["a", "b"]), serde_json::json!({"a": "v", "b": "v"}));
+        assert_eq!(context(&["a", "A", "B"]), serde_json::json!({"a": "v, v", "b": "v"}));
+        assert_eq!(context(&["a", "a"]), serde_json::json!({"a": "v, v"}));
     }
 }
