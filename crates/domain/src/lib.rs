@@ -24,6 +24,7 @@ pub mod queue;
 pub mod retry;
 pub mod runtime;
 pub mod serving;
+pub mod slots;
 pub mod time;
 pub mod units;
 
@@ -39,4 +40,5 @@ pub use name::{FunctionName, Namespace, RuntimeName};
 pub use payload::Payload;
 pub use runtime::{EngineKind, RuntimeSpec};
 pub use serving::{Contract, Preload, Reuse, Serving};
+pub use slots::Slots;
 pub use time::Timestamp;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::{GreedyDual, Window};
-use faena_domain::{CallNum, Contract, FunctionName, Namespace, Reuse, Version};
+use faena_domain::{CallNum, Contract, FunctionName, Namespace, Reuse, Slots, Version};
 use faena_protocol::node::PoolView;
 use faena_protocol::records::Code;
 use tokio::sync::oneshot;
@@ -28,22 +28,23 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// One version of one function; one that was deleted and came again is another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    namespace: Namespace,
-    function: FunctionName,
+    function: FunctionId,
     version: Version,
     since: i64,
 }
 
+/// A function of a namespace.
+type FunctionId = (Namespace, FunctionName);
+
 impl Key {
     /// Whether it is an earlier version of the same function.
     fn is_older_than(&self, other: &Self) -> bool {
-        let is_same = (&self.namespace, &self.function) == (&other.namespace, &other.function);
-        is_same && (self.since, self.version) < (other.since, other.version)
+        self.function == other.function && (self.since, self.version) < (other.since, other.version)
     }
 
     fn of(code: &Code) -> Self {
-        let (namespace, function) = (code.namespace.clone(), code.function.clone());
-        Self { namespace, function, version: code.version, since: code.since }
+        let function = (code.namespace.clone(), code.function.clone());
+        Self { function, version: code.version, since: code.since }
     }
 }
 
@@ -224,7 +225,8 @@ pub(super) struct State {
     /// Versions for which something waits, in turns.
     turns: VecDeque<Arc<Key>>,
     waiting: usize,
-    busy: u32,
+    /// The slots: those of instances that work, and of instances that are being made for a call.
+    slots: Slots<FunctionId>,
     creating: u32,
     next: u64,
     dual: GreedyDual,
@@ -242,7 +244,7 @@ impl State {
             by_code: HashMap::new(),
             turns: VecDeque::new(),
             waiting: 0,
-            busy: 0,
+            slots: Slots::new(config.slots),
             creating: 0,
             next: 1,
             dual: GreedyDual::default(),
@@ -329,7 +331,8 @@ impl State {
 
     /// Gives the version's first call what there is; false where it can only wait.
     fn serve_one(&mut self, key: &Arc<Key>, actions: &mut Vec<Action>) -> bool {
-        let has_slot = self.busy < self.config.slots;
+        let others_wait = self.turns.iter().any(|other| other.function != key.function);
+        let has_slot = self.slots.may_take(&key.function, others_wait);
         let Some(pooled) = self.versions.get_mut(key) else { return false };
         if pooled.waiting.is_empty() {
             return false;
@@ -343,7 +346,9 @@ impl State {
             pooled.members.iter_mut().filter(fits).max_by_key(|member| (member.calls > 0, member.idle_since))
             && let Some(Waiting { work: Work::Call(call) }) = pooled.waiting.pop_front_if(Waiting::is_call)
         {
-            self.busy += u32::from(member.in_flight == 0);
+            if member.in_flight == 0 {
+                self.slots.take(&key.function);
+            }
             member.in_flight += 1;
             member.frozen = false;
             self.waiting -= 1;
@@ -353,7 +358,7 @@ impl State {
         }
         if has_slot && let Some(waiter) = pooled.waiters.pop() {
             if let Some(Waiting { work: Work::Take(taker) }) = pooled.waiting.pop_front_if(|work| !work.is_call()) {
-                self.busy += 1;
+                self.slots.take(&key.function);
                 self.waiting -= 1;
                 pooled.taken += 1;
                 actions.push(Action::Hand { parked: waiter.parked, taker });
@@ -377,7 +382,7 @@ impl State {
         pooled.waiting.iter_mut().skip(first).take(parallel as usize).for_each(Waiting::cold);
         pooled.starting += 1;
         pooled.asked += 1;
-        self.busy += 1;
+        self.slots.take(&key.function);
         self.creating += 1;
         let code = Arc::clone(&pooled.code);
         actions.push(Action::Start { key: Arc::clone(key), code, asked: true });
@@ -440,7 +445,9 @@ impl State {
         now: Instant,
     ) -> Vec<Action> {
         self.creating -= 1;
-        self.busy -= u32::from(asked);
+        if asked {
+            self.slots.give_back(&key.function);
+        }
         let (at, id, dual) = (self.ms(now), self.next, self.dual);
         self.next += 1;
         let Some(pooled) = self.versions.get_mut(key) else {
@@ -487,7 +494,9 @@ impl State {
             member.idle_since = now;
             member.calls += 1;
             member.worth = dual.worth(member.calls, pooled.start_ms, member.memory);
-            self.busy -= u32::from(member.in_flight == 0);
+            if member.in_flight == 0 {
+                self.slots.give_back(&key.function);
+            }
         }
         self.pump()
     }
@@ -511,7 +520,9 @@ impl State {
         let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
         if let Some(index) = pooled.members.iter().position(|member| member.id == id) {
             let member = pooled.members.swap_remove(index);
-            self.busy -= u32::from(member.in_flight > 0);
+            if member.in_flight > 0 {
+                self.slots.give_back(&key.function);
+            }
         }
         self.pump()
     }
@@ -521,7 +532,7 @@ impl State {
         if let Some(pooled) = self.versions.get_mut(key) {
             pooled.taken -= 1;
             pooled.renewing += u32::from(comes_back);
-            self.busy -= 1;
+            self.slots.give_back(&key.function);
         }
         self.pump()
     }
@@ -602,7 +613,7 @@ impl State {
         let (instances, memory_bytes) = self.held();
         PoolView {
             instances: instances as u64,
-            working: u64::from(self.busy),
+            working: u64::from(self.slots.busy()),
             waiting_calls: self.waiting as u64,
             frozen: self.frozen(),
             memory_bytes,

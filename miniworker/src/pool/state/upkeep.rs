@@ -123,7 +123,7 @@ impl State {
     /// A function is deleted.
     pub(in crate::pool) fn forget(&mut self, namespace: &Namespace, function: &FunctionName) {
         for (key, pooled) in &mut self.versions {
-            pooled.is_superseded |= key.namespace == *namespace && key.function == *function;
+            pooled.is_superseded |= key.function.0 == *namespace && key.function.1 == *function;
         }
     }
 
