@@ -8,7 +8,7 @@ use faena_protocol::records::{Accepted, CallRecord, NewCall};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::batch;
+use faena_scheduler::batch;
 
 /// The most calls that wait for a message.
 const WAITING: usize = 4096;

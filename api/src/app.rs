@@ -17,14 +17,14 @@ use crate::ApiConfig;
 use crate::accept_batcher::AcceptBatcher;
 use crate::admission::AdmissionControl;
 use crate::call_ids::CallIdAllocator;
-use crate::completions::CompletionWriter;
-use crate::dispatcher::DispatcherHandle;
-use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::problem::{Problem, Reply};
 use crate::shares::{Share, Shares};
 use crate::versions::Versions;
-use crate::worker_connections::WorkerConnections;
+use faena_scheduler::CompletionWriter;
+use faena_scheduler::InFlight;
+use faena_scheduler::SchedulerHandle;
+use faena_scheduler::WorkerConnections;
 
 /// Uploads at once.
 const UPLOADS: usize = 8;
@@ -40,7 +40,7 @@ pub struct App {
 struct Inner {
     db: DbClient,
     blobs: BlobStore,
-    dispatcher: DispatcherHandle,
+    scheduler: SchedulerHandle,
     completions: CompletionWriter,
     in_flight: InFlight,
     call_ids: CallIdAllocator,
@@ -63,15 +63,15 @@ impl App {
         config: &ApiConfig,
         db: DbClient,
         blobs: BlobStore,
-        (dispatcher, draining): (DispatcherHandle, CancellationToken),
+        (scheduler, draining): (SchedulerHandle, CancellationToken),
         connections: WorkerConnections,
         registry: Registry,
     ) -> Self {
         let metrics = registry.register(Metrics::register);
         let accepts = AcceptBatcher::new(db.clone());
         let inner = Arc::new(Inner {
-            completions: dispatcher.completions().clone(),
-            in_flight: dispatcher.in_flight().clone(),
+            completions: scheduler.completions().clone(),
+            in_flight: scheduler.in_flight().clone(),
             call_ids: CallIdAllocator::new(db.clone()),
             versions: Versions::new(db.clone()),
             invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
@@ -80,7 +80,7 @@ impl App {
             admission: AdmissionControl::new(blobs.clone(), config.disk_reserve),
             db,
             blobs,
-            dispatcher,
+            scheduler,
             registry,
             metrics,
             maximum: config.maximum,
@@ -107,8 +107,8 @@ impl App {
         &self.inner.blobs
     }
 
-    pub(crate) fn dispatcher(&self) -> &DispatcherHandle {
-        &self.inner.dispatcher
+    pub(crate) fn scheduler(&self) -> &SchedulerHandle {
+        &self.inner.scheduler
     }
 
     /// What writes completed calls.

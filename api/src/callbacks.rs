@@ -33,10 +33,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
-use crate::dispatcher::unix_ms;
 use crate::problem::{Problem, Reply};
 use crate::shares::Shares;
 use crate::view::CallView;
+use faena_scheduler::unix_ms;
 
 /// The header that counts callbacks which led to one another.
 const DEPTH: &str = "faena-depth";
@@ -158,7 +158,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
         shares: Shares::new(AT_ONCE as u64),
         asker: faena_egress::Asker::default(),
     };
-    let mut ends = app.dispatcher().ends();
+    let mut ends = app.scheduler().ends();
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {

@@ -1,22 +1,18 @@
-//! The HTTP edge, and the dispatcher that picks a worker.
+//! The HTTP edge.
 //!
 //! A handler extracts, converts, calls and converts back; it knows nothing of SQL and nothing of sockets. What a call
-//! needs lies in `dispatcher`, one task that knows every worker and every call that has no row yet.
+//! needs lies in [`faena_scheduler`], which knows every worker and every call that has no row yet.
 
 mod accept_batcher;
 mod admission;
 mod app;
 mod authorize;
-mod batch;
 mod body;
 mod call_ids;
 mod callbacks;
-mod completions;
-mod dispatcher;
 mod guard;
 mod handed;
 mod http_call;
-mod in_flight;
 mod logs;
 pub mod metrics;
 mod path;
@@ -28,7 +24,6 @@ mod stall;
 mod sweeper;
 mod versions;
 mod view;
-mod worker_connections;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +36,7 @@ use faena_domain::Limits;
 use faena_domain::units::ByteSize;
 use faena_egress::EgressPolicy;
 use faena_protocol::direct::Invoker;
+use faena_scheduler::{Scheduler, WorkerConnections};
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use tokio::net::TcpListener;
@@ -48,12 +44,8 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use worker_connections::WorkerConnections;
-
 pub use app::App;
 pub use routes::{description, router};
-
-use dispatcher::Dispatcher;
 
 /// How long after its grace a worker may still give calls back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
@@ -111,7 +103,7 @@ pub enum ApiError {
 pub struct Api {
     listener: TcpListener,
     app: App,
-    dispatcher: Dispatcher,
+    scheduler: Scheduler,
     workers: Server,
     config: ApiConfig,
 }
@@ -130,16 +122,16 @@ impl Api {
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
         let draining = CancellationToken::new();
         let connections = WorkerConnections::new(config.shards.clone());
-        let (dispatcher, handle) = Dispatcher::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
+        let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
         let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
-        Ok(Self { listener, app, dispatcher, workers, config })
+        Ok(Self { listener, app, scheduler, workers, config })
     }
 
     /// Serves until told to stop, then lets what runs finish within the grace. Workers that stop with us are listened to
     /// until they have: `drained` is cancelled then.
     pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
-        let dispatching = tokio::spawn(self.dispatcher.run(self.workers));
+        let scheduling = tokio::spawn(self.scheduler.run(self.workers));
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
         let served =
@@ -150,6 +142,6 @@ impl Api {
         // Workers give back what they cut off at the end of their own grace.
         self.app.completions().flush(self.config.grace + GIVE_BACK).await;
         drained.cancelled().await;
-        dispatching.abort();
+        scheduling.abort();
     }
 }

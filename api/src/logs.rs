@@ -83,7 +83,7 @@ pub(crate) async fn stored(app: &App, log: &Payload) -> Reply<String> {
 
 /// What was written until now by something that runs, in its stored form; none where no worker knows of it.
 pub(crate) async fn live(app: &App, of: LogOf) -> Option<String> {
-    let mut replies = app.dispatcher().ask(Question::Log(of)).await;
+    let mut replies = app.scheduler().ask(Question::Log(of)).await;
     let found = async {
         loop {
             if let WorkerReply::Log(Some(log)) = replies.recv().await? {

@@ -37,7 +37,14 @@ async fn kept_calls(service: &Service) -> usize {
 }
 
 async fn claim_as(service: &Service, owner: Owner, limit: u32) -> Vec<CallJob> {
-    let claim = CallsClaim { request: uuid(), owner, engines: vec![EngineKind::Sandbox], limit };
+    let claim = CallsClaim {
+        request: uuid(),
+        owner,
+        engines: vec![EngineKind::Sandbox],
+        limit,
+        slots: SlotsView::unused(limit),
+        spare: Vec::new(),
+    };
     service.ask(claim).await.unwrap()
 }
 
@@ -701,4 +708,73 @@ async fn a_callback_is_taken_once_at_a_time_and_given_up_after_eight_tries() {
     assert!(service.ask(CallbacksTake { limit: 10 }).await.unwrap().is_empty());
     reap(&service).await;
     assert_eq!(kept_calls(&service).await, 0);
+}
+
+/// Slots of which functions hold some.
+fn slots(total: u32, held: &[(&str, u32)]) -> SlotsView {
+    let held = held.iter();
+    let held =
+        held.map(|(function, slots)| HeldSlots { namespace: space(), function: (*function).into(), slots: *slots });
+    SlotsView { total, held: held.collect() }
+}
+
+async fn claim_with(service: &Service, slots: SlotsView, spare: Vec<SparePlaces>) -> Vec<String> {
+    let engines = vec![EngineKind::Sandbox];
+    let claim = CallsClaim { request: uuid(), owner: owner("a"), engines, limit: 16, slots, spare };
+    let jobs = service.ask(claim).await.unwrap();
+    jobs.into_iter().map(|job| job.code.function.to_string()).collect()
+}
+
+#[tokio::test]
+async fn no_function_takes_the_last_slot_while_another_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    with_built(&service, "long").await;
+    with_built(&service, "short").await;
+    for num in 1..=8 {
+        accept(&service, spec(num, "long")).await;
+    }
+    accept(&service, spec(9, "short")).await;
+    assert_eq!(claim_with(&service, slots(4, &[("long", 3)]), Vec::new()).await, ["short"]);
+    assert_eq!(claim_with(&service, slots(4, &[("long", 3)]), Vec::new()).await, ["long"], "nobody else waits");
+    accept(&service, spec(10, "short")).await;
+    accept(&service, spec(11, "short")).await;
+    assert_eq!(claim_with(&service, slots(4, &[("long", 4)]), Vec::new()).await, ["short"], "the reserve");
+    assert!(claim_with(&service, slots(4, &[("long", 4), ("short", 1)]), Vec::new()).await.is_empty());
+}
+
+#[tokio::test]
+async fn calls_that_share_an_instance_share_its_slot() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    service.ask(RuntimePut { namespace: space(), spec: runtime("x") }).await.unwrap();
+    let manifest = Manifest::parse("contract = \"http\"\nparallel = 4").unwrap();
+    service.ask(VersionPut { manifest, ..upload("up", "server") }).await.unwrap();
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [9; 32]))).await;
+    for num in 1..=10 {
+        accept(&service, spec(num, "server")).await;
+    }
+    assert_eq!(claim_with(&service, slots(1, &[]), Vec::new()).await.len(), 4);
+    let spare = |calls| vec![SparePlaces { namespace: space(), function: "server".into(), version: Version(1), calls }];
+    assert_eq!(claim_with(&service, slots(1, &[("server", 1)]), spare(3)).await.len(), 3);
+    assert!(claim_with(&service, slots(1, &[("server", 1)]), Vec::new()).await.is_empty());
+    assert_eq!(claim_with(&service, slots(2, &[("server", 1)]), spare(1)).await.len(), 3);
+}
+
+#[tokio::test]
+async fn builds_of_one_function_leave_a_slot_to_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    service.ask(RuntimePut { namespace: space(), spec: runtime("x") }).await.unwrap();
+    for (request, function) in [("1", "long"), ("2", "long"), ("3", "long"), ("4", "short")] {
+        service.ask(upload(request, function)).await.unwrap();
+    }
+    let claim = async |slots| {
+        let claim = BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], slots };
+        let jobs = service.ask(claim).await.unwrap();
+        jobs.into_iter().map(|job| job.code.function.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(claim(slots(2, &[])).await, ["long", "short"]);
+    assert_eq!(claim(slots(1, &[("short", 1)])).await, ["long"], "the reserve");
+    assert_eq!(claim(slots(2, &[("long", 1)])).await, ["long"], "nobody else waits");
 }

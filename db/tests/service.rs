@@ -119,7 +119,12 @@ async fn a_new_incarnation_ends_what_its_predecessor_held() {
     with_built(&service, "dice").await;
     service.ask(upload("second", "dice")).await.unwrap();
     service
-        .ask(BuildsClaim { request: "b".into(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 })
+        .ask(BuildsClaim {
+            request: "b".into(),
+            owner: owner("a"),
+            engines: vec![EngineKind::Sandbox],
+            slots: SlotsView::unused(1),
+        })
         .await
         .unwrap();
     accept(&service, spec(1, "dice")).await;
@@ -129,7 +134,12 @@ async fn a_new_incarnation_ends_what_its_predecessor_held() {
     assert_eq!(call.status, CallStatus::Pending, "the call is delivered again");
     assert_eq!(call.attempts[0].error.as_ref().unwrap().kind, ErrorKind::Infrastructure);
     let again = service
-        .ask(BuildsClaim { request: "d".into(), owner: owner("b"), engines: vec![EngineKind::Sandbox], limit: 1 })
+        .ask(BuildsClaim {
+            request: "d".into(),
+            owner: owner("b"),
+            engines: vec![EngineKind::Sandbox],
+            slots: SlotsView::unused(1),
+        })
         .await
         .unwrap();
     assert_eq!(again.len(), 1, "the interrupted build is pending again");
@@ -232,7 +242,12 @@ async fn a_build_of_a_deleted_function_is_not_its_successors() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());
     with_function(&service, "dice").await;
-    let claim = || BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
+    let claim = || BuildsClaim {
+        request: uuid(),
+        owner: owner("a"),
+        engines: vec![EngineKind::Sandbox],
+        slots: SlotsView::unused(1),
+    };
     let old = service.ask(claim()).await.unwrap().pop().unwrap();
     service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
     // Db time is in milliseconds, and two uploads by one person are further apart.

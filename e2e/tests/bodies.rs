@@ -133,9 +133,9 @@ fn calls_that_end_together_are_all_kept() {
     assert!(platform.stop());
 }
 
-/// A body reaches a handler by the dispatcher too, and a function that speaks HTTP as it is.
+/// A body reaches a handler by the scheduler too, and a function that speaks HTTP as it is.
 #[test]
-fn a_body_takes_every_road() {
+fn a_body_takes_every_call_path() {
     let mut platform = Platform::start();
     function(&platform, "py", ("pythonruntime", "handler.py", PYTHON), "contract = \"handler\"\n");
     const SERVER: &str = r#"

@@ -42,7 +42,7 @@ pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: 
     match server.open(&endpoint, heard).await {
         Ok(_open) => std::future::pending().await,
         Err(error) => {
-            warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the dispatcher");
+            warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the scheduler");
         }
     }
 }

@@ -9,7 +9,9 @@ use faena_domain::{CallNum, Epoch, Owner};
 use faena_miniworker::{Node, Pool, find_image, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
-use faena_protocol::node::{EngineInfo, Lease, NodeInfo, PoolView, Question, Reply, TYPE, ToApi, ToWorker};
+use faena_protocol::node::{
+    CallOf, EngineInfo, HeldCall, Lease, NodeInfo, PoolView, Question, Reply, TYPE, ToApi, ToWorker,
+};
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
 use tokio::sync::{mpsc, watch};
@@ -63,6 +65,8 @@ struct Claimed {
     lease: watch::Sender<u64>,
     /// Whether db has a row of it, which may pass to another.
     has_row: bool,
+    /// What it runs; none where it is a build.
+    of: Option<CallOf>,
 }
 
 /// What an attempt or a build is told while it goes on.
@@ -192,9 +196,11 @@ impl Session {
     }
 
     async fn hello(&self) {
-        let calls = self.calls.keys().chain(self.unheard.keys()).copied().collect();
+        let held =
+            |(claim, held): (&Claim, &Claimed)| Some(HeldCall { num: claim.0, epoch: claim.1, of: held.of.clone()? });
+        let (calls, ended) = (self.calls.iter().filter_map(held).collect(), self.unheard.keys().copied().collect());
         let builds = self.builds.keys().cloned().collect();
-        self.tell(&ToApi::Hello { node: self.info.clone(), calls, builds }).await;
+        self.tell(&ToApi::Hello { node: self.info.clone(), calls, ended, builds }).await;
         if self.draining {
             self.tell(&ToApi::Draining).await;
         }
@@ -278,7 +284,7 @@ impl Session {
         }
         let (sender, receiver) = watch::channel(until_ms);
         let control = TaskControl { lease: receiver, stop: stop.clone() };
-        (Claimed { epoch, stop, lease: sender, has_row }, control)
+        (Claimed { epoch, stop, lease: sender, has_row, of: None }, control)
     }
 
     async fn call(&mut self, job: CallJob, lease: &Lease) {
@@ -291,7 +297,7 @@ impl Session {
         // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
         let until_ms = if job.has_row { known.unwrap_or(0) } else { lease::end_of(now) };
         let (held, control) = self.take_up(job.epoch, job.has_row, until_ms);
-        self.calls.insert(claim, held);
+        self.calls.insert(claim, Claimed { of: Some(CallOf::of(&job.code)), ..held });
         self.tell(&ToApi::Accepted { num: job.num, epoch: job.epoch }).await;
         self.shared.metrics.busy.inc();
         tokio::spawn(self.shared.clone().attempt(job, control));

@@ -16,12 +16,12 @@ use tokio::sync::oneshot;
 use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
 use crate::app::App;
 use crate::body;
-use crate::completions::BacklogPermit;
-use crate::dispatcher::unix_ms;
-use crate::in_flight::DirectInFlight;
 use crate::problem::Reply;
 use crate::routes::trace::Timing;
 use crate::versions::Current;
+use faena_scheduler::BacklogPermit;
+use faena_scheduler::DirectInFlight;
+use faena_scheduler::unix_ms;
 
 /// What is known of a call from its beginning.
 struct Begun {

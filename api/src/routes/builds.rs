@@ -79,6 +79,6 @@ pub(crate) async fn retry(
     let (namespace, function): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     let request = BuildRetry { namespace: namespace.clone(), function: function.clone() };
     let build = app.db().ask(&request).await?;
-    app.dispatcher().poke();
+    app.scheduler().poke();
     Ok((StatusCode::ACCEPTED, view(&app, reference(namespace, function, &build), build).await?))
 }

@@ -21,10 +21,10 @@ use tokio::time::Instant;
 use super::{events, invoke, trace};
 use crate::app::App;
 use crate::authorize::Authenticated;
-use crate::in_flight::Cancel;
 use crate::path::Path;
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
+use faena_scheduler::Cancel;
 
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -187,7 +187,7 @@ pub(crate) async fn wait_for_end(
     // Where too many wait already the call is answered as it stands.
     let Ok(_place) = app.follow(namespace, &call.function) else { return Ok(call) };
     let deadline = Instant::now() + most;
-    let mut ends = app.dispatcher().ends();
+    let mut ends = app.scheduler().ends();
     while !call.status.is_terminal() {
         tokio::select! {
             () = something_happens(&mut ends, call.num) => {}
@@ -243,7 +243,7 @@ async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Rep
             if call.status == CallStatus::Cancelled { Ok(Some(call)) } else { ended(call.status) }
         }
         // One that is given its row at this moment is cancelled there, and one that has just ended is not.
-        Some(Cancel::Sync) => match (app.dispatcher().cancel(num).await, app.in_flight().cancel(namespace, num)) {
+        Some(Cancel::Sync) => match (app.scheduler().cancel(num).await, app.in_flight().cancel(namespace, num)) {
             (None, Some(Cancel::Ended(status))) => ended(status),
             (cancelled, _) => Ok(cancelled),
         },
@@ -263,8 +263,8 @@ pub(crate) async fn cancel(
     }
     let cancelled = app.db().ask(&CallCancel { namespace, num }).await?;
     if let Some((owner, epoch)) = cancelled.running {
-        app.dispatcher().stop(owner, num, epoch).await;
+        app.scheduler().stop(owner, num, epoch).await;
     }
-    app.dispatcher().tell(num);
+    app.scheduler().tell(num);
     Ok(Json(CallView::whole(cancelled.record, app.blobs()).await?))
 }

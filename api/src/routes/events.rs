@@ -73,7 +73,7 @@ async fn event(app: &App, call: CallRecord) -> Event {
 /// Follows a call; the stream ends after the terminal event.
 pub(crate) fn follow(app: App, namespace: Namespace, call: CallRecord) -> Reply<Response> {
     let place = app.follow(&namespace, &call.function)?;
-    let ends = app.dispatcher().ends();
+    let ends = app.scheduler().ends();
     let following = Following { namespace, num: call.num, call: Some(call), told: None, ends, app, _place: place };
     let events = stream::unfold(following, |mut following| async move {
         let call = following.next().await?;

@@ -70,7 +70,7 @@ pub(crate) async fn delete(
 ) -> Reply<StatusCode> {
     let (namespace, name): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     app.db().ask(&FunctionDelete { namespace: namespace.clone(), name: name.clone() }).await?;
-    app.dispatcher().forget(namespace, name).await;
+    app.scheduler().forget(namespace, name).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

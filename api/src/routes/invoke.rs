@@ -26,9 +26,9 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::callbacks;
-use crate::dispatcher::{Answer, SyncCall};
 use crate::problem::{Problem, Reply};
 use crate::view::CallView;
+use faena_scheduler::{Answer, SyncCall};
 
 /// The longest age that a client may ask for: thirty days.
 const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -166,7 +166,7 @@ pub(crate) async fn run_waited(
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
     let (call, mut answer) = SyncCall::new(spec, Arc::clone(code), permit);
-    if !app.dispatcher().submit(call) {
+    if !app.scheduler().submit(call) {
         return Err(busy());
     }
     let runs_out = async {
@@ -178,7 +178,7 @@ pub(crate) async fn run_waited(
     let answered = tokio::select! {
         answered = &mut answer => answered,
         () = runs_out => {
-            app.dispatcher().abandon(num).await;
+            app.scheduler().abandon(num).await;
             answer.await
         }
     };
@@ -203,7 +203,7 @@ pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) 
     let is_due = spec.run_at.is_none();
     let call = app.accepts().accept(NewCall { spec, version }).await?;
     if is_due {
-        app.dispatcher().poke();
+        app.scheduler().poke();
     }
     Ok(call)
 }

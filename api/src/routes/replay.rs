@@ -62,7 +62,7 @@ pub(crate) async fn one(
     // One that is not written yet is there in a moment.
     let call = calls::written(&app, namespace, num).await?;
     let call = again(&app, namespace, &headers, (call.num, options.version.map(Version))).await?;
-    app.dispatcher().poke();
+    app.scheduler().poke();
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
     let view = CallView::whole(call, app.blobs()).await?;
     let mut response = (StatusCode::ACCEPTED, Json(view)).into_response();
@@ -154,6 +154,6 @@ pub(crate) async fn many(
             None => again(&app, namespace, &headers, (num, selection.version.map(Version))).await?,
         });
     }
-    app.dispatcher().poke();
+    app.scheduler().poke();
     Ok((StatusCode::ACCEPTED, Json(calls::Page(made))).into_response())
 }

@@ -80,7 +80,7 @@ pub(crate) async fn register(
 
 /// What is likely to go wrong with a runtime at its first build. No node is waited for that does not reply.
 async fn warnings(app: &App, spec: &RuntimeSpec) -> Vec<String> {
-    let mut replies = app.dispatcher().ask(Question::Image(spec.image.clone(), spec.engine)).await;
+    let mut replies = app.scheduler().ask(Question::Image(spec.image.clone(), spec.engine)).await;
     let (mut reasons, mut is_there) = (BTreeSet::new(), false);
     let look = async {
         while let Some(reply) = replies.recv().await {

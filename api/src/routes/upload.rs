@@ -126,7 +126,7 @@ pub(crate) async fn register(
     };
     let secret = put.secret.clone();
     let put = app.db().ask(&put).await?;
-    app.dispatcher().poke();
+    app.scheduler().poke();
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(FunctionView::registered(put.record, put.created.then_some(secret)))))
 }

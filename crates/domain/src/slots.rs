@@ -46,6 +46,11 @@ impl<F: Clone + Eq + Hash> Slots<F> {
         self.held.get(function).copied().unwrap_or(0)
     }
 
+    /// The functions that hold slots, and how many.
+    pub fn held(&self) -> impl Iterator<Item = (&F, u32)> {
+        self.held.iter().map(|(function, held)| (function, *held)).filter(|(_, held)| *held > 0)
+    }
+
     /// The only function that holds slots, where it holds all of them: the reserve is free for every other one.
     pub fn only_holder(&self) -> Option<&F> {
         let is_full_by_one = self.holders == 1 && self.busy == self.total;

@@ -2,7 +2,7 @@
 
 use faena_domain::{
     BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Limits, Manifest, Namespace, Owner, Payload,
-    RuntimeName, RuntimeSpec, Version,
+    RuntimeName, RuntimeSpec, Slots, Version,
 };
 use std::sync::Arc;
 
@@ -241,8 +241,8 @@ requests! {
         owner: Owner,
         /// What it makes instances with; a runtime that names another engine is left to another worker.
         engines: Vec<EngineKind>,
-        /// How many at most.
-        limit: u32,
+        /// The worker's slots for builds.
+        slots: SlotsView,
     }
     /// Ends a build; write, fenced.
     BuildFinish = "build.finish" -> () {
@@ -334,6 +334,10 @@ requests! {
         engines: Vec<EngineKind>,
         /// How many at most.
         limit: u32,
+        /// The worker's slots.
+        slots: SlotsView,
+        /// Places in instances that work already, which take no slot.
+        spare: Vec<SparePlaces>,
     }
     /// Ends an attempt; write, fenced. The reply is the call's status afterwards: PENDING where it is tried again.
     CallFinish = "call.finish" -> CallStatus {
@@ -497,6 +501,59 @@ pub struct BuildRef {
     pub function: FunctionName,
     /// The version.
     pub version: Version,
+}
+
+/// A worker's slots, and who holds how many of them ([`faena_domain::Slots`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotsView {
+    /// All of them, without the reserve.
+    pub total: u32,
+    /// What is held.
+    pub held: Vec<HeldSlots>,
+}
+
+/// What one function holds of a worker's slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldSlots {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// Its name in lower case.
+    pub function: String,
+    /// How many.
+    pub slots: u32,
+}
+
+/// Calls of a version that have a place in instances which work already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SparePlaces {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// Its name in lower case.
+    pub function: String,
+    /// The version.
+    pub version: Version,
+    /// How many.
+    pub calls: u32,
+}
+
+impl SlotsView {
+    /// So many slots, all free.
+    pub fn unused(total: u32) -> Self {
+        Self { total, held: Vec::new() }
+    }
+
+    /// The slots as a ledger, by namespace and name in lower case.
+    pub fn ledger(&self) -> Slots<(Namespace, String)> {
+        let mut slots = Slots::new(self.total);
+        for held in &self.held {
+            let function = (held.namespace.clone(), held.function.clone());
+            (0..held.slots).for_each(|_| slots.take(&function));
+        }
+        slots
+    }
 }
 
 /// What a put made.

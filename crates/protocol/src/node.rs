@@ -15,13 +15,13 @@
 //!   │ ── engines, draining ──────▶ │   whenever
 //! ```
 
-use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner, Version};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::db::BuildRef;
-use crate::records::{BuildJob, CallJob, Outcome};
+use crate::records::{BuildJob, CallJob, Code, Outcome};
 
 /// The message type of everything in this module; the variant lies in the content.
 pub const TYPE: &str = "node";
@@ -43,6 +43,44 @@ pub struct NodeInfo {
     /// Sockets that calls of the direct path may be sent to; none where the api shares the worker's process.
     #[serde(default)]
     pub direct: Vec<PathBuf>,
+}
+
+/// What a call runs, as far as it counts for a worker's slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallOf {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: Version,
+    /// Calls at once in one instance.
+    pub parallel: u32,
+}
+
+impl CallOf {
+    /// A call of a version.
+    pub fn of(code: &Code) -> Self {
+        Self {
+            namespace: code.namespace.clone(),
+            function: code.function.clone(),
+            version: code.version,
+            parallel: code.serving.parallel(),
+        }
+    }
+}
+
+/// A call that a worker holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldCall {
+    /// The call.
+    pub num: CallNum,
+    /// Its claim.
+    pub epoch: Epoch,
+    /// What it runs.
+    pub of: CallOf,
 }
 
 /// One engine of a node.
@@ -95,8 +133,10 @@ pub enum ToApi {
     Hello {
         /// What I offer.
         node: NodeInfo,
-        /// Calls I hold already, after a connection was lost, those included whose end you have not acknowledged.
-        calls: Vec<(CallNum, Epoch)>,
+        /// Calls I hold already, after a connection was lost.
+        calls: Vec<HeldCall>,
+        /// Calls that have ended, whose end you have not acknowledged.
+        ended: Vec<(CallNum, Epoch)>,
         /// Builds I hold already.
         builds: Vec<BuildRef>,
     },

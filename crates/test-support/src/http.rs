@@ -71,6 +71,16 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], bo
     parse(&raw(port, &[head.as_bytes(), body].concat()))
 }
 
+/// Sends JSON, and drops whatever is answered, or not, until the connection ends.
+pub fn post(port: u16, path: &str, body: &serde_json::Value) {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    raw(port, &[head.as_bytes(), body.as_bytes()].concat());
+}
+
 /// GET of a server that may not be there yet, or no longer.
 pub(crate) fn try_get(port: u16, path: &str) -> Option<Reply> {
     // One connection: a test that looked for a free port listens on it until its children have executed their program, so a

@@ -65,30 +65,56 @@ impl Write for BuildRetry {
 
 type Key = (String, String, String, i64, i64);
 
-/// The builds that this very claim took already, else the oldest pending ones, now taken.
+/// Pending builds that are looked at in one claim, at most.
+const PENDING: u32 = 256;
+
+/// The builds that this very claim took already, else pending ones, now taken: the oldest first, within what one function
+/// may hold of the worker's slots.
 fn claim(request: &BuildsClaim, connection: &Connection, now: i64) -> rusqlite::Result<Vec<Key>> {
     let again = taken(request, connection)?;
     if !again.is_empty() {
         return Ok(again);
     }
-    connection
-        .prepare_cached(
-            "UPDATE versions SET status = 'BUILDING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
-             WHERE (namespace, function, version) IN
-                 (SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
-                  ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
-                  WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?6)), 1)
-                  ORDER BY v.created_at LIMIT ?5)",
-        )?
-        .execute((
-            &request.owner.worker,
-            &request.owner.incarnation,
-            now + LEASE_MS,
-            &request.request,
-            request.limit,
-            Json(&request.engines),
-        ))?;
+    let pending = pending(request, connection)?;
+    let mut slots = request.slots.ledger();
+    for (index, (function, version)) in pending.iter().enumerate() {
+        // One that was passed over waits as well.
+        let others_wait = pending.iter().enumerate().any(|(other, build)| other != index && build.0 != *function);
+        if !slots.may_take(function, others_wait) {
+            continue;
+        }
+        slots.take(function);
+        connection
+            .prepare_cached(
+                "UPDATE versions SET status = 'BUILDING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
+                 WHERE namespace = ?5 AND function = ?6 AND version = ?7",
+            )?
+            .execute((
+                &request.owner.worker,
+                &request.owner.incarnation,
+                now + LEASE_MS,
+                &request.request,
+                function.0.as_str(),
+                &function.1,
+                version.0,
+            ))?;
+    }
     taken(request, connection)
+}
+
+/// The builds that wait for these engines, the oldest first.
+fn pending(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<((Namespace, String), Version)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
+         ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+         WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?1)), 1)
+         ORDER BY v.created_at LIMIT ?2",
+    )?;
+    let rows = statement.query_map((Json(&request.engines), PENDING), |row| {
+        let Text(namespace) = row.get(0)?;
+        Ok(((namespace, row.get(1)?), Version(row.get(2)?)))
+    })?;
+    rows.collect()
 }
 
 fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<Key>> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use faena_domain::queue::Event;
-use faena_domain::{CallNum, CallStatus, Epoch, Namespace, Version};
+use faena_domain::{CallNum, CallStatus, Epoch, Manifest, Namespace, Slots, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::calls::cancelled;
 use super::queue::{TransitionContext, apply};
 use super::requests::{RequestContext, Write};
-use super::rows::Json;
+use super::rows::{Json, Text};
 use super::{functions, internal};
 use crate::QueueBounds;
 
@@ -21,7 +21,7 @@ const CLAIM_BYTES: usize = 2 * 1024 * 1024;
 
 /// The calls of a queue in their order, and what each adds to the message.
 const BEST: &str =
-    "SELECT num, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
+    "SELECT num, version, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
      AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
 /// A queue's key: the namespace, and the function's name in lower case.
@@ -186,7 +186,7 @@ pub(super) fn promote(connection: &Connection, context: &RequestContext<'_>) -> 
 }
 
 struct FunctionQueue {
-    namespace: String,
+    namespace: Namespace,
     function: String,
     /// How many more may run.
     room: u32,
@@ -201,7 +201,10 @@ fn queues(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusql
              AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
          ORDER BY turn LIMIT ?2",
     )?;
-    let queue = |row: &Row<'_>| Ok(FunctionQueue { namespace: row.get(0)?, function: row.get(1)?, room: row.get(2)? });
+    let queue = |row: &Row<'_>| {
+        let Text(namespace) = row.get(0)?;
+        Ok(FunctionQueue { namespace, function: row.get(1)?, room: row.get(2)? })
+    };
     statement.query_map((engines, limit, now), queue)?.collect()
 }
 
@@ -211,46 +214,136 @@ fn next_turn(connection: &Connection, queue: &FunctionQueue) -> rusqlite::Result
         .prepare_cached(
             "UPDATE function_queues SET turn = (SELECT turn FROM totals) WHERE namespace = ?1 AND function = ?2",
         )?
-        .execute((&queue.namespace, &queue.function))
+        .execute((queue.namespace.as_str(), &queue.function))
         .map(drop)
 }
 
-fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Result<Vec<(CallNum, usize)>> {
-    connection.prepare_cached(BEST)?.query_map(params, |row| Ok((CallNum(row.get(0)?), row.get(1)?)))?.collect()
+/// A call that may be claimed.
+struct Candidate {
+    num: CallNum,
+    version: Version,
+    /// What it adds to the message.
+    bytes: usize,
+}
+
+fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Candidate>> {
+    let candidate =
+        |row: &Row<'_>| Ok(Candidate { num: CallNum(row.get(0)?), version: Version(row.get(1)?), bytes: row.get(2)? });
+    connection.prepare_cached(BEST)?.query_map(params, candidate)?.collect()
+}
+
+/// What a claim may still take.
+struct Budget {
+    calls: u32,
+    bytes: usize,
+    slots: Slots<Key>,
+    /// Places in instances that work already, by version.
+    spare: HashMap<(Key, Version), u32>,
+    /// Calls at once in one instance, by version.
+    parallel: HashMap<(Key, Version), u32>,
+}
+
+impl Budget {
+    fn new(request: &CallsClaim) -> Self {
+        let spare = request.spare.iter();
+        let spare =
+            spare.map(|spare| (((spare.namespace.clone(), spare.function.clone()), spare.version), spare.calls));
+        Self {
+            calls: request.limit,
+            bytes: CLAIM_BYTES,
+            slots: request.slots.ledger(),
+            spare: spare.collect(),
+            parallel: HashMap::new(),
+        }
+    }
+
+    /// Takes a call; false where it has no place. A call that joins an instance needs no slot, and one that takes a slot
+    /// brings places for others of its version.
+    fn take(&mut self, version: &(Key, Version), parallel: u32, others_wait: bool) -> bool {
+        if let Some(spare) = self.spare.get_mut(version).filter(|spare| **spare > 0) {
+            *spare -= 1;
+        } else if self.slots.may_take(&version.0, others_wait) {
+            self.slots.take(&version.0);
+            self.spare.insert(version.clone(), parallel.max(1) - 1);
+        } else {
+            return false;
+        }
+        self.calls -= 1;
+        true
+    }
+
+    fn parallel(&mut self, connection: &Connection, version: &(Key, Version)) -> rusqlite::Result<u32> {
+        if let Some(known) = self.parallel.get(version) {
+            return Ok(*known);
+        }
+        let ((namespace, function), number) = version;
+        let manifest: Option<Json<Manifest>> = connection
+            .prepare_cached("SELECT manifest FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3")?
+            .query_row((namespace.as_str(), function, number.0), |row| row.get(0))
+            .optional()?;
+        let parallel = manifest.map_or(1, |Json(manifest)| manifest.serving.parallel());
+        self.parallel.insert(version.clone(), parallel);
+        Ok(parallel)
+    }
 }
 
 /// Claims round by round, a part of each queue's calls in each, so that a long queue delays no short one.
 fn claim(request: &CallsClaim, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
     let engines = serde_json::to_string(&request.engines).unwrap_or_default();
-    let (mut left, mut bytes) = (request.limit, 0);
-    while left > 0 && bytes < CLAIM_BYTES {
-        let round = queues(connection, &engines, left, context.now).map_err(broken)?;
-        let count = u32::try_from(round.len()).unwrap_or(u32::MAX);
-        if count == 0 {
-            return Ok(());
-        }
-        let before = left;
-        for queue in round {
-            let share = left.div_ceil(count).min(queue.room).min(left);
-            let params = (&queue.namespace, &queue.function, context.now, &engines, share);
-            for (num, length) in best(connection, params).map_err(broken)? {
-                // The first always fits.
-                if bytes > 0 && bytes + length > CLAIM_BYTES {
-                    return Ok(());
-                }
-                bytes += length;
-                let event = Event::Claim { owner: request.owner.clone() };
-                let cause = TransitionContext { claim: Some(request.request.clone()), ..TransitionContext::default() };
-                left -= u32::from(apply(connection, num, &event, context, cause)?.is_some());
+    let mut budget = Budget::new(request);
+    // Functions that hold their part already may wait before the others.
+    let most = request.limit + u32::try_from(request.slots.held.len()).unwrap_or(0);
+    while budget.calls > 0 && budget.bytes > 0 {
+        let round = queues(connection, &engines, most, context.now).map_err(broken)?;
+        let before = budget.calls;
+        for queue in &round {
+            if budget.calls > 0 {
+                claim_of(queue, round.len(), (request, &engines), &mut budget, connection, context)?;
             }
-            next_turn(connection, &queue).map_err(broken)?;
         }
-        if left == before {
+        if budget.calls == before {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Claims a queue's part of a round: as many calls and as many slots as each of so many queues would get.
+fn claim_of(
+    queue: &FunctionQueue,
+    queues: usize,
+    (request, engines): (&CallsClaim, &str),
+    budget: &mut Budget,
+    connection: &Connection,
+    context: &RequestContext<'_>,
+) -> Result<(), DbError> {
+    let broken = |error| internal("claiming calls", &error);
+    let key: Key = (queue.namespace.clone(), queue.function.clone());
+    let count = u32::try_from(queues).unwrap_or(u32::MAX);
+    let share = budget.calls.div_ceil(count).min(queue.room);
+    let busy_at_most = budget.slots.busy() + budget.slots.free().div_ceil(count).max(1);
+    let mut claimed = false;
+    for candidate in best(connection, (key.0.as_str(), &key.1, context.now, engines, share)).map_err(broken)? {
+        // The first always fits.
+        if budget.bytes < CLAIM_BYTES && candidate.bytes > budget.bytes {
+            budget.bytes = 0;
+            break;
+        }
+        let version = (key.clone(), candidate.version);
+        let parallel = budget.parallel(connection, &version).map_err(broken)?;
+        if !budget.take(&version, parallel, queues > 1) {
+            break;
+        }
+        budget.bytes = budget.bytes.saturating_sub(candidate.bytes);
+        let event = Event::Claim { owner: request.owner.clone() };
+        let cause = TransitionContext { claim: Some(request.request.clone()), ..TransitionContext::default() };
+        claimed |= apply(connection, candidate.num, &event, context, cause)?.is_some();
+        if budget.slots.busy() >= busy_at_most && budget.spare.get(&version).is_none_or(|spare| *spare == 0) {
+            break;
+        }
+    }
+    if claimed { next_turn(connection, queue).map_err(broken) } else { Ok(()) }
 }
 
 /// A claimed row, before it becomes a job.

@@ -129,7 +129,12 @@ pub(crate) async fn with_function(service: &Service, function: &str) {
 }
 
 pub(crate) async fn build(service: &Service, result: Result<BlobKey, BuildFailure>) {
-    let claim = BuildsClaim { request: uuid(), owner: owner("a"), engines: vec![EngineKind::Sandbox], limit: 1 };
+    let claim = BuildsClaim {
+        request: uuid(),
+        owner: owner("a"),
+        engines: vec![EngineKind::Sandbox],
+        slots: SlotsView::unused(1),
+    };
     let job = service.ask(claim).await.unwrap().pop().unwrap();
     service
         .ask(BuildFinish {
@@ -193,7 +198,17 @@ pub(crate) async fn accept(service: &Service, spec: CallSpec) -> CallRecord {
 
 pub(crate) async fn claim(service: &Service, request: &str) -> Vec<CallJob> {
     let engines = vec![EngineKind::Sandbox];
-    service.ask(CallsClaim { request: request.into(), owner: owner("a"), engines, limit: 10 }).await.unwrap()
+    service
+        .ask(CallsClaim {
+            request: request.into(),
+            owner: owner("a"),
+            engines,
+            limit: 10,
+            slots: SlotsView::unused(10),
+            spare: Vec::new(),
+        })
+        .await
+        .unwrap()
 }
 
 pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {

@@ -12,7 +12,7 @@ use crate::completions::BacklogPermit;
 
 /// What a waiting client is told.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The call has ended.
     Ended(Box<CallRecord>),
     /// The wait ran out, and the call has its row.
@@ -30,16 +30,16 @@ enum Row {
 
 /// One waited call.
 #[derive(Debug)]
-pub(crate) struct SyncCall {
+pub struct SyncCall {
     pub(crate) spec: CallSpec,
     pub(crate) code: Arc<Code>,
     /// When it was accepted, in Unix milliseconds.
     pub(crate) created_at: i64,
-    pub(super) epoch: Epoch,
-    pub(super) owner: Option<Owner>,
-    pub(super) permit: Option<BacklogPermit>,
+    pub(crate) epoch: Epoch,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) permit: Option<BacklogPermit>,
     /// An outcome that came before the row was there.
-    pub(super) outcome: Option<Option<Outcome>>,
+    pub(crate) outcome: Option<Option<Outcome>>,
     begun: Instant,
     attempts: u32,
     started: bool,
@@ -52,13 +52,14 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// Wall time in Unix milliseconds.
-pub(crate) fn unix_ms() -> i64 {
+pub fn unix_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl SyncCall {
-    pub(crate) fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<Answer>) {
+    /// A call, and where its answer comes.
+    pub fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
             spec,
@@ -77,62 +78,62 @@ impl SyncCall {
         (call, answer)
     }
 
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(crate) fn answer(&mut self, answer: Answer) {
         // The client may have gone; the call does not depend on it.
         self.reply.take().map(|reply| reply.send(answer));
     }
 
-    pub(super) fn queued(&mut self) {
+    pub(crate) fn queued(&mut self) {
         self.owner = None;
         self.started = false;
     }
 
-    pub(super) fn started(&mut self) {
+    pub(crate) fn started(&mut self) {
         self.started = true;
     }
 
-    pub(super) fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         self.started
     }
 
-    pub(super) fn persisting(&mut self) {
+    pub(crate) fn persisting(&mut self) {
         self.row = Row::Coming;
     }
 
-    pub(super) fn persisted(&mut self) {
+    pub(crate) fn persisted(&mut self) {
         self.row = Row::There;
     }
 
-    pub(super) fn not_persisted(&mut self) {
+    pub(crate) fn not_persisted(&mut self) {
         self.row = Row::None;
     }
 
-    pub(super) fn is_persisted(&self) -> bool {
+    pub(crate) fn is_persisted(&self) -> bool {
         self.row != Row::None
     }
 
-    pub(super) fn is_being_persisted(&self) -> bool {
+    pub(crate) fn is_being_persisted(&self) -> bool {
         self.row == Row::Coming
     }
 
     /// How long ago it was accepted, in milliseconds.
-    pub(super) fn elapsed_ms(&self) -> u64 {
+    pub(crate) fn elapsed_ms(&self) -> u64 {
         millis(self.begun.elapsed())
     }
 
     /// Whether its age has run out.
-    pub(super) fn is_late(&self) -> bool {
+    pub(crate) fn is_late(&self) -> bool {
         millis(self.begun.elapsed()) >= self.spec.max_age_ms
     }
 
     /// Whether no worker can have it any longer: it should have ended long ago, and nobody has told.
-    pub(super) fn has_vanished(&self, beyond: Duration) -> bool {
+    pub(crate) fn has_vanished(&self, beyond: Duration) -> bool {
         let most = Duration::from_millis(self.spec.max_age_ms).saturating_add(beyond);
         self.row == Row::None && self.owner.is_some() && self.begun.elapsed() > most
     }
 
     /// Raises the epoch and makes the job for a worker.
-    pub(super) fn dispatch(&mut self, owner: Owner) -> CallJob {
+    pub(crate) fn dispatch(&mut self, owner: Owner) -> CallJob {
         self.owner = Some(owner);
         self.epoch = self.epoch.next();
         self.attempts += 1;
@@ -159,7 +160,7 @@ impl SyncCall {
     }
 
     /// The call as it stands.
-    pub(super) fn record(&self) -> CallRecord {
+    pub(crate) fn record(&self) -> CallRecord {
         CallRecord {
             function: self.spec.function.clone(),
             params: self.spec.params.clone(),
@@ -171,7 +172,7 @@ impl SyncCall {
     }
 
     /// The call after its attempt.
-    pub(super) fn ended(&self, outcome: &Outcome) -> CallRecord {
+    pub(crate) fn ended(&self, outcome: &Outcome) -> CallRecord {
         let mut attempt = outcome.attempt.clone();
         attempt.error.clone_from(&outcome.error);
         CallRecord {
@@ -190,23 +191,23 @@ impl SyncCall {
         CallRecord { status, error: Some(error), ended_at: Some(unix_ms()), ..self.record() }
     }
 
-    pub(super) fn unavailable(&self) -> CallRecord {
+    pub(crate) fn unavailable(&self) -> CallRecord {
         let engine = self.code.engine.map_or("any engine", |engine| engine.as_str());
         let message = format!("no worker that offers {engine} is connected; GET /workers lists them");
         self.failed(CallStatus::Failed, CallError::new(ErrorKind::Unavailable, Layer::Queue, message))
     }
 
-    pub(super) fn expired(&self) -> CallRecord {
+    pub(crate) fn expired(&self) -> CallRecord {
         let message = "the call reached its maxAgeMs while it waited for a slot";
         self.failed(CallStatus::Expired, CallError::new(ErrorKind::Expired, Layer::Queue, message))
     }
 
-    pub(super) fn cancelled(&self) -> CallRecord {
+    pub(crate) fn cancelled(&self) -> CallRecord {
         let layer = if self.owner.is_some() { Layer::Run } else { Layer::Queue };
         self.failed(CallStatus::Cancelled, CallError::new(ErrorKind::Cancelled, layer, "the call was cancelled"))
     }
 
-    pub(super) fn lost(&self) -> CallRecord {
+    pub(crate) fn lost(&self) -> CallRecord {
         let message = "the worker that ran this call was lost before it could tell the end; call again";
         self.failed(CallStatus::Failed, CallError::new(ErrorKind::Infrastructure, Layer::Run, message))
     }

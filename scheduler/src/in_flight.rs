@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 const SHARDS: usize = 16;
 
 /// A call on the direct path. Its record is built on demand.
-pub(crate) trait DirectInFlight: Send + Sync {
+pub trait DirectInFlight: Send + Sync {
     /// Its function.
     fn function(&self) -> &FunctionName;
 
@@ -40,7 +40,7 @@ enum Entry {
 }
 
 /// What can be done to end a call that has no row.
-pub(crate) enum Cancel {
+pub enum Cancel {
     /// Ask the instance that has it.
     Direct(Arc<dyn DirectInFlight>),
     /// Ask the scheduler.
@@ -103,7 +103,7 @@ pub(crate) fn held_by(call: &CallRecord) -> u64 {
 
 /// The table; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct InFlight(Arc<Table>);
+pub struct InFlight(Arc<Table>);
 
 #[derive(Default)]
 struct Table {
@@ -132,28 +132,28 @@ impl InFlight {
     }
 
     /// Enters a call that the scheduler has, as it stands.
-    pub(crate) fn sync(&self, namespace: &Namespace, call: CallRecord) {
+    pub fn sync(&self, namespace: &Namespace, call: CallRecord) {
         self.put(call.num, Entry::Sync(namespace.clone(), Box::new(call)));
     }
 
     /// Enters a call that an instance has.
-    pub(crate) fn direct(&self, namespace: Namespace, num: CallNum, call: Arc<dyn DirectInFlight>) {
+    pub fn direct(&self, namespace: Namespace, num: CallNum, call: Arc<dyn DirectInFlight>) {
         self.put(num, Entry::Direct(namespace, call));
     }
 
     /// Notes that a call has ended whose result of so many bytes is being stored.
-    pub(crate) fn storing(&self, namespace: Namespace, num: CallNum, call: Arc<dyn DirectInFlight>, bytes: u64) {
+    pub fn storing(&self, namespace: Namespace, num: CallNum, call: Arc<dyn DirectInFlight>, bytes: u64) {
         self.put(num, Entry::Storing(namespace, call, bytes));
     }
 
     /// Notes that a call has ended and is being written.
-    pub(crate) fn ended(&self, ended: Arc<EndedCall>) {
+    pub fn ended(&self, ended: Arc<EndedCall>) {
         self.put(ended.call.num, Entry::Ended(ended));
         self.0.changed.notify_waiters();
     }
 
     /// Removes a call: it has a row now, or never was accepted.
-    pub(crate) fn remove(&self, num: CallNum) {
+    pub fn remove(&self, num: CallNum) {
         let before = self.shard(num).remove(&num);
         self.0.bytes.fetch_sub(before.map_or(0, |entry| entry.bytes()), Ordering::Relaxed);
         self.0.changed.notify_waiters();
@@ -164,17 +164,17 @@ impl InFlight {
     }
 
     /// A call as it stands; none where it has a row, or is another namespace's.
-    pub(crate) fn get(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
+    pub fn get(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
         self.with(namespace, num, Entry::record)
     }
 
     /// How a call can be ended; none where it has a row, or is another namespace's.
-    pub(crate) fn cancel(&self, namespace: &Namespace, num: CallNum) -> Option<Cancel> {
+    pub fn cancel(&self, namespace: &Namespace, num: CallNum) -> Option<Cancel> {
         self.with(namespace, num, Entry::cancel)
     }
 
     /// Calls of a function that run, some of them.
-    pub(crate) fn running(&self, namespace: &Namespace, function: &FunctionName, most: usize) -> Vec<CallRecord> {
+    pub fn running(&self, namespace: &Namespace, function: &FunctionName, most: usize) -> Vec<CallRecord> {
         let mut found = Vec::new();
         for shard in &self.0.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +185,7 @@ impl InFlight {
     }
 
     /// Waits until a call has ended, and returns it; none once it has a row.
-    pub(crate) async fn end_of(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
+    pub async fn end_of(&self, namespace: &Namespace, num: CallNum) -> Option<CallRecord> {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             // From here on no change is missed.
@@ -199,7 +199,7 @@ impl InFlight {
     }
 
     /// Waits until a call that has ended has its row, or is not in flight at all.
-    pub(crate) async fn written(&self, namespace: &Namespace, num: CallNum) {
+    pub async fn written(&self, namespace: &Namespace, num: CallNum) {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             changed.as_mut().enable();
@@ -211,7 +211,7 @@ impl InFlight {
     }
 
     /// What all of them hold of memory, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
 

@@ -65,7 +65,7 @@ struct Remote {
 
 /// All workers that take calls directly, by their names.
 #[derive(Clone, Default)]
-pub(crate) struct WorkerConnections {
+pub struct WorkerConnections {
     remotes: Arc<RwLock<HashMap<String, Remote>>>,
     threads: Arc<Vec<Handle>>,
 }
@@ -93,12 +93,12 @@ impl Drop for Remote {
 
 impl WorkerConnections {
     /// Connections of these threads.
-    pub(crate) fn new(threads: Vec<Handle>) -> Self {
+    pub fn new(threads: Vec<Handle>) -> Self {
         Self { remotes: Arc::default(), threads: Arc::new(threads) }
     }
 
     /// A worker takes calls from now on.
-    pub(crate) fn open(&self, node: &NodeInfo) {
+    pub fn open(&self, node: &NodeInfo) {
         let endpoints: Vec<Endpoint> =
             node.direct.iter().filter_map(|path| Endpoint::new(PathBuf::from(path)).ok()).collect();
         if endpoints.is_empty() {
@@ -129,17 +129,17 @@ impl WorkerConnections {
     }
 
     /// A worker takes no more calls; those that it has may end.
-    pub(crate) fn leave(&self, worker: &str) {
+    pub fn leave(&self, worker: &str) {
         self.change(worker, |remote| remote.is_leaving = true);
     }
 
     /// A worker makes instances with these from now on.
-    pub(crate) fn engines(&self, worker: &str, engines: &[EngineInfo]) {
+    pub fn engines(&self, worker: &str, engines: &[EngineInfo]) {
         self.change(worker, |remote| remote.engines = kinds(engines));
     }
 
     /// A worker is gone, and its calls with it.
-    pub(crate) fn close(&self, worker: &str) {
+    pub fn close(&self, worker: &str) {
         let gone = self.remotes.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
         // Clients of its calls are told outside of the lock.
         drop(gone);

@@ -24,7 +24,7 @@ const GATHER: Duration = Duration::from_millis(20);
 
 /// Writes completed calls; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct CompletionWriter {
+pub struct CompletionWriter {
     in_flight: InFlight,
     backlog: Arc<Semaphore>,
     queue: mpsc::UnboundedSender<Completed>,
@@ -34,24 +34,24 @@ pub(crate) struct CompletionWriter {
 type Completed = (Arc<EndedCall>, BacklogPermit);
 
 /// The right of a call to be in the backlog; returned when the call is written or has a row of its own.
-pub(crate) type BacklogPermit = OwnedSemaphorePermit;
+pub type BacklogPermit = OwnedSemaphorePermit;
 
 impl CompletionWriter {
     /// A writer, and the task that writes, which ends when no writer is left.
-    pub(crate) fn new(db: DbClient, in_flight: InFlight) -> Self {
+    pub fn new(db: DbClient, in_flight: InFlight) -> Self {
         let (queue, completed) = mpsc::unbounded_channel();
         tokio::spawn(write_all(db, in_flight.clone(), completed));
         Self { in_flight, backlog: Arc::new(Semaphore::new(BACKLOG as usize)), queue }
     }
 
     /// A permit for one more call, if the backlog has room.
-    pub(crate) fn permit(&self) -> Option<BacklogPermit> {
+    pub fn permit(&self) -> Option<BacklogPermit> {
         let has_memory = self.in_flight.bytes() < BACKLOG_BYTES;
         Arc::clone(&self.backlog).try_acquire_owned().ok().filter(|_| has_memory)
     }
 
     /// Writes a call that has ended, however often db has to be asked.
-    pub(crate) fn write(&self, ended: EndedCall, permit: BacklogPermit) {
+    pub fn write(&self, ended: EndedCall, permit: BacklogPermit) {
         let ended = Arc::new(ended);
         self.in_flight.ended(Arc::clone(&ended));
         // The task ends only after the last writer.
@@ -59,7 +59,7 @@ impl CompletionWriter {
     }
 
     /// Waits until everything is written, within reason.
-    pub(crate) async fn flush(&self, most: Duration) {
+    pub async fn flush(&self, most: Duration) {
         let empty = self.backlog.acquire_many(BACKLOG);
         if tokio::time::timeout(most, empty).await.is_err() {
             error!(calls = self.in_flight.len(), "calls that were answered could not be recorded before the stop");

@@ -4,10 +4,10 @@ use faena_domain::units::KB;
 
 /// The most calls of one message, and what their payloads may hold before it takes no more. Written as JSON they may be six
 /// times as long, and the last call may bring another 256 KB: a message is at most 4 MB.
-pub(crate) const BOUNDS: (usize, u64) = (256, 256 * KB);
+pub const BOUNDS: (usize, u64) = (256, 256 * KB);
 
 /// The first of many and whatever is there beside it, up to so many and, before the last of them, so many bytes.
-pub(crate) fn gather<T>(
+pub fn gather<T>(
     first: T,
     mut next: impl FnMut() -> Option<T>,
     held_by: impl Fn(&T) -> u64,

@@ -17,14 +17,14 @@ struct Open {
 
 /// The open questions by their numbers.
 #[derive(Debug, Default)]
-pub(super) struct Questions {
+pub(crate) struct Questions {
     last: u64,
     open: HashMap<u64, Open>,
 }
 
 impl Questions {
     /// Expects a reply from each of these workers; returns the number of the question.
-    pub(super) fn begin(&mut self, replies: mpsc::Sender<Reply>, peers: &[Peer]) -> u64 {
+    pub(crate) fn begin(&mut self, replies: mpsc::Sender<Reply>, peers: &[Peer]) -> u64 {
         self.last += 1;
         if !peers.is_empty() {
             self.open.insert(self.last, Open { missing: peers.iter().cloned().collect(), replies });
@@ -33,7 +33,7 @@ impl Questions {
     }
 
     /// Passes a reply on. One that was not expected is dropped.
-    pub(super) fn reply(&mut self, id: u64, peer: &Peer, reply: Reply) {
+    pub(crate) fn reply(&mut self, id: u64, peer: &Peer, reply: Reply) {
         let Some(open) = self.open.get_mut(&id) else { return };
         if open.missing.remove(peer) {
             // The asker has enough, or does not listen any more.
@@ -45,7 +45,7 @@ impl Questions {
     }
 
     /// A worker that is gone does not reply.
-    pub(super) fn lost(&mut self, peer: &Peer) {
+    pub(crate) fn lost(&mut self, peer: &Peer) {
         self.open.retain(|_, open| {
             open.missing.remove(peer);
             !open.missing.is_empty()
@@ -53,7 +53,7 @@ impl Questions {
     }
 
     /// Forgets questions whose askers do not wait any more.
-    pub(super) fn forget_abandoned(&mut self) {
+    pub(crate) fn forget_abandoned(&mut self) {
         self.open.retain(|_, open| !open.replies.is_closed());
     }
 }

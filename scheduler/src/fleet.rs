@@ -1,0 +1,406 @@
+//! The workers, what each of them has, and which of them gets a call. Pure: instants are given, and connections are values.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use faena_domain::{CallNum, EngineKind, Epoch, Owner, Slots};
+use faena_protocol::db::{BuildRef, SlotsView, SparePlaces};
+use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
+use faena_protocol::records::{BuildJob, CallJob};
+
+use crate::ledger::{FunctionId, Ledger, slots_view};
+
+/// A call and its claim.
+pub(crate) type Claim = (CallNum, Epoch);
+
+/// One worker, whose connection is a `P`.
+#[derive(Debug)]
+struct Worker<P> {
+    info: NodeInfo,
+    /// The connection, or since when there is none.
+    peer: Result<P, Instant>,
+    calls: HashMap<Claim, CallOf>,
+    ledger: Ledger,
+    builds: HashMap<BuildRef, FunctionId>,
+    build_slots: Slots<FunctionId>,
+    /// A claim is under way, to which the slots belong that are free.
+    is_claiming: bool,
+    is_draining: bool,
+    pool: PoolView,
+}
+
+/// How a worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// It takes work.
+    Ready,
+    /// It finishes what it has.
+    Draining,
+    /// It is not connected.
+    Away,
+}
+
+/// A worker as it stands.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// What it said of itself.
+    pub info: NodeInfo,
+    /// Whether it takes work.
+    pub state: WorkerState,
+    /// Calls that it has by way of the scheduler.
+    pub calls: usize,
+    /// Builds that it has.
+    pub builds: usize,
+    /// What its pool holds.
+    pub pool: PoolView,
+}
+
+/// What a worker can take from db.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Capacity {
+    pub(crate) owner: Owner,
+    pub(crate) engines: Vec<EngineKind>,
+    /// Its slots and the free places in instances that work; none where it has neither.
+    pub(crate) calls: Option<(SlotsView, Vec<SparePlaces>)>,
+    /// Its slots for builds; none where it has none.
+    pub(crate) builds: Option<SlotsView>,
+}
+
+/// Every worker by its name.
+#[derive(Debug)]
+pub(crate) struct Fleet<P>(BTreeMap<String, Worker<P>>);
+
+impl<P> Default for Fleet<P> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<P> Worker<P> {
+    fn takes_work(&self) -> bool {
+        self.peer.is_ok() && !self.is_draining
+    }
+
+    fn offers(&self, engine: EngineKind) -> bool {
+        self.info.engines.iter().any(|info| info.engine == engine)
+    }
+
+    fn begin(&mut self, claim: Claim, of: CallOf) {
+        self.ledger.begin(&of);
+        if let Some(before) = self.calls.insert(claim, of) {
+            self.ledger.end(&before);
+        }
+    }
+
+    fn begin_build(&mut self, build: BuildRef) {
+        let function = (build.namespace.clone(), build.function.key());
+        if self.builds.insert(build, function.clone()).is_none() {
+            self.build_slots.take(&function);
+        }
+    }
+}
+
+/// Whether slots have room: a free one, or the reserve, where that is looked at.
+fn has_room(slots: &Slots<FunctionId>, reserve: bool) -> bool {
+    slots.free() > 0 || (reserve && slots.only_holder().is_some())
+}
+
+impl<P: Clone + PartialEq> Fleet<P> {
+    fn by_peer(&mut self, peer: &P) -> Option<&mut Worker<P>> {
+        self.0.values_mut().find(|worker| worker.peer.as_ref() == Ok(peer))
+    }
+
+    fn run_of(&mut self, owner: &Owner) -> Option<&mut Worker<P>> {
+        self.0.get_mut(&owner.worker).filter(|worker| worker.info.owner == *owner)
+    }
+
+    /// Takes a worker in with what it has; returns the earlier run that it shows to be dead.
+    pub(crate) fn joined(
+        &mut self,
+        peer: P,
+        info: NodeInfo,
+        calls: Vec<(Claim, CallOf)>,
+        builds: Vec<BuildRef>,
+    ) -> Option<Owner> {
+        // What was sent and lay in a connection that was lost never came: its lease, or its age, ends it.
+        let mut worker = Worker {
+            peer: Ok(peer),
+            calls: HashMap::new(),
+            ledger: Ledger::new(info.slots),
+            builds: HashMap::new(),
+            build_slots: Slots::new(info.build_slots),
+            is_claiming: false,
+            is_draining: false,
+            info,
+            pool: PoolView::default(),
+        };
+        calls.into_iter().for_each(|(claim, of)| worker.begin(claim, of));
+        builds.into_iter().for_each(|build| worker.begin_build(build));
+        let owner = worker.info.owner.clone();
+        let old = self.0.insert(owner.worker.clone(), worker);
+        old.map(|old| old.info.owner).filter(|old| *old != owner)
+    }
+
+    /// A connection is gone; its worker may come back.
+    pub(crate) fn lost(&mut self, peer: &P, now: Instant) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.peer = Err(now);
+        }
+    }
+
+    /// Forgets the workers that have been away for too long.
+    pub(crate) fn forget_away(&mut self, most: Duration, now: Instant) -> Vec<Owner> {
+        let is_gone =
+            |worker: &Worker<P>| worker.peer.as_ref().is_err_and(|since| now.saturating_duration_since(*since) > most);
+        let gone = self.0.extract_if(.., |_, worker| is_gone(worker));
+        gone.map(|(_, worker)| worker.info.owner).collect()
+    }
+
+    /// The connection of a run of a worker, while it has one.
+    pub(crate) fn peer(&mut self, owner: &Owner) -> Option<P> {
+        self.run_of(owner)?.peer.clone().ok()
+    }
+
+    /// Every connection there is.
+    pub(crate) fn peers(&self) -> Vec<P> {
+        self.0.values().filter_map(|worker| worker.peer.clone().ok()).collect()
+    }
+
+    /// Whose connection it is.
+    pub(crate) fn owner(&mut self, peer: &P) -> Option<Owner> {
+        self.by_peer(peer).map(|worker| worker.info.owner.clone())
+    }
+
+    /// A worker makes instances with these from now on.
+    pub(crate) fn engines(&mut self, peer: &P, engines: Vec<EngineInfo>) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.info.engines = engines;
+        }
+    }
+
+    /// What a worker's pool holds from now on.
+    pub(crate) fn pool(&mut self, peer: &P, pool: PoolView) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.pool = pool;
+        }
+    }
+
+    /// A worker takes no more work.
+    pub(crate) fn draining(&mut self, peer: &P) {
+        if let Some(worker) = self.by_peer(peer) {
+            worker.is_draining = true;
+        }
+    }
+
+    /// A call has ended on a worker.
+    pub(crate) fn call_ended(&mut self, peer: &P, claim: Claim) {
+        let Some(worker) = self.by_peer(peer) else { return };
+        if let Some(of) = worker.calls.remove(&claim) {
+            worker.ledger.end(&of);
+        }
+    }
+
+    /// A build has ended on a worker.
+    pub(crate) fn build_ended(&mut self, peer: &P, build: &BuildRef) {
+        let Some(worker) = self.by_peer(peer) else { return };
+        if let Some(function) = worker.builds.remove(build) {
+            worker.build_slots.give_back(&function);
+        }
+    }
+
+    /// Whether any worker that takes work has this engine.
+    pub(crate) fn offers(&self, engine: EngineKind) -> bool {
+        self.0.values().any(|worker| worker.takes_work() && worker.offers(engine))
+    }
+
+    /// Gives a call to a worker: to one where it joins an instance that works, else to the one with the most free slots.
+    pub(crate) fn assign(
+        &mut self,
+        engine: EngineKind,
+        claim: Claim,
+        of: &CallOf,
+        others_wait: bool,
+    ) -> Option<(P, Owner)> {
+        let able = |worker: &&mut Worker<P>| {
+            worker.takes_work()
+                && worker.offers(engine)
+                && !worker.is_claiming
+                && worker.ledger.may_begin(of, others_wait)
+        };
+        let order = |worker: &&mut Worker<P>| (worker.ledger.joins(of), worker.ledger.slots().free());
+        let worker = self.0.values_mut().filter(able).max_by_key(order)?;
+        worker.begin(claim, of.clone());
+        Some((worker.peer.clone().ok()?, worker.info.owner.clone()))
+    }
+
+    /// What each worker can take; it is kept for the claim until [`Fleet::claimed`]. The reserve of a worker whose slots one
+    /// function holds is looked at now and then, since it costs a claim that finds nothing as a rule.
+    pub(crate) fn capacities(&mut self, reserve: bool) -> Vec<Capacity> {
+        let mut capacities = Vec::new();
+        for worker in self.0.values_mut().filter(|worker| worker.takes_work() && !worker.is_claiming) {
+            let view = worker.ledger.view();
+            let calls = (has_room(worker.ledger.slots(), reserve) || !view.1.is_empty()).then_some(view);
+            let builds = has_room(&worker.build_slots, reserve).then(|| slots_view(&worker.build_slots));
+            if calls.is_none() && builds.is_none() {
+                continue;
+            }
+            worker.is_claiming = true;
+            let engines = worker.info.engines.iter().map(|info| info.engine).collect();
+            capacities.push(Capacity { owner: worker.info.owner.clone(), engines, calls, builds });
+        }
+        capacities
+    }
+
+    /// Takes over what db has claimed for a worker; none where that has gone meanwhile.
+    pub(crate) fn claimed(&mut self, owner: &Owner, calls: &[CallJob], builds: &[BuildJob]) -> Option<P> {
+        let worker = self.run_of(owner)?;
+        worker.is_claiming = false;
+        let peer = worker.peer.clone().ok().filter(|_| !worker.is_draining)?;
+        calls.iter().for_each(|job| worker.begin((job.num, job.epoch), CallOf::of(&job.code)));
+        builds.iter().for_each(|job| worker.begin_build(job.reference()));
+        Some(peer)
+    }
+
+    /// All of them, sorted by name.
+    pub(crate) fn statuses(&self) -> Vec<WorkerStatus> {
+        let status = |worker: &Worker<P>| WorkerStatus {
+            info: worker.info.clone(),
+            state: match (&worker.peer, worker.is_draining) {
+                (Err(_), _) => WorkerState::Away,
+                (Ok(_), true) => WorkerState::Draining,
+                (Ok(_), false) => WorkerState::Ready,
+            },
+            calls: worker.calls.len(),
+            builds: worker.builds.len(),
+            pool: worker.pool,
+        };
+        self.0.values().map(status).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use faena_domain::{FunctionName, Namespace, Version};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(worker: &str, slots: u32) -> NodeInfo {
+        let engine = EngineInfo { engine: EngineKind::Sandbox, version: String::new(), missing_layers: Vec::new() };
+        let owner = Owner { worker: worker.to_owned(), incarnation: "1".to_owned() };
+        NodeInfo { owner, engines: vec![engine], slots, build_slots: 2, memory_bytes: 0, direct: Vec::new() }
+    }
+
+    fn fleet(workers: &[(&'static str, u32)]) -> Fleet<&'static str> {
+        let mut fleet = Fleet::default();
+        for (name, slots) in workers {
+            assert_eq!(fleet.joined(*name, node(name, *slots), Vec::new(), Vec::new()), None);
+        }
+        fleet
+    }
+
+    fn of(function: &str, parallel: u32) -> CallOf {
+        let function: FunctionName = function.parse().expect("a name");
+        CallOf { namespace: Namespace::default(), function, version: Version(1), parallel }
+    }
+
+    fn claim(num: i64) -> Claim {
+        (CallNum(num), Epoch(1))
+    }
+
+    fn assign(fleet: &mut Fleet<&'static str>, num: i64, of: &CallOf, others_wait: bool) -> Option<&'static str> {
+        fleet.assign(EngineKind::Sandbox, claim(num), of, others_wait).map(|(peer, _)| peer)
+    }
+
+    #[test]
+    fn a_call_joins_an_instance_that_works_or_goes_where_most_is_free() {
+        let (mut fleet, server, plain) = (fleet(&[("a", 2), ("b", 4)]), of("server", 2), of("plain", 1));
+        assert_eq!(assign(&mut fleet, 1, &server, false), Some("b"));
+        assert_eq!(assign(&mut fleet, 2, &plain, false), Some("b"));
+        assert_eq!(assign(&mut fleet, 3, &plain, false), Some("b"));
+        assert_eq!(assign(&mut fleet, 4, &server, false), Some("b"), "it has an instance there");
+        assert_eq!(assign(&mut fleet, 5, &server, false), Some("a"));
+    }
+
+    #[test]
+    fn the_reserve_of_a_worker_is_for_another_function() {
+        let (mut fleet, long, short) = (fleet(&[("a", 2)]), of("long", 1), of("short", 1));
+        assert_eq!(assign(&mut fleet, 1, &long, false), Some("a"));
+        assert_eq!(assign(&mut fleet, 2, &long, true), None, "all but one, while others wait");
+        assert_eq!(assign(&mut fleet, 2, &long, false), Some("a"));
+        assert!(fleet.capacities(false).iter().all(|capacity| capacity.calls.is_none()));
+        let capacities = fleet.claimed(&node("a", 2).owner, &[], &[]).map(|_| fleet.capacities(true));
+        assert!(capacities.expect("a worker")[0].calls.is_some(), "db may have a call of another function");
+        fleet.claimed(&node("a", 2).owner, &[], &[]);
+        assert_eq!(assign(&mut fleet, 3, &short, false), Some("a"));
+        assert_eq!(assign(&mut fleet, 4, &short, false), None);
+        fleet.call_ended(&"a", claim(3));
+        assert_eq!(assign(&mut fleet, 4, &short, false), Some("a"));
+    }
+
+    #[test]
+    fn free_slots_belong_to_the_claim_under_way() {
+        let (mut fleet, plain) = (fleet(&[("a", 2)]), of("plain", 1));
+        assert_eq!(fleet.capacities(false).len(), 1);
+        assert_eq!((assign(&mut fleet, 1, &plain, false), fleet.capacities(false).len()), (None, 0));
+        assert_eq!(fleet.claimed(&node("a", 2).owner, &[], &[]), Some("a"));
+        assert_eq!(assign(&mut fleet, 1, &plain, false), Some("a"));
+    }
+
+    #[test]
+    fn who_is_away_or_drains_gets_nothing() {
+        let (mut fleet, plain, now) = (fleet(&[("a", 2), ("b", 2)]), of("plain", 1), Instant::now());
+        fleet.draining(&"a");
+        fleet.lost(&"b", now);
+        assert_eq!(assign(&mut fleet, 1, &plain, false), None);
+        assert!(fleet.capacities(true).is_empty() && !fleet.offers(EngineKind::Sandbox));
+        let long = Duration::from_secs(30);
+        assert!(fleet.forget_away(long, now + long).is_empty());
+        assert_eq!(fleet.forget_away(long, now + 2 * long), [node("b", 2).owner]);
+        assert_eq!(fleet.statuses().len(), 1);
+    }
+
+    #[test]
+    fn a_worker_that_comes_back_has_what_it_says() {
+        let (mut fleet, plain) = (fleet(&[("a", 2)]), of("plain", 1));
+        (1..=2).for_each(|num| assert!(assign(&mut fleet, num, &plain, false).is_some()));
+        let held = vec![(claim(1), plain.clone())];
+        assert_eq!(fleet.joined("a2", node("a", 2), held, Vec::new()), None);
+        assert_eq!(assign(&mut fleet, 3, &plain, false), Some("a2"));
+        let mut next = node("a", 2);
+        next.owner.incarnation = "2".to_owned();
+        assert_eq!(fleet.joined("a3", next, Vec::new(), Vec::new()), Some(node("a", 2).owner));
+        assert_eq!((fleet.owner(&"a2"), fleet.peer(&node("a", 2).owner)), (None, None));
+    }
+
+    proptest! {
+        /// Against a model that knows only which call is where: no worker has more than its slots and one, a call is at one
+        /// worker, and whatever has ended is free again.
+        #[test]
+        fn calls_are_counted_where_they_are(steps in prop::collection::vec((0..6_u8, 0..4_usize, any::<bool>()), 0..200)) {
+            let mut fleet = fleet(&[("a", 2), ("b", 3)]);
+            let works = [of("w", 1), of("x", 1), of("y", 4), of("z", 1)];
+            let (mut next, mut at): (i64, Vec<(i64, &'static str, usize)>) = (0, Vec::new());
+            for (step, index, others_wait) in steps {
+                if step < 4 {
+                    next += 1;
+                    if let Some(peer) = assign(&mut fleet, next, &works[index], others_wait) {
+                        at.push((next, peer, index));
+                    }
+                } else if !at.is_empty() {
+                    let (num, peer, _) = at.swap_remove(index % at.len());
+                    fleet.call_ended(&peer, claim(num));
+                }
+                for (name, slots) in [("a", 2), ("b", 3)] {
+                    let worker = &fleet.0[name];
+                    let count = |work| at.iter().filter(|(_, peer, index)| *peer == name && *index == work).count();
+                    let filled = (0..4).map(|work| count(work).div_ceil(works[work].parallel as usize)).sum::<usize>();
+                    prop_assert_eq!(worker.ledger.slots().busy() as usize, filled);
+                    prop_assert!(filled <= slots + 1);
+                }
+            }
+            at.iter().for_each(|(num, peer, _)| fleet.call_ended(peer, claim(*num)));
+            prop_assert!(fleet.0.values().all(|worker| worker.ledger.slots().busy() == 0 && worker.calls.is_empty()));
+        }
+    }
+}

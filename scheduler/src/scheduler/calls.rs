@@ -1,0 +1,204 @@
+//! Calls without a row, from their submission to their end or their row.
+
+use std::sync::Arc;
+
+use faena_domain::{CallNum, Epoch, Owner};
+use faena_protocol::DbError;
+use faena_protocol::db::{CallFinish, CallPersist};
+use faena_protocol::node::{CallOf, ToWorker};
+use faena_protocol::records::{CallRecord, CallSpec, EndedCall, Outcome};
+
+use super::claims::deliver;
+use super::{Ask, Scheduler};
+use crate::completions::BacklogPermit;
+use crate::handle::Command;
+use crate::ledger::function_id;
+use crate::sync_call::{Answer, SyncCall};
+
+impl Scheduler {
+    pub(super) fn submit(&mut self, mut call: SyncCall) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+            return self.finish_unrun(call);
+        }
+        let (num, function) = (call.spec.num, function_id(&CallOf::of(&call.code)));
+        self.ends.in_flight.sync(&call.spec.namespace, call.record());
+        call.queued();
+        self.waited.insert(num, call);
+        self.queue.push_back(function, num);
+    }
+
+    fn finish_unrun(&self, call: SyncCall) {
+        let record = call.unavailable();
+        self.end_waited(call, record);
+    }
+
+    pub(super) fn end_waited(&self, mut call: SyncCall, record: CallRecord) {
+        let num = call.spec.num;
+        match call.permit.take() {
+            Some(permit) => {
+                let CallSpec { namespace, direct, timeout_ms, .. } = call.spec.clone();
+                self.ends.completions.write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, permit);
+            }
+            None => self.ends.in_flight.remove(num),
+        }
+        call.answer(Answer::Ended(Box::new(record)));
+        // Nobody may follow it.
+        let _ = self.ends.ends.send(num);
+    }
+
+    pub(super) async fn cancel(&mut self, num: CallNum) -> Option<CallRecord> {
+        // One that is given its row is cancelled there.
+        let call = self.waited.get(&num).filter(|call| !call.is_persisted())?;
+        let (record, running) = (call.cancelled(), call.owner.clone().map(|owner| (owner, call.epoch)));
+        let call = self.waited.remove(&num)?;
+        self.queue.remove(&function_id(&CallOf::of(&call.code)), num);
+        self.end_waited(call, record.clone());
+        if let Some((owner, epoch)) = running {
+            self.stop(&owner, num, epoch).await;
+        }
+        Some(record)
+    }
+
+    pub(super) async fn stop(&mut self, owner: &Owner, num: CallNum, epoch: Epoch) {
+        if let Some(peer) = self.fleet.peer(owner) {
+            self.say(&peer, &ToWorker::Cancel { num, epoch }).await;
+        }
+        self.asks(Ask::Work);
+    }
+
+    pub(super) fn started(&mut self, num: CallNum, epoch: Epoch) {
+        if let Some(call) = self.waited.get_mut(&num).filter(|call| call.epoch == epoch) {
+            call.started();
+            // A call that has its row is read from there.
+            if !call.is_persisted() {
+                self.ends.in_flight.sync(&call.spec.namespace, call.record());
+            }
+        }
+    }
+
+    pub(super) fn ended(&mut self, num: CallNum, epoch: Epoch, owner: &Owner, outcome: Option<Outcome>) {
+        self.asks(Ask::Work);
+        let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch);
+        if !current {
+            match outcome {
+                // An api before us gave the call its row, or it is too late and db says so.
+                Some(_) => {
+                    self.finish(
+                        CallFinish { num, epoch, owner: owner.clone(), outcome },
+                        self.ends.completions.permit(),
+                    );
+                }
+                None => drop(self.ends.ends.send(num)),
+            }
+            return;
+        }
+        let Some(mut call) = self.waited.remove(&num) else { return };
+        if call.is_persisted() {
+            call.owner = Some(owner.clone());
+            return self.end_persisted(call, outcome);
+        }
+        match outcome {
+            Some(outcome) => {
+                let record = call.ended(&outcome);
+                self.end_waited(call, record);
+            }
+            // A worker that stops gives back what it had not finished.
+            None => self.again(call),
+        }
+    }
+
+    pub(super) fn again(&mut self, mut call: SyncCall) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+            return self.finish_unrun(call);
+        }
+        let (num, function) = (call.spec.num, function_id(&CallOf::of(&call.code)));
+        call.queued();
+        self.waited.insert(num, call);
+        self.queue.push_front(function, num);
+    }
+
+    fn end_persisted(&mut self, mut call: SyncCall, outcome: Option<Outcome>) {
+        if call.is_being_persisted() {
+            call.outcome = Some(outcome);
+            self.waited.insert(call.spec.num, call);
+            return;
+        }
+        let Some(owner) = call.owner.clone() else { return };
+        let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
+        // A stop waits for it, as for every other write behind an answer.
+        let permit = call.permit.take().or_else(|| self.ends.completions.permit());
+        self.finish(finish, permit);
+    }
+
+    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>) {
+        let (db, ends, poke) = (self.db.clone(), self.ends.ends.clone(), Arc::clone(&self.ends.poke));
+        tokio::spawn(async move {
+            deliver(&db, &finish).await;
+            drop(permit);
+            let _ = ends.send(finish.num);
+            poke.notify_one();
+        });
+    }
+
+    pub(super) fn abandon(&mut self, num: CallNum) {
+        let Some(call) = self.waited.get_mut(&num) else { return };
+        let running = call.owner.clone();
+        if running.is_none() {
+            self.queue.remove(&function_id(&CallOf::of(&call.code)), num);
+        }
+        call.persisting();
+        let persist = CallPersist {
+            spec: call.spec.clone(),
+            version: call.code.version,
+            created_at: call.created_at,
+            elapsed_ms: call.elapsed_ms(),
+            epoch: call.epoch,
+            running,
+        };
+        let (db, sender) = (self.db.clone(), self.ends.sender.clone());
+        tokio::spawn(async move {
+            // Whether it was done must be known: a row that nobody knows of would contradict the answer.
+            let result = db.ask_until_known(&persist).await;
+            let _ = sender.send(Command::Persisted(num, Box::new(result))).await;
+        });
+    }
+
+    pub(super) async fn persisted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
+        if result.is_ok() {
+            self.ends.in_flight.remove(num);
+        }
+        let Some(mut call) = self.waited.remove(&num) else { return };
+        match result {
+            Ok(record) => {
+                call.answer(Answer::Persisted(Box::new(record)));
+                call.persisted();
+                if let Some(outcome) = call.outcome.take() {
+                    self.end_persisted(call, outcome);
+                } else if let Some(owner) = call.owner.clone() {
+                    // From now on its lease is db's to judge.
+                    let epoch = call.epoch;
+                    drop(call.permit.take());
+                    self.waited.insert(num, call);
+                    if let Some(peer) = self.fleet.peer(&owner) {
+                        self.say(&peer, &ToWorker::Persisted { num, epoch }).await;
+                    }
+                } else {
+                    self.asks(Ask::Work);
+                }
+            }
+            Err(error) => {
+                // Without a row there is no 202; the call goes on and is recorded when it ends.
+                call.answer(Answer::Refused(error));
+                call.not_persisted();
+                match (call.outcome.take(), call.owner.is_some()) {
+                    (Some(Some(outcome)), _) => {
+                        let record = call.ended(&outcome);
+                        self.end_waited(call, record);
+                    }
+                    (None, true) => drop(self.waited.insert(num, call)),
+                    (Some(None), _) | (None, false) => self.again(call),
+                }
+            }
+        }
+    }
+}

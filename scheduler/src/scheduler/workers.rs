@@ -1,0 +1,122 @@
+//! What workers say, and what becomes of calls whose worker is gone.
+
+use faena_domain::{CallNum, Epoch, Owner};
+use faena_protocol::Envelope;
+use faena_protocol::db::BuildRef;
+use faena_protocol::node::{HeldCall, NodeInfo, ToApi, ToWorker};
+use faena_transport::Peer;
+use tracing::{debug, info, warn};
+
+use super::{Ask, Scheduler};
+use crate::sync_call::SyncCall;
+
+/// What a worker says when it is connected.
+struct Hello {
+    node: NodeInfo,
+    calls: Vec<HeldCall>,
+    ended: Vec<(CallNum, Epoch)>,
+    builds: Vec<BuildRef>,
+}
+
+impl Scheduler {
+    pub(super) async fn message(&mut self, peer: Peer, bytes: &[u8]) {
+        let message = match Envelope::decode(bytes).and_then(|envelope| envelope.parse::<ToApi>()) {
+            Ok(message) => message,
+            Err(error) => return warn!(%error, "a message of a worker was dropped"),
+        };
+        if let ToApi::Hello { node, calls, ended, builds } = message {
+            return self.joined(peer, Hello { node, calls, ended, builds }).await;
+        }
+        let Some(owner) = self.fleet.owner(&peer) else {
+            return self.say(&peer, &ToWorker::SayHello).await;
+        };
+        match message {
+            ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
+            ToApi::Started { num, epoch } => self.started(num, epoch),
+            ToApi::Ended { num, epoch, outcome } => {
+                self.fleet.call_ended(&peer, (num, epoch));
+                self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
+                self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
+            }
+            ToApi::BuildEnded { build, is_ready } => {
+                self.fleet.build_ended(&peer, &build);
+                self.asks(Ask::Work);
+                for other in self.fleet.peers().into_iter().filter(|other| is_ready && *other != peer) {
+                    self.say(&other, &ToWorker::Built { build: build.clone() }).await;
+                }
+            }
+            ToApi::Engines { engines } => {
+                info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");
+                self.connections.engines(&owner.worker, &engines);
+                self.fleet.engines(&peer, engines);
+                self.asks(Ask::Work);
+            }
+            ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
+            ToApi::Reply { id, reply } => self.questions.reply(id, &peer, reply),
+            ToApi::Draining => {
+                self.connections.leave(&owner.worker);
+                self.fleet.draining(&peer);
+            }
+            ToApi::Hello { .. } => {}
+        }
+    }
+
+    async fn joined(&mut self, peer: Peer, hello: Hello) {
+        let Hello { node, calls, ended, builds } = hello;
+        if self.fleet.owner(&peer).as_ref() == Some(&node.owner) {
+            // Said again on the same connection: what was sent on it meanwhile is still on its way.
+            return self.say(&peer, &ToWorker::Welcome).await;
+        }
+        info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
+        let held: Vec<(CallNum, Epoch)> = calls.iter().map(|call| (call.num, call.epoch)).chain(ended).collect();
+        self.never_arrived(&node.owner, &held);
+        self.connections.open(&node);
+        let calls = calls.into_iter().map(|call| ((call.num, call.epoch), call.of)).collect();
+        if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
+            self.owner_lost(&gone);
+        }
+        self.asks(Ask::Work);
+        self.say(&peer, &ToWorker::Welcome).await;
+    }
+
+    fn never_arrived(&mut self, owner: &Owner, held: &[(CallNum, Epoch)]) {
+        let is_missing = |call: &SyncCall| {
+            call.owner.as_ref() == Some(owner)
+                && !call.is_being_persisted()
+                && !held.contains(&(call.spec.num, call.epoch))
+        };
+        let missing: Vec<CallNum> =
+            self.waited.values().filter(|call| is_missing(call)).map(|call| call.spec.num).collect();
+        for num in missing {
+            // The lease of one that has its row brings it back.
+            if let Some(call) = self.waited.remove(&num).filter(|call| !call.is_persisted()) {
+                self.gone_with_its_worker(call);
+            }
+        }
+    }
+
+    fn gone_with_its_worker(&mut self, call: SyncCall) {
+        if call.has_started() {
+            let record = call.lost();
+            self.end_waited(call, record);
+        } else {
+            self.again(call);
+        }
+    }
+
+    pub(super) fn owner_lost(&mut self, owner: &Owner) {
+        let lost: Vec<CallNum> =
+            self.waited.values().filter(|call| call.owner.as_ref() == Some(owner)).map(|call| call.spec.num).collect();
+        warn!(%owner, calls = lost.len(), "a worker is lost");
+        for num in lost {
+            let Some(call) = self.waited.remove(&num) else { continue };
+            match (call.is_being_persisted(), call.is_persisted()) {
+                // The client still has to be told.
+                (true, _) => drop(self.waited.insert(num, call)),
+                // Its row's lease ends it.
+                (false, true) => {}
+                (false, false) => self.gone_with_its_worker(call),
+            }
+        }
+    }
+}
