@@ -67,7 +67,7 @@ impl App {
         connections: WorkerConnections,
         registry: Registry,
     ) -> Self {
-        let metrics = registry.register(Metrics::register);
+        let metrics = registry.register(|registry| Metrics::register(registry, scheduler.statistics().clone()));
         let accepts = AcceptBatcher::new(db.clone());
         let inner = Arc::new(Inner {
             completions: scheduler.completions().clone(),

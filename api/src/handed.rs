@@ -1,6 +1,7 @@
 //! What a request on `/f/` hands to a function: the request itself, params made of it, and its body.
 
 use std::io::Read;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::uri::PathAndQuery;
@@ -30,6 +31,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// The head as bytes, where they are known.
     pub(crate) written: Option<Head>,
+    /// Where it came from.
+    pub(crate) address: IpAddr,
 }
 
 /// A request as a function gets it.
@@ -62,7 +65,24 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
         let name = written.and_then(|head| head.name(name.as_str())).unwrap_or(name.as_str());
         Header(name.to_owned(), value.as_bytes().to_vec())
     });
-    passed.collect()
+    if contract != Contract::Http {
+        return passed.collect();
+    }
+    let is_forwarded = |name: &str| name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case("x-forwarded-"));
+    passed.filter(|Header(name, _)| !is_forwarded(name)).chain(forwarded(request)).collect()
+}
+
+/// What tells a server how its client reached it. Nobody is trusted to have told it before.
+fn forwarded(request: &RequestHead<'_>) -> impl Iterator<Item = Header> {
+    let name = request.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let host = request.headers.get(header::HOST).map(|host| host.as_bytes().to_vec());
+    let told = [
+        ("X-Forwarded-Prefix", Some(format!("{PREFIX}{name}").into_bytes())),
+        ("X-Forwarded-Proto", Some(b"http".to_vec())),
+        ("X-Forwarded-Host", host),
+        ("X-Forwarded-For", Some(request.address.to_string().into_bytes())),
+    ];
+    told.into_iter().filter_map(|(name, value)| Some(Header(name.to_owned(), value?)))
 }
 
 /// The path after the function's name: `/` where there is none.
@@ -157,7 +177,13 @@ mod tests {
             (header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap())
         };
         let (headers, uri) = (headers.iter().map(parse).collect(), uri.parse().unwrap());
-        let head = RequestHead { method: &Method::POST, uri: &uri, headers: &headers, written: None };
+        let head = RequestHead {
+            method: &Method::POST,
+            uri: &uri,
+            headers: &headers,
+            written: None,
+            address: IpAddr::from([127, 0, 0, 1]),
+        };
         hand(&head, contract, &Bytes::copy_from_slice(body))
     }
 
@@ -187,6 +213,28 @@ mod tests {
         }
         let handed = of(Contract::Http, "/f/a/b?c", &[JSON], b"[1]").unwrap();
         assert_eq!((&handed.params[..], handed.body, handed.request.target().as_str()), (&b"[1]"[..], None, "/b?c"));
+    }
+
+    #[test]
+    fn a_server_learns_how_its_client_reached_it() {
+        let headers = [("host", "localhost:3000"), ("x-forwarded-for", "192.0.2.1"), ("x-mine", "v")];
+        let handed = of(Contract::Http, "/f/Shop/cart", &headers, b"").unwrap();
+        let told: Vec<String> = handed
+            .request
+            .headers
+            .iter()
+            .map(|Header(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)))
+            .collect();
+        let expected = [
+            "x-mine: v",
+            "X-Forwarded-Prefix: /f/Shop",
+            "X-Forwarded-Proto: http",
+            "X-Forwarded-Host: localhost:3000",
+            "X-Forwarded-For: 127.0.0.1",
+        ];
+        assert_eq!(told, expected);
+        let handler = of(Contract::Handler, "/f/a", &headers, b"").unwrap();
+        assert!(handler.request.headers.iter().all(|Header(name, _)| name != "X-Forwarded-Prefix"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The accept loop. axum's own has no bound for headers and none for connections.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +23,11 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use faena_domain::limits::MAX_HEADER_BYTES;
-use faena_header_case::{HeadNames, HeadStream};
+use faena_header_case::HeadStream;
 
 use crate::ApiConfig;
 use crate::app::App;
-use crate::http_call;
+use crate::http_call::{self, Client};
 use crate::problem::Problem;
 use crate::routes::{self, invoke};
 use crate::stall::WriteTimeout;
@@ -96,10 +97,10 @@ impl Edge {
                 accepted = accept(&listener, &self.connections) => accepted,
                 () = stop.cancelled() => break,
             };
-            let Some((stream, permit)) = accepted else { continue };
+            let Some((stream, peer, permit)) = accepted else { continue };
             let edge = self.clone();
             let stream = HeadStream::new(WriteTimeout::new(stream));
-            let names = stream.names();
+            let client = Client { names: stream.names(), address: peer.ip() };
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_READ)
@@ -109,7 +110,7 @@ impl Edge {
                 .half_close(false)
                 .serve_connection(
                     TokioIo::new(stream),
-                    service_fn(move |request| edge.clone().answer(request, names.clone())),
+                    service_fn(move |request| edge.clone().answer(request, client.clone())),
                 );
             let connection = graceful.watch(connection);
             let open = self.app.metrics().connections.clone();
@@ -131,9 +132,9 @@ impl Edge {
 
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
-    async fn answer(self, request: Request<Incoming>, names: HeadNames) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, request: Request<Incoming>, client: Client) -> Result<Response<Body>, Infallible> {
         if http_call::is_one(&request) {
-            return Ok(http_call::answer(&self.app, request, &names).await);
+            return Ok(http_call::answer(&self.app, request, &client).await);
         }
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;
@@ -151,13 +152,13 @@ impl Edge {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => {
+        Ok((stream, peer)) => {
             // Answers are written whole; waiting for more would only delay them.
             let _ = stream.set_nodelay(true);
-            Some((stream, permit))
+            Some((stream, peer, permit))
         }
         Err(error) => {
             warn!(%error, "a connection could not be accepted");

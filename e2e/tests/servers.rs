@@ -80,3 +80,37 @@ fn header_names_keep_their_case() {
 fn header_names_keep_their_case_between_processes() {
     names_keep_their_case(Platform::start_apart());
 }
+
+/// A server that redirects, and tells what it knows of the way to it.
+const REDIRECTS: &str = r#"
+import http.server, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/":
+            self.send_response(302)
+            self.send_header("Location", "/cart?full=1")
+            self.end_headers()
+        else:
+            told = [self.headers["X-Forwarded-" + name] for name in ("Prefix", "Proto", "Host", "For")]
+            body = " ".join([self.path] + told).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+#[test]
+fn a_redirection_leads_to_the_function_again() {
+    let mut platform = Platform::start();
+    server(&platform, "shop", REDIRECTS);
+    for headers in [&[][..], &[("Idempotency-Key", "a")]] {
+        let reply = platform.send("GET", "/f/shop", headers, b"");
+        assert_eq!((reply.status, reply.header("location")), (302, Some("/f/shop/cart?full=1")));
+    }
+    let reply = platform.send("GET", "/f/shop/cart?full=1", &[("X-Forwarded-For", "192.0.2.7")], b"");
+    assert_eq!(reply.text(), "/cart?full=1 /f/shop http localhost 127.0.0.1");
+    assert!(platform.stop());
+}

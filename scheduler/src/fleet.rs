@@ -192,12 +192,12 @@ impl<P: Clone + PartialEq> Fleet<P> {
         }
     }
 
-    /// A call has ended on a worker.
-    pub(crate) fn call_ended(&mut self, peer: &P, claim: Claim) {
-        let Some(worker) = self.by_peer(peer) else { return };
-        if let Some(of) = worker.calls.remove(&claim) {
-            worker.ledger.end(&of);
-        }
+    /// A call has ended on a worker; returns what it ran, where that was known.
+    pub(crate) fn call_ended(&mut self, peer: &P, claim: Claim) -> Option<CallOf> {
+        let worker = self.by_peer(peer)?;
+        let of = worker.calls.remove(&claim)?;
+        worker.ledger.end(&of);
+        Some(of)
     }
 
     /// A build has ended on a worker.
@@ -399,7 +399,7 @@ mod tests {
                     prop_assert!(filled <= slots + 1);
                 }
             }
-            at.iter().for_each(|(num, peer, _)| fleet.call_ended(peer, claim(*num)));
+            at.iter().for_each(|(num, peer, _)| drop(fleet.call_ended(peer, claim(*num))));
             prop_assert!(fleet.0.values().all(|worker| worker.ledger.slots().busy() == 0 && worker.calls.is_empty()));
         }
     }

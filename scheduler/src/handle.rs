@@ -12,6 +12,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use crate::completions::CompletionWriter;
 use crate::fleet::WorkerStatus;
 use crate::in_flight::InFlight;
+use crate::statistics::Statistics;
 use crate::sync_call::SyncCall;
 
 /// Calls without a row that wait for a slot, and commands that wait for the task.
@@ -50,6 +51,7 @@ pub struct SchedulerHandle {
     ends: broadcast::Sender<CallNum>,
     completions: CompletionWriter,
     in_flight: InFlight,
+    statistics: Statistics,
 }
 
 /// The task's ends of what a handle holds.
@@ -61,6 +63,7 @@ pub(crate) struct TaskEnds {
     pub(crate) ends: broadcast::Sender<CallNum>,
     pub(crate) completions: CompletionWriter,
     pub(crate) in_flight: InFlight,
+    pub(crate) statistics: Statistics,
 }
 
 impl std::fmt::Debug for Command {
@@ -82,8 +85,10 @@ impl SchedulerHandle {
             ends: ends.clone(),
             completions: completions.clone(),
             in_flight: in_flight.clone(),
+            statistics: Statistics::default(),
         };
-        (handle, TaskEnds { commands, sender, poke, ends, completions, in_flight })
+        let statistics = handle.statistics.clone();
+        (handle, TaskEnds { commands, sender, poke, ends, completions, in_flight, statistics })
     }
 
     /// Hands over a waited call; its answer comes through its own channel. False if the scheduler's queue is full.
@@ -150,6 +155,11 @@ impl SchedulerHandle {
     /// What writes calls that have ended.
     pub fn completions(&self) -> &CompletionWriter {
         &self.completions
+    }
+
+    /// What functions have done.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// The calls that have no row.

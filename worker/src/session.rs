@@ -10,7 +10,7 @@ use faena_miniworker::{Node, Pool, find_image, run_attempt, run_build};
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
 use faena_protocol::node::{
-    CallOf, EngineInfo, HeldCall, Lease, NodeInfo, PoolView, Question, Reply, TYPE, ToApi, ToWorker,
+    CallOf, EngineInfo, HeldCall, Lease, NodeInfo, PoolView, Question, QueuedEnd, Reply, TYPE, ToApi, ToWorker,
 };
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use faena_transport::{Link, LinkEvent, LinkHandle, boot_id, boot_ms};
@@ -498,13 +498,15 @@ impl Shared {
             self.metrics.start_seconds.observe(outcome.attempt.start_ms.duration().as_secs_f64());
             self.metrics.run_seconds.observe(outcome.attempt.run_ms.duration().as_secs_f64());
         }
-        let to_api = if job.has_row {
-            outbox::deliver(&self.db, &CallFinish { num, epoch, owner: self.owner.clone(), outcome }).await;
-            None
+        let (outcome, queued) = if job.has_row {
+            let attempt = outcome.as_ref().map(|outcome| outcome.attempt.clone());
+            let finish = CallFinish { num, epoch, owner: self.owner.clone(), outcome };
+            let status = outbox::deliver(&self.db, &finish).await.filter(|status| status.is_terminal());
+            (None, status.zip(attempt).map(|(status, attempt)| Box::new(QueuedEnd { status, attempt })))
         } else {
-            outcome.map(Box::new)
+            (outcome.map(Box::new), None)
         };
-        self.say(Event::Tell(ToApi::Ended { num, epoch, outcome: to_api })).await;
+        self.say(Event::Tell(ToApi::Ended { num, epoch, outcome, queued })).await;
         ended.left().await;
         self.say(Event::CallGone).await;
     }

@@ -8,9 +8,12 @@ use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
+use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Layer, Payload};
 use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest, Invoker};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
+use faena_scheduler::statistics::{CallSample, Function};
+use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
 use tokio::sync::oneshot;
 
 use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
@@ -19,13 +22,11 @@ use crate::body;
 use crate::problem::Reply;
 use crate::routes::trace::Timing;
 use crate::versions::Current;
-use faena_scheduler::BacklogPermit;
-use faena_scheduler::DirectInFlight;
-use faena_scheduler::unix_ms;
 
 /// What is known of a call from its beginning.
 struct Begun {
     num: CallNum,
+    function: Function,
     code: Arc<Code>,
     params: Bytes,
     /// The body, where it is not the params.
@@ -84,6 +85,7 @@ pub(super) async fn run(
     let created_at = unix_ms();
     let begun = Arc::new(Begun {
         num,
+        function: (current.code.namespace.clone(), current.code.function.clone()),
         code: Arc::clone(&current.code),
         params,
         body,
@@ -92,7 +94,7 @@ pub(super) async fn run(
         traceparent: Arc::clone(&traceparent),
         invoker: Arc::clone(invoker),
     });
-    app.in_flight().direct(begun.code.namespace.clone(), num, Arc::<Begun>::clone(&begun));
+    app.in_flight().direct(begun.function.0.clone(), num, Arc::<Begun>::clone(&begun));
     let (tell, ended) = oneshot::channel();
     let call = DirectCall {
         num,
@@ -152,6 +154,8 @@ fn missing() -> CallError {
 /// Writes a call behind its answer.
 fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (permit, held): (BacklogPermit, body::Whole)) {
     let DirectEnd { status, result, error, log, mut attempt, head } = end;
+    let sample = CallSample::new(CallPath::Direct, status, Some(&attempt));
+    app.scheduler().statistics().record(&begun.function, &sample);
     attempt.error.clone_from(&error);
     if let Some(error) = &error {
         // One line for each failed call, wherever it ran.

@@ -7,16 +7,18 @@ mod direct;
 mod reply;
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
-use faena_domain::{CallNum, FunctionName};
+use faena_domain::{CallNum, Contract, FunctionName};
 use faena_header_case::{Head, HeadNames};
 use faena_protocol::direct::{HttpRequest, Invoker};
 use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
@@ -40,6 +42,14 @@ const QUEUE_MS: u64 = 10_000;
 /// How much later than its age a call is judged at most.
 const JUDGED: Duration = Duration::from_secs(2);
 
+/// Who sent a request, and over which connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    /// The names of the headers on the connection.
+    pub(crate) names: HeadNames,
+    pub(crate) address: IpAddr,
+}
+
 /// A call that was read from its request.
 struct HttpCall {
     num: CallNum,
@@ -51,6 +61,13 @@ struct HttpCall {
     /// The memory of its body.
     held: body::Whole,
     is_head: bool,
+}
+
+/// What is known of a request beside the request.
+struct Origin {
+    /// Its head as bytes, where they are known.
+    written: Option<Head>,
+    address: IpAddr,
 }
 
 /// How a call is executed, and by whom.
@@ -75,12 +92,11 @@ pub(crate) fn is_one<B>(request: &Request<B>) -> bool {
 }
 
 /// Calls a function and replies with what it put out.
-pub(crate) async fn answer(app: &App, request: Request<Incoming>, names: &HeadNames) -> Response<Body> {
+pub(crate) async fn answer(app: &App, request: Request<Incoming>, client: &Client) -> Response<Body> {
     let begun = Instant::now();
-    let written = names.last_head();
-    let mut response = serve(app, request, written).await.unwrap_or_else(Problem::into_response);
+    let mut response = serve(app, request, client).await.unwrap_or_else(Problem::into_response);
     if let Some(reply::WrittenNames(written)) = response.extensions_mut().remove() {
-        names.write_next(written.iter().map(String::as_str));
+        client.names.write_next(written.iter().map(String::as_str));
     }
     let metrics = app.metrics();
     match response.status() {
@@ -91,7 +107,9 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, names: &HeadNa
     response
 }
 
-async fn serve(app: &App, request: Request<Incoming>, written: Option<Head>) -> Reply<Response<Body>> {
+async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
+    // Taken before anything else is read or written.
+    let from = Origin { written: client.names.last_head(), address: client.address };
     guard::judge(app, request.uri(), request.headers())?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
@@ -104,10 +122,10 @@ async fn serve(app: &App, request: Request<Incoming>, written: Option<Head>) -> 
     };
     let plan = decide(app, current, has_key);
     if plan.path == CallPath::Direct {
-        return run(app, plan, request, written).await;
+        return run(app, plan, request, from).await;
     }
     let shared = app.clone();
-    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, written).await }));
+    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, from).await }));
     running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
 }
 
@@ -135,22 +153,33 @@ async fn run(
     app: &App,
     Plan { path, invoker, current }: Plan,
     request: Request<Incoming>,
-    written: Option<Head>,
+    Origin { written, address }: Origin,
 ) -> Reply<Response<Body>> {
     let (parts, incoming) = request.into_parts();
-    let request = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, written };
+    let request = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, written, address };
+    let response = execute(app, (path, invoker), &current, (&parts, request, incoming)).await?;
+    let is_server = current.code.serving.contract == Contract::Http;
+    Ok(if is_server { reply::below_prefix(response, &current.code.function) } else { response })
+}
+
+async fn execute(
+    app: &App,
+    (path, invoker): (CallPath, Option<Arc<dyn Invoker>>),
+    current: &Current,
+    (parts, request, incoming): (&Parts, RequestHead<'_>, Incoming),
+) -> Reply<Response<Body>> {
     match (path, invoker) {
         (CallPath::Direct, Some(invoker)) => {
             let permit = app.completions().permit().ok_or_else(busy)?;
             let Code { namespace, function, .. } = &*current.code;
             let _waiting = app.follow(namespace, function)?;
-            let call = read(app, &current, &request, incoming).await?;
-            direct::run(app, &invoker, &current, call, permit).await
+            let call = read(app, current, &request, incoming).await?;
+            direct::run(app, &invoker, current, call, permit).await
         }
         (path, _) => {
-            let call = read(app, &current, &request, incoming).await?;
+            let call = read(app, current, &request, incoming).await?;
             let key = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
-            stored(app, path, &current, call, key).await
+            stored(app, path, current, call, key).await
         }
     }
 }

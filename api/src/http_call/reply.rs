@@ -5,12 +5,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use faena_domain::limits::{MAX_HEADER_BYTES, MAX_RESULT};
-use faena_domain::{CallError, CallNum, CallStatus, ErrorKind};
+use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName};
 use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::CallRecord;
 
 use crate::app::App;
-use crate::handed::HOP_BY_HOP;
+use crate::handed::{HOP_BY_HOP, PREFIX};
 use crate::problem::{Problem, Reply};
 use crate::routes::trace::{self, Timing};
 
@@ -106,6 +106,23 @@ pub(super) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: 
     response
 }
 
+/// A redirection of a server to a path of its own leads below the function's prefix, where the client reaches it; one
+/// that knows the prefix (`X-Forwarded-Prefix`) is left as it is.
+pub(super) fn below_prefix(mut response: Response, function: &FunctionName) -> Response {
+    let prefix = format!("{PREFIX}{function}");
+    let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let is_ours = |path: &&str| path.starts_with('/') && !path.starts_with("//");
+    let is_below = |path: &str| {
+        let own = path.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(&prefix));
+        own && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/' | b'?' | b'#'))
+    };
+    let moved = location.filter(is_ours).filter(|path| !is_below(path)).map(|path| format!("{prefix}{path}"));
+    if let Some(moved) = moved.and_then(|moved| HeaderValue::from_str(&moved).ok()) {
+        response.headers_mut().insert(header::LOCATION, moved);
+    }
+    response
+}
+
 /// Adds what every reply on `/f/` has: whose call it was, and that what a function puts out is no page of ours.
 pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str, last: Option<Timing>) {
     trace::tell(headers, num.0, traceparent, last);
@@ -151,5 +168,22 @@ mod tests {
         keep_headers(told, &mut response);
         let kept: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         assert_eq!(kept, ["content-type", "x-mine"]);
+    }
+
+    #[test]
+    fn redirections_of_a_server_stay_below_its_prefix() {
+        let function: FunctionName = "Shop".parse().expect("a name");
+        for (told, expected) in [
+            ("/login?next=/a", "/f/Shop/login?next=/a"),
+            ("/", "/f/Shop/"),
+            ("/f/shop/login", "/f/shop/login"),
+            ("/f/shopping", "/f/Shop/f/shopping"),
+            ("login", "login"),
+            ("//other.example/", "//other.example/"),
+            ("https://other.example/", "https://other.example/"),
+        ] {
+            let response = Response::builder().header("location", told).body(Body::empty()).expect("a response");
+            assert_eq!(below_prefix(response, &function).headers()["location"], expected);
+        }
     }
 }

@@ -3,9 +3,11 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use faena_domain::units::Millis;
 use faena_domain::{FunctionName, Version};
 use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, VersionList};
 use faena_protocol::records::{FunctionRecord, VersionRecord};
+use faena_scheduler::statistics::LastHour;
 use serde::Serialize;
 
 use crate::app::App;
@@ -25,6 +27,29 @@ pub(crate) struct FunctionView {
     callback_secret: Option<String>,
     #[serde(flatten)]
     newest: VersionRecord,
+    /// What this process has seen of its calls in the last hour; with one function alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_hour: Option<LastHourView>,
+}
+
+/// The calls of an hour.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LastHourView {
+    calls: u64,
+    errors: u64,
+    p50_ms: Option<Millis>,
+    p99_ms: Option<Millis>,
+    /// The part of the calls whose instance was made for them, from 0 to 1.
+    cold_share: Option<f64>,
+}
+
+impl From<LastHour> for LastHourView {
+    fn from(LastHour { calls, errors, cold, p50, p99 }: LastHour) -> Self {
+        // Rounded to thousandths, which is what there is to know.
+        let cold_share = (calls > 0).then(|| (cold as f64 / calls as f64 * 1000.0).round() / 1000.0);
+        Self { calls, errors, p50_ms: p50.map(Millis::from), p99_ms: p99.map(Millis::from), cold_share }
+    }
 }
 
 impl FunctionView {
@@ -36,7 +61,13 @@ impl FunctionView {
 
 impl From<FunctionRecord> for FunctionView {
     fn from(function: FunctionRecord) -> Self {
-        Self { name: function.name, current: function.current, callback_secret: None, newest: function.newest }
+        Self {
+            name: function.name,
+            current: function.current,
+            callback_secret: None,
+            newest: function.newest,
+            last_hour: None,
+        }
     }
 }
 
@@ -58,7 +89,8 @@ pub(crate) async fn get(
 ) -> Reply<Json<FunctionView>> {
     let name = name.parse()?;
     let function = app.db().ask(&FunctionGet { namespace: principal.namespace.clone(), name }).await?;
-    Ok(Json(function.into()))
+    let last_hour = app.scheduler().statistics().last_hour(&(principal.namespace.clone(), function.name.clone()));
+    Ok(Json(FunctionView { last_hour: Some(last_hour.into()), ..function.into() }))
 }
 
 /// Forgets a function; its ended calls stay on record, its waiting ones are cancelled.
@@ -70,6 +102,7 @@ pub(crate) async fn delete(
 ) -> Reply<StatusCode> {
     let (namespace, name): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     app.db().ask(&FunctionDelete { namespace: namespace.clone(), name: name.clone() }).await?;
+    app.scheduler().statistics().forget(&(namespace.clone(), name.clone()));
     app.scheduler().forget(namespace, name).await;
     Ok(StatusCode::NO_CONTENT)
 }

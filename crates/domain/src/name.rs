@@ -1,6 +1,8 @@
-//! Names that people give: of namespaces, runtimes and functions.
+//! Names that people give: of namespaces, runtimes and functions. They keep their case, and are equal without regard to it.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -24,10 +26,19 @@ fn check(text: &str) -> Result<(), InvalidName> {
     if valid { Ok(()) } else { Err(InvalidName { text: text.chars().take(80).collect() }) }
 }
 
+/// Hashes a name so that names which are equal have the same hash.
+fn hash_ignoring_case<H: Hasher>(name: &str, state: &mut H) {
+    let mut lower = [0; MAX_NAME];
+    let bytes = name.as_bytes();
+    lower.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte.to_ascii_lowercase());
+    state.write(&lower[..bytes.len().min(MAX_NAME)]);
+    state.write_u8(0xff);
+}
+
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
@@ -40,6 +51,33 @@ macro_rules! names {
             /// What uniqueness is judged by: names differ by more than case.
             pub fn key(&self) -> String {
                 self.0.to_ascii_lowercase()
+            }
+        }
+
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                self.0.eq_ignore_ascii_case(&other.0)
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl Hash for $name {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                hash_ignoring_case(&self.0, state);
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                let lower = |name: &'_ Self| name.0.bytes().map(|byte| byte.to_ascii_lowercase()).collect::<Vec<_>>();
+                lower(self).cmp(&lower(other))
             }
         }
 
@@ -105,6 +143,13 @@ mod tests {
         for name in ["", "..", ".", "-a", "a/b", "a b", "a\0b", "ⓝame", "a;rm", "a\nb", "%2e", &"x".repeat(64)] {
             assert!(name.parse::<FunctionName>().is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn names_that_differ_in_case_alone_are_one() {
+        let (lower, upper): (FunctionName, FunctionName) = ("dice".parse().unwrap(), "Dice".parse().unwrap());
+        assert_eq!((&lower, lower.cmp(&upper)), (&upper, Ordering::Equal));
+        assert_eq!(std::collections::HashSet::from([lower, upper]).len(), 1);
     }
 
     proptest! {

@@ -15,7 +15,9 @@
 //!   │ ── engines, draining ──────▶ │   whenever
 //! ```
 
-use faena_domain::{CallNum, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner, Version};
+use faena_domain::{
+    Attempt, CallNum, CallStatus, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner, Version,
+};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -162,6 +164,8 @@ pub enum ToApi {
         epoch: Epoch,
         /// How, where db has no row of it; none gives a drained call back.
         outcome: Option<Box<Outcome>>,
+        /// How, where db has a row of it and will not have it tried again.
+        queued: Option<Box<QueuedEnd>>,
     },
     /// What my pool holds has changed.
     Pool {
@@ -189,6 +193,16 @@ pub enum ToApi {
     },
     /// Send me nothing more; I am about to stop.
     Draining,
+}
+
+/// How a call with a row ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueuedEnd {
+    /// Its status in db.
+    pub status: CallStatus,
+    /// Its last attempt.
+    pub attempt: Attempt,
 }
 
 /// What writes a log.

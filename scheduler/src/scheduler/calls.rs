@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use faena_domain::plan::CallPath;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallFinish, CallPersist};
@@ -13,6 +14,7 @@ use super::{Ask, Scheduler};
 use crate::completions::BacklogPermit;
 use crate::handle::Command;
 use crate::ledger::function_id;
+use crate::statistics::{CallSample, Function};
 use crate::sync_call::{Answer, SyncCall};
 
 impl Scheduler {
@@ -32,8 +34,12 @@ impl Scheduler {
         self.end_waited(call, record);
     }
 
+    /// Answers a waited call and writes it behind the answer.
     pub(super) fn end_waited(&self, mut call: SyncCall, record: CallRecord) {
         let num = call.spec.num;
+        let function = (call.spec.namespace.clone(), call.code.function.clone());
+        let sample = CallSample::new(CallPath::Sync, record.status, record.attempts.last());
+        self.ends.statistics.record(&function, &sample);
         match call.permit.take() {
             Some(permit) => {
                 let CallSpec { namespace, direct, timeout_ms, .. } = call.spec.clone();
@@ -46,6 +52,7 @@ impl Scheduler {
         let _ = self.ends.ends.send(num);
     }
 
+    /// Ends a call without a row on somebody's word.
     pub(super) async fn cancel(&mut self, num: CallNum) -> Option<CallRecord> {
         // One that is given its row is cancelled there.
         let call = self.waited.get(&num).filter(|call| !call.is_persisted())?;
@@ -76,6 +83,7 @@ impl Scheduler {
         }
     }
 
+    /// The end of a call: of one with a row, which db has already, or of a waited one, whose end is judged here.
     pub(super) fn ended(&mut self, num: CallNum, epoch: Epoch, owner: &Owner, outcome: Option<Outcome>) {
         self.asks(Ask::Work);
         let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch);
@@ -83,10 +91,8 @@ impl Scheduler {
             match outcome {
                 // An api before us gave the call its row, or it is too late and db says so.
                 Some(_) => {
-                    self.finish(
-                        CallFinish { num, epoch, owner: owner.clone(), outcome },
-                        self.ends.completions.permit(),
-                    );
+                    let finish = CallFinish { num, epoch, owner: owner.clone(), outcome };
+                    self.finish(finish, self.ends.completions.permit(), None);
                 }
                 None => drop(self.ends.ends.send(num)),
             }
@@ -117,6 +123,7 @@ impl Scheduler {
         self.queue.push_front(function, num);
     }
 
+    /// A call that was given its row ends there.
     fn end_persisted(&mut self, mut call: SyncCall, outcome: Option<Outcome>) {
         if call.is_being_persisted() {
             call.outcome = Some(outcome);
@@ -127,19 +134,25 @@ impl Scheduler {
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
         // A stop waits for it, as for every other write behind an answer.
         let permit = call.permit.take().or_else(|| self.ends.completions.permit());
-        self.finish(finish, permit);
+        self.finish(finish, permit, Some((call.spec.namespace, call.code.function.clone())));
     }
 
-    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>) {
+    /// Ends a row on behalf of a worker; a stop waits until that is done.
+    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>, function: Option<Function>) {
         let (db, ends, poke) = (self.db.clone(), self.ends.ends.clone(), Arc::clone(&self.ends.poke));
+        let statistics = self.ends.statistics.clone();
         tokio::spawn(async move {
-            deliver(&db, &finish).await;
+            let status = deliver(&db, &finish).await.filter(|status| status.is_terminal());
+            if let (Some(function), Some(status), Some(outcome)) = (function, status, &finish.outcome) {
+                statistics.record(&function, &CallSample::new(CallPath::Sync, status, Some(&outcome.attempt)));
+            }
             drop(permit);
             let _ = ends.send(finish.num);
             poke.notify_one();
         });
     }
 
+    /// The wait of a client has run out: the call gets its row, and the client hears 202 when it has.
     pub(super) fn abandon(&mut self, num: CallNum) {
         let Some(call) = self.waited.get_mut(&num) else { return };
         let running = call.owner.clone();

@@ -52,6 +52,7 @@ impl Scheduler {
         });
     }
 
+    /// The worker went while db claimed for it: nothing has begun.
     fn give_back(&self, owner: &Owner, calls: Vec<CallJob>, builds: Vec<BuildJob>) {
         let (db, owner) = (self.db.clone(), owner.clone());
         tokio::spawn(async move {
@@ -95,9 +96,8 @@ pub(super) fn lease(granted_ms: u64) -> Lease {
     Lease { boot: boot_id().to_owned(), until_ms: granted_ms + LEASE_MS.unsigned_abs() }
 }
 
-/// Writes, and does not give up while the answer is not known.
-pub(super) async fn deliver<R: DbRequest>(db: &DbClient, request: &R) {
-    if let Err(error) = db.ask_until_known(request).await {
-        debug!(%error, request = R::TYPE, "db refuses a write");
-    }
+/// Writes, and does not give up while the answer is not known; none where db refuses.
+pub(super) async fn deliver<R: DbRequest>(db: &DbClient, request: &R) -> Option<R::Reply> {
+    let answer = db.ask_until_known(request).await;
+    answer.inspect_err(|error| debug!(%error, request = R::TYPE, "db refuses a write")).ok()
 }

@@ -1,13 +1,15 @@
 //! What workers say, and what becomes of calls whose worker is gone.
 
+use faena_domain::plan::CallPath;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_protocol::Envelope;
 use faena_protocol::db::BuildRef;
-use faena_protocol::node::{HeldCall, NodeInfo, ToApi, ToWorker};
+use faena_protocol::node::{HeldCall, NodeInfo, QueuedEnd, ToApi, ToWorker};
 use faena_transport::Peer;
 use tracing::{debug, info, warn};
 
 use super::{Ask, Scheduler};
+use crate::statistics::CallSample;
 use crate::sync_call::SyncCall;
 
 /// What a worker says when it is connected.
@@ -33,8 +35,12 @@ impl Scheduler {
         match message {
             ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
             ToApi::Started { num, epoch } => self.started(num, epoch),
-            ToApi::Ended { num, epoch, outcome } => {
-                self.fleet.call_ended(&peer, (num, epoch));
+            ToApi::Ended { num, epoch, outcome, queued } => {
+                let of = self.fleet.call_ended(&peer, (num, epoch));
+                if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {
+                    let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
+                    self.ends.statistics.record(&(of.namespace, of.function), &sample);
+                }
                 self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
                 self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
             }
@@ -79,6 +85,7 @@ impl Scheduler {
         self.say(&peer, &ToWorker::Welcome).await;
     }
 
+    /// A worker that is back does not have what was sent to it: that lay in the connection that was lost.
     fn never_arrived(&mut self, owner: &Owner, held: &[(CallNum, Epoch)]) {
         let is_missing = |call: &SyncCall| {
             call.owner.as_ref() == Some(owner)
@@ -95,6 +102,7 @@ impl Scheduler {
         }
     }
 
+    /// Dispatched again only if no instance acknowledged its start.
     fn gone_with_its_worker(&mut self, call: SyncCall) {
         if call.has_started() {
             let record = call.lost();
@@ -104,6 +112,7 @@ impl Scheduler {
         }
     }
 
+    /// A worker is gone for good: what it ran without a row starts elsewhere if it had not begun, and fails otherwise.
     pub(super) fn owner_lost(&mut self, owner: &Owner) {
         let lost: Vec<CallNum> =
             self.waited.values().filter(|call| call.owner.as_ref() == Some(owner)).map(|call| call.spec.num).collect();

@@ -1,5 +1,7 @@
 //! What the api counts.
 
+mod functions;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,7 +9,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use faena_scheduler::statistics::Statistics;
+
 use crate::http_call::ROUTE;
+use functions::FunctionCollector;
 
 /// A request by what was asked for and how it was answered; routes, never paths, so that the number is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -28,8 +33,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the metrics under `faena_api_`.
-    pub fn register(registry: &mut Registry) -> Self {
+    /// Registers the metrics under `faena_api_`, and those of functions under `faena_function_`.
+    pub(crate) fn register(registry: &mut Registry, statistics: Statistics) -> Self {
+        registry.register_collector(Box::new(FunctionCollector(statistics)));
         let requests = Family::<Request, Counter>::default();
         let direct_ok = requests.get_or_create(&Request { route: ROUTE.to_owned(), status: 200 }).clone();
         let metrics = Self {
