@@ -7,7 +7,7 @@ use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::{FunctionName, Limits, Namespace};
 use faena_egress::EgressPolicy;
-use faena_protocol::direct::Invoker;
+use faena_invoker::Invoker;
 use faena_telemetry::Metrics as Registry;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;

@@ -35,7 +35,7 @@ use faena_db_client::DbClient;
 use faena_domain::Limits;
 use faena_domain::units::ByteSize;
 use faena_egress::EgressPolicy;
-use faena_protocol::direct::Invoker;
+use faena_invoker::Invoker;
 use faena_scheduler::{Scheduler, WorkerConnections};
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};

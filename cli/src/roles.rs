@@ -9,7 +9,7 @@ use faena_blob::BlobStore;
 use faena_db::SqliteStore;
 use faena_db_client::DbClient;
 use faena_domain::Owner;
-use faena_protocol::direct::Invoker;
+use faena_invoker::Invoker;
 use faena_telemetry::Metrics;
 use faena_transport::Endpoint;
 use faena_worker::node::{EgressPolicy, Node, Pool, PoolMetrics};

@@ -54,9 +54,9 @@ pub struct SchedulerHandle {
     statistics: Statistics,
 }
 
-/// The task's ends of what a handle holds.
+/// What the task shares with its handles.
 #[derive(Debug)]
-pub(crate) struct TaskEnds {
+pub(crate) struct Shared {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) sender: mpsc::Sender<Command>,
     pub(crate) poke: Arc<Notify>,
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Command {
 
 impl SchedulerHandle {
     /// A handle, and what the task keeps.
-    pub(crate) fn new(db: DbClient) -> (Self, TaskEnds) {
+    pub(crate) fn new(db: DbClient) -> (Self, Shared) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (ends, _) = broadcast::channel(ENDS);
         let (poke, in_flight) = (Arc::new(Notify::new()), InFlight::default());
@@ -88,7 +88,7 @@ impl SchedulerHandle {
             statistics: Statistics::default(),
         };
         let statistics = handle.statistics.clone();
-        (handle, TaskEnds { commands, sender, poke, ends, completions, in_flight, statistics })
+        (handle, Shared { commands, sender, poke, ends, completions, in_flight, statistics })
     }
 
     /// Hands over a waited call; its answer comes through its own channel. False if the scheduler's queue is full.

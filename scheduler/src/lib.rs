@@ -1,6 +1,6 @@
 //! Which worker gets which call and build.
 //!
-//! The pure parts decide: [`fleet`] (the workers and their slots), `ledger` (what calls take of slots) and `turns` (whose
+//! The pure parts decide: `fleet` (the workers and their slots), `ledger` (what calls take of slots) and `turns` (whose
 //! call is next). [`Scheduler`], one task, owns the connections to workers and knows every call that has no row; it does
 //! what was decided. Calls with a row are claimed in db for a worker that has a free slot, and only then sent to it; the
 //! worker ends them there.

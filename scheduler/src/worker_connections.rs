@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
+use faena_invoker::{Invocation, Invoker};
+use faena_protocol::direct::InvocationEnd;
 use faena_protocol::direct::wire::{self, CallHead};
-use faena_protocol::direct::{DirectCall, DirectEnd, Invoker};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, LinkEvent, LinkHandle, UnopenedLink};
@@ -30,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Pending {
     engine: EngineKind,
     until: Instant,
-    done: Box<dyn FnOnce(DirectEnd) + Send>,
+    done: Box<dyn FnOnce(InvocationEnd) + Send>,
 }
 
 /// What is on its way over one connection.
@@ -175,7 +176,7 @@ impl Invoker for WorkerConnections {
         self.choose(code).is_some()
     }
 
-    fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+    fn submit(&self, call: Invocation) -> Result<(), Box<Invocation>> {
         match self.choose(&call.code) {
             Some(wire) => wire.send(call),
             None => Err(Box::new(call)),
@@ -196,7 +197,7 @@ impl Wire {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+    fn send(&self, call: Invocation) -> Result<(), Box<Invocation>> {
         let mut lines = self.lines();
         let Ok(code) = self.number(&mut lines, &call.code) else { return Err(Box::new(call)) };
         let now = Instant::now();
@@ -262,7 +263,7 @@ impl Wire {
         }
     }
 
-    fn finish(&self, pending: Pending, end: DirectEnd) {
+    fn finish(&self, pending: Pending, end: InvocationEnd) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         (pending.done)(end);
     }
@@ -270,7 +271,7 @@ impl Wire {
     fn lose(&self, pending: Pending, why: &str) {
         let message = format!("the worker {} was lost with the call: {why}", self.worker);
         let error = CallError::new(ErrorKind::Infrastructure, Layer::Run, message);
-        let end = DirectEnd::unrun(error, &self.worker, pending.engine);
+        let end = InvocationEnd::unrun(error, &self.worker, pending.engine);
         self.finish(pending, end);
     }
 

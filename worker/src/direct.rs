@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
+use faena_invoker::{Invocation, Invoker};
 use faena_miniworker::Pool;
+use faena_protocol::direct::InvocationEnd;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
-use faena_protocol::direct::{DirectCall, DirectEnd, Invoker};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use tracing::{debug, warn};
@@ -102,7 +103,7 @@ impl Direct {
         let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
         let mut params = body;
         let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
-        let call = DirectCall {
+        let call = Invocation {
             num,
             code,
             params,
@@ -146,7 +147,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn tell(&self, end: DirectEnd) {
+    fn tell(&self, end: InvocationEnd) {
         // The end of one whose caller has gone, or was told already, is nobody's.
         if !self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.num) {
             return;
@@ -166,6 +167,6 @@ impl Drop for Answer {
         }
         let error =
             CallError::new(ErrorKind::Unavailable, Layer::Queue, "the worker takes no more calls at the moment");
-        self.tell(DirectEnd::unrun(error, &self.worker, self.engine));
+        self.tell(InvocationEnd::unrun(error, &self.worker, self.engine));
     }
 }

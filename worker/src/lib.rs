@@ -78,7 +78,7 @@ impl Worker {
             slots: self.config.slots,
             build_slots: BUILD_SLOTS,
             memory_bytes: memory_bytes(),
-            direct: self.config.direct.iter().map(|(endpoint, _)| endpoint.path().to_owned()).collect(),
+            direct: self.config.direct.iter().map(|(endpoint, _)| endpoint.path().display().to_string()).collect(),
         }
     }
 

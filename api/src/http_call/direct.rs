@@ -10,7 +10,8 @@ use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Layer, Payload};
-use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest, Invoker};
+use faena_invoker::{Invocation, Invoker};
+use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use faena_scheduler::statistics::{CallSample, Function};
 use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
@@ -96,7 +97,7 @@ pub(super) async fn run(
     });
     app.in_flight().direct(begun.function.0.clone(), num, Arc::<Begun>::clone(&begun));
     let (tell, ended) = oneshot::channel();
-    let call = DirectCall {
+    let call = Invocation {
         num,
         code: Arc::clone(&begun.code),
         params: begun.params.clone(),
@@ -108,7 +109,7 @@ pub(super) async fn run(
         traceparent: Arc::clone(&traceparent),
         done: Box::new({
             let (app, begun) = (app.clone(), Arc::clone(&begun));
-            move |end: DirectEnd| {
+            move |end: InvocationEnd| {
                 let timing = Timing::from(&end.attempt);
                 let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), timing);
                 // The call holds memory for its body until it is written, whether or not its client waits.
@@ -152,8 +153,8 @@ fn missing() -> CallError {
 }
 
 /// Writes a call behind its answer.
-fn record(app: &App, begun: &Arc<Begun>, end: DirectEnd, (permit, held): (BacklogPermit, body::Whole)) {
-    let DirectEnd { status, result, error, log, mut attempt, head } = end;
+fn record(app: &App, begun: &Arc<Begun>, end: InvocationEnd, (permit, held): (BacklogPermit, body::Whole)) {
+    let InvocationEnd { status, result, error, log, mut attempt, head } = end;
     let sample = CallSample::new(CallPath::Direct, status, Some(&attempt));
     app.scheduler().statistics().record(&begun.function, &sample);
     attempt.error.clone_from(&error);

@@ -18,8 +18,6 @@
 use faena_domain::{
     Attempt, CallNum, CallStatus, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner, Version,
 };
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use crate::db::BuildRef;
@@ -42,9 +40,9 @@ pub struct NodeInfo {
     pub build_slots: u32,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
-    /// Sockets that calls of the direct path may be sent to; none where the api shares the worker's process.
+    /// Addresses of sockets that calls of the direct path may be sent to; none where the api shares the worker's process.
     #[serde(default)]
-    pub direct: Vec<PathBuf>,
+    pub direct: Vec<String>,
 }
 
 /// What a call runs, as far as it counts for a worker's slots.

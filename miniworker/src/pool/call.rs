@@ -9,7 +9,8 @@ use bytes::Bytes;
 use faena_domain::call::StartKind;
 use faena_domain::units::{MB, Millis};
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
-use faena_protocol::direct::{DirectCall, DirectEnd, HttpHead, HttpRequest};
+use faena_invoker::Invocation;
+use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
 use faena_protocol::records::Code;
 
 use super::StartError;
@@ -77,7 +78,7 @@ pub(crate) struct PoolEnd {
 
 impl PoolCall {
     /// A call of the direct path, whose deadline may come before that of an attempt.
-    pub(crate) fn of_direct(call: DirectCall, node: &Arc<Node>) -> Box<Self> {
+    pub(crate) fn of_direct(call: Invocation, node: &Arc<Node>) -> Box<Self> {
         let since = Instant::now();
         let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
         let done = call.done;
@@ -114,8 +115,8 @@ impl PoolCall {
     }
 
     /// Gives a call back that there was no room for.
-    pub(crate) fn into_direct(self, code: &Arc<Code>) -> Box<DirectCall> {
-        Box::new(DirectCall {
+    pub(crate) fn into_direct(self, code: &Arc<Code>) -> Box<Invocation> {
+        Box::new(Invocation {
             num: self.num,
             code: Arc::clone(code),
             params: self.params,
@@ -245,9 +246,9 @@ impl PoolEnd {
         }
     }
 
-    fn into_direct(mut self, node: &Node, engine: EngineKind) -> DirectEnd {
+    fn into_direct(mut self, node: &Node, engine: EngineKind) -> InvocationEnd {
         let attempt = self.attempt(node, engine, 1, Epoch(1));
-        DirectEnd {
+        InvocationEnd {
             status: self.status,
             result: self.result,
             head: self.head,

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use faena_domain::units::ByteSize;
 use faena_domain::{CallNum, Contract, FunctionName, Namespace, Preload};
-use faena_protocol::direct::{DirectCall, Invoker};
+use faena_invoker::{Invocation, Invoker};
 use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
 use tokio::runtime::Handle;
@@ -203,7 +203,7 @@ impl Invoker for Pool {
         code.engine.is_some_and(|engine| self.0.node.engines.contains_key(&engine))
     }
 
-    fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>> {
+    fn submit(&self, call: Invocation) -> Result<(), Box<Invocation>> {
         let code = Arc::clone(&call.code);
         let call = PoolCall::of_direct(call, &self.0.node);
         self.call(&code, call).map_err(|call| (*call).into_direct(&code))

@@ -23,7 +23,7 @@ impl Scheduler {
             return self.finish_unrun(call);
         }
         let (num, function) = (call.spec.num, function_id(&CallOf::of(&call.code)));
-        self.ends.in_flight.sync(&call.spec.namespace, call.record());
+        self.shared.in_flight.sync(&call.spec.namespace, call.record());
         call.queued();
         self.waited.insert(num, call);
         self.queue.push_back(function, num);
@@ -39,17 +39,19 @@ impl Scheduler {
         let num = call.spec.num;
         let function = (call.spec.namespace.clone(), call.code.function.clone());
         let sample = CallSample::new(CallPath::Sync, record.status, record.attempts.last());
-        self.ends.statistics.record(&function, &sample);
+        self.shared.statistics.record(&function, &sample);
         match call.permit.take() {
             Some(permit) => {
                 let CallSpec { namespace, direct, timeout_ms, .. } = call.spec.clone();
-                self.ends.completions.write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, permit);
+                self.shared
+                    .completions
+                    .write(EndedCall { namespace, call: record.clone(), direct, timeout_ms }, permit);
             }
-            None => self.ends.in_flight.remove(num),
+            None => self.shared.in_flight.remove(num),
         }
         call.answer(Answer::Ended(Box::new(record)));
         // Nobody may follow it.
-        let _ = self.ends.ends.send(num);
+        let _ = self.shared.ends.send(num);
     }
 
     /// Ends a call without a row on somebody's word.
@@ -78,7 +80,7 @@ impl Scheduler {
             call.started();
             // A call that has its row is read from there.
             if !call.is_persisted() {
-                self.ends.in_flight.sync(&call.spec.namespace, call.record());
+                self.shared.in_flight.sync(&call.spec.namespace, call.record());
             }
         }
     }
@@ -92,9 +94,9 @@ impl Scheduler {
                 // An api before us gave the call its row, or it is too late and db says so.
                 Some(_) => {
                     let finish = CallFinish { num, epoch, owner: owner.clone(), outcome };
-                    self.finish(finish, self.ends.completions.permit(), None);
+                    self.finish(finish, self.shared.completions.permit(), None);
                 }
-                None => drop(self.ends.ends.send(num)),
+                None => drop(self.shared.ends.send(num)),
             }
             return;
         }
@@ -133,14 +135,14 @@ impl Scheduler {
         let Some(owner) = call.owner.clone() else { return };
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
         // A stop waits for it, as for every other write behind an answer.
-        let permit = call.permit.take().or_else(|| self.ends.completions.permit());
+        let permit = call.permit.take().or_else(|| self.shared.completions.permit());
         self.finish(finish, permit, Some((call.spec.namespace, call.code.function.clone())));
     }
 
     /// Ends a row on behalf of a worker; a stop waits until that is done.
     fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>, function: Option<Function>) {
-        let (db, ends, poke) = (self.db.clone(), self.ends.ends.clone(), Arc::clone(&self.ends.poke));
-        let statistics = self.ends.statistics.clone();
+        let (db, ends, poke) = (self.db.clone(), self.shared.ends.clone(), Arc::clone(&self.shared.poke));
+        let statistics = self.shared.statistics.clone();
         tokio::spawn(async move {
             let status = deliver(&db, &finish).await.filter(|status| status.is_terminal());
             if let (Some(function), Some(status), Some(outcome)) = (function, status, &finish.outcome) {
@@ -168,7 +170,7 @@ impl Scheduler {
             epoch: call.epoch,
             running,
         };
-        let (db, sender) = (self.db.clone(), self.ends.sender.clone());
+        let (db, sender) = (self.db.clone(), self.shared.sender.clone());
         tokio::spawn(async move {
             // Whether it was done must be known: a row that nobody knows of would contradict the answer.
             let result = db.ask_until_known(&persist).await;
@@ -178,7 +180,7 @@ impl Scheduler {
 
     pub(super) async fn persisted(&mut self, num: CallNum, result: Result<CallRecord, DbError>) {
         if result.is_ok() {
-            self.ends.in_flight.remove(num);
+            self.shared.in_flight.remove(num);
         }
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {

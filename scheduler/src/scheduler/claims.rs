@@ -21,7 +21,7 @@ impl Scheduler {
     /// Claims for every worker that has room; with `reserve`, also where only another function's call would have room.
     pub(super) fn claim(&mut self, reserve: bool) {
         for capacity in self.fleet.capacities(reserve) {
-            let (db, sender) = (self.db.clone(), self.ends.sender.clone());
+            let (db, sender) = (self.db.clone(), self.shared.sender.clone());
             tokio::spawn(async move {
                 let claimed = claim_for(&db, capacity).await;
                 let _ = sender.send(Command::Claimed(Box::new(claimed))).await;

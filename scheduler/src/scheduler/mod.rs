@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::fleet::Fleet;
-use crate::handle::{Command, SchedulerHandle, TaskEnds};
+use crate::handle::{Command, SchedulerHandle, Shared};
 use crate::ledger::{FunctionId, function_id};
 use crate::questions::Questions;
 use crate::sync_call::SyncCall;
@@ -47,7 +47,7 @@ pub struct Scheduler {
     db: DbClient,
     server: ServerHandle,
     connections: WorkerConnections,
-    ends: TaskEnds,
+    shared: Shared,
     fleet: Fleet<Peer>,
     /// Calls without a row, and those of them that wait for a slot.
     waited: HashMap<CallNum, SyncCall>,
@@ -66,12 +66,12 @@ impl Scheduler {
         connections: WorkerConnections,
         draining: CancellationToken,
     ) -> (Self, SchedulerHandle) {
-        let (handle, ends) = SchedulerHandle::new(db.clone());
+        let (handle, shared) = SchedulerHandle::new(db.clone());
         let scheduler = Self {
             db,
             server,
             connections,
-            ends,
+            shared,
             fleet: Fleet::default(),
             waited: HashMap::new(),
             queue: Turns::default(),
@@ -85,10 +85,10 @@ impl Scheduler {
     /// Schedules until it is aborted.
     pub async fn run(mut self, mut workers: Server) {
         let mut tick = tokio::time::interval(TICK);
-        let poke = std::sync::Arc::clone(&self.ends.poke);
+        let poke = std::sync::Arc::clone(&self.shared.poke);
         loop {
             tokio::select! {
-                Some(command) = self.ends.commands.recv() => self.command(command).await,
+                Some(command) = self.shared.commands.recv() => self.command(command).await,
                 event = workers.next() => match event {
                     Some(ServerEvent::Message(peer, bytes)) => self.message(peer, &bytes).await,
                     Some(ServerEvent::Lost(peer)) => {

@@ -39,7 +39,7 @@ impl Scheduler {
                 let of = self.fleet.call_ended(&peer, (num, epoch));
                 if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {
                     let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
-                    self.ends.statistics.record(&(of.namespace, of.function), &sample);
+                    self.shared.statistics.record(&(of.namespace, of.function), &sample);
                 }
                 self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
                 self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));

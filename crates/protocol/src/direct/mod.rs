@@ -1,19 +1,14 @@
-//! The direct path: a call is handed to an instance's worker, and its end comes back, and nothing durable is done between.
-//! Where api and worker share a process it is handed over as it is; otherwise it travels ([`wire`]).
+//! The direct path: what is told of a request, of an answer, and of the end of a call that has no row. Between processes
+//! calls and their ends travel as [`wire`] says.
 
 pub mod wire;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
 use faena_domain::units::Millis;
-use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch};
-
-use crate::records::Code;
+use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Epoch};
 
 /// A header of a request or an answer. Its value is bytes, which travel as a text where they are one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -128,39 +123,9 @@ pub struct HttpHead {
     pub headers: Vec<Header>,
 }
 
-/// A call on its way to an instance.
-pub struct DirectCall {
-    /// Its number.
-    pub num: CallNum,
-    /// What runs; the same allocation for every call of a version.
-    pub code: Arc<Code>,
-    /// The params, JSON.
-    pub params: Bytes,
-    /// The request's body, where that is not the params.
-    pub body: Option<Bytes>,
-    /// The request that it is.
-    pub request: Arc<HttpRequest>,
-    /// How long the attempt may take, in milliseconds.
-    pub timeout_ms: u64,
-    /// When the call as a whole has to have ended.
-    pub deadline: Instant,
-    /// The same instant for the function, in Unix milliseconds.
-    pub deadline_unix_ms: i64,
-    /// The W3C trace context that it carries.
-    pub traceparent: Arc<str>,
-    /// Takes its end, exactly once, whether or not the client still waits.
-    pub done: Box<dyn FnOnce(DirectEnd) + Send>,
-}
-
-impl fmt::Debug for DirectCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectCall").field("num", &self.num).finish_non_exhaustive()
-    }
-}
-
 /// How a call ended.
 #[derive(Clone, Debug)]
-pub struct DirectEnd {
+pub struct InvocationEnd {
     /// DONE, FAILED, TIMEOUT, EXPIRED or CANCELLED.
     pub status: CallStatus,
     /// What it put out; empty unless DONE, or where the function itself answers with an error.
@@ -175,7 +140,7 @@ pub struct DirectEnd {
     pub attempt: Attempt,
 }
 
-impl DirectEnd {
+impl InvocationEnd {
     /// The end of a call that no instance answered: the worker had none, or was lost.
     pub fn unrun(error: CallError, worker: &str, engine: EngineKind) -> Self {
         let attempt = Attempt {
@@ -197,21 +162,6 @@ impl DirectEnd {
         let (result, log) = (Bytes::new(), Vec::new());
         Self { status: CallStatus::Failed, result, head: None, error: Some(error), log, attempt }
     }
-}
-
-/// What takes calls.
-pub trait Invoker: Send + Sync + fmt::Debug {
-    /// Whether instances of this version can be made here.
-    fn offers(&self, code: &Code) -> bool;
-
-    /// Hands a call over.
-    ///
-    /// # Errors
-    /// The call itself, where too many wait already.
-    fn submit(&self, call: DirectCall) -> Result<(), Box<DirectCall>>;
-
-    /// Ends a call that was handed over; false where it is not known, or has ended.
-    fn cancel(&self, num: CallNum) -> bool;
 }
 
 #[cfg(test)]

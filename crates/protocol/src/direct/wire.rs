@@ -20,7 +20,7 @@ use faena_domain::{Attempt, CallError, CallNum, CallStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{DirectEnd, HttpHead, HttpRequest};
+use super::{HttpHead, HttpRequest, InvocationEnd};
 use crate::records::Code;
 
 const CODE: u8 = 1;
@@ -161,8 +161,8 @@ pub fn forget() -> Result<Bytes, WireError> {
 ///
 /// # Errors
 /// What serde says.
-pub fn end(num: CallNum, end: DirectEnd) -> Result<Bytes, WireError> {
-    let DirectEnd { status, result, head, error, log, attempt } = end;
+pub fn end(num: CallNum, end: InvocationEnd) -> Result<Bytes, WireError> {
+    let InvocationEnd { status, result, head, error, log, attempt } = end;
     let head = EndHead { num, status, head, error, attempt, log: log.len() };
     encode(END, &head, &[&result, &log])
 }
@@ -188,11 +188,11 @@ impl ToWorker {
 ///
 /// # Errors
 /// [`WireError`].
-pub fn decode_end(bytes: &Bytes) -> Result<(CallNum, DirectEnd), WireError> {
+pub fn decode_end(bytes: &Bytes) -> Result<(CallNum, InvocationEnd), WireError> {
     let (END, head, mut body) = split(bytes)? else { return Err(WireError::Unknown) };
     let EndHead { num, status, head, error, attempt, log } = parse(head)?;
     let result = body.len().checked_sub(log).map(|length| body.split_to(length)).ok_or(WireError::Unknown)?;
-    Ok((num, DirectEnd { status, result, head, error, log: body.to_vec(), attempt }))
+    Ok((num, InvocationEnd { status, result, head, error, log: body.to_vec(), attempt }))
 }
 
 #[cfg(test)]
