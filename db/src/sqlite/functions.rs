@@ -141,7 +141,7 @@ impl Write for VersionPut {
             Err(DbError::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };
-        if let Some(old) = old.as_ref().filter(|old| **old != self.function) {
+        if let Some(old) = old.as_ref().filter(|old| old.as_str() != self.function.as_str()) {
             let message = format!("the function {old} exists already; names differ by more than case");
             return Err(DbError::Conflict { message });
         }

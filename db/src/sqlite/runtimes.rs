@@ -59,7 +59,7 @@ impl Write for RuntimePut {
             Err(error) => return Err(error),
         };
         if let Some(old) = &old {
-            if old.spec.name != self.spec.name {
+            if old.spec.name.as_str() != self.spec.name.as_str() {
                 let message = format!("the runtime {} exists already; names differ by more than case", old.spec.name);
                 return Err(DbError::Conflict { message });
             }
