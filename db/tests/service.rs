@@ -231,6 +231,7 @@ async fn a_request_nobody_knows_is_refused() {
     impl DbRequest for Teleport {
         type Reply = ();
         const TYPE: &'static str = "teleport";
+        const ACCESS: Access = Access::Read;
     }
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());

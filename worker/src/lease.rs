@@ -1,6 +1,6 @@
 //! Until when what a node holds is its own, by the clock that suspends do not stop.
 
-use faena_domain::queue::LEASE_MS;
+use faena_domain::lease::LEASE_MS;
 use faena_protocol::node::Lease;
 
 /// How much earlier than its claim everything of it has ended.

@@ -9,7 +9,7 @@ pub const MAX_LOG: u64 = 10 * crate::units::MB;
 /// The end of the log that a function shows after a failed build, in bytes.
 pub const LOG_TAIL: usize = 4096;
 /// How often a build is started anew after the platform's own failures.
-pub const MAX_REDELIVERIES: i64 = 5;
+pub const MAX_REDELIVERIES: u32 = 5;
 
 /// A version's status seen as a build.
 pub type BuildStatus = FunctionStatus;

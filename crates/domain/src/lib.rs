@@ -4,6 +4,7 @@
 //! what needs one of those asks this crate what is right and does the work elsewhere.
 
 pub mod build;
+pub mod build_queue;
 pub mod call;
 pub mod command;
 pub mod environment;
@@ -12,6 +13,7 @@ pub mod id;
 pub mod image;
 pub mod json;
 pub mod keep_alive;
+pub mod lease;
 pub mod limits;
 pub mod log;
 pub mod manifest;

@@ -23,11 +23,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Lease;
 use crate::retry::{is_retried, pause_ms};
 use crate::{CallStatus, Epoch, ErrorKind, Owner};
 
-/// How long a claim holds without being renewed, in milliseconds.
-pub const LEASE_MS: i64 = 30_000;
 /// How long a call may take as a whole where its client says nothing, in milliseconds: six hours.
 pub const DEFAULT_AGE_MS: u64 = 6 * 3600 * 1000;
 /// How often the platform's own failures are made good by another delivery.
@@ -38,12 +37,8 @@ pub const MAX_REDELIVERIES: u32 = 5;
 pub struct Entry {
     /// How it stands.
     pub status: CallStatus,
-    /// How often it was claimed, and once more when it was cancelled under its worker.
-    pub epoch: Epoch,
-    /// Who holds the claim, or ended it; nobody after a claim was taken away.
-    pub owner: Option<Owner>,
-    /// When the claim ends, in db time.
-    pub lease_end: i64,
+    /// Who holds the claim, or ended it.
+    pub lease: Lease,
     /// Whether a process is known to have begun under this claim.
     pub started: bool,
     /// Deliveries that may have begun, this one included: `FAENA_ATTEMPT`.
@@ -69,9 +64,7 @@ impl Entry {
     pub fn accepted(retries: u32, not_before: i64, expires_at: i64, ready: bool, waited: bool) -> Self {
         Self {
             status: CallStatus::Pending,
-            epoch: Epoch(0),
-            owner: None,
-            lease_end: 0,
+            lease: Lease::unclaimed(Epoch(0)),
             started: false,
             deliveries: 0,
             failures: 0,
@@ -82,10 +75,6 @@ impl Entry {
             ready,
             waited,
         }
-    }
-
-    fn is_held_by(&self, epoch: Epoch, owner: &Owner) -> bool {
-        self.epoch == epoch && self.owner.as_ref() == Some(owner)
     }
 
     fn is_dead_letter(&self) -> bool {
@@ -222,7 +211,7 @@ pub fn step(entry: &Entry, event: &Event, at: &At) -> Result<Stepped, Refused> {
         }
         Event::Renew { epoch, owner } => {
             fence(entry, *epoch, owner)?;
-            Ok(changed(Entry { lease_end: at.now + LEASE_MS, ..entry.clone() }))
+            Ok(changed(Entry { lease: entry.lease.renewed(at.now), ..entry.clone() }))
         }
         Event::Finish { epoch, owner, end } => {
             fence(entry, *epoch, owner)?;
@@ -235,7 +224,7 @@ pub fn step(entry: &Entry, event: &Event, at: &At) -> Result<Stepped, Refused> {
         Event::OwnerDied { successor } => owner_died(entry, successor, at),
         Event::Tick => tick(entry, at),
         Event::Restarted if entry.status == CallStatus::Running => {
-            Ok(changed(Entry { lease_end: at.now + LEASE_MS, ..entry.clone() }))
+            Ok(changed(Entry { lease: entry.lease.renewed(at.now), ..entry.clone() }))
         }
         Event::Built if entry.status == CallStatus::Pending => Ok(changed(Entry { ready: true, ..entry.clone() })),
         Event::BuildFailed if entry.status == CallStatus::Pending && !entry.ready => {
@@ -257,7 +246,7 @@ fn idle(entry: &Entry) -> Refused {
 
 /// Only who holds the claim may go on; who wrote this already hears so.
 fn fence(entry: &Entry, epoch: Epoch, owner: &Owner) -> Result<(), Refused> {
-    match (entry.is_held_by(epoch, owner), entry.status) {
+    match (entry.lease.is_held_by(epoch, owner), entry.status) {
         (true, CallStatus::Running) => Ok(()),
         (true, status) => Err(Refused::Already(status)),
         (false, _) => Err(Refused::Stale),
@@ -271,9 +260,7 @@ fn claim(entry: &Entry, owner: &Owner, at: &At) -> Result<Stepped, Refused> {
     }
     Ok(changed(Entry {
         status: CallStatus::Running,
-        epoch: entry.epoch.next(),
-        owner: Some(owner.clone()),
-        lease_end: at.now + LEASE_MS,
+        lease: entry.lease.claimed(owner, at.now),
         started: false,
         deliveries: entry.deliveries + 1,
         ..entry.clone()
@@ -321,19 +308,19 @@ fn given_back(entry: &Entry, at: &At) -> Stepped {
 fn redeliver(entry: &Entry, pause: i64, at: &At) -> Stepped {
     let redeliveries = entry.redeliveries + u32::from(entry.started);
     // Without an owner nothing that comes late from this claim finds it again.
-    let next = Entry { redeliveries: redeliveries.min(MAX_REDELIVERIES), owner: None, ..entry.clone() };
+    let next =
+        Entry { redeliveries: redeliveries.min(MAX_REDELIVERIES), lease: entry.lease.released(), ..entry.clone() };
     let mut stepped = if redeliveries > MAX_REDELIVERIES {
         ended(next, CallStatus::Failed)
     } else {
         changed(Entry { status: CallStatus::Pending, not_before: at.now.saturating_add(pause), ..next })
     };
-    stepped.effects.insert(0, Effect::Lost(entry.epoch));
+    stepped.effects.insert(0, Effect::Lost(entry.lease.epoch));
     stepped
 }
 
 fn owner_died(entry: &Entry, successor: &Owner, at: &At) -> Result<Stepped, Refused> {
-    let is_predecessor = |owner: &Owner| owner.worker == successor.worker && owner.incarnation != successor.incarnation;
-    if entry.status == CallStatus::Running && entry.owner.as_ref().is_some_and(is_predecessor) {
+    if entry.status == CallStatus::Running && entry.lease.is_of_predecessor(successor) {
         return Ok(redeliver(entry, 0, at));
     }
     Err(idle(entry))
@@ -341,7 +328,7 @@ fn owner_died(entry: &Entry, successor: &Owner, at: &At) -> Result<Stepped, Refu
 
 fn tick(entry: &Entry, at: &At) -> Result<Stepped, Refused> {
     match entry.status {
-        CallStatus::Running if entry.lease_end < at.now => Ok(redeliver(entry, 0, at)),
+        CallStatus::Running if entry.lease.is_over(at.now) => Ok(redeliver(entry, 0, at)),
         CallStatus::Pending if entry.expires_at <= at.now => Ok(ended(entry.clone(), CallStatus::Expired)),
         _ => Err(idle(entry)),
     }
@@ -349,11 +336,13 @@ fn tick(entry: &Entry, at: &At) -> Result<Stepped, Refused> {
 
 fn cancel(entry: &Entry) -> Result<Stepped, Refused> {
     match entry.status {
-        CallStatus::Pending => Ok(ended(Entry { owner: None, ..entry.clone() }, CallStatus::Cancelled)),
+        CallStatus::Pending => {
+            Ok(ended(Entry { lease: entry.lease.released(), ..entry.clone() }, CallStatus::Cancelled))
+        }
         CallStatus::Running => {
-            let next = Entry { epoch: entry.epoch.next(), owner: None, ..entry.clone() };
+            let next = Entry { lease: entry.lease.revoked(), ..entry.clone() };
             let mut stepped = ended(next, CallStatus::Cancelled);
-            stepped.effects.extend([Effect::Lost(entry.epoch), Effect::Kill(entry.epoch)]);
+            stepped.effects.extend([Effect::Lost(entry.lease.epoch), Effect::Kill(entry.lease.epoch)]);
             Ok(stepped)
         }
         status => Err(Refused::Ended(status)),
@@ -389,15 +378,15 @@ mod tests {
 
     fn finish_event(entry: &Entry, status: CallStatus, kind: Option<ErrorKind>) -> Event {
         Event::Finish {
-            epoch: entry.epoch,
-            owner: entry.owner.clone().unwrap(),
+            epoch: entry.lease.epoch,
+            owner: entry.lease.owner.clone().unwrap(),
             end: End { status, kind, started: true },
         }
     }
 
     #[test]
     fn a_claim_raises_the_epoch_and_takes_what_is_due_only() {
-        assert_eq!((running().epoch, running().deliveries), (Epoch(1), 1));
+        assert_eq!((running().lease.epoch, running().deliveries), (Epoch(1), 1));
         for not_yet in [
             Entry { ready: false, ..pending() },
             Entry { not_before: 2000, ..pending() },
@@ -443,7 +432,7 @@ mod tests {
         for time in 0..=MAX_REDELIVERIES {
             entry = step(&entry, &Event::Claim { owner: owner("a") }, &AT).unwrap().entry;
             entry.started = true;
-            let late = At { now: entry.lease_end + 1, ..AT };
+            let late = At { now: entry.lease.end + 1, ..AT };
             let stepped = step(&entry, &Event::Tick, &late).unwrap();
             let done = finish_event(&entry, CallStatus::Done, None);
             assert_eq!(step(&stepped.entry, &done, &late), Err(Refused::Stale), "a late result finds nobody");
@@ -458,9 +447,9 @@ mod tests {
     #[test]
     fn what_had_not_begun_costs_nothing() {
         let entry = running();
-        let late = At { now: entry.lease_end + 1, ..AT };
+        let late = At { now: entry.lease.end + 1, ..AT };
         assert_eq!(step(&entry, &Event::Tick, &late).unwrap().entry.redeliveries, 0);
-        let back = Event::GiveBack { epoch: entry.epoch, owner: owner("a") };
+        let back = Event::GiveBack { epoch: entry.lease.epoch, owner: owner("a") };
         let back = step(&entry, &back, &AT).unwrap().entry;
         assert_eq!((back.status, back.deliveries), (CallStatus::Pending, 0));
     }
@@ -468,7 +457,7 @@ mod tests {
     #[test]
     fn a_restart_grants_every_lease_anew() {
         let granted = step(&running(), &Event::Restarted, &At { now: 90_000, ..AT }).unwrap().entry;
-        assert_eq!(granted.lease_end, 120_000);
+        assert_eq!(granted.lease.end, 120_000);
         assert_eq!(step(&granted, &Event::Tick, &At { now: 119_999, ..AT }), Err(Refused::NotDue));
     }
 

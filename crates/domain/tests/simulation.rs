@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use faena_domain::queue::{At, Effect, End, Entry, Event, LEASE_MS, MAX_REDELIVERIES, Refused, Stepped, step};
+use faena_domain::lease::{LEASE_MS, Lease};
+use faena_domain::queue::{At, Effect, End, Entry, Event, MAX_REDELIVERIES, Refused, Stepped, step};
 use faena_domain::{CallStatus, Epoch, ErrorKind, Owner};
 
 const CALLS: usize = 4;
@@ -161,13 +162,13 @@ impl World {
         match (self.broken, &event) {
             (Some(Broken::Fence), _) => event = unfenced(event, &row),
             (Some(Broken::DeadLease), Event::Renew { epoch, owner })
-                if row.status == CallStatus::Pending && row.epoch == *epoch =>
+                if row.status == CallStatus::Pending && row.lease.epoch == *epoch =>
             {
-                let (status, lease_end) = (CallStatus::Running, at.now + LEASE_MS);
-                self.rows[call] = Entry { status, lease_end, owner: Some(owner.clone()), ..row };
+                let lease = Lease { end: at.now + LEASE_MS, owner: Some(owner.clone()), ..row.lease };
+                self.rows[call] = Entry { status: CallStatus::Running, lease, ..row };
                 return Ok(Stepped { entry: self.rows[call].clone(), effects: Vec::new() });
             }
-            (Some(Broken::EarlyReap), Event::Tick) => row.lease_end -= LEASE_MS / 2,
+            (Some(Broken::EarlyReap), Event::Tick) => row.lease.end -= LEASE_MS / 2,
             _ => {}
         }
         let stepped = step(&row, &event, &at);
@@ -195,7 +196,7 @@ impl World {
         }
         let (owner, asked_at) = (self.workers[worker].owner.clone(), self.now);
         if let Ok(stepped) = self.take(call, &Event::Claim { owner }) {
-            let epoch = stepped.entry.epoch;
+            let epoch = stepped.entry.lease.epoch;
             self.note(format!("w{worker} claims call {call} under epoch {epoch}"));
             // The message with the job may be lost; then nobody runs it until its lease ends.
             if self.random.chance(90) {
@@ -470,7 +471,7 @@ fn check_fence(message: &Message, before: &Entry, result: &Result<Stepped, Refus
     else {
         return Ok(());
     };
-    let is_holder = before.epoch == *epoch && before.owner.as_ref() == Some(owner);
+    let is_holder = before.lease.is_held_by(*epoch, owner);
     let call = message.call;
     match result {
         Ok(_) if !is_holder || before.status != CallStatus::Running => {
@@ -484,10 +485,10 @@ fn check_fence(message: &Message, before: &Entry, result: &Result<Stepped, Refus
 }
 
 fn unfenced(event: Event, row: &Entry) -> Event {
-    let holder = |owner: Owner| row.owner.clone().unwrap_or(owner);
+    let holder = |owner: Owner| row.lease.owner.clone().unwrap_or(owner);
     match event {
-        Event::Finish { owner, end, .. } => Event::Finish { epoch: row.epoch, owner: holder(owner), end },
-        Event::GiveBack { owner, .. } => Event::GiveBack { epoch: row.epoch, owner: holder(owner) },
+        Event::Finish { owner, end, .. } => Event::Finish { epoch: row.lease.epoch, owner: holder(owner), end },
+        Event::GiveBack { owner, .. } => Event::GiveBack { epoch: row.lease.epoch, owner: holder(owner) },
         other => other,
     }
 }

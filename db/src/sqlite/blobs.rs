@@ -6,8 +6,11 @@ use faena_protocol::db::{BlobsReleased, BlobsRemoved, BlobsUnused};
 use rusqlite::Connection;
 
 use super::internal;
-use super::requests::{Read, RequestContext, Write};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::Text;
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[read::<BlobsUnused>(), read::<BlobsReleased>(), write::<BlobsRemoved>()];
 
 /// A call, as an owner of blobs.
 pub(super) fn of_call(num: CallNum) -> String {

@@ -1,19 +1,25 @@
 //! Builds: claimed, leased and fenced like calls.
 
 use faena_domain::build::MAX_REDELIVERIES;
-use faena_domain::queue::{Event, LEASE_MS};
+use faena_domain::build_queue::{BuildEntry, BuildEvent, Refused, Said, step};
+use faena_domain::lease::Lease;
+use faena_domain::queue::Event;
 use faena_domain::{
     BuildFailure, CallError, Epoch, ErrorKind, FunctionName, FunctionStatus, Layer, Namespace, Owner, Payload, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClaim};
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::queue::{TransitionContext, apply, numbers};
-use super::requests::{Read, RequestContext, Write};
+use super::queue::{self, TransitionContext, numbers};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, function_queues, functions, internal};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] =
+    &[read::<BuildGet>(), write::<BuildRetry>(), write::<BuildsClaim>(), write::<BuildFinish>()];
 
 fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionName) -> Result<BuildRecord, DbError> {
     connection
@@ -46,215 +52,236 @@ impl Read for BuildGet {
 impl Write for BuildRetry {
     const CHANGES_FUNCTIONS: bool = true;
 
-    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<BuildRecord, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<BuildRecord, DbError> {
         let build = newest(connection, &self.namespace, &self.function)?;
         if build.status == FunctionStatus::Ready {
             let message = format!("version {} of {} is built already", build.version, self.function);
             return Err(DbError::Conflict { message });
         }
-        connection
-            .execute(
-                "UPDATE versions SET status = 'PENDING', error = NULL, log = NULL, log_tail = '', redeliveries = 0
-                 WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'ERROR'",
-                (self.namespace.as_str(), self.function.key(), build.version.0),
-            )
-            .map_err(|error| internal("trying a build again", &error))?;
+        let (namespace, function) = (self.namespace.clone(), self.function.clone());
+        let reference = BuildRef { namespace, function, version: build.version };
+        if apply(connection, &reference, &BuildEvent::Again, context)?.is_ok() {
+            connection
+                .execute(
+                    "UPDATE versions SET error = NULL, log = NULL, log_tail = ''
+                     WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+                    key(&reference),
+                )
+                .map_err(|error| internal("trying a build again", &error))?;
+        }
         newest(connection, &self.namespace, &self.function)
     }
 }
 
-type Key = (String, String, String, i64, i64);
+fn key(build: &BuildRef) -> (&str, String, i64) {
+    (build.namespace.as_str(), build.function.key(), build.version.0)
+}
+
+fn load(connection: &Connection, build: &BuildRef) -> rusqlite::Result<Option<BuildEntry>> {
+    connection
+        .prepare_cached(
+            "SELECT status, epoch, worker, incarnation, lease_end, redeliveries FROM versions
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+        )?
+        .query_row(key(build), |row| {
+            let (Text(status), worker, incarnation): (_, Option<String>, Option<String>) =
+                (row.get(0)?, row.get(2)?, row.get(3)?);
+            let owner = worker.zip(incarnation).map(|(worker, incarnation)| Owner { worker, incarnation });
+            let end = row.get::<_, Option<i64>>(4)?.unwrap_or(0);
+            let lease = Lease { epoch: Epoch(row.get(1)?), owner, end };
+            Ok(BuildEntry { status, lease, redeliveries: row.get(5)? })
+        })
+        .optional()
+}
+
+/// Takes a step of [`faena_domain::build_queue`] and writes it; what is no build refuses as a stale claim does.
+pub(super) fn apply(
+    connection: &Connection,
+    build: &BuildRef,
+    event: &BuildEvent,
+    context: &RequestContext<'_>,
+) -> Result<Result<BuildEntry, Refused>, DbError> {
+    let broken = |error| internal("changing a build", &error);
+    let Some(before) = load(connection, build).map_err(broken)? else { return Ok(Err(Refused::Stale)) };
+    let after = match step(&before, event, context.now) {
+        Ok(after) => after,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let (namespace, function, version) = key(build);
+    let owner = after.lease.owner.as_ref();
+    connection
+        .prepare_cached(
+            "UPDATE versions SET status = ?4, epoch = ?5, worker = ?6, incarnation = ?7, lease_end = ?8, redeliveries = ?9
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+        )
+        .and_then(|mut statement| {
+            statement.execute((
+                namespace,
+                function,
+                version,
+                after.status.as_str(),
+                after.lease.epoch.0,
+                owner.map(|owner| &owner.worker),
+                owner.map(|owner| &owner.incarnation),
+                after.lease.end,
+                after.redeliveries,
+            ))
+        })
+        .map_err(broken)?;
+    Ok(Ok(after))
+}
 
 /// Pending builds that are looked at in one claim, at most.
 const PENDING: u32 = 256;
 
 /// The builds that this very claim took already, else pending ones, now taken: the oldest first, within what one function
 /// may hold of the worker's slots.
-fn claim(request: &BuildsClaim, connection: &Connection, now: i64) -> rusqlite::Result<Vec<Key>> {
-    let again = taken(request, connection)?;
+fn claim(
+    request: &BuildsClaim,
+    connection: &Connection,
+    context: &RequestContext<'_>,
+) -> Result<Vec<Claimed>, DbError> {
+    let broken = |error| internal("claiming builds", &error);
+    let again = taken(request, connection).map_err(broken)?;
     if !again.is_empty() {
         return Ok(again);
     }
-    let pending = pending(request, connection)?;
+    let pending = pending(request, connection).map_err(broken)?;
     let mut slots = request.slots.ledger();
-    for (index, (function, version)) in pending.iter().enumerate() {
+    for build in &pending {
+        let function = (build.namespace.clone(), build.function.key());
         // One that was passed over waits as well.
-        let others_wait = pending.iter().enumerate().any(|(other, build)| other != index && build.0 != *function);
-        if !slots.may_take(function, others_wait) {
+        let others_wait =
+            pending.iter().any(|other| (&other.namespace, &other.function) != (&build.namespace, &build.function));
+        if !slots.may_take(&function, others_wait) {
             continue;
         }
-        slots.take(function);
-        connection
-            .prepare_cached(
-                "UPDATE versions SET status = 'BUILDING', epoch = epoch + 1, worker = ?1, incarnation = ?2, lease_end = ?3, claim = ?4
-                 WHERE namespace = ?5 AND function = ?6 AND version = ?7",
-            )?
-            .execute((
-                &request.owner.worker,
-                &request.owner.incarnation,
-                now + LEASE_MS,
-                &request.request,
-                function.0.as_str(),
-                &function.1,
-                version.0,
-            ))?;
+        let event = BuildEvent::Claim { owner: request.owner.clone() };
+        if apply(connection, build, &event, context)?.is_ok() {
+            slots.take(&function);
+            let (namespace, function, version) = key(build);
+            connection
+                .prepare_cached(
+                    "UPDATE versions SET claim = ?4 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+                )
+                .and_then(|mut statement| statement.execute((namespace, function, version, &request.request)))
+                .map_err(broken)?;
+        }
     }
-    taken(request, connection)
+    taken(request, connection).map_err(broken)
 }
 
 /// The builds that wait for these engines, the oldest first.
-fn pending(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<((Namespace, String), Version)>> {
+fn pending(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<BuildRef>> {
     let mut statement = connection.prepare_cached(
         "SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
          ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
          WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?1)), 1)
          ORDER BY v.created_at LIMIT ?2",
     )?;
-    let rows = statement.query_map((Json(&request.engines), PENDING), |row| {
-        let Text(namespace) = row.get(0)?;
-        Ok(((namespace, row.get(1)?), Version(row.get(2)?)))
-    })?;
+    let rows = statement.query_map((Json(&request.engines), PENDING), reference)?;
     rows.collect()
 }
 
-fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<Key>> {
+/// Namespace, function and version as the first columns of a row.
+fn reference(row: &Row<'_>) -> rusqlite::Result<BuildRef> {
+    let (Text(namespace), Text(function)) = (row.get(0)?, row.get(1)?);
+    Ok(BuildRef { namespace, function, version: Version(row.get(2)?) })
+}
+
+/// A build that a claim took, and its epoch.
+type Claimed = (BuildRef, Epoch);
+
+fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<Claimed>> {
     let mut statement = connection.prepare_cached(
-        "SELECT v.namespace, v.function, f.name, v.version, v.epoch FROM versions v
+        "SELECT v.namespace, f.name, v.version, v.epoch FROM versions v
          JOIN functions f ON f.namespace = v.namespace AND f.key = v.function
          WHERE v.claim = ?1 AND v.status = 'BUILDING' ORDER BY v.created_at",
     )?;
-    let rows = statement
-        .query_map([&request.request], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+    let rows = statement.query_map([&request.request], |row| Ok((reference(row)?, Epoch(row.get(3)?))))?;
     rows.collect()
 }
 
 impl Write for BuildsClaim {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<BuildJob>, DbError> {
-        let claimed = claim(&self, connection, context.now).map_err(|error| internal("claiming builds", &error))?;
-        let mut jobs = Vec::with_capacity(claimed.len());
-        for (namespace, key, name, version, epoch) in claimed {
-            let broken = |what: &str| DbError::Internal { message: format!("a row holds {what}, which is none") };
-            let space: Namespace = namespace.parse().map_err(|_| broken("a namespace"))?;
-            let function: FunctionName = name.parse().map_err(|_| broken("a name"))?;
-            let runtime = functions::runtime_of(connection, &namespace, &key, version)
-                .map_err(|error| internal("reading a runtime", &error))?;
-            if let Some(resolved) = functions::code(connection, &space, &function, Version(version))? {
-                jobs.push(BuildJob { epoch: Epoch(epoch), runtime, code: resolved.code });
+        let mut jobs = Vec::new();
+        for (build, epoch) in claim(&self, connection, context)? {
+            let runtime =
+                functions::runtime_of(connection, build.namespace.as_str(), &build.function.key(), build.version.0)
+                    .map_err(|error| internal("reading a runtime", &error))?;
+            if let Some(resolved) = functions::code(connection, &build.namespace, &build.function, build.version)? {
+                jobs.push(BuildJob { epoch, runtime, code: resolved.code });
             }
         }
         Ok(jobs)
     }
 }
 
-/// Status, epoch, worker and incarnation.
-type Claim = (Text<FunctionStatus>, i64, Option<String>, Option<String>);
-
 impl Write for BuildFinish {
     const CHANGES_FUNCTIONS: bool = true;
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
-        let row: Option<Claim> = connection
-            .query_row(
-                "SELECT status, epoch, worker, incarnation FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-                (self.namespace.as_str(), self.function.key(), self.version.0),
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-            )
-            .optional()
-            .map_err(|error| internal("reading a build", &error))?;
-        let Some((Text(status), epoch, Some(worker), Some(incarnation))) = row else { return Err(DbError::Stale) };
-        if epoch != self.epoch.0 || worker != self.owner.worker || incarnation != self.owner.incarnation {
-            return Err(DbError::Stale);
-        }
-        if status != FunctionStatus::Building {
-            return Ok(());
-        }
-        match &self.outcome {
-            None => give_back(&self, connection).map_err(|error| internal("ending a build", &error)),
-            Some(outcome) => end(&self, connection, outcome, context),
+        let said = match &self.outcome {
+            None => Said::GiveBack,
+            Some(outcome) => outcome.result.as_ref().map_or_else(|failure| Said::Failed(failure.kind), |_| Said::Built),
+        };
+        let build =
+            BuildRef { namespace: self.namespace.clone(), function: self.function.clone(), version: self.version };
+        let event = BuildEvent::Of { epoch: self.epoch, owner: self.owner.clone(), said };
+        match (apply(connection, &build, &event, context)?, &self.outcome) {
+            (Err(Refused::Already), _) => Ok(()),
+            (Err(Refused::Stale | Refused::NotDue), _) => Err(DbError::Stale),
+            (Ok(after), Some(outcome)) if matches!(after.status, FunctionStatus::Ready | FunctionStatus::Error) => {
+                end(&build, connection, outcome, context)
+            }
+            // It is built again.
+            (Ok(_), _) => Ok(()),
         }
     }
 }
 
-fn give_back(request: &BuildFinish, connection: &Connection) -> rusqlite::Result<()> {
-    connection
-        .execute(
-            "UPDATE versions SET status = 'PENDING' WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-            (request.namespace.as_str(), request.function.key(), request.version.0),
-        )
-        .map(drop)
-}
-
+/// Writes how a build ended, and what that means for the calls that wait for it.
 fn end(
-    request: &BuildFinish,
+    build: &BuildRef,
     connection: &Connection,
     outcome: &BuildOutcome,
     context: &RequestContext<'_>,
 ) -> Result<(), DbError> {
-    let (status, artifact, error) = match &outcome.result {
-        Ok(artifact) => (FunctionStatus::Ready, Some(Text(*artifact)), None),
-        Err(failure) => (FunctionStatus::Error, None, Some(failure)),
+    let (artifact, error) = match &outcome.result {
+        Ok(artifact) => (Some(Text(*artifact)), None),
+        Err(failure) => (None, Some(failure)),
     };
-    if error.is_some_and(|failure| failure.kind == ErrorKind::Infrastructure) && build_again(request, connection)? {
-        return Ok(());
-    }
     let tail = if error.is_some() { outcome.log_tail.as_str() } else { "" };
     let write = || -> rusqlite::Result<()> {
+        let (namespace, function, version) = key(build);
+        let engine = outcome.engine.map(Text);
+        let (failure, log) = (error.map(Json), Json(&outcome.log));
         connection.execute(
-        "UPDATE versions SET status = ?4, engine = ?5, image_id = ?6, artifact = ?7, error = ?8, log = ?9, log_tail = ?10,
-             built_at = ?11
-         WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-        (request.namespace.as_str(), request.function.key(), request.version.0, status.as_str(), outcome.engine.map(Text),
-            &outcome.image_id, artifact, error.map(Json), Json(&outcome.log), tail, context.now),
+            "UPDATE versions SET engine = ?4, image_id = ?5, artifact = ?6, error = ?7, log = ?8, log_tail = ?9, built_at = ?10
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+            (namespace, &function, version, engine, &outcome.image_id, artifact, failure, log, tail, context.now),
         )?;
-        let owner =
-            format!("{}{}", blobs::of_function(request.namespace.as_str(), &request.function.key()), request.version);
+        let owner = format!("{}{version}", blobs::of_function(namespace, &function));
         blobs::refer(connection, &owner, [&outcome.log])?;
         if let Ok(artifact) = &outcome.result {
             blobs::refer_to(connection, &owner, artifact)?;
-            release_calls(connection, request, outcome, context.now)?;
+            release_calls(connection, build, outcome, context.now)?;
         }
         Ok(())
     };
     write().map_err(|error| internal("ending a build", &error))?;
-    match error {
-        None => Ok(()),
-        Some(failure) => fail_calls(
-            connection,
-            request.namespace.as_str(),
-            &request.function.key(),
-            request.version,
-            failure,
-            context,
-        ),
-    }
-}
-
-/// The platform's own failure is no verdict on the version: it is built again, a few times; false where it was often enough.
-fn build_again(request: &BuildFinish, connection: &Connection) -> Result<bool, DbError> {
-    connection
-        .execute(
-            "UPDATE versions SET status = 'PENDING', worker = NULL, incarnation = NULL, redeliveries = redeliveries + 1
-             WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND redeliveries < ?4",
-            (request.namespace.as_str(), request.function.key(), request.version.0, MAX_REDELIVERIES),
-        )
-        .map(|count| count == 1)
-        .map_err(|error| internal("redelivering a build", &error))
+    error.map_or(Ok(()), |failure| fail_calls(connection, build, failure, context))
 }
 
 /// The version is what calls run from now on, and those that waited for it can be claimed.
-fn release_calls(
-    connection: &Connection,
-    request: &BuildFinish,
-    outcome: &BuildOutcome,
-    now: i64,
-) -> rusqlite::Result<()> {
-    let key = (request.namespace.as_str(), request.function.key());
+fn release_calls(connection: &Connection, build: &BuildRef, outcome: &BuildOutcome, now: i64) -> rusqlite::Result<()> {
+    let key = (build.namespace.as_str(), build.function.key());
     let is_current = connection.execute(
         "UPDATE functions SET current = ?3 WHERE namespace = ?1 AND key = ?2 AND coalesce(current, 0) < ?3",
-        (key.0, &key.1, request.version.0),
+        (key.0, &key.1, build.version.0),
     )? == 1;
     if is_current
-        && let Ok(Some(resolved)) = functions::code(connection, &request.namespace, &request.function, request.version)
+        && let Ok(Some(resolved)) = functions::code(connection, &build.namespace, &build.function, build.version)
     {
         function_queues::set_concurrency(connection, key.0, &key.1, resolved.code.concurrency)?;
     }
@@ -262,7 +289,7 @@ fn release_calls(
         // `Event::Built` for all of them at once.
         "UPDATE calls INDEXED BY calls_waiting SET ready = 1, due = not_before <= ?5 AND run_at IS NULL, engine = ?4
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'",
-        (key.0, &key.1, request.version.0, outcome.engine.map(Text), now),
+        (key.0, &key.1, build.version.0, outcome.engine.map(Text), now),
     )?;
     Ok(())
 }
@@ -275,90 +302,55 @@ pub(super) fn call_error(failure: &BuildFailure) -> CallError {
 
 fn fail_calls(
     connection: &Connection,
-    namespace: &str,
-    function: &str,
-    version: Version,
+    build: &BuildRef,
     failure: &BuildFailure,
     context: &RequestContext<'_>,
 ) -> Result<(), DbError> {
     let waiting = "SELECT num FROM calls INDEXED BY calls_waiting
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
-    for num in numbers(connection, waiting, (namespace, function, version.0))? {
+    for num in numbers(connection, waiting, key(build))? {
         let cause = TransitionContext { error: Some(call_error(failure)), ..TransitionContext::default() };
-        apply(connection, num, &Event::BuildFailed, context, cause)?;
+        queue::apply(connection, num, &Event::BuildFailed, context, cause)?;
     }
     Ok(())
 }
 
-/// Renews the lease of a build; false where it is another's, or has ended.
-pub(super) fn renew(
-    connection: &Connection,
-    build: &BuildRef,
-    epoch: Epoch,
-    owner: &Owner,
-    lease_end: i64,
-) -> rusqlite::Result<bool> {
-    connection
-        .prepare_cached(
-            "UPDATE versions SET lease_end = ?7 WHERE namespace = ?1 AND function = ?2 AND version = ?3
-             AND status = 'BUILDING' AND epoch = ?4 AND worker = ?5 AND incarnation = ?6",
-        )?
-        .execute((
-            build.namespace.as_str(),
-            build.function.key(),
-            build.version.0,
-            epoch.0,
-            &owner.worker,
-            &owner.incarnation,
-            lease_end,
-        ))
-        .map(|count| count == 1)
-}
-
-/// Builds of a worker that is gone, or whose lease has ended, begin anew, a few times.
-pub(super) fn redeliver(
+/// Builds of a worker that is gone, or whose lease has ended, begin anew, a few times; returns how many there were.
+pub(super) fn lose(
     connection: &Connection,
     condition: &str,
     params: impl rusqlite::Params,
     context: &RequestContext<'_>,
 ) -> Result<u64, DbError> {
-    let restart = || -> rusqlite::Result<usize> {
-        connection
-            .prepare_cached(&format!(
-                "UPDATE versions SET status = 'PENDING', worker = NULL, incarnation = NULL, redeliveries = redeliveries + 1
-                 WHERE status = 'BUILDING' AND {condition}"
-            ))?
-            .execute(params)
+    let lost = || -> rusqlite::Result<Vec<BuildRef>> {
+        let query =
+            format!("SELECT namespace, function, version FROM versions WHERE status = 'BUILDING' AND {condition}");
+        connection.prepare_cached(&query)?.query_map(params, reference)?.collect()
     };
-    let count = restart().map_err(|error| internal("redelivering builds", &error))?;
-    if count > 0 {
-        give_up(connection, context)?;
+    let lost = lost().map_err(|error| internal("looking for lost builds", &error))?;
+    for build in &lost {
+        if let Ok(BuildEntry { status: FunctionStatus::Error, .. }) =
+            apply(connection, build, &BuildEvent::Lost, context)?
+        {
+            give_up(connection, build, context)?;
+        }
     }
-    Ok(count as u64)
+    Ok(lost.len() as u64)
 }
 
-fn hopeless(connection: &Connection) -> rusqlite::Result<Vec<(String, String, i64)>> {
+fn give_up(connection: &Connection, build: &BuildRef, context: &RequestContext<'_>) -> Result<(), DbError> {
+    let failure = BuildFailure {
+        kind: ErrorKind::Infrastructure,
+        message: format!(
+            "the build was given up: after {MAX_REDELIVERIES} others one more worker was lost while it ran"
+        ),
+    };
+    let (namespace, function, version) = key(build);
     connection
-        .prepare("SELECT namespace, function, version FROM versions WHERE status = 'PENDING' AND redeliveries > ?1")?
-        .query_map([MAX_REDELIVERIES], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect()
-}
-
-fn give_up(connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
-    let broken = |error| internal("giving builds up", &error);
-    for (namespace, function, version) in hopeless(connection).map_err(broken)? {
-        let failure = BuildFailure {
-            kind: ErrorKind::Infrastructure,
-            message: format!("the build was given up after {MAX_REDELIVERIES} workers were lost while it ran"),
-        };
-        connection
-            .execute(
-                "UPDATE versions SET status = 'ERROR', error = ?4, built_at = ?5
-                 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
-                (&namespace, &function, version, Json(&failure), context.now),
-            )
-            .map_err(broken)?;
-        fail_calls(connection, &namespace, &function, Version(version), &failure, context)?;
-    }
-    Ok(())
+        .execute(
+            "UPDATE versions SET error = ?4, built_at = ?5 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+            (namespace, function, version, Json(&failure), context.now),
+        )
+        .map_err(|error| internal("giving builds up", &error))?;
+    fail_calls(connection, build, &failure, context)
 }

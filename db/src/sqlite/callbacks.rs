@@ -8,8 +8,12 @@ use faena_protocol::records::{CallRecord, Callback, CallbackJob};
 use rusqlite::{Connection, Row};
 
 use super::internal;
-use super::requests::{Read, RequestContext, Write};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] =
+    &[read::<CallbacksDue>(), write::<CallbacksTake>(), write::<CallbackPostpone>(), write::<CallbackFinish>()];
 
 /// How often a callback is tried.
 const TRIES: u32 = 8;

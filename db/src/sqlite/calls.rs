@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 
+use faena_domain::lease::{LEASE_MS, Lease};
 use faena_domain::limits::LIST_CUT;
-use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, LEASE_MS, Refused};
+use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, Refused};
 use faena_domain::retry::DEFAULT_RETRIES;
 use faena_domain::{
     CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, FunctionStatus, Layer, Namespace, Owner, Payload,
@@ -20,9 +21,25 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::function_queues::EnqueueBatch;
 use super::queue::{NotApplied, TransitionContext, apply, end_of, load, try_apply};
-use super::requests::{Read, RequestContext, Write};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, builds, completed, functions, internal, keys, retention};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[
+    write::<CallNumReserve>(),
+    write::<CallsAccept>(),
+    write::<CallReplay>(),
+    write::<DeadLetterForget>(),
+    write::<CallsRecord>(),
+    write::<CallPersist>(),
+    write::<CallFinish>(),
+    write::<CallsStarted>(),
+    write::<CallAcknowledge>(),
+    write::<CallCancel>(),
+    read::<CallGet>(),
+    read::<CallList>(),
+];
 
 const NEXT_NUM: &str = "next_call";
 
@@ -138,7 +155,7 @@ impl NewRow<'_> {
                     entry.not_before,
                     entry.expires_at,
                     spec.callback.as_ref().map(Json),
-                    entry.epoch.0
+                    entry.lease.epoch.0
                 ])?;
             blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
         };
@@ -360,7 +377,7 @@ impl Write for CallPersist {
                 engine: resolved.code.engine,
                 // Its client hears 202 with this row: from now on it is a promise.
                 entry: Entry {
-                    epoch: self.epoch,
+                    lease: Lease::unclaimed(self.epoch),
                     ..Entry::accepted(spec.retries.unwrap_or(0), context.now, expires_at, ready, false)
                 },
                 created_at: self.created_at,
@@ -450,9 +467,9 @@ impl Write for CallCancel {
         let cause = cancelled(before.status, "the call was cancelled");
         match try_apply(connection, self.num, &Event::Cancel, context, cause) {
             Ok(taken) => {
-                let running = taken.before.owner.filter(|_| taken.before.status == CallStatus::Running);
+                let running = taken.before.lease.owner.filter(|_| taken.before.status == CallStatus::Running);
                 let record = find(connection, &self.namespace, self.num)?;
-                Ok(Cancelled { record, running: running.map(|owner| (owner, taken.before.epoch)) })
+                Ok(Cancelled { record, running: running.map(|owner| (owner, taken.before.lease.epoch)) })
             }
             Err(NotApplied::Refused(_)) => Err(DbError::Ended { status: load(connection, self.num)?.entry.status }),
             Err(NotApplied::Failed(error)) => Err(error),

@@ -11,10 +11,13 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::calls::cancelled;
 use super::queue::{TransitionContext, apply};
-use super::requests::{RequestContext, Write};
+use super::requests::{Request, RequestContext, Write, write};
 use super::rows::{Json, Text};
 use super::{functions, internal};
 use crate::QueueBounds;
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[write::<CallsClaim>()];
 
 /// What the specs of one claim may hold together: they travel in one message, beside the code of each.
 const CLAIM_BYTES: usize = 2 * 1024 * 1024;

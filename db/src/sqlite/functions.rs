@@ -14,9 +14,20 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::calls::cancelled;
 use super::queue::{apply, numbers};
-use super::requests::{Read, RequestContext, Write};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, internal, runtimes};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[
+    write::<VersionPut>(),
+    read::<FunctionGet>(),
+    read::<FunctionList>(),
+    read::<VersionList>(),
+    write::<FunctionDelete>(),
+    read::<VersionResolve>(),
+    read::<VersionsMinimum>(),
+];
 
 /// The most versions whose builds may wait for one function.
 const MAX_UNBUILT: i64 = 32;

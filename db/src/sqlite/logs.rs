@@ -5,9 +5,12 @@ use faena_protocol::DbError;
 use faena_protocol::db::{CallLog, FunctionLogs, LogPage};
 use rusqlite::Connection;
 
-use super::requests::{Read, RequestContext};
+use super::requests::{Read, Request, RequestContext, read};
 use super::rows::Json;
 use super::{completed, internal};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[read::<FunctionLogs>()];
 
 /// Bytes of logs after which a page ends, those in the blob store included: who reads it holds all of them.
 const PAGE_BYTES: u64 = 1024 * 1024;

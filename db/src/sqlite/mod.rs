@@ -13,6 +13,7 @@ mod logs;
 mod migrate;
 mod queue;
 mod reader;
+mod registry;
 mod requests;
 mod reserve;
 mod retention;
@@ -203,7 +204,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 
 impl Store for SqliteStore {
     fn submit(&self, request: &Envelope, respond: Responder) {
-        let refused = match requests::route(request) {
+        let refused = match registry::prepare(request) {
             Ok(Job::Write { work, changes_functions }) => {
                 self.metrics.writes.inc();
                 self.writer.submit(writer::Task { work, changes_functions, respond }).err().map(|task| task.respond)

@@ -1,6 +1,7 @@
 //! The queue core's entries, kept in rows: loaded, stepped, written back with their effects in the same transaction.
 
 use faena_domain::call::StartKind;
+use faena_domain::lease::Lease;
 use faena_domain::queue::{self, At, Effect, End, Entry, Event, MAX_REDELIVERIES, Refused};
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Owner};
@@ -33,9 +34,7 @@ fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
         num: CallNum(row.get(0)?),
         entry: Entry {
             status,
-            epoch: Epoch(row.get(2)?),
-            owner,
-            lease_end: row.get::<_, Option<i64>>(5)?.unwrap_or(0),
+            lease: Lease { epoch: Epoch(row.get(2)?), owner, end: row.get::<_, Option<i64>>(5)?.unwrap_or(0) },
             started: row.get(6)?,
             deliveries: row.get(7)?,
             failures: row.get(8)?,
@@ -150,10 +149,10 @@ fn save(connection: &Connection, kept: &Kept, after: &Entry, now: i64, claim: Op
         .execute(rusqlite::params![
             kept.num.0,
             after.status.as_str(),
-            after.epoch.0,
-            after.owner.as_ref().map(|owner| &owner.worker),
-            after.owner.as_ref().map(|owner| &owner.incarnation),
-            after.lease_end,
+            after.lease.epoch.0,
+            after.lease.owner.as_ref().map(|owner| &owner.worker),
+            after.lease.owner.as_ref().map(|owner| &owner.incarnation),
+            after.lease.end,
             after.started,
             after.deliveries,
             after.failures,
@@ -218,10 +217,10 @@ fn lost_attempt(kept: &Kept, cause: &TransitionContext, now: i64) -> Attempt {
     let lost = || CallError::new(ErrorKind::Infrastructure, layer, "the worker was lost before it could tell the end");
     Attempt {
         attempt: kept.entry.deliveries,
-        worker: kept.entry.owner.as_ref().map(|owner| owner.worker.clone()).unwrap_or_default(),
+        worker: kept.entry.lease.owner.as_ref().map(|owner| owner.worker.clone()).unwrap_or_default(),
         engine: kept.engine.unwrap_or(EngineKind::Sandbox),
         start: StartKind::Cold,
-        epoch: kept.entry.epoch,
+        epoch: kept.entry.lease.epoch,
         queue_ms: span(kept.queued_at, claimed_at),
         start_ms: Millis::default(),
         run_ms: span(claimed_at, now),

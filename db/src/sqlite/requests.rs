@@ -1,13 +1,6 @@
-//! Which request does what.
+//! What a request is to the store: it reads or writes, under a context. Each module registers its own.
 
-use faena_protocol::db::{
-    BlobsReleased, BlobsRemoved, BlobsUnused, BuildFinish, BuildGet, BuildRetry, BuildsClaim, CallAcknowledge,
-    CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPersist, CallReplay, CallbackFinish,
-    CallbackPostpone, CallbacksDue, CallbacksTake, CallsAccept, CallsClaim, CallsRecord, CallsStarted,
-    DeadLetterForget, FunctionDelete, FunctionGet, FunctionList, FunctionLogs, Health, LeaseRenew, Ping, Reap,
-    RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut, VersionList, VersionPut, VersionResolve, VersionsMinimum,
-    WorkerJoin,
-};
+use faena_protocol::db::Access;
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
@@ -71,7 +64,26 @@ fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
     serde_json::value::to_raw_value(value).map_err(|error| DbError::Internal { message: error.to_string() })
 }
 
-fn write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
+/// A kind of request, and how one is made ready to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) name: &'static str,
+    pub(crate) prepare: fn(&Envelope) -> Result<Job, EnvelopeError>,
+}
+
+/// Registers a request that changes something.
+pub(crate) const fn write<R: Write>() -> Request {
+    const { assert!(matches!(R::ACCESS, Access::Write), "it is declared as one that only looks") };
+    Request { name: R::TYPE, prepare: prepare_write::<R> }
+}
+
+/// Registers a request that only looks.
+pub(crate) const fn read<R: Read>() -> Request {
+    const { assert!(matches!(R::ACCESS, Access::Read), "it is declared as one that changes something") };
+    Request { name: R::TYPE, prepare: prepare_read::<R> }
+}
+
+fn prepare_write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
     Ok(Job::Write {
         work: Box::new(move |connection, context| reply(&request.write(connection, context)?)),
@@ -79,61 +91,7 @@ fn write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     })
 }
 
-fn read<R: Read>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
+fn prepare_read<R: Read>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
     Ok(Job::Read(Box::new(move |connection, context| reply(&request.read(connection, context)?))))
-}
-
-/// Finds out what a message asks for.
-pub(crate) fn route(envelope: &Envelope) -> Result<Job, EnvelopeError> {
-    match envelope.msg_type.as_str() {
-        Ping::TYPE => read::<Ping>(envelope),
-        RuntimePut::TYPE => write::<RuntimePut>(envelope),
-        RuntimeDelete::TYPE => write::<RuntimeDelete>(envelope),
-        RuntimeGet::TYPE => read::<RuntimeGet>(envelope),
-        RuntimeList::TYPE => read::<RuntimeList>(envelope),
-        VersionPut::TYPE => write::<VersionPut>(envelope),
-        FunctionGet::TYPE => read::<FunctionGet>(envelope),
-        FunctionList::TYPE => read::<FunctionList>(envelope),
-        FunctionDelete::TYPE => write::<FunctionDelete>(envelope),
-        VersionList::TYPE => read::<VersionList>(envelope),
-        VersionResolve::TYPE => read::<VersionResolve>(envelope),
-        VersionsMinimum::TYPE => read::<VersionsMinimum>(envelope),
-        BuildGet::TYPE => read::<BuildGet>(envelope),
-        BuildRetry::TYPE => write::<BuildRetry>(envelope),
-        BuildsClaim::TYPE => write::<BuildsClaim>(envelope),
-        BuildFinish::TYPE => write::<BuildFinish>(envelope),
-        CallNumReserve::TYPE => write::<CallNumReserve>(envelope),
-        CallsAccept::TYPE => write::<CallsAccept>(envelope),
-        CallsRecord::TYPE => write::<CallsRecord>(envelope),
-        CallPersist::TYPE => write::<CallPersist>(envelope),
-        CallsClaim::TYPE => write::<CallsClaim>(envelope),
-        CallFinish::TYPE => write::<CallFinish>(envelope),
-        CallAcknowledge::TYPE => write::<CallAcknowledge>(envelope),
-        CallCancel::TYPE => write::<CallCancel>(envelope),
-        CallReplay::TYPE => write::<CallReplay>(envelope),
-        CallsStarted::TYPE => write::<CallsStarted>(envelope),
-        CallbacksDue::TYPE => read::<CallbacksDue>(envelope),
-        CallbacksTake::TYPE => write::<CallbacksTake>(envelope),
-        CallbackFinish::TYPE => write::<CallbackFinish>(envelope),
-        CallbackPostpone::TYPE => write::<CallbackPostpone>(envelope),
-        DeadLetterForget::TYPE => write::<DeadLetterForget>(envelope),
-        BlobsUnused::TYPE => read::<BlobsUnused>(envelope),
-        BlobsReleased::TYPE => read::<BlobsReleased>(envelope),
-        BlobsRemoved::TYPE => write::<BlobsRemoved>(envelope),
-        CallGet::TYPE => read::<CallGet>(envelope),
-        CallList::TYPE => read::<CallList>(envelope),
-        FunctionLogs::TYPE => read::<FunctionLogs>(envelope),
-        WorkerJoin::TYPE => write::<WorkerJoin>(envelope),
-        LeaseRenew::TYPE => write::<LeaseRenew>(envelope),
-        Reap::TYPE => write::<Reap>(envelope),
-        unknown => Err(EnvelopeError::UnknownType(unknown.to_owned())),
-    }
-}
-
-impl Read for Ping {
-    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Health, DbError> {
-        connection.query_row("SELECT 1", [], |_| Ok(())).map_err(|error| super::internal("asking SQLite", &error))?;
-        Ok(Health { clock_step_ms: context.clock_step_ms, disk_low: context.disk == Disk::Short })
-    }
 }

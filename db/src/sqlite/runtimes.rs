@@ -7,8 +7,12 @@ use faena_protocol::records::RuntimeRecord;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::internal;
-use super::requests::{Read, RequestContext, Write};
+use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, not_found};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] =
+    &[write::<RuntimePut>(), write::<RuntimeDelete>(), read::<RuntimeGet>(), read::<RuntimeList>()];
 
 fn record(row: &Row<'_>) -> rusqlite::Result<RuntimeRecord> {
     let Json(spec) = row.get(0)?;

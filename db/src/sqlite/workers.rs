@@ -1,15 +1,20 @@
 //! Leases, and what happens to the claims of workers that are gone.
 
 use faena_domain::CallNum;
-use faena_domain::queue::{Event, LEASE_MS};
+use faena_domain::build_queue::{BuildEvent, Said};
+use faena_domain::lease::LEASE_MS;
+use faena_domain::queue::Event;
 use faena_protocol::DbError;
 use faena_protocol::db::{LeaseRenew, Reap, Reaped, Renewed, WorkerJoin};
 use rusqlite::Connection;
 
 use super::clock::Clock;
 use super::queue::{TransitionContext, apply, numbers};
-use super::requests::{RequestContext, Write};
+use super::requests::{Request, RequestContext, Write, write};
 use super::{builds, function_queues, internal, retention};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[write::<WorkerJoin>(), write::<LeaseRenew>(), write::<Reap>()];
 
 /// The most calls that one reaping ends; the rest is a second later.
 const BATCH: u32 = 1000;
@@ -42,8 +47,7 @@ impl Write for WorkerJoin {
         let held = "SELECT num FROM calls WHERE status = 'RUNNING' AND worker = ?1 AND incarnation <> ?2";
         let calls = numbers(connection, held, (&owner.worker, &owner.incarnation))?;
         step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, context)?;
-        let died = (&owner.worker, &owner.incarnation);
-        builds::redeliver(connection, "worker = ?1 AND incarnation <> ?2", died, context)?;
+        builds::lose(connection, "worker = ?1 AND incarnation <> ?2", (&owner.worker, &owner.incarnation), context)?;
         Ok(())
     }
 }
@@ -60,9 +64,8 @@ impl Write for LeaseRenew {
             }
         }
         for (build, epoch) in self.builds {
-            let is_held = builds::renew(connection, &build, epoch, &self.owner, context.now + LEASE_MS)
-                .map_err(|error| internal("renewing leases", &error))?;
-            if !is_held {
+            let event = BuildEvent::Of { epoch, owner: self.owner.clone(), said: Said::Renew };
+            if builds::apply(connection, &build, &event, context)?.is_err() {
                 renewed.stale_builds.push((build, epoch));
             }
         }
@@ -81,7 +84,7 @@ impl Write for Reap {
         Ok(Reaped {
             lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, context)?,
             expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, context)?,
-            builds: builds::redeliver(connection, "lease_end < ?1", [now], context)?,
+            builds: builds::lose(connection, "lease_end < ?1", [now], context)?,
             forgotten: retention::forget(connection, context)?,
         })
     }

@@ -2,7 +2,7 @@
 
 use faena_db_client::DbClient;
 use faena_domain::Owner;
-use faena_domain::queue::LEASE_MS;
+use faena_domain::lease::LEASE_MS;
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallFinish, CallsClaim};
 use faena_protocol::node::{Lease, TYPE, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob};

@@ -1,0 +1,70 @@
+//! Functions and their versions.
+
+use faena_domain::{BlobKey, FunctionName, Limits, Manifest, Namespace, RuntimeName, Version};
+
+use super::Put;
+use super::requests;
+use crate::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
+
+requests! {
+    /// Adds a version to a function, which is made where it is not there.
+    Write VersionPut = "version.put" by [Api] -> Put<FunctionRecord> {
+        /// Names this upload, so that it may be sent again.
+        request: String,
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The runtime.
+        runtime: RuntimeName,
+        /// The function.
+        function: FunctionName,
+        /// The archive.
+        source: BlobKey,
+        /// Its size.
+        source_bytes: u64,
+        /// The folder in it that is used, with a slash at its end; empty for its top.
+        root: String,
+        /// What it asked for.
+        manifest: Manifest,
+        /// What it was granted.
+        limits: Limits,
+        /// What signs the callbacks of the function, where this upload makes it.
+        secret: String,
+    }
+    /// One function.
+    Read FunctionGet = "function.get" by [Api] -> FunctionRecord {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: FunctionName,
+    }
+    /// The names of all functions, sorted.
+    Read FunctionList = "function.list" by [Api] -> Vec<FunctionName> {
+        /// Their namespace.
+        namespace: Namespace,
+    }
+    /// Forgets a function and its versions; its calls stay on record.
+    Write FunctionDelete = "function.delete" by [Api] -> () {
+        /// Its namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: FunctionName,
+    }
+    /// All versions of a function, oldest first.
+    Read VersionList = "version.list" by [Api] -> Vec<VersionRecord> {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+    }
+    /// The version that a call accepted now would run.
+    Read VersionResolve = "version.resolve" by [Api] -> ResolvedVersion {
+        /// The function's namespace.
+        namespace: Namespace,
+        /// The function.
+        function: FunctionName,
+        /// The version, where the call names one.
+        version: Option<Version>,
+    }
+    /// The versions that calls run and of which instances wait whether or not calls come, of every namespace.
+    Read VersionsMinimum = "versions.minimum" by [Worker] -> Vec<Code> {}
+}

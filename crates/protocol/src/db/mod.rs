@@ -1,0 +1,226 @@
+//! Requests to the database service, one module for each resource. Each type names its reply, and declares whether it writes
+//! and who may send it; every write may be sent again.
+
+mod blobs;
+mod builds;
+mod callbacks;
+mod calls;
+mod functions;
+mod logs;
+mod runtimes;
+mod service;
+mod slots;
+mod workers;
+
+use faena_domain::CallStatus;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use blobs::*;
+pub use builds::*;
+pub use callbacks::*;
+pub use calls::*;
+pub use functions::*;
+pub use logs::*;
+pub use runtimes::*;
+pub use service::*;
+pub use slots::*;
+pub use workers::*;
+
+/// The message type of a reply that holds what was asked for.
+pub const REPLY_OK: &str = "ok";
+/// The message type of a reply that holds a [`DbError`].
+pub const REPLY_ERROR: &str = "error";
+
+/// The content of a reply that holds what was asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answered {
+    /// What the database had seen of its functions when it answered.
+    pub functions: FunctionsSeen,
+    /// What was asked for.
+    pub answer: Box<serde_json::value::RawValue>,
+}
+
+/// How often what calls run has changed, so that a cached version is known to be current or not: it rises with
+/// every change, and is odd while one is under way. Nothing that was read then may be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FunctionsSeen(pub u64);
+
+impl FunctionsSeen {
+    /// Whether nothing changes at the moment.
+    pub fn is_settled(self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+}
+
+/// A request with its name and the type of its reply.
+pub trait DbRequest: Serialize + DeserializeOwned + Send + 'static {
+    /// What the reply holds.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// The message type.
+    const TYPE: &'static str;
+    /// Whether it changes something.
+    const ACCESS: Access;
+}
+
+/// Why the database did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum DbError {
+    /// There is no such thing.
+    #[error("there is no {what} {name:?}")]
+    NotFound {
+        /// "runtime", "function", "version" or "call".
+        what: String,
+        /// The name that was asked for.
+        name: String,
+    },
+    /// It would contradict what is there.
+    #[error("{message}")]
+    Conflict {
+        /// A sentence that names both.
+        message: String,
+    },
+    /// The claim it was made under is over: another epoch or another owner.
+    #[error("the claim is over: another epoch or owner holds it, or it has ended")]
+    Stale,
+    /// The service has too many requests waiting; try again later.
+    #[error("the database has no room for more requests at the moment")]
+    Full,
+    /// As many calls, or builds, wait as may.
+    #[error("{message}")]
+    QueueFull {
+        /// A sentence that names the bound.
+        message: String,
+    },
+    /// The disk is nearly full: new work is refused, and what runs is finished.
+    #[error("the disk of the database is nearly full")]
+    DiskLow,
+    /// The key was used before, for another request.
+    #[error("the Idempotency-Key {key:?} was used for another request")]
+    KeyReused {
+        /// The key.
+        key: String,
+    },
+    /// The call has ended, and a terminal status never changes.
+    #[error("the call has ended {}", .status.as_str())]
+    Ended {
+        /// How.
+        status: CallStatus,
+    },
+    /// The service did not answer in time, or is not there. Whether it did it is not known.
+    #[error("the database service does not answer")]
+    Unavailable,
+    /// The request is malformed or of another version.
+    #[error("the database service did not understand the request: {message}")]
+    Invalid {
+        /// What was wrong with it.
+        message: String,
+    },
+    /// The store failed; its log says how.
+    #[error("the database failed: {message}")]
+    Internal {
+        /// What was being done.
+        message: String,
+    },
+}
+
+/// Whether a request changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It only looks.
+    Read,
+    /// It changes something. It may be sent again, and is answered as the first time.
+    Write,
+}
+
+/// Who may send a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// An api, and the scheduler beside it.
+    Api,
+    /// A worker.
+    Worker,
+    /// The service itself.
+    Db,
+}
+
+/// What is known of a kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its type.
+    pub name: &'static str,
+    /// Whether it changes something.
+    pub access: Access,
+    /// Who may send it.
+    pub senders: &'static [Sender],
+}
+
+/// Every kind of request.
+pub fn messages() -> impl Iterator<Item = &'static Message> {
+    let all = [
+        service::MESSAGES,
+        runtimes::MESSAGES,
+        functions::MESSAGES,
+        builds::MESSAGES,
+        calls::MESSAGES,
+        logs::MESSAGES,
+        callbacks::MESSAGES,
+        workers::MESSAGES,
+        blobs::MESSAGES,
+    ];
+    all.into_iter().flatten()
+}
+
+/// Declares the requests of a resource: whether each reads or writes, its type on the wire, who may send it, and its reply.
+macro_rules! requests {
+    ($($(#[$doc:meta])* $access:ident $name:ident = $text:literal by [$($sender:ident),*] -> $reply:ty { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+        /// The kinds of requests of this resource.
+        pub(super) const MESSAGES: &[super::Message] = &[$(super::Message {
+            name: $text,
+            access: super::Access::$access,
+            senders: &[$(super::Sender::$sender),*],
+        }),*];
+
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+            #[serde(rename_all = "camelCase", deny_unknown_fields)]
+            pub struct $name {
+                $($(#[$field_doc])* pub $field: $type,)*
+            }
+
+            impl super::DbRequest for $name {
+                type Reply = $reply;
+                const TYPE: &'static str = $text;
+                const ACCESS: super::Access = super::Access::$access;
+            }
+        )*
+    };
+}
+use requests;
+
+/// What a put made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Put<T> {
+    /// The thing as it is now.
+    pub record: T,
+    /// Whether it was not there before.
+    pub created: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_request_has_a_name_of_its_own_and_a_sender() {
+        let mut names: Vec<&str> = messages().map(|message| message.name).collect();
+        assert!(messages().all(|message| !message.senders.is_empty()));
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,57 @@
+//! Workers' slots, as db has to know them to claim.
+
+use faena_domain::{Namespace, Slots, Version};
+use serde::{Deserialize, Serialize};
+
+/// A worker's slots, and who holds how many of them ([`faena_domain::Slots`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotsView {
+    /// All of them, without the reserve.
+    pub total: u32,
+    /// What is held.
+    pub held: Vec<HeldSlots>,
+}
+
+/// What one function holds of a worker's slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldSlots {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// Its name in lower case.
+    pub function: String,
+    /// How many.
+    pub slots: u32,
+}
+
+/// Calls of a version that have a place in instances which work already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SparePlaces {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// Its name in lower case.
+    pub function: String,
+    /// The version.
+    pub version: Version,
+    /// How many.
+    pub calls: u32,
+}
+
+impl SlotsView {
+    /// So many slots, all free.
+    pub fn unused(total: u32) -> Self {
+        Self { total, held: Vec::new() }
+    }
+
+    /// The slots as a ledger, by namespace and name in lower case.
+    pub fn ledger(&self) -> Slots<(Namespace, String)> {
+        let mut slots = Slots::new(self.total);
+        for held in &self.held {
+            let function = (held.namespace.clone(), held.function.clone());
+            (0..held.slots).for_each(|_| slots.take(&function));
+        }
+        slots
+    }
+}
