@@ -50,7 +50,7 @@ pub(crate) const HOP_BY_HOP: [&str; 7] =
     ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length"];
 
 /// Headers of a request that are not the function's business: hop by hop, or the platform's own.
-fn is_withheld(name: &str) -> bool {
+pub(crate) fn is_withheld(name: &str) -> bool {
     const WITHHELD: [&str; 3] = ["authorization", "cookie", "host"];
     HOP_BY_HOP.contains(&name) || WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
 }

@@ -114,3 +114,55 @@ fn a_redirection_leads_to_the_function_again() {
     assert_eq!(reply.text(), "/cart?full=1 /f/shop http localhost 127.0.0.1");
     assert!(platform.stop());
 }
+
+/// A server that answers with the request that it got.
+const ECHO: &str = r#"
+import http.server, json, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
+        told = json.dumps([self.command, self.path, self.headers["X-MINE"], self.headers["Content-Type"], body], separators=(",", ":")).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_GET = do_PUT = do_POST = answer
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+#[test]
+fn an_invocation_carries_a_request_and_so_does_its_replay() {
+    let mut platform = Platform::start();
+    server(&platform, "echo", ECHO);
+    let json_type = "application/json";
+    for (request, params, told) in [
+        (
+            json!({"method": "PUT", "path": "/a%20b", "query": "x=1", "headers": {"X-Mine": "v"}}),
+            json!([1]),
+            json!(["PUT", "/a%20b?x=1", "v", json_type, "[1]"]),
+        ),
+        (json!({"method": "GET", "path": "/list"}), json!({}), json!(["GET", "/list", null, null, ""])),
+        (json!({}), json!({"a": 1}), json!(["POST", "/", null, json_type, "{\"a\":1}"])),
+    ] {
+        let invocation = json!({"funcName": "echo", "params": params, "request": request});
+        let wait = [("Content-Type", json_type), ("Prefer", "wait=30")];
+        let waited = platform.send("POST", "/invokeFunction", &wait, invocation.to_string().as_bytes());
+        assert_eq!(
+            (waited.status, waited.json()["result"].as_str()),
+            (200, Some(told.to_string().as_str())),
+            "{}",
+            waited.text()
+        );
+        let call = platform.ended(platform.invoke(&invocation));
+        assert_eq!(call["result"], told.to_string(), "{call}");
+        let again = platform.post(&format!("/call/{}/replay", call["callNum"]), &json!({}));
+        let again = platform.ended(again.json()["callNum"].as_i64().expect("a number"));
+        assert_eq!(again["result"], told.to_string(), "{again}");
+    }
+    let wrong = json!({"funcName": "echo", "params": {}, "request": {"path": "nowhere"}});
+    assert_eq!(platform.post("/invokeFunction", &wrong).problem(400), "invalid_request");
+    assert!(platform.stop());
+}

@@ -113,3 +113,37 @@ fn sync_calls_without_an_end_keep_no_other_function_waiting() {
 fn queued_calls_without_an_end_keep_no_other_function_waiting() {
     others_are_served("/invokeFunction", &json!({"funcName": "long", "params": {}}), "command");
 }
+
+/// A call that is cancelled retires its instance; the calls beside it keep the slot, and can be cancelled as well.
+#[test]
+fn calls_of_a_retired_instance_are_still_known() {
+    let mut platform = with_slots(1);
+    let runtime = json!({"name": "py", "image": "pythonruntime", "path": "/ws", "dependencies": "", "run": "-"});
+    assert_eq!(platform.post("/registerRuntime", &runtime).status, 201);
+    let manifest = b"contract = \"handler\"\nparallel = 4\n[limits]\ntimeout = \"10m\"\n";
+    let handler = b"import time\n\ndef handle(params, context):\n    time.sleep(600)\n";
+    let archive = zip(&[("handler.py", &handler[..]), ("faena.toml", manifest)]);
+    assert_eq!(platform.upload("py", "sleeps", &archive).status, 201);
+    platform.built("sleeps");
+    let port = platform.port;
+    let clients: Vec<_> = (0..3)
+        .map(|_| thread::spawn(move || faena_test_support::request(port, "POST", "/f/sleeps", &[], b"").status))
+        .collect();
+    let running = || {
+        let calls = platform.get("/calls?funcName=sleeps").json();
+        let running = calls.as_object().into_iter().flatten().filter(|(_, call)| call["status"] == "RUNNING");
+        running.filter_map(|(_, call)| call["callNum"].as_i64()).collect::<Vec<i64>>()
+    };
+    let nums = eventually(Duration::from_secs(30), "three calls run", || {
+        let nums = running();
+        if nums.len() == 3 { Ok(nums) } else { Err(nums) }
+    });
+    for num in nums {
+        assert_eq!(platform.send("DELETE", &format!("/call/{num}"), &[], b"").status, 200);
+        assert_eq!(platform.ended(num)["status"], "CANCELLED");
+    }
+    for client in clients {
+        assert_eq!(client.join().expect("a client"), 409);
+    }
+    assert!(platform.stop());
+}

@@ -46,7 +46,7 @@ impl Collector for FunctionCollector {
                 metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&count(&one.totals), None)?;
             }
         }
-        let (name, help) = ("faena_function_seconds", "From the acceptance of a call to its end");
+        let (name, help) = ("faena_function_seconds", "What the last attempt of a call took, with its wait");
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, one) in &series {
             let Totals { calls, sum_us, buckets, .. } = &one.totals;

@@ -137,6 +137,11 @@ fn body(path: &str) -> Option<Value> {
             json!({
                 "funcName": name,
                 "params": {"description": "Any JSON"},
+                "request": {"type": "object", "additionalProperties": false, "properties": {
+                    "method": {"type": "string", "pattern": "^[A-Z]{1,32}$"},
+                    "path": {"type": "string", "pattern": "^/[A-Za-z0-9/._~%-]*$"},
+                    "query": {"type": "string", "pattern": "^[A-Za-z0-9=&._~%-]*$"},
+                    "headers": {"type": "object", "additionalProperties": {"type": "string"}}}},
                 "version": number(),
                 "timeoutMs": number(),
                 "maxAgeMs": number(),

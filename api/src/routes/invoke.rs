@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::{calls, trace};
+use super::{asked_request, calls, trace};
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
@@ -35,14 +35,15 @@ const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
 /// The highest priority, and with a minus the lowest.
 const MAX_PRIORITY: i32 = 100;
 
-const FIELDS: [&str; 9] =
-    ["funcName", "params", "version", "timeoutMs", "retries", "maxAgeMs", "runAt", "priority", "callback"];
+const FIELDS: [&str; 10] =
+    ["funcName", "params", "request", "version", "timeoutMs", "retries", "maxAgeMs", "runAt", "priority", "callback"];
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Invocation {
     func_name: String,
     params: Box<RawValue>,
+    request: Option<Box<RawValue>>,
     version: Option<i64>,
     timeout_ms: Option<u64>,
     retries: Option<u32>,
@@ -238,7 +239,7 @@ pub(crate) fn is_only_stored<B>(request: &Request<B>) -> bool {
 }
 
 /// Invokes a function: 202 when the call is stored, or with `Prefer: wait=N` 200 when it ended in time.
-#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `version`, `timeoutMs`, `retries`, `maxAgeMs`, `runAt`, `priority`, `callback`"),
+#[utoipa::path(post, path = "/invokeFunction", tag = "calls", request_body(content = Object, content_type = "application/json", description = "`funcName` and `params`; optionally `request`, `version`, `timeoutMs`, `retries`, `maxAgeMs`, `runAt`, `priority`, `callback`"),
     params(("Prefer" = Option<String>, Header, description = "wait=SECONDS"), ("Idempotency-Key" = Option<String>, Header, description = "the same key and body is the same call")),
     responses((status = 202, description = "The call, stored", body = CallView), (status = 200, description = "The call, ended", body = CallView), (status = 404, description = "There is no such function or version", body = Problem)))]
 pub(crate) async fn invoke(
@@ -255,6 +256,8 @@ pub(crate) async fn invoke(
     let function: FunctionName = invocation.func_name.parse()?;
     bytes.assign(app.admission(), &namespace, &function)?;
     let version = invocation.version.map(Version);
+    let request =
+        invocation.request.as_deref().map(|asked| asked_request::parse(asked, &invocation.params)).transpose()?;
     let wait = prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;
@@ -281,7 +284,7 @@ pub(crate) async fn invoke(
         function,
         params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,
         body: None,
-        request: None,
+        request,
         direct: false,
         timeout_ms: invocation.timeout_ms,
         max_age_ms: invocation.max_age_ms.unwrap_or(DEFAULT_AGE_MS),

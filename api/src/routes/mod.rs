@@ -1,5 +1,6 @@
 //! The routes, one module for each resource. A route is registered by its OpenAPI description, so none can lack one.
 
+mod asked_request;
 mod builds;
 pub(crate) mod calls;
 mod describe;

@@ -293,7 +293,13 @@ impl Shared {
         self.perform(actions);
     }
 
-    /// An instance takes no more calls.
+    /// An instance has ended.
+    fn gone(self: &Arc<Self>, key: &Key, id: u64) {
+        let actions = self.state().gone(key, id);
+        self.perform(actions);
+    }
+
+    /// A call has left an instance, which takes no more.
     fn retire(self: &Arc<Self>, key: &Key, id: u64) {
         let actions = self.state().retire(key, id);
         self.perform(actions);

@@ -181,6 +181,8 @@ struct Waiter {
 struct Pooled {
     code: Arc<Code>,
     members: Vec<Member>,
+    /// Instances that take no more calls and work at some: each has its slot until they have ended.
+    retired: Vec<Member>,
     waiters: Vec<Waiter>,
     /// Instances that are being made, and how many of them because a call waits.
     starting: u32,
@@ -203,7 +205,7 @@ struct Pooled {
 
 impl Pooled {
     fn instances(&self) -> usize {
-        self.members.len() + self.waiters.len() + (self.starting + self.renewing) as usize
+        self.members.len() + self.retired.len() + self.waiters.len() + (self.starting + self.renewing) as usize
     }
 
     /// Instances that should wait whether or not calls come.
@@ -212,7 +214,7 @@ impl Pooled {
     }
 
     fn under_way(&self) -> u32 {
-        self.members.iter().map(|member| member.in_flight).sum::<u32>() + self.taken
+        self.members.iter().chain(&self.retired).map(|member| member.in_flight).sum::<u32>() + self.taken
     }
 }
 
@@ -271,6 +273,7 @@ impl State {
         let pooled = self.versions.entry(Arc::clone(&key)).or_insert_with(|| Pooled {
             code: Arc::clone(code),
             members: Vec::new(),
+            retired: Vec::new(),
             waiters: Vec::new(),
             starting: 0,
             asked: 0,
@@ -391,7 +394,7 @@ impl State {
 
     fn held(&self) -> (usize, u64) {
         let memory = |pooled: &Pooled| {
-            pooled.members.iter().map(|member| member.memory).sum::<u64>()
+            pooled.members.iter().chain(&pooled.retired).map(|member| member.memory).sum::<u64>()
                 + pooled.waiters.iter().map(|waiter| waiter.memory).sum::<u64>()
                 + u64::from(pooled.starting + pooled.taken + pooled.renewing) * UNMEASURED
         };
@@ -497,6 +500,12 @@ impl State {
             if member.in_flight == 0 {
                 self.slots.give_back(&key.function);
             }
+        } else if let Some(index) = pooled.retired.iter().position(|member| member.id == id) {
+            pooled.retired[index].in_flight -= 1;
+            if pooled.retired[index].in_flight == 0 {
+                pooled.retired.swap_remove(index);
+                self.slots.give_back(&key.function);
+            }
         }
         self.pump()
     }
@@ -515,14 +524,34 @@ impl State {
         actions
     }
 
-    /// An instance takes no more calls; what runs in it is its own affair.
+    /// A call has left an instance, which takes no more; it keeps its slot while it works at others.
     pub(super) fn retire(&mut self, key: &Key, id: u64) -> Vec<Action> {
         let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
-        if let Some(index) = pooled.members.iter().position(|member| member.id == id) {
-            let member = pooled.members.swap_remove(index);
-            if member.in_flight > 0 {
-                self.slots.give_back(&key.function);
+        let Some(index) = pooled.members.iter().position(|member| member.id == id) else {
+            return self.finished(key, id, Instant::now());
+        };
+        let mut member = pooled.members.swap_remove(index);
+        match member.in_flight {
+            0 => {}
+            1 => self.slots.give_back(&key.function),
+            _ => {
+                member.in_flight -= 1;
+                pooled.retired.push(member);
             }
+        }
+        self.pump()
+    }
+
+    /// An instance has ended with whatever it worked at.
+    pub(super) fn gone(&mut self, key: &Key, id: u64) -> Vec<Action> {
+        let Some(pooled) = self.versions.get_mut(key) else { return Vec::new() };
+        let all = [&mut pooled.members, &mut pooled.retired];
+        let found = all.into_iter().find_map(|members| {
+            let index = members.iter().position(|member| member.id == id)?;
+            Some(members.swap_remove(index))
+        });
+        if found.is_some_and(|member| member.in_flight > 0) {
+            self.slots.give_back(&key.function);
         }
         self.pump()
     }
@@ -572,7 +601,7 @@ impl State {
 
     /// The instances that answer many calls and have some.
     pub(super) fn busy(&self) -> Vec<Arc<Served>> {
-        let members = self.versions.values().flat_map(|pooled| &pooled.members);
+        let members = self.versions.values().flat_map(|pooled| pooled.members.iter().chain(&pooled.retired));
         members.filter(|member| member.in_flight > 0).map(|member| Arc::clone(&member.served)).collect()
     }
 
@@ -643,7 +672,8 @@ impl State {
         self.turns.clear();
         for (_, pooled) in self.versions.drain() {
             // The attempt learns by the end of its channel that there is no answer.
-            leaving.extend(pooled.members.into_iter().map(|member| Leaving::Served(member.served)));
+            leaving
+                .extend(pooled.members.into_iter().chain(pooled.retired).map(|member| Leaving::Served(member.served)));
             leaving.extend(pooled.waiters.into_iter().map(|waiter| Leaving::Parked(waiter.parked)));
         }
         self.by_code.clear();

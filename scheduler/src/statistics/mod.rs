@@ -58,7 +58,7 @@ pub struct CallSample {
     pub is_error: bool,
     /// Its instance was made for it.
     pub is_cold: bool,
-    /// From its acceptance to its end.
+    /// What its last attempt took, with its wait for it.
     pub duration: Duration,
 }
 

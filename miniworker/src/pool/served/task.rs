@@ -95,7 +95,7 @@ impl Task {
             self.end(flight, end);
         }
         let Served { pool, key, .. } = &*self.served;
-        pool.retire(key, self.served.id.get().copied().unwrap_or(0));
+        pool.gone(key, self.served.id.get().copied().unwrap_or(0));
         if let Protocol::Http(client) = &self.served.protocol {
             client.close();
         }
