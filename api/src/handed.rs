@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use bytes::Bytes;
 use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
-use faena_header_case::Head;
+use faena_header_case::{Head, canonical};
 use faena_protocol::direct::{Header, HttpRequest};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
@@ -62,14 +62,22 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
     let written = request.written.as_ref().filter(is_of);
     let passed = request.headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
     let passed = passed.map(|(name, value)| {
-        let name = written.and_then(|head| head.name(name.as_str())).unwrap_or(name.as_str());
-        Header(name.to_owned(), value.as_bytes().to_vec())
+        let name = match (contract, written.and_then(|head| head.name(name.as_str()))) {
+            (Contract::Http, Some(written)) => written.to_owned(),
+            (Contract::Http, None) => canonical(name.as_str()),
+            (Contract::Handler | Contract::Command, _) => name.to_string(),
+        };
+        Header(name, value.as_bytes().to_vec())
     });
     if contract != Contract::Http {
         return passed.collect();
     }
-    let is_forwarded = |name: &str| name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case("x-forwarded-"));
     passed.filter(|Header(name, _)| !is_forwarded(name)).chain(forwarded(request)).collect()
+}
+
+/// Whether a header says how a client reached the function, which the platform does.
+pub(crate) fn is_forwarded(name: &str) -> bool {
+    name.to_ascii_lowercase().starts_with("x-forwarded-")
 }
 
 /// What tells a server how its client reached it. Nobody is trusted to have told it before.
@@ -226,7 +234,7 @@ mod tests {
             .map(|Header(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)))
             .collect();
         let expected = [
-            "x-mine: v",
+            "X-Mine: v",
             "X-Forwarded-Prefix: /f/Shop",
             "X-Forwarded-Proto: http",
             "X-Forwarded-Host: localhost:3000",

@@ -106,10 +106,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 fn a_redirection_leads_to_the_function_again() {
     let mut platform = Platform::start();
     server(&platform, "shop", REDIRECTS);
-    for headers in [&[][..], &[("Idempotency-Key", "a")]] {
+    for headers in [&[("Accept", "*/*")][..], &[("Accept", "text/html"), ("Idempotency-Key", "a")]] {
         let reply = platform.send("GET", "/f/shop", headers, b"");
         assert_eq!((reply.status, reply.header("location")), (302, Some("/f/shop/cart?full=1")));
     }
+    let reply = platform.send("GET", "/f/shop", &[], b"");
+    assert_eq!((reply.status, reply.header("location")), (302, Some("/cart?full=1")));
     let reply = platform.send("GET", "/f/shop/cart?full=1", &[("X-Forwarded-For", "192.0.2.7")], b"");
     assert_eq!(reply.text(), "/cart?full=1 /f/shop http localhost 127.0.0.1");
     assert!(platform.stop());

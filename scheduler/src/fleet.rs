@@ -8,7 +8,7 @@ use faena_protocol::db::{BuildRef, SlotsView, SparePlaces};
 use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
 use faena_protocol::records::{BuildJob, CallJob};
 
-use crate::ledger::{FunctionId, Ledger, slots_view};
+use crate::ledger::{FunctionId, Ledger, function_id, slots_view};
 
 /// A call and its claim.
 pub(crate) type Claim = (CallNum, Epoch);
@@ -23,10 +23,19 @@ struct Worker<P> {
     ledger: Ledger,
     builds: HashMap<BuildRef, FunctionId>,
     build_slots: Slots<FunctionId>,
-    /// A claim is under way, to which the slots belong that are free.
-    is_claiming: bool,
+    /// A claim is under way.
+    claim: Option<UnderWay>,
     is_draining: bool,
     pool: PoolView,
+}
+
+/// A claim that db has not answered.
+#[derive(Clone, Copy, Debug, Default)]
+struct UnderWay {
+    /// It is for calls: the slots that are free belong to it.
+    is_for_calls: bool,
+    /// Db may have got work since it looked.
+    is_outdated: bool,
 }
 
 /// How a worker stands.
@@ -129,7 +138,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
             ledger: Ledger::new(info.slots),
             builds: HashMap::new(),
             build_slots: Slots::new(info.build_slots),
-            is_claiming: false,
+            claim: None,
             is_draining: false,
             info,
             pool: PoolView::default(),
@@ -224,7 +233,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
         let able = |worker: &&mut Worker<P>| {
             worker.takes_work()
                 && worker.offers(engine)
-                && !worker.is_claiming
+                && !worker.claim.is_some_and(|claim| claim.is_for_calls)
                 && worker.ledger.may_begin(of, others_wait)
         };
         let order = |worker: &&mut Worker<P>| (worker.ledger.joins(of), worker.ledger.slots().free());
@@ -237,24 +246,40 @@ impl<P: Clone + PartialEq> Fleet<P> {
     /// function holds is looked at now and then, since it costs a claim that finds nothing as a rule.
     pub(crate) fn capacities(&mut self, reserve: bool) -> Vec<Capacity> {
         let mut capacities = Vec::new();
-        for worker in self.0.values_mut().filter(|worker| worker.takes_work() && !worker.is_claiming) {
+        for worker in self.0.values_mut().filter(|worker| worker.takes_work()) {
+            if let Some(claim) = &mut worker.claim {
+                claim.is_outdated = true;
+                continue;
+            }
             let view = worker.ledger.view();
             let calls = (has_room(worker.ledger.slots(), reserve) || !view.1.is_empty()).then_some(view);
             let builds = has_room(&worker.build_slots, reserve).then(|| slots_view(&worker.build_slots));
             if calls.is_none() && builds.is_none() {
                 continue;
             }
-            worker.is_claiming = true;
+            worker.claim = Some(UnderWay { is_for_calls: calls.is_some(), is_outdated: false });
             let engines = worker.info.engines.iter().map(|info| info.engine).collect();
             capacities.push(Capacity { owner: worker.info.owner.clone(), engines, calls, builds });
         }
         capacities
     }
 
+    /// Whether db may have got work for a worker since the claim under way looked.
+    pub(crate) fn is_outdated(&mut self, owner: &Owner) -> bool {
+        self.run_of(owner).and_then(|worker| worker.claim).is_some_and(|claim| claim.is_outdated)
+    }
+
+    /// Whether another function than this could take the reserve of a worker.
+    pub(crate) fn has_reserve_for_others(&mut self, peer: &P, of: &CallOf) -> bool {
+        let function = function_id(of);
+        self.by_peer(peer)
+            .is_some_and(|worker| worker.ledger.slots().only_holder().is_some_and(|only| *only != function))
+    }
+
     /// Takes over what db has claimed for a worker; none where that has gone meanwhile.
     pub(crate) fn claimed(&mut self, owner: &Owner, calls: &[CallJob], builds: &[BuildJob]) -> Option<P> {
         let worker = self.run_of(owner)?;
-        worker.is_claiming = false;
+        worker.claim = None;
         let peer = worker.peer.clone().ok().filter(|_| !worker.is_draining)?;
         calls.iter().for_each(|job| worker.begin((job.num, job.epoch), CallOf::of(&job.code)));
         builds.iter().for_each(|job| worker.begin_build(job.reference()));
@@ -345,6 +370,19 @@ mod tests {
         assert_eq!((assign(&mut fleet, 1, &plain, false), fleet.capacities(false).len()), (None, 0));
         assert_eq!(fleet.claimed(&node("a", 2).owner, &[], &[]), Some("a"));
         assert_eq!(assign(&mut fleet, 1, &plain, false), Some("a"));
+    }
+
+    #[test]
+    fn a_claim_for_builds_leaves_the_slots_to_calls() {
+        let (mut fleet, plain) = (fleet(&[("a", 1)]), of("plain", 1));
+        assert_eq!(assign(&mut fleet, 1, &plain, false), Some("a"));
+        assert!(fleet.capacities(false)[0].calls.is_none(), "builds alone");
+        fleet.call_ended(&"a", claim(1));
+        assert_eq!(assign(&mut fleet, 2, &plain, false), Some("a"));
+        let owner = node("a", 1).owner;
+        assert!(!fleet.is_outdated(&owner) && fleet.capacities(false).is_empty() && fleet.is_outdated(&owner));
+        fleet.claimed(&owner, &[], &[]);
+        assert!(!fleet.is_outdated(&owner) && fleet.has_reserve_for_others(&"a", &of("other", 1)));
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, client: &Clien
 
 async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
     // Taken before anything else is read or written.
-    let from = Origin { written: client.names.last_head(), address: client.address };
+    let from = Origin { written: client.names.take_head(), address: client.address };
     guard::judge(app, request.uri(), request.headers())?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
@@ -159,8 +159,9 @@ async fn run(
     let (parts, incoming) = request.into_parts();
     let request = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, written, address };
     let response = execute(app, (path, invoker), &current, (&parts, request, incoming)).await?;
-    let is_server = current.code.serving.contract == Contract::Http;
-    Ok(if is_server { reply::below_prefix(response, &current.code.function) } else { response })
+    // A browser, curl and most libraries say what they accept, and follow; to others the answer goes as it is.
+    let follows = current.code.serving.contract == Contract::Http && parts.headers.contains_key("accept");
+    Ok(if follows { reply::below_prefix(response, &current.code.function) } else { response })
 }
 
 async fn execute(

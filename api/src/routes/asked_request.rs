@@ -10,7 +10,7 @@ use faena_protocol::direct::{Header, HttpRequest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::handed::is_withheld;
+use crate::handed::{is_forwarded, is_withheld};
 use crate::problem::{Problem, Reply};
 
 const FIELDS: [&str; 4] = ["method", "path", "query", "headers"];
@@ -52,6 +52,11 @@ pub(super) fn parse(text: &RawValue, params: &RawValue) -> Reply<Arc<HttpRequest
     check_method(&method)?;
     check_target(&path, &query)?;
     let mut headers = headers.into_iter().map(checked_header).collect::<Reply<Vec<Header>>>()?;
+    let mut names: Vec<String> = headers.iter().map(|Header(name, _)| name.to_ascii_lowercase()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
+        return Err(invalid(format!("request.headers: {} is there more than once", twice[0])));
+    }
     let bytes: usize = headers.iter().map(|Header(name, value)| name.len() + value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
         return Err(invalid(format!(
@@ -95,7 +100,7 @@ fn checked_header((name, value): (String, String)) -> Reply<Header> {
     let shown: String = name.chars().take(80).collect();
     let parsed = HeaderName::from_bytes(name.as_bytes());
     let Ok(parsed) = parsed else { return Err(invalid(format!("request.headers: {shown:?} is no name of a header"))) };
-    if is_withheld(parsed.as_str()) {
+    if is_withheld(parsed.as_str()) || is_forwarded(parsed.as_str()) {
         return Err(invalid(format!("request.headers: {shown} is set by the platform, or not handed to functions")));
     }
     if HeaderValue::from_str(&value).is_err() {
@@ -159,6 +164,8 @@ mod tests {
             (r#"{"headers":{"a":"v\r\nb: c"}}"#, "{}"),
             (r#"{"headers":{"Cookie":"v"}}"#, "{}"),
             (r#"{"headers":{"Content-Length":"7"}}"#, "{}"),
+            (r#"{"headers":{"X-Forwarded-For":"v"}}"#, "{}"),
+            (r#"{"headers":{"X-A":"v","x-a":"v"}}"#, "{}"),
         ] {
             let problem = serde_json::to_value(parsed(text, params).expect_err(text)).expect("JSON");
             assert_eq!(problem["code"], "invalid_request", "{text}");

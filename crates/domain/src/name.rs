@@ -76,8 +76,8 @@ macro_rules! names {
 
         impl Ord for $name {
             fn cmp(&self, other: &Self) -> Ordering {
-                let lower = |name: &'_ Self| name.0.bytes().map(|byte| byte.to_ascii_lowercase()).collect::<Vec<_>>();
-                lower(self).cmp(&lower(other))
+                let lower = |byte: u8| byte.to_ascii_lowercase();
+                self.0.bytes().map(lower).cmp(other.0.bytes().map(lower))
             }
         }
 

@@ -26,6 +26,17 @@ pub(crate) fn is_canonical(name: &str) -> bool {
     })
 }
 
+/// A name as it is written where nothing else is known: each word begins with a capital.
+pub fn canonical(name: &str) -> String {
+    let mut is_first = true;
+    let bytes = name.chars().map(|c| {
+        let written = if is_first { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
+        is_first = c == '-';
+        written
+    });
+    bytes.collect()
+}
+
 /// The places of the names in a head, after its first line.
 fn names(head: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
     let mut begin = 0;
@@ -73,7 +84,7 @@ mod tests {
     #[test]
     fn canonical_names_are_those_that_hyper_writes() {
         for name in ["X-Request-Id", "Etag", "Sec-Websocket-Key", "X-1-A", "-"] {
-            assert!(is_canonical(name), "{name}");
+            assert!(is_canonical(name) && canonical(&name.to_lowercase()) == name, "{name}");
         }
         for name in ["X-Request-ID", "ETag", "x-a", "X-a", "WWW-Authenticate"] {
             assert!(!is_canonical(name), "{name}");

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub use head::Head;
+pub use head::{Head, canonical};
 
 /// The longest head whose names are known, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -44,19 +44,19 @@ struct State {
     is_flushed: bool,
     /// The names for the next head.
     next: Vec<String>,
-    copy: Option<Copy>,
+    renamed: Option<Renamed>,
 }
 
 /// The beginning of a message with its names replaced, as long as the original.
 #[derive(Debug)]
-struct Copy {
+struct Renamed {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { read: Vec::new(), has_head: false, has_written: true, is_flushed: true, next: Vec::new(), copy: None }
+        Self { read: Vec::new(), has_head: false, has_written: true, is_flushed: true, next: Vec::new(), renamed: None }
     }
 }
 
@@ -65,8 +65,8 @@ impl HeadNames {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The head that was read last.
-    pub fn last_head(&self) -> Option<Head> {
+    /// The head that was read last, once.
+    pub fn take_head(&self) -> Option<Head> {
         let mut state = self.state();
         state.has_head.then(|| Head(std::mem::take(&mut state.read)))
     }
@@ -87,18 +87,21 @@ impl State {
             self.read.clear();
             self.has_head = false;
         }
-        if self.has_head || self.read.len() + bytes.len() > MAX_HEAD {
+        if self.has_head {
             return;
         }
-        let from = self.read.len().saturating_sub(3);
-        self.read.extend_from_slice(bytes);
+        let mut from = self.read.len().saturating_sub(3);
+        let room = MAX_HEAD - self.read.len();
+        self.read.extend_from_slice(&bytes[..bytes.len().min(room)]);
         while let Some(end) = head::end(&self.read, from) {
             if head::is_interim(&self.read) {
                 // Another head follows.
                 self.read.drain(..end);
+                from = 0;
                 continue;
             }
             self.read.truncate(end);
+            self.read.shrink_to_fit();
             self.has_head = true;
             return;
         }
@@ -107,27 +110,29 @@ impl State {
     /// What is to be written in place of these bytes, where names are to be replaced.
     fn replaced(&mut self, bytes: &[IoSlice<'_>]) -> Option<&[u8]> {
         let given = bytes.iter().map(|part| part.len()).sum::<usize>();
-        if self.copy.is_none() && !self.next.is_empty() {
+        if self.renamed.is_none() && !self.next.is_empty() {
             let names = std::mem::take(&mut self.next);
             if self.is_flushed {
                 let mut message = Vec::with_capacity(given.min(MAX_COPY));
                 for part in bytes {
                     message.extend_from_slice(&part[..part.len().min(MAX_COPY - message.len())]);
                 }
-                self.copy = head::rename(&mut message, &names).then_some(Copy { bytes: message, written: 0 });
+                self.renamed = head::rename(&mut message, &names).then_some(Renamed { bytes: message, written: 0 });
             }
         }
-        let copy = self.copy.as_ref()?;
-        Some(&copy.bytes[copy.written..copy.bytes.len().min(copy.written + given)])
+        // From the first attempt on: what could not be written yet is before whatever comes next.
+        self.is_flushed = false;
+        let renamed = self.renamed.as_ref()?;
+        Some(&renamed.bytes[renamed.written..renamed.bytes.len().min(renamed.written + given)])
     }
 
     /// So many bytes were written.
     fn wrote(&mut self, count: usize) {
-        (self.has_written, self.is_flushed) = (true, false);
-        if let Some(copy) = &mut self.copy {
-            copy.written += count;
-            if copy.written >= copy.bytes.len() {
-                self.copy = None;
+        self.has_written = true;
+        if let Some(renamed) = &mut self.renamed {
+            renamed.written += count;
+            if renamed.written >= renamed.bytes.len() {
+                self.renamed = None;
             }
         }
     }
@@ -210,10 +215,10 @@ mod tests {
         let mut server = HeadStream::new(server);
         client.write_all(b"POST /a HTTP/1.1\r\nX-REQUEST-ID: 7\r\ncontent-type: a/B\r\n").await.expect("sent");
         sent(&mut server, 4096).await;
-        assert!(server.names().last_head().is_none(), "the head is not whole");
+        assert!(server.names().take_head().is_none(), "the head is not whole");
         client.write_all(b"\r\nX-Body: 1\r\n\r\n").await.expect("sent");
         sent(&mut server, 4096).await;
-        let head = server.names().last_head().expect("a head");
+        let head = server.names().take_head().expect("a head");
         assert_eq!(head.name("x-request-id"), Some("X-REQUEST-ID"));
         assert_eq!(head.name("content-type"), Some("content-type"));
         assert_eq!(head.name("x-body"), None);
@@ -267,7 +272,7 @@ mod tests {
             .await
             .expect("sent");
         sent(&mut client, 4096).await;
-        let head = client.names().last_head().expect("a head");
+        let head = client.names().take_head().expect("a head");
         assert_eq!((head.name("link"), head.name("etag")), (None, Some("ETAG")));
     }
 
@@ -278,7 +283,7 @@ mod tests {
         for name in ["X-A", "x-a"] {
             client.write_all(format!("GET / HTTP/1.1\r\n{name}: 1\r\n\r\n").as_bytes()).await.expect("sent");
             sent(&mut server, 4096).await;
-            assert_eq!(server.names().last_head().expect("a head").name("X-A"), Some(name));
+            assert_eq!(server.names().take_head().expect("a head").name("X-A"), Some(name));
             server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("answered");
         }
     }

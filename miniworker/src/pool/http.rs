@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use faena_domain::limits::MAX_RESULT;
 use faena_domain::{CallError, ErrorKind, Layer};
-use faena_header_case::{Head, HeadNames, HeadStream};
+use faena_header_case::{Head, HeadNames, HeadStream, canonical};
 use faena_protocol::direct::{Header, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
 use http_body_util::{BodyExt, Full, Limited};
@@ -177,7 +177,7 @@ impl Client {
         is_sent.store(false, Ordering::Relaxed);
         async move {
             let (sender, response) = client.send(request?, head.as_deref(), &is_sent).await?;
-            let answer = read(response, sender.names.last_head()).await?;
+            let answer = read(response, sender.names.take_head()).await?;
             client.state().idle.push(sender);
             Ok(answer)
         }
@@ -266,8 +266,8 @@ fn build(call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> 
 async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<Answer, Failure> {
     let (parts, body) = response.into_parts();
     let headers = parts.headers.iter().map(|(name, value)| {
-        let name = written.as_ref().and_then(|head| head.name(name.as_str())).unwrap_or(name.as_str());
-        Header(name.to_owned(), value.as_bytes().to_vec())
+        let written = written.as_ref().and_then(|head| head.name(name.as_str()));
+        Header(written.map_or_else(|| canonical(name.as_str()), str::to_owned), value.as_bytes().to_vec())
     });
     let headers = headers.collect();
     let head = HttpHead { status: parts.status.as_u16(), headers };

@@ -374,10 +374,12 @@ impl State {
         // More than may work at once would only wait.
         let there = pooled.instances() + pooled.taken as usize;
         let wanted = pooled.waiting.len() > coming * parallel as usize && there < self.config.slots as usize;
-        if !(wanted && has_slot && self.creating < self.config.creations) {
+        // What hinders the one that holds all slots does not hinder who takes the reserve.
+        let is_reserve = has_slot && self.slots.only_holder().is_some_and(|only| *only != key.function);
+        if !(wanted && has_slot && (self.creating < self.config.creations || is_reserve)) {
             return false;
         }
-        if !self.make_room(actions) {
+        if !self.make_room(actions) && !is_reserve {
             return false;
         }
         let Some(pooled) = self.versions.get_mut(key) else { return false };
@@ -466,6 +468,11 @@ impl State {
             Ok(made) => {
                 pooled.failures = 0;
                 pooled.take_in(made, id, &dual, (now, at));
+                // The call that it was made for is next: its slot must not go to another start before.
+                if let Some(index) = self.turns.iter().position(|turn| **turn == *key) {
+                    let turn = self.turns.remove(index);
+                    turn.into_iter().for_each(|turn| self.turns.push_front(turn));
+                }
             }
             Err(error) => {
                 pooled.failures += 1;

@@ -1,6 +1,7 @@
 //! Calls without a row, from their submission to their end or their row.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use faena_domain::plan::CallPath;
 use faena_domain::{CallNum, Epoch, Owner};
@@ -38,7 +39,10 @@ impl Scheduler {
     pub(super) fn end_waited(&self, mut call: SyncCall, record: CallRecord) {
         let num = call.spec.num;
         let function = (call.spec.namespace.clone(), call.code.function.clone());
-        let sample = CallSample::new(CallPath::Sync, record.status, record.attempts.last());
+        let mut sample = CallSample::new(CallPath::Sync, record.status, record.attempts.last());
+        if record.attempts.is_empty() {
+            sample.duration = Duration::from_millis(call.elapsed_ms());
+        }
         self.shared.statistics.record(&function, &sample);
         match call.permit.take() {
             Some(permit) => {
@@ -88,7 +92,8 @@ impl Scheduler {
     /// The end of a call: of one with a row, which db has already, or of a waited one, whose end is judged here.
     pub(super) fn ended(&mut self, num: CallNum, epoch: Epoch, owner: &Owner, outcome: Option<Outcome>) {
         self.asks(Ask::Work);
-        let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch);
+        // One that waits for a slot has been given back already.
+        let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch && call.owner.is_some());
         if !current {
             match outcome {
                 // An api before us gave the call its row, or it is too late and db says so.

@@ -31,7 +31,7 @@ impl Scheduler {
 
     pub(super) fn claimed(&mut self, claimed: Claimed) {
         let Claimed { owner, calls, builds, lease } = claimed;
-        if !calls.is_empty() || !builds.is_empty() {
+        if !calls.is_empty() || !builds.is_empty() || self.fleet.is_outdated(&owner) {
             // There may be more.
             self.asks(Ask::Work);
         }

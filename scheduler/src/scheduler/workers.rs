@@ -37,6 +37,9 @@ impl Scheduler {
             ToApi::Started { num, epoch } => self.started(num, epoch),
             ToApi::Ended { num, epoch, outcome, queued } => {
                 let of = self.fleet.call_ended(&peer, (num, epoch));
+                if of.as_ref().is_some_and(|of| self.fleet.has_reserve_for_others(&peer, of)) {
+                    self.asks(Ask::WorkForReserves);
+                }
                 if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {
                     let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
                     self.shared.statistics.record(&(of.namespace, of.function), &sample);

@@ -1,7 +1,8 @@
 //! What functions have done: totals for metrics, and the last hour for people. Kept in memory, from the start of this process.
 //!
 //! Each of [`LABELLED`] functions has totals of its own; the others share `other`, so that the number of time series is
-//! bounded. Totals never fall: a function that gives its label to a busier one adds its totals to `other`.
+//! bounded. A function that gives its label to a busier one, or is deleted, takes its totals with it: added to `other` they
+//! would look like calls of this moment.
 
 mod hour;
 
@@ -69,7 +70,8 @@ impl CallSample {
         Self {
             path,
             is_error: matches!(status, CallStatus::Failed | CallStatus::Timeout | CallStatus::Expired),
-            is_cold: last.is_some_and(|attempt| attempt.start == StartKind::Cold),
+            // What never ran was not started either.
+            is_cold: last.is_some_and(|attempt| attempt.start == StartKind::Cold && attempt.run_ms > Millis::default()),
             duration: parts.into_iter().map(Millis::duration).sum(),
         }
     }
@@ -190,11 +192,9 @@ impl Statistics {
         self.shard(function).functions.get(function).map(|known| known.hour.sum(minute)).unwrap_or_default()
     }
 
-    /// Forgets a function that was deleted; its totals go to `other`.
+    /// Forgets a function that was deleted.
     pub fn forget(&self, function: &Function) {
-        let mut shard = self.shard(function);
-        shard.retire(function);
-        shard.functions.remove(function);
+        self.shard(function).functions.remove(function);
     }
 
     /// The totals of every label, once the busiest functions have theirs.
@@ -240,19 +240,18 @@ impl Shard {
         }
         let oldest = self.functions.iter().min_by_key(|(_, known)| known.hour.last());
         if let Some(function) = oldest.map(|(function, _)| function.clone()) {
-            self.retire(&function);
             self.functions.remove(&function);
         }
     }
 
-    /// Adds a function's totals to those of `other`.
-    fn retire(&mut self, function: &Function) {
-        if let Some(own) = self.functions.get_mut(function).and_then(|known| known.own.take()) {
-            self.other.iter_mut().zip(own.iter()).for_each(|(sum, part)| sum.add(part));
+    fn label(&mut self, function: &Function, is_labelled: bool) {
+        if let Some(known) = self.functions.get_mut(function) {
+            known.own = is_labelled.then(Box::default);
         }
     }
 
-    /// Gives the labels of those that were called least in the last hour to those that were called twice as often.
+    /// Gives free labels to the busiest functions without one, and those of functions that were called least in the last hour
+    /// to functions that were called twice as often.
     fn label_busiest(&mut self, minute: u64) {
         let calls = |(function, known): (&Function, &Known)| (known.hour.calls(minute), function.clone());
         let (with, without): (Vec<_>, Vec<_>) = self.functions.iter().partition(|(_, known)| known.own.is_some());
@@ -260,14 +259,15 @@ impl Shard {
         let mut most: Vec<_> = without.into_iter().map(calls).collect();
         least.sort_unstable_by_key(|(calls, _)| *calls);
         most.sort_unstable_by_key(|(calls, _)| std::cmp::Reverse(*calls));
-        for ((least, loser), (most, winner)) in least.iter().zip(&most) {
-            if *most <= 2 * least {
+        let mut winners = most.into_iter();
+        let free = (LABELLED / SHARDS).saturating_sub(least.len());
+        winners.by_ref().take(free).for_each(|(_, function)| self.label(&function, true));
+        for ((least, loser), (most, winner)) in least.iter().zip(winners) {
+            if most <= 2 * least {
                 return;
             }
-            self.retire(loser);
-            if let Some(known) = self.functions.get_mut(winner) {
-                known.own = Some(Box::default());
-            }
+            self.label(loser, false);
+            self.label(&winner, true);
         }
     }
 }
@@ -306,24 +306,20 @@ mod tests {
         let hour = statistics.last_hour(&dice);
         assert_eq!((hour.calls, hour.errors, hour.cold), (2, 1, 1));
         statistics.forget(&dice);
-        assert!(statistics.series().iter().all(|one| one.function.is_none() && one.totals.calls == 1));
+        assert!(statistics.series().is_empty());
         assert_eq!(statistics.last_hour(&dice).calls, 0);
     }
 
     #[test]
-    fn the_busiest_have_labels_and_no_total_falls() {
+    fn the_busiest_have_labels() {
         let statistics = Statistics::default();
-        let calls = |series: &[Series]| series.iter().map(|one| one.totals.calls).sum::<u64>();
         for index in 0..5 * KNOWN {
             statistics.record(&function(&format!("f{index}")), &sample(1));
         }
-        let series = statistics.series();
-        assert_eq!(calls(&series), 5 * KNOWN as u64);
-        assert!(series.len() <= LABELLED + 1);
+        assert!(statistics.series().len() <= LABELLED + 1);
         let busy = function("busy");
         (0..10).for_each(|_| statistics.record(&busy, &sample(1)));
-        let series = statistics.series();
-        assert_eq!(calls(&series), 5 * KNOWN as u64 + 10);
+        statistics.series();
         statistics.record(&busy, &sample(1));
         let own = statistics.series().into_iter().find(|one| one.function.as_ref() == Some(&busy));
         assert!(own.is_some_and(|own| own.totals.calls >= 1), "it has a label now");
