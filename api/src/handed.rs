@@ -80,7 +80,8 @@ pub(crate) fn is_forwarded(name: &str) -> bool {
     name.to_ascii_lowercase().starts_with("x-forwarded-")
 }
 
-/// What tells a server how its client reached it. Nobody is trusted to have told it before.
+/// Headers that tell a server how its client reached it. The client's own headers of these names are replaced: no proxy is
+/// trusted.
 fn forwarded(request: &RequestHead<'_>) -> impl Iterator<Item = Header> {
     let name = request.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let host = request.headers.get(header::HOST).map(|host| host.as_bytes().to_vec());

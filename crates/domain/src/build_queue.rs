@@ -42,7 +42,7 @@ pub enum BuildEvent {
     },
     /// Its worker is gone, or its lease is over.
     Lost,
-    /// Somebody wants it built again.
+    /// A client asks for another build.
     Again,
 }
 
@@ -62,7 +62,7 @@ pub enum Said {
 /// Why nothing happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// Another epoch or owner holds it, or nobody does.
+    /// The claim has ended, or another epoch or owner holds it.
     #[error("the claim is over: another epoch or owner holds it")]
     Stale,
     /// It is so already, by the same claim.

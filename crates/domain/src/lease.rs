@@ -1,26 +1,26 @@
 //! Claims that hold for a while: what calls and builds share.
 //!
-//! Whoever claims raises the epoch and becomes the owner until the lease ends, and renews it meanwhile. What it says later
-//! names epoch and owner; under any other it is stale. Nobody owns what was taken away.
+//! A worker that claims raises the epoch and becomes the owner until the lease ends; it renews the lease meanwhile. Each of
+//! its later messages names epoch and owner, and is stale under any other. A claim that was taken away has no owner.
 
 use crate::{Epoch, Owner};
 
 /// How long a claim holds without being renewed, in milliseconds.
 pub const LEASE_MS: i64 = 30_000;
 
-/// Who holds a claim, or held the last one.
+/// The claim that holds, or the last one that held.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// How often it was claimed, or taken away from who ran it.
     pub epoch: Epoch,
-    /// Who claimed it last; nobody after it was taken away.
+    /// The owner of the last claim; none after it was taken away.
     pub owner: Option<Owner>,
     /// When the claim ends, in db time.
     pub end: i64,
 }
 
 impl Lease {
-    /// Nobody's, after so many claims.
+    /// Without an owner, after so many claims.
     pub fn unclaimed(epoch: Epoch) -> Self {
         Self { epoch, owner: None, end: 0 }
     }

@@ -147,8 +147,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens: no more than all and one are held, the sums agree, and whoever holds nothing gets something
-        /// as soon as one other function holds everything.
+        /// At most all slots and one are held, the sums agree, and a function without slots may take one as soon as one
+        /// other function holds all.
         #[test]
         fn bounds_hold(total in 1..6_u32, steps in prop::collection::vec((0..4_usize, any::<bool>(), any::<bool>()), 0..200)) {
             let mut slots = Slots::new(total);

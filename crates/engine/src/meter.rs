@@ -30,7 +30,7 @@ pub(crate) struct MeterPaths {
 }
 
 impl Meter {
-    /// Opens what is there; what is not is not told.
+    /// Opens the files that exist. Figures of missing files are not reported.
     pub(crate) fn open(paths: MeterPaths) -> Self {
         let open = |path: Option<PathBuf>| File::open(path?).ok();
         Self { memory: open(paths.memory), peak: open(paths.peak), cpu: open(paths.cpu) }

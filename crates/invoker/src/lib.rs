@@ -1,5 +1,5 @@
-//! From an api to an instance: one trait, whoever is in between. A worker's pool is an invoker, and so are the connections
-//! to workers in other processes.
+//! The trait by which an api hands a call to an instance. A worker's pool implements it, and so do the connections to
+//! workers in other processes.
 
 use std::fmt;
 use std::sync::Arc;
