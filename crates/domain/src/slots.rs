@@ -1,7 +1,7 @@
 //! A worker's slots: how many instances may work at once, and how many of them one function may hold.
 //!
-//! A function may hold all slots but one while another function waits. Where one function holds all of them, since nobody
-//! waited when it took them, a function that holds none may take one more slot, the *reserve*: a call that takes hours must
+//! A function may hold all slots but one while another function waits. Where one function holds all of them, because no
+//! other one waited when it took them, a function that holds none may take one more slot, the *reserve*: a call that takes hours must
 //! not keep every other function waiting until it ends. So a worker works at its slots and one more at most.
 
 use std::collections::HashMap;

@@ -19,7 +19,7 @@ pub use head::{Head, canonical};
 
 /// The longest head whose names are known, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
-/// What is copied of a message whose head is written with other names, in bytes: more of it follows in a write of its own.
+/// The longest beginning of a message that is copied to replace names in its head, in bytes. The rest is written after it.
 const MAX_COPY: usize = MAX_HEAD;
 
 /// A stream that knows the names of the heads that pass through it. It expects hyper on top of it, which writes a head in
@@ -36,7 +36,7 @@ pub struct HeadNames(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// What was read since something was written, to the end of a head.
+    /// The bytes that were read since the last write, up to the end of a head.
     read: Vec<u8>,
     has_head: bool,
     has_written: bool,
@@ -120,7 +120,7 @@ impl State {
                 self.renamed = head::rename(&mut message, &names).then_some(Renamed { bytes: message, written: 0 });
             }
         }
-        // From the first attempt on: what could not be written yet is before whatever comes next.
+        // A message that is not written yet stands before the next one, so the next write may not begin a head.
         self.is_flushed = false;
         let renamed = self.renamed.as_ref()?;
         Some(&renamed.bytes[renamed.written..renamed.bytes.len().min(renamed.written + given)])

@@ -71,7 +71,7 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], bo
     parse(&raw(port, &[head.as_bytes(), body].concat()))
 }
 
-/// Sends JSON, and drops whatever is answered, or not, until the connection ends.
+/// Sends JSON, waits until the connection ends, and drops the answer.
 pub fn post(port: u16, path: &str, body: &serde_json::Value) {
     let body = body.to_string();
     let length = body.len();

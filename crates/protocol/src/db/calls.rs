@@ -48,7 +48,7 @@ requests! {
         /// The call.
         num: CallNum,
     }
-    /// Ends a call that nobody wants any longer.
+    /// Cancels a call.
     Write CallCancel = "call.cancel" by [Api] -> Cancelled {
         /// The namespace of its function.
         namespace: Namespace,
