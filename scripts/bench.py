@@ -418,7 +418,7 @@ def private_mb(pid):
 def spare(up):
     """Waits for what waits without code: two containers and one interpreter. A worker tells of it once a second."""
     time.sleep(1.5)
-    until(lambda: up.pool()["blank"] >= 3, "everything that waits without code", 30)
+    until(lambda: up.pool()["prewarmed"] >= 3, "everything that waits without code", 30)
 
 
 def timed(action, count):

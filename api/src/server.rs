@@ -34,9 +34,7 @@ use crate::stall::WriteTimeout;
 
 /// How long a client may take to send the head of a request.
 const HEADER_READ: Duration = Duration::from_secs(10);
-/// The most headers, and the most bytes that are read before they are parsed: the headers that are permitted, and the first
-/// line.
-const MAX_HEADERS: usize = 100;
+/// The most bytes that are read before they are parsed: the headers that are permitted, and the first line.
 const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
 /// The pause after an accept that failed: descriptors may come free meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -101,11 +99,11 @@ impl Edge {
             let edge = self.clone();
             let stream = HeadStream::new(WriteTimeout::new(stream));
             let client = Client { names: stream.names(), address: peer.ip() };
+            // More than MAX_HEADERS headers are refused: that is hyper's own bound, which costs more where it is named.
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_READ)
                 .title_case_headers(true)
-                .max_headers(MAX_HEADERS)
                 .max_buf_size(BUFFER)
                 .half_close(false)
                 .serve_connection(

@@ -1,16 +1,15 @@
 //! A bound that many share, of which no function may hold more than a part.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use faena_domain::{FunctionName, Namespace};
+use faena_domain::{FunctionId, FunctionName, Namespace};
 
 /// The part of a shared bound that one function may hold: a quarter.
 const PART: u64 = 4;
 
-/// Whose share it is.
-type Holder = (Namespace, String);
+/// Functions without a share that are remembered, to save inserting them again.
+const REMEMBERED: usize = 1024;
 
 /// A bound, and who holds how much of it.
 #[derive(Clone, Debug)]
@@ -22,14 +21,14 @@ pub(crate) struct Shares {
 #[derive(Debug, Default)]
 struct Held {
     all: u64,
-    by_function: HashMap<Holder, u64>,
+    by_function: HashMap<FunctionId, u64>,
 }
 
 /// So much of a bound; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     held: Arc<Mutex<Held>>,
-    of: Option<Holder>,
+    of: Option<FunctionId>,
     amount: u64,
 }
 
@@ -44,7 +43,7 @@ impl Shares {
 
     /// A share; it counts against a function's part where one is named.
     pub(crate) fn take(&self, of: Option<(&Namespace, &FunctionName)>, amount: u64) -> Option<Share> {
-        let of = of.filter(|_| amount > 0).map(|(namespace, function)| (namespace.clone(), function.key()));
+        let of = of.filter(|_| amount > 0).map(|(namespace, function)| FunctionId::new(namespace, function));
         let mut held = lock(&self.held);
         let all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
         if let Some(holder) = &of
@@ -65,7 +64,7 @@ impl Shares {
 
 impl Held {
     /// Counts an amount as a function's; false where it would hold more than this.
-    fn add(&mut self, holder: &Holder, amount: u64, most: u64) -> bool {
+    fn add(&mut self, holder: &FunctionId, amount: u64, most: u64) -> bool {
         match self.by_function.get_mut(holder) {
             Some(holds) if holds.saturating_add(amount) > most => return false,
             Some(holds) => *holds += amount,
@@ -82,7 +81,7 @@ impl Share {
         if self.amount == 0 || self.of.is_some() {
             return true;
         }
-        let holder = (namespace.clone(), function.key());
+        let holder = FunctionId::new(namespace, function);
         let is_counted = lock(&self.held).add(&holder, self.amount, shares.part());
         self.of = is_counted.then_some(holder);
         is_counted
@@ -100,12 +99,12 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut held = lock(&self.held);
         held.all = held.all.saturating_sub(self.amount);
-        if let Some(holder) = self.of.take()
-            && let Entry::Occupied(mut holds) = held.by_function.entry(holder)
+        if let Some(holder) = &self.of
+            && let Some(holds) = held.by_function.get_mut(holder)
         {
-            *holds.get_mut() = holds.get().saturating_sub(self.amount);
-            if *holds.get() == 0 {
-                holds.remove();
+            *holds = holds.saturating_sub(self.amount);
+            if held.by_function.len() > REMEMBERED {
+                held.by_function.retain(|_, holds| *holds > 0);
             }
         }
     }
@@ -127,6 +126,6 @@ mod tests {
         assert!(take("e", 2).is_some());
         drop(others);
         let held = lock(&shares.held);
-        assert_eq!((held.all, held.by_function.len()), (0, 0));
+        assert_eq!((held.all, held.by_function.values().sum::<u64>()), (0, 0));
     }
 }

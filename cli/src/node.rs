@@ -12,7 +12,10 @@ use faena_engine::{
     Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
     install_zygote,
 };
-use faena_worker::node::{Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, Upstream};
+use faena_worker::node::{
+    Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, PoolPolicy, Upstream,
+};
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -74,6 +77,7 @@ pub(crate) async fn node(
         blobs,
         code,
         logs: LiveLogs::default(),
+        tasks: TaskTracker::new(),
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
         egress: Arc::new(egress_policy(settings)?),
         askers: Askers::default(),
@@ -85,14 +89,16 @@ pub(crate) async fn node(
 /// How the worker's instances wait and work, as the settings say.
 pub(crate) fn pool(settings: &Settings) -> PoolConfig {
     PoolConfig {
-        slots: settings.slots,
-        creations: settings.creations.max(1),
-        instances: settings.instances.max(1),
-        memory: settings.pool_memory.unwrap_or_else(|| ByteSize(faena_worker::memory_bytes() / 2)),
-        idle: settings.idle.duration(),
-        freeze_after: settings.freeze_after.duration(),
+        policy: PoolPolicy {
+            slots: settings.slots,
+            creations: settings.creations.max(1),
+            instances: settings.instances.max(1),
+            memory: settings.pool_memory.unwrap_or_else(|| ByteSize(faena_worker::memory_bytes() / 2)),
+            idle: settings.idle.duration(),
+            freeze_after: settings.freeze_after.duration(),
+            preload: settings.preload,
+        },
         start_timeout: settings.start_timeout.duration(),
-        preload: settings.preload,
         home: tokio::runtime::Handle::current(),
     }
 }

@@ -62,7 +62,7 @@ fn python_answers_several_calls_at_once(engine: Engine, preload: &str) {
         assert_eq!(platform.post("/f/first", &json!({"do": "add"})).status, 200);
         eventually(Duration::from_secs(20), "what waits without code", || {
             let pool = platform.get("/workers").json()[0]["pool"].clone();
-            if pool["blank"].as_u64() > Some(0) { Ok(()) } else { Err(pool) }
+            if pool["prewarmed"].as_u64() > Some(0) { Ok(()) } else { Err(pool) }
         });
     }
     function("p", "parallel = 4\n");

@@ -170,7 +170,7 @@ fn a_clone_is_confined_as_a_process_that_was_started() {
     // One that waited for its code is no other.
     eventually(Duration::from_secs(10), "an interpreter that waits", || {
         let pool = platform.get("/workers").json()[0]["pool"].clone();
-        if pool["interpreters"] == 1 && pool["blank"].as_u64() > Some(0) { Ok(()) } else { Err(pool) }
+        if pool["interpreters"] == 1 && pool["prewarmed"].as_u64() > Some(0) { Ok(()) } else { Err(pool) }
     });
     same(&called(&platform, "cloned", &json!({})));
 }
@@ -221,7 +221,7 @@ fn as_many_clones_wait_as_were_asked_for_at_once() {
     );
     let pool = || platform.get("/workers").json()[0]["pool"].clone();
     eventually(Duration::from_secs(20), "a clone that waits", || {
-        if pool()["blank"].as_u64() > Some(0) { Ok(()) } else { Err(pool()) }
+        if pool()["prewarmed"].as_u64() > Some(0) { Ok(()) } else { Err(pool()) }
     });
     let burst = || {
         std::thread::scope(|scope| {
@@ -235,12 +235,12 @@ fn as_many_clones_wait_as_were_asked_for_at_once() {
     burst();
     // A burst that crosses the border of a second counts as two.
     eventually(Duration::from_secs(20), "clones for the next burst", || {
-        if pool()["blank"].as_u64() >= Some(CALLS / 2) { Ok(()) } else { Err(pool()) }
+        if pool()["prewarmed"].as_u64() >= Some(CALLS / 2) { Ok(()) } else { Err(pool()) }
     });
     burst();
     // What the calls left is taken apart: those that wait are all there is.
     eventually(Duration::from_secs(20), "the end of what is done with", || {
-        let (waiting, there) = (pool()["blank"].as_u64(), instances(&platform));
+        let (waiting, there) = (pool()["prewarmed"].as_u64(), instances(&platform));
         if waiting == Some(there) { Ok(()) } else { Err((waiting, there)) }
     });
     assert!(platform.stop());

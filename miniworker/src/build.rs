@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::egress::Egress;
-use crate::process::{self, Cut, Finished, LeaseEnd, Order, RunError};
+use crate::process::{self, Cut, Finished, LeaseEnd, ProcessSpec, RunError};
 use crate::{Node, capture, instance, live, result};
 
 /// How long the tree may take to become an archive.
@@ -173,9 +173,10 @@ async fn build(
         }
         error => platform(error),
     })?;
-    let egress = instance.listener.take().map(|listener| {
-        Egress::serve(listener, node.egress.clone(), node.askers.of(&job.code.namespace, &job.code.function))
-    });
+    let egress = instance
+        .listener
+        .take()
+        .map(|listener| Egress::serve(listener, node.egress.clone(), node.askers.of(job.code.function_id())));
     let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;
     drop(egress);
     instance.guard.destroy().await;
@@ -190,7 +191,7 @@ async fn build_in(
     log: &mut LogBuffer,
 ) -> Result<BlobKey, Failure> {
     process::tell_lease(&instance.agent, &mut lease).await.map_err(platform)?;
-    let order = Order {
+    let process = ProcessSpec {
         run: run_frame(node, job)?,
         stdin: b"",
         files: Vec::new(),
@@ -199,7 +200,7 @@ async fn build_in(
         stop,
         log: node.logs.of_build(job.reference()),
     };
-    let finished = process::run(&mut instance.agent, order, || {}).await.map_err(|error| match error {
+    let finished = process::run(&mut instance.agent, process, || {}).await.map_err(|error| match error {
         RunError::Refused(message) => {
             failed(ErrorKind::Build, format!("the command of `dependencies` could not be started: {message}"))
         }

@@ -14,7 +14,7 @@ use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::INODE;
 use faena_domain::program::Tree as CodeTree;
 use faena_domain::units::ByteSize;
-use faena_domain::{BlobKey, FunctionName, Namespace};
+use faena_domain::{BlobKey, FunctionId};
 use faena_protocol::records::Code;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
@@ -52,7 +52,7 @@ struct Known {
     tree: Arc<Tree>,
     used: Instant,
     /// Functions that have used it since this process began, and are not deleted.
-    users: HashSet<(Namespace, FunctionName)>,
+    users: HashSet<FunctionId>,
     /// Every function that used it was deleted.
     is_forgotten: bool,
 }
@@ -158,7 +158,7 @@ impl CodeStore {
             let found = known.entry(*key).or_insert_with(|| Known::new(Tree::default()));
             found.used = Instant::now();
             found.is_forgotten = false;
-            found.users.insert((code.namespace.clone(), code.function.clone()));
+            found.users.insert(code.function_id());
             Arc::clone(&found.tree)
         };
         let was_there = tree.place.initialized();
@@ -172,10 +172,9 @@ impl CodeStore {
     }
 
     /// A function was deleted: code that no other function has used goes as soon as no instance holds it.
-    pub fn forget(&self, namespace: &Namespace, function: &FunctionName) {
-        let user = (namespace.clone(), function.clone());
+    pub fn forget(&self, function: &FunctionId) {
         for known in self.known().values_mut() {
-            if known.users.remove(&user) && known.users.is_empty() {
+            if known.users.remove(function) && known.users.is_empty() {
                 known.is_forgotten = true;
             }
         }
@@ -314,7 +313,7 @@ mod tests {
 
     fn code(function: &str, archive: BlobKey) -> Code {
         Code {
-            namespace: Namespace::default(),
+            namespace: faena_domain::Namespace::default(),
             function: function.parse().unwrap(),
             version: faena_domain::Version(1),
             engine: None,
@@ -357,7 +356,7 @@ mod tests {
             store.get(&Code { function: "other".parse().unwrap(), ..b.clone() }).await.unwrap().path().to_owned();
         drop(store.get(&b).await.unwrap());
         for code in [&a, &b] {
-            store.forget(&code.namespace, &code.function);
+            store.forget(&code.function_id());
         }
         let path = lease.path().to_owned();
         store.sweep();

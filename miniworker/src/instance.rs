@@ -37,12 +37,12 @@ pub(crate) async fn create(
     given.await.map_err(gone)?
 }
 
-/// Lays code in an instance that has none yet; one in which it cannot be laid is destroyed.
-pub(crate) async fn lay(mut blank: Instance, code: CodeLease) -> Result<Instance, EngineError> {
-    match blank.guard.lay(code.path()).await {
-        Ok(()) => Ok(Instance { guard: Box::new(Holding { guard: blank.guard, code }), ..blank }),
+/// Mounts code in an instance that has none yet; one in which it cannot be mounted is destroyed.
+pub(crate) async fn mount_code(mut empty: Instance, code: CodeLease) -> Result<Instance, EngineError> {
+    match empty.guard.mount_code(code.path()).await {
+        Ok(()) => Ok(Instance { guard: Box::new(Holding { guard: empty.guard, code }), ..empty }),
         Err(error) => {
-            blank.guard.destroy().await;
+            empty.guard.destroy().await;
             Err(error)
         }
     }
@@ -66,7 +66,7 @@ pub(crate) async fn clean(agent: &mut AgentSocket) -> Result<u64, Unclean> {
         Ok(Ok((ToMiniworker::Cleaned { error: None, oom_kills }, _))) => Ok(oom_kills),
         Ok(Ok((ToMiniworker::Cleaned { error: Some(error), .. }, _))) => Err(lost(&error)),
         Ok(Ok((ToMiniworker::Ended(ended), _))) => Err(Unclean::Ended(ended)),
-        Ok(Ok(_)) => Err(lost(&"it sent what no agent sends now")),
+        Ok(Ok(_)) => Err(lost(&"its agent sent a frame that is not expected now")),
         Ok(Err(error)) => Err(lost(&error)),
         Err(_) => Err(lost(&"it does not answer")),
     }
@@ -87,8 +87,8 @@ impl InstanceHandle for Holding {
         drop(code);
     }
 
-    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
-        self.guard.lay(code).await
+    async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError> {
+        self.guard.mount_code(code).await
     }
 
     fn freeze(&self) -> io::Result<()> {

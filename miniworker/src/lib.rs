@@ -1,19 +1,27 @@
 //! One attempt: code, instance, result. And one build: source, instance, artifact.
 //!
+//! Which instance an attempt gets, and how long instances stay, is not decided here: their [owner](InstanceOwner) does that.
+//!
 //! A miniworker is a task. Nothing that an instance does blocks another: every wait here has an end, and every byte
 //! that comes from an instance has a bound.
 
-mod attempt;
 mod build;
+mod call;
 mod capture;
 mod code;
+mod command;
 mod egress;
+mod exec;
+mod failure;
 mod image;
 mod instance;
 mod live;
-mod pool;
+mod owner;
 mod process;
+mod report;
 mod result;
+mod server;
+mod start;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,17 +31,23 @@ use faena_blob::BlobStore;
 use faena_domain::units::{ByteSize, GB};
 use faena_domain::{EngineKind, Limits};
 use faena_engine::{Engine, Pull};
+use tokio_util::task::TaskTracker;
 
-pub use attempt::{Ended, run_attempt};
 pub use build::{find_image, run_build};
+pub use call::{CallInput, InstanceCall, InstanceEnd};
 pub use code::{CodeError, CodeLease, CodeStore};
+pub use command::run_command;
 pub use egress::Askers;
+pub use exec::{ExecInstance, InstanceState};
 pub use faena_egress::{EgressPolicy, Upstream};
+pub use failure::{Failure, StartError};
 pub use image::{ImageError, import_image};
 pub use live::LiveLogs;
-pub use pool::metrics::Metrics as PoolMetrics;
-pub use pool::{Pool, PoolConfig};
+pub use owner::{InstanceId, InstanceOwner};
 pub use process::LeaseEnd;
+pub use report::AttemptReport;
+pub use server::ServerInstance;
+pub use start::{Created, Made, Preparation, PrewarmKey, Prewarmed, interpreter_domain};
 
 /// What every miniworker of a node shares.
 #[derive(Debug)]
@@ -58,6 +72,8 @@ pub struct Node {
     pub build: BuildLimits,
     /// What is being written by calls and builds that run.
     pub logs: LiveLogs,
+    /// Whatever makes, cleans or destroys instances: a stop waits for it.
+    pub tasks: TaskTracker,
 }
 
 /// The bounds of a build.

@@ -61,7 +61,7 @@ impl LiveLogs {
     }
 
     /// What was written until now, as it is stored; none where nothing of that name runs.
-    pub(crate) fn read(&self, of: &LogOf) -> Option<String> {
+    pub fn read(&self, of: &LogOf) -> Option<String> {
         let buffers = self.lock().get(of).cloned()?;
         Some(stored(&buffers.iter().map(|buffer| buffer.lock().whole_lines()).collect::<Vec<_>>()))
     }

@@ -23,7 +23,7 @@ use crate::live::{LiveLog, SharedBuffer};
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What to start, with what, and until when.
-pub(crate) struct Order<'a> {
+pub(crate) struct ProcessSpec<'a> {
     pub(crate) run: Run,
     pub(crate) stdin: &'a [u8],
     /// Files that are placed below `path` before it starts: name and content.
@@ -103,23 +103,23 @@ struct Streams {
     too_much: CancellationToken,
 }
 
-async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunError> {
-    let stdin = sealed(order.stdin)?;
-    let files = order.files.iter().map(|(_, content)| sealed(content)).collect::<io::Result<Vec<_>>>()?;
+async fn start(agent: &AgentSocket, process: &ProcessSpec<'_>) -> Result<Streams, RunError> {
+    let stdin = sealed(process.stdin)?;
+    let files = process.files.iter().map(|(_, content)| sealed(content)).collect::<io::Result<Vec<_>>>()?;
     let (stdout, stdout_end) = capture::pipe()?;
     let (stderr, stderr_end) = capture::pipe()?;
     let (output, output_end) = capture::pipe()?;
     for end in [&stdout_end, &stderr_end] {
         capture::share(end);
     }
-    let error_end = if order.log.stderr.is_none() { &stdout_end } else { &stderr_end };
+    let error_end = if process.log.stderr.is_none() { &stdout_end } else { &stderr_end };
     let mut fds = vec![stdin.as_fd(), stdout_end.as_fd(), error_end.as_fd()];
-    fds.extend(order.run.wants_output.then(|| output_end.as_fd()));
+    fds.extend(process.run.wants_output.then(|| output_end.as_fd()));
     fds.extend(files.iter().map(AsFd::as_fd));
-    agent.send(&ToAgent::Run(order.run.clone()), &fds).await?;
+    agent.send(&ToAgent::Run(process.run.clone()), &fds).await?;
     let too_much = CancellationToken::new();
-    let beyond = if order.log.stderr.is_none() { Beyond::Drop } else { Beyond::Stop };
-    let (reading, tell) = (capture::read(stdout, order.log.stdout.clone(), beyond), too_much.clone());
+    let beyond = if process.log.stderr.is_none() { Beyond::Drop } else { Beyond::Stop };
+    let (reading, tell) = (capture::read(stdout, process.log.stdout.clone(), beyond), too_much.clone());
     Ok(Streams {
         stdout: tokio::spawn(async move {
             let captured = reading.await?;
@@ -128,7 +128,7 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
             }
             Ok(captured)
         }),
-        stderr: order.log.stderr.clone().map(|to| tokio::spawn(capture::read(stderr, to, Beyond::Drop))),
+        stderr: process.log.stderr.clone().map(|to| tokio::spawn(capture::read(stderr, to, Beyond::Drop))),
         output: tokio::spawn(capture::read(output, SharedBuffer::new(LogStream::Stdout, MAX_RESULT), Beyond::Stop)),
         too_much,
     })
@@ -137,11 +137,11 @@ async fn start(agent: &AgentSocket, order: &Order<'_>) -> Result<Streams, RunErr
 /// Starts a process and stays with it until everything of it has ended.
 pub(crate) async fn run(
     agent: &mut AgentSocket,
-    mut order: Order<'_>,
+    mut process: ProcessSpec<'_>,
     started: impl FnOnce(),
 ) -> Result<Finished, RunError> {
-    let streams = start(agent, &order).await?;
-    let (ended, cut) = follow(agent, &mut order, &streams.too_much, started).await?;
+    let streams = start(agent, &process).await?;
+    let (ended, cut) = follow(agent, &mut process, &streams.too_much, started).await?;
     // Every process is dead and the agent holds no end of these, so they have ended too.
     let last = async {
         let whole = |reading: Result<io::Result<LogBuffer>, _>| reading.map_err(io::Error::other)?;
@@ -157,33 +157,33 @@ pub(crate) async fn run(
 
 async fn follow(
     agent: &mut AgentSocket,
-    order: &mut Order<'_>,
+    process: &mut ProcessSpec<'_>,
     too_much: &CancellationToken,
     started: impl FnOnce(),
 ) -> Result<(Ended, Option<Cut>), RunError> {
     let mut started = Some(started);
     let mut cut = None;
-    let mut deadline = order.deadline;
+    let mut deadline = process.deadline;
     loop {
         let why = tokio::select! {
             frame = agent.receive() => match frame?.0 {
-                ToMiniworker::Started { id } if id == order.run.id => {
+                ToMiniworker::Started { id } if id == process.run.id => {
                     if let Some(started) = started.take() {
                         started();
                     }
                     continue;
                 }
-                ToMiniworker::Refused { id, message } if id == order.run.id => return Err(RunError::Refused(message)),
-                ToMiniworker::Ended(ended) if ended.id == order.run.id => return Ok((ended, cut)),
+                ToMiniworker::Refused { id, message } if id == process.run.id => return Err(RunError::Refused(message)),
+                ToMiniworker::Ended(ended) if ended.id == process.run.id => return Ok((ended, cut)),
                 _ => return Err(RunError::Silent),
             },
-            Ok(()) = order.lease.changed() => {
-                tell_lease(agent, &mut order.lease).await?;
+            Ok(()) = process.lease.changed() => {
+                tell_lease(agent, &mut process.lease).await?;
                 continue;
             }
             () = tokio::time::sleep_until(deadline) => Cut::Deadline,
             () = too_much.cancelled(), if cut.is_none() => Cut::Output,
-            () = order.stop.cancelled(), if cut.is_none() => Cut::Stop,
+            () = process.stop.cancelled(), if cut.is_none() => Cut::Stop,
         };
         if cut.is_some() {
             return Err(RunError::Silent);

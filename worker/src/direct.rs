@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
 use faena_invoker::{Invocation, Invoker};
-use faena_miniworker::Pool;
+use faena_pool::Pool;
 use faena_protocol::direct::InvocationEnd;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
 use faena_protocol::records::Code;

@@ -3,6 +3,7 @@
 //! One task owns the truth about what the node holds ([`Worker::run`]). Each attempt and each build is a task of its
 //! own, which owns its instance; what it has to say goes through the outbox, which does not rest until db has it.
 
+mod attempt;
 mod direct;
 mod lease;
 pub mod metrics;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use faena_db_client::DbClient;
 use faena_domain::Owner;
 use faena_engine::Engine;
-use faena_miniworker::{Node, Pool};
+use faena_miniworker::Node;
+use faena_pool::Pool;
 use faena_protocol::db::WorkerJoin;
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_transport::{Endpoint, Link};
@@ -133,7 +135,9 @@ async fn remove_orphans(node: &Node) {
 /// What a node is made of.
 pub mod node {
     pub use faena_miniworker::{
-        Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, Upstream,
-        import_image,
+        Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Upstream, import_image, run_build,
     };
+    pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy};
+
+    pub use crate::attempt::{Ended, run_attempt};
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faena_db_client::DbClient;
-use faena_domain::{CallNum, Epoch, Owner};
-use faena_miniworker::{Node, Pool, find_image, run_attempt, run_build};
+use faena_domain::{CallNum, Epoch, FunctionId, Owner};
+use faena_miniworker::{Node, find_image, run_build};
+use faena_pool::Pool;
 use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildRef, CallFinish, CallsStarted, LeaseRenew, Renewed, VersionsMinimum};
 use faena_protocol::node::{
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::attempt::run_attempt;
 use crate::metrics::{Built, End, Metrics};
 use crate::{Worker, lease, outbox};
 
@@ -245,7 +247,9 @@ impl Session {
                 debug!(function = %build.function, version = %build.version, "another worker has built a version");
                 self.expect_minimum();
             }
-            ToWorker::Forget { namespace, function } => self.shared.pool.forget(&namespace, &function),
+            ToWorker::Forget { namespace, function } => {
+                self.shared.pool.forget(&FunctionId::new(&namespace, &function));
+            }
             ToWorker::Ask { id, question } => {
                 let shared = self.shared.clone();
                 tokio::spawn(async move {
@@ -507,7 +511,7 @@ impl Shared {
             (outcome.map(Box::new), None)
         };
         self.say(Event::Tell(ToApi::Ended { num, epoch, outcome, queued })).await;
-        ended.left().await;
+        ended.released().await;
         self.say(Event::CallGone).await;
     }
 

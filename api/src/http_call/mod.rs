@@ -19,7 +19,7 @@ use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, Contract, FunctionName};
-use faena_header_case::{Head, HeadNames};
+use faena_header_case::HeadNames;
 use faena_invoker::Invoker;
 use faena_protocol::direct::HttpRequest;
 use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
@@ -64,13 +64,6 @@ struct HttpCall {
     is_head: bool,
 }
 
-/// What is known of a request beside the request.
-struct Origin {
-    /// Its head as bytes, where they are known.
-    written: Option<Head>,
-    address: IpAddr,
-}
-
 /// How a call is executed, and by whom.
 struct Plan {
     path: CallPath,
@@ -109,8 +102,6 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, client: &Clien
 }
 
 async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
-    // Taken before anything else is read or written.
-    let from = Origin { written: client.names.take_head(), address: client.address };
     guard::judge(app, request.uri(), request.headers())?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
@@ -123,10 +114,10 @@ async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<
     };
     let plan = decide(app, current, has_key);
     if plan.path == CallPath::Direct {
-        return run(app, plan, request, from).await;
+        return run(app, plan, request, client).await;
     }
-    let shared = app.clone();
-    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, from).await }));
+    let (shared, client) = (app.clone(), client.clone());
+    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, &client).await }));
     running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
 }
 
@@ -154,13 +145,21 @@ async fn run(
     app: &App,
     Plan { path, invoker, current }: Plan,
     request: Request<Incoming>,
-    Origin { written, address }: Origin,
+    client: &Client,
 ) -> Reply<Response<Body>> {
     let (parts, incoming) = request.into_parts();
-    let request = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, written, address };
+    let is_server = current.code.serving.contract == Contract::Http;
+    let request = RequestHead {
+        method: &parts.method,
+        uri: &parts.uri,
+        headers: &parts.headers,
+        // Nothing of the body was read yet, and nothing written: it is this request's. No other contract needs it.
+        written: if is_server { client.names.take_head() } else { None },
+        address: client.address,
+    };
     let response = execute(app, (path, invoker), &current, (&parts, request, incoming)).await?;
     // A browser, curl and most libraries say what they accept, and follow; to others the answer goes as it is.
-    let follows = current.code.serving.contract == Contract::Http && parts.headers.contains_key("accept");
+    let follows = is_server && parts.headers.contains_key("accept");
     Ok(if follows { reply::below_prefix(response, &current.code.function) } else { response })
 }
 

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use faena_domain::limits::{MAX_HEADER_BYTES, MAX_RESULT};
+use faena_domain::limits::{MAX_HEADER_BYTES, MAX_HEADERS, MAX_RESULT};
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName};
 use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::CallRecord;
@@ -13,9 +13,6 @@ use crate::app::App;
 use crate::handed::{HOP_BY_HOP, PREFIX};
 use crate::problem::{Problem, Reply};
 use crate::routes::trace::{self, Timing};
-
-/// The most headers of a function's answer.
-const MAX_HEADERS: usize = 100;
 
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
 /// the one answer (docs/reference/safety.md).

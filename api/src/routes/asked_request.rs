@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use faena_domain::json::parse_object;
-use faena_domain::limits::MAX_HEADER_BYTES;
+use faena_domain::limits::{MAX_HEADER_BYTES, MAX_HEADERS};
 use faena_protocol::direct::{Header, HttpRequest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,8 +14,6 @@ use crate::handed::{is_forwarded, is_withheld};
 use crate::problem::{Problem, Reply};
 
 const FIELDS: [&str; 4] = ["method", "path", "query", "headers"];
-/// The most headers, as on `/f/`.
-const MAX_HEADERS: usize = 100;
 /// The longest path with its query, in bytes: what servers commonly take.
 const MAX_TARGET: usize = 8 * 1024;
 

@@ -1,8 +1,12 @@
 //! W3C trace context, and what every reply to an invocation carries.
 
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use faena_domain::Attempt;
 use faena_domain::units::Millis;
+
+const FAENA_CALL: HeaderName = HeaderName::from_static("faena-call");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Whether a text is a `traceparent` of version 00 (W3C Trace Context, 3.2).
 fn is_valid(text: &str) -> bool {
@@ -46,10 +50,16 @@ impl From<&Attempt> for Timing {
 /// `Faena-Call`, `traceparent` and `Server-Timing`.
 pub(crate) fn tell(headers: &mut HeaderMap, num: i64, traceparent: &str, last: Option<Timing>) {
     let Timing { queue, start, run } = last.unwrap_or_default();
-    let timing = format!("queue;dur={queue}, start;dur={start}, run;dur={run}");
-    headers.insert("faena-call", HeaderValue::from(num));
-    for (name, value) in [("traceparent", traceparent), ("server-timing", &timing)] {
-        if let Ok(value) = HeaderValue::from_str(value) {
+    let mut timing = String::with_capacity(64);
+    for (part, took) in [("queue;dur=", queue), (", start;dur=", start), (", run;dur=", run)] {
+        timing.push_str(part);
+        took.push_to(&mut timing);
+    }
+    headers.insert(FAENA_CALL, HeaderValue::from(num));
+    for (name, value) in
+        [(TRACEPARENT, HeaderValue::from_str(traceparent)), (SERVER_TIMING, HeaderValue::try_from(timing))]
+    {
+        if let Ok(value) = value {
             headers.insert(name, value);
         }
     }

@@ -38,7 +38,7 @@ pub use id::{BlobKey, CallNum, DigestKind, Epoch, Owner, Revision, Version};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::Manifest;
-pub use name::{FunctionName, Namespace, RuntimeName};
+pub use name::{FunctionId, FunctionName, Namespace, RuntimeName};
 pub use payload::Payload;
 pub use runtime::{EngineKind, RuntimeSpec};
 pub use serving::{Contract, Preload, Reuse, Serving};

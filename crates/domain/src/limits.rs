@@ -1,5 +1,7 @@
 //! What one instance may use, who may ask for how much, and the bounds of everything else.
 
+use std::hash::{Hash, Hasher};
+
 use serde::{Deserialize, Serialize};
 
 use crate::units::{ByteSize, GB, MB, Span};
@@ -8,6 +10,8 @@ use crate::units::{ByteSize, GB, MB, Span};
 pub const MAX_BODY: u64 = 6 * MB;
 /// The largest result of a call.
 pub const MAX_RESULT: u64 = 6 * MB;
+/// The most headers of a request, and of a function's answer.
+pub const MAX_HEADERS: usize = 100;
 /// The most bytes of a request's headers, and of those of a function's answer.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// The largest archive that is taken in.
@@ -55,6 +59,16 @@ pub struct Limits {
     pub tmp: ByteSize,
     /// What may be written in `path`.
     pub disk: ByteSize,
+}
+
+/// The number of cores is finite and positive: nothing else is parsed.
+impl Eq for Limits {}
+
+impl Hash for Limits {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { memory, cpu, timeout, pids, files, tmp, disk } = *self;
+        (memory, cpu.to_bits(), timeout, pids, files, tmp, disk).hash(state);
+    }
 }
 
 impl Limits {

@@ -4,8 +4,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The longest name, in characters (all of them ASCII).
 pub const MAX_NAME: usize = 63;
@@ -38,9 +39,17 @@ fn hash_ignoring_case<H: Hasher>(name: &str, state: &mut H) {
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        ///
+        /// A clone shares the text.
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(Arc<str>);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
 
         impl $name {
             /// The name as it was given.
@@ -84,20 +93,20 @@ macro_rules! names {
         impl FromStr for $name {
             type Err = InvalidName;
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                check(text).map(|()| Self(text.to_owned()))
+                check(text).map(|()| Self(text.into()))
             }
         }
 
         impl TryFrom<String> for $name {
             type Error = InvalidName;
             fn try_from(text: String) -> Result<Self, InvalidName> {
-                check(&text).map(|()| Self(text))
+                check(&text).map(|()| Self(text.into()))
             }
         }
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
 
@@ -118,10 +127,32 @@ names! {
     FunctionName;
 }
 
+/// A function, as everything that counts, caches or holds it knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FunctionId {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name there.
+    pub name: FunctionName,
+}
+
+impl FunctionId {
+    /// The function of this name in this namespace.
+    pub fn new(namespace: &Namespace, name: &FunctionName) -> Self {
+        Self { namespace: namespace.clone(), name: name.clone() }
+    }
+}
+
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 impl Default for Namespace {
     /// The root namespace, which requests concern that name none.
     fn default() -> Self {
-        Self("default".to_owned())
+        Self("default".into())
     }
 }
 

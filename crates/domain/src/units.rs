@@ -151,7 +151,20 @@ impl From<Duration> for Millis {
 
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.micros / 1000, self.micros % 1000)
+        let mut text = String::with_capacity(16);
+        self.push_to(&mut text);
+        f.write_str(&text)
+    }
+}
+
+impl Millis {
+    /// Appends it in milliseconds with three decimals, without a formatter: every reply tells three of them.
+    pub fn push_to(self, text: &mut String) {
+        let mut digits = itoa::Buffer::new();
+        text.push_str(digits.format(self.micros / 1000));
+        text.push('.');
+        // A one before them keeps the zeros that they begin with.
+        text.push_str(&digits.format(1000 + self.micros % 1000)[1..]);
     }
 }
 
@@ -200,6 +213,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_measured_time_is_told_with_three_decimals() {
+        let told = [0, 1, 1500, 2_000_000, 123_456_789].map(|micros| Millis::from_micros(micros).to_string());
+        assert_eq!(told, ["0.000", "0.001", "1.500", "2000.000", "123456.789"]);
+    }
 
     #[test]
     fn a_measured_time_is_a_number_of_milliseconds() {

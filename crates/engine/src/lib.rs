@@ -45,7 +45,7 @@ pub struct InstanceSpec {
     pub name: String,
     /// The image, as [`Engine::resolve`] answered it.
     pub image: ImageId,
-    /// The unpacked code, which is never written to; none where it is laid later.
+    /// The unpacked code, which is never written to; none where it is mounted later.
     pub code: Option<PathBuf>,
     /// Where the code appears.
     pub path: String,
@@ -100,11 +100,11 @@ pub trait InstanceHandle: Send + Sync + std::fmt::Debug {
     /// Kills everything in the instance and removes what it left on the host.
     async fn destroy(self: Box<Self>);
 
-    /// Lays code at `path`, as if nothing had ever been written there. No process of the user's may run.
+    /// Mounts code at `path`, as if nothing had ever been written there. No process of the user's may run.
     ///
     /// # Errors
     /// [`EngineError`]; the instance has to be destroyed.
-    async fn lay(&mut self, code: &Path) -> Result<(), EngineError>;
+    async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError>;
 
     /// Stops every process of the instance where it stands, until [`InstanceHandle::thaw`]. Takes no CPU meanwhile.
     ///

@@ -395,13 +395,13 @@ async fn is_as_new_after_a_call(bench: &Bench) -> Outcome {
     run(&mut instance, &["bash", "-c", leave], "{}").await.map_err(Failed::from)?;
     instance.agent.send(&ToAgent::Clean, &[]).await.unwrap();
     let cleaned = instance.agent.receive().await.unwrap().0;
-    let laid = instance.guard.lay(&bench.folder.join("code")).await;
-    if laid.is_err() && bench.copies {
+    let mounted = instance.guard.mount_code(&bench.folder.join("code")).await;
+    if mounted.is_err() && bench.copies {
         // Code that was copied can only be had anew with a new instance.
         instance.guard.destroy().await;
         return Ok(());
     }
-    laid.unwrap();
+    mounted.unwrap();
     let look = "ls -A . /tmp /dev/shm; cat greeting; echo w > new && cat new";
     let done = run(&mut instance, &["bash", "-c", look], "{}").await.map_err(Failed::from)?;
     instance.guard.destroy().await;
@@ -417,7 +417,7 @@ async fn takes_its_code_later(bench: &Bench) -> Outcome {
     }
     let spec = InstanceSpec { code: None, ..bench.spec(Limits::DEFAULT, false) };
     let mut instance = bench.engine.create(spec).await.unwrap();
-    instance.guard.lay(&bench.folder.join("code")).await.unwrap();
+    instance.guard.mount_code(&bench.folder.join("code")).await.unwrap();
     let line = "cat greeting; cat input.json; echo more > greeting && cat greeting";
     let done = run(&mut instance, &["bash", "-c", line], "{\"n\":1}").await.map_err(Failed::from)?;
     instance.guard.destroy().await;

@@ -19,6 +19,8 @@ pub use head::{Head, canonical};
 
 /// The longest head whose names are known, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
+/// What is kept of a connection's buffer for heads between them, in bytes.
+const ORDINARY_HEAD: usize = 1024;
 /// The longest beginning of a message that is copied to replace names in its head, in bytes. The rest is written after it.
 const MAX_COPY: usize = MAX_HEAD;
 
@@ -85,6 +87,8 @@ impl State {
     fn keep(&mut self, bytes: &[u8]) {
         if std::mem::take(&mut self.has_written) {
             self.read.clear();
+            // A connection that is idle most of the time should not hold what one large head took.
+            self.read.shrink_to(ORDINARY_HEAD);
             self.has_head = false;
         }
         if self.has_head {
@@ -101,7 +105,6 @@ impl State {
                 continue;
             }
             self.read.truncate(end);
-            self.read.shrink_to_fit();
             self.has_head = true;
             return;
         }

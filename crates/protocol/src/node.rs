@@ -103,7 +103,7 @@ pub struct PoolView {
     pub instances: u64,
     /// Instances that wait without code.
     #[serde(default)]
-    pub blank: u64,
+    pub prewarmed: u64,
     /// Interpreters that are held ready, for instances to be clones of them.
     #[serde(default)]
     pub interpreters: u64,

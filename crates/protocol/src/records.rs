@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use faena_domain::{
-    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, FunctionStatus,
-    Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+    Attempt, BlobKey, BuildFailure, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionId, FunctionName,
+    FunctionStatus, Limits, Manifest, Namespace, Network, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +140,13 @@ pub struct Code {
     /// meanwhile is another.
     #[serde(default)]
     pub since: i64,
+}
+
+impl Code {
+    /// The function that it is a version of.
+    pub fn function_id(&self) -> FunctionId {
+        FunctionId::new(&self.namespace, &self.function)
+    }
 }
 
 /// A version as calls need it.

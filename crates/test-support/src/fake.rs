@@ -102,7 +102,7 @@ impl InstanceHandle for FakeGuard {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 
-    async fn lay(&mut self, _code: &Path) -> Result<(), EngineError> {
+    async fn mount_code(&mut self, _code: &Path) -> Result<(), EngineError> {
         Ok(())
     }
 

@@ -6,7 +6,7 @@ mod request;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use faena_domain::{FunctionName, Namespace};
+use faena_domain::FunctionId;
 use faena_egress::Asker;
 
 pub(crate) use proxy::Egress;
@@ -16,15 +16,15 @@ const MOST: usize = 10_000;
 
 /// On whose behalf names are looked up: one asker for all instances of a function, however many there are.
 #[derive(Debug, Default)]
-pub struct Askers(Mutex<HashMap<(Namespace, FunctionName), Asker>>);
+pub struct Askers(Mutex<HashMap<FunctionId, Asker>>);
 
 impl Askers {
     /// The asker of a function.
-    pub(crate) fn of(&self, namespace: &Namespace, function: &FunctionName) -> Asker {
+    pub(crate) fn of(&self, function: FunctionId) -> Asker {
         let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if askers.len() >= MOST {
             askers.clear();
         }
-        askers.entry((namespace.clone(), function.clone())).or_default().clone()
+        askers.entry(function).or_default().clone()
     }
 }

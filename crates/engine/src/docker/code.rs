@@ -66,9 +66,9 @@ impl Code {
         Ok(())
     }
 
-    /// Lays code, over nothing or over what lay there before.
-    pub(super) async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
-        let cannot = || EngineError::create("laying the code", "code is copied into containers here, once");
+    /// Mounts code, over nothing or over what was mounted there before.
+    pub(super) async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError> {
+        let cannot = || EngineError::create("mounting the code", "code is copied into containers here, once");
         let overlay = self.overlay.take().ok_or_else(cannot)?;
         self.mount(OverlaySpec { code: Some(code.to_owned()), ..overlay }).await
     }

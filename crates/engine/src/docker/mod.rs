@@ -193,7 +193,7 @@ impl Docker {
         held.freezer = pid.and_then(Freezer::of_process);
         held.meter = pid.map(|pid| Meter::open(meter_paths_of_process(pid))).unwrap_or_default();
         if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
-            held.lay(code).await?;
+            held.mount_code(code).await?;
         }
         // Nobody else shall find it; the agent is connected.
         let _ = std::fs::remove_file(&socket);
@@ -340,9 +340,9 @@ impl InstanceHandle for DockerGuard {
         drop(self.code.take());
     }
 
-    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
+    async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError> {
         let gone = || EngineError::lost("laying the code", "there is no container");
-        self.code.as_mut().ok_or_else(gone)?.lay(code).await
+        self.code.as_mut().ok_or_else(gone)?.mount_code(code).await
     }
 
     fn freeze(&self) -> io::Result<()> {

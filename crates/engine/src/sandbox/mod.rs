@@ -515,8 +515,9 @@ impl InstanceHandle for SandboxGuard {
         }
     }
 
-    async fn lay(&mut self, code: &Path) -> Result<(), EngineError> {
-        let pidfd = self.pidfd.as_ref().ok_or_else(|| EngineError::lost("laying the code", "there is no instance"))?;
+    async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError> {
+        let pidfd =
+            self.pidfd.as_ref().ok_or_else(|| EngineError::lost("mounting the code", "there is no instance"))?;
         let relay = Remount { code: code.to_owned(), ..self.relay.clone() };
         self.spawner.order(Order::Remount(relay), &[pidfd.as_fd()]).await.map(drop)
     }

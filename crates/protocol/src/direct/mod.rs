@@ -65,10 +65,21 @@ impl HttpRequest {
     }
 
     /// The request as functions are told of it, in JSON: method, path, query, and headers as [`Self::joined_headers`].
-    pub fn to_context(&self) -> String {
+    pub fn to_context(&self) -> Vec<u8> {
+        let mut context = Vec::with_capacity(256);
+        self.write_context(&mut context);
+        context
+    }
+
+    /// Appends the request as functions are told of it.
+    pub fn write_context(&self, to: &mut Vec<u8>) {
         let context =
             Context { method: &self.method, path: &self.path, query: &self.query, headers: JoinedHeaders(self) };
-        serde_json::to_string(&context).unwrap_or_else(|_| "null".to_owned())
+        let begun = to.len();
+        if serde_json::to_writer(&mut *to, &context).is_err() {
+            to.truncate(begun);
+            to.extend_from_slice(b"null");
+        }
     }
 
     /// Names in lower case and values, several values of one name joined by commas (RFC 9110, 5.3).
@@ -190,7 +201,7 @@ mod tests {
         let context = |names: &[&str]| {
             let headers = names.iter().map(|name| Header((*name).to_owned(), b"v".to_vec())).collect();
             let context = HttpRequest { headers, ..HttpRequest::default() }.to_context();
-            serde_json::from_str::<serde_json::Value>(&context).expect("JSON")["headers"].clone()
+            serde_json::from_slice::<serde_json::Value>(&context).expect("JSON")["headers"].clone()
         };
         assert_eq!(context(&["a", "b"]), serde_json::json!({"a": "v", "b": "v"}));
         assert_eq!(context(&["a", "A", "B"]), serde_json::json!({"a": "v, v", "b": "v"}));

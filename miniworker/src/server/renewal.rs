@@ -12,8 +12,9 @@ use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
 use tokio::net::unix::pipe::Receiver;
 
-use super::task::{Over, Task};
-use super::{InFlight, PoolEnd};
+use super::InFlight;
+use super::task::{EndReason, Task};
+use crate::call::InstanceEnd;
 use crate::instance::{self, CLEAN, Unclean};
 use crate::{capture, result};
 
@@ -44,7 +45,7 @@ fn exit_of(body: &[u8]) -> Option<Exit> {
 }
 
 /// Takes all that a pipe holds, as the kernel knows it; whether there was anything. Every process that could write to it is dead.
-fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, Over> {
+fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, EndReason> {
     let (mut chunk, mut has_come) = ([0; 4096], false);
     loop {
         match rustix::io::read(pipe, &mut chunk) {
@@ -53,7 +54,7 @@ fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, Over> {
                 into.extend(chunk[..read].iter().copied());
                 has_come = true;
             }
-            Err(error) => return Err(Over::Lost(error.to_string())),
+            Err(error) => return Err(EndReason::Lost(error.to_string())),
         }
     }
 }
@@ -61,9 +62,10 @@ fn rest_of(pipe: &Receiver, into: &mut impl Extend<u8>) -> Result<bool, Over> {
 impl Task {
     /// A fork has ended: that of the call under way, or of the one that was answered just now. Earlier ones are of no
     /// interest any more.
-    pub(super) fn own_process_ended(&mut self, id: u64, body: &[u8]) -> Result<(), Over> {
-        let exit = exit_of(body).ok_or_else(|| Over::Lost("it sent what is no frame".to_owned()))?;
-        let flight = self.served.lines().in_flight.iter().find(|flight| flight.id == id).map(Used::of);
+    pub(super) fn own_process_ended(&mut self, id: u64, body: &[u8]) -> Result<(), EndReason> {
+        let exit =
+            exit_of(body).ok_or_else(|| EndReason::Lost("its process sent bytes that are no frame".to_owned()))?;
+        let flight = self.server.traffic().in_flight.iter().find(|flight| flight.id == id).map(Used::of);
         if let Some(used) = self.used.as_mut().filter(|used| used.id == id) {
             used.exit = Some(exit);
         } else if let Some(used) = flight {
@@ -74,12 +76,12 @@ impl Task {
 
     /// Takes what is left of its answers: that the fork has ended, and nothing else. Every process that could have written
     /// to it is dead by now, but for the process that forks, which waits for the next call.
-    async fn last_frames(&mut self, used: &mut Used) -> Result<(), Over> {
-        let lost = |why: &str| Over::Lost(why.to_owned());
+    async fn last_frames(&mut self, used: &mut Used) -> Result<(), EndReason> {
+        let lost = |why: &str| EndReason::Lost(why.to_owned());
         let end = tokio::time::Instant::now() + CLEAN;
         loop {
             while let Some(head) = self.incoming.first_chunk::<HEADER>() {
-                let header = Header::decode(head).ok_or_else(|| lost("it sent what is no frame"))?;
+                let header = Header::decode(head).ok_or_else(|| lost("its process sent bytes that are no frame"))?;
                 if header.kind != Kind::Ended || header.length != EXIT {
                     return Err(lost("a call's process left an answer behind"));
                 }
@@ -92,7 +94,9 @@ impl Task {
                     used.exit = exit;
                 }
             }
-            let Some(answers) = &mut self.answers else { return Err(lost("its process listens no more")) };
+            let Some(answers) = &mut self.answers else {
+                return Err(lost("its process closed the pipe of its answers"));
+            };
             match answers.try_read_buf(&mut self.incoming) {
                 Ok(0) => return Err(lost("its process closed what it answers on")),
                 Ok(_) => {}
@@ -109,47 +113,46 @@ impl Task {
                         _ => return Err(lost("its process does not tell that the call's own has ended")),
                     }
                 }
-                Err(error) => return Err(Over::Lost(error.to_string())),
+                Err(error) => return Err(EndReason::Lost(error.to_string())),
             }
         }
     }
 
     /// Makes the instance as new, and tells the pool.
-    pub(super) async fn renew(&mut self, mut used: Used) -> Result<(), Over> {
-        let lost = |error: &dyn std::fmt::Display| Over::Lost(error.to_string());
+    pub(super) async fn renew(&mut self, mut used: Used) -> Result<(), EndReason> {
+        let lost = |error: &dyn std::fmt::Display| EndReason::Lost(error.to_string());
         let oom_kills = instance::clean(&mut self.agent).await.map_err(|error| match error {
-            Unclean::Ended(ended) => Over::Ended(ended),
-            Unclean::Lost(error) => Over::Lost(error),
+            Unclean::Ended(ended) => EndReason::Ended(ended),
+            Unclean::Lost(error) => EndReason::Lost(error),
         })?;
         self.last_frames(&mut used).await?;
         self.drain_output();
         if let Some(output) = &self.output {
             let mut rest = Vec::new();
             rest_of(output, &mut rest)?;
-            self.served.log().push(capture::now(), &rest);
+            self.server.log().push(capture::now(), &rest);
         }
         if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
             let when = (Layer::Run, " before it answered");
-            let error = result::fallen(exit, oom_kills, self.served.code.limits.memory, when);
-            let end = PoolEnd::failed(&flight.call, flight.began, error);
+            let error = result::fallen(exit, oom_kills, self.server.code.limits.memory, when);
+            let end = InstanceEnd::failed(&flight.call, flight.began, error);
             self.end(flight, end);
         }
         // What came after the answer is nobody's.
-        drop(self.served.log().take());
+        drop(self.server.log().take());
         if let Some(egress) = &self.egress {
             egress.end_call();
         }
         if oom_kills > 0 {
             // What the process that forks has of memory may be what was missing.
-            return Err(Over::Retired);
+            return Err(EndReason::Retired);
         }
-        let guard = self.served.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let guard = self.server.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(mut guard) = guard else { return Err(lost(&"the instance is gone")) };
-        let laid = guard.lay(self.tree.path()).await;
-        *self.served.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(guard);
-        laid.map_err(|error| lost(&error))?;
-        let served = &self.served;
-        served.pool.finished(&served.key, served.id());
+        let mounted = guard.mount_code(self.tree.path()).await;
+        *self.server.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(guard);
+        mounted.map_err(|error| lost(&error))?;
+        self.server.owner.finished();
         Ok(())
     }
 }

@@ -1,28 +1,31 @@
-//! A call on its way through the pool.
+//! A call on its way into an instance, and its end.
 
-use std::fmt::Write;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
+use faena_domain::limits::MAX_BODY;
 use faena_domain::units::{MB, Millis};
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
 use faena_invoker::Invocation;
 use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
-use faena_protocol::records::Code;
+use faena_protocol::records::{CallJob, Code};
 
-use super::StartError;
 use crate::Node;
+use crate::failure::{Failure, StartError};
 use crate::process::LeaseEnd;
 
-/// What takes an end.
-type Done = Box<dyn FnOnce(PoolEnd) + Send>;
+/// Takes the end of a call, exactly once.
+type Done = Box<dyn FnOnce(InstanceEnd) + Send>;
 
 /// A call, and who is told of its end.
-pub(crate) struct PoolCall {
-    pub(crate) num: CallNum,
+pub struct InstanceCall {
+    /// Its number.
+    pub num: CallNum,
     pub(crate) attempt: u32,
     pub(crate) params: Bytes,
     /// The request's body, where that is not the params.
@@ -31,7 +34,7 @@ pub(crate) struct PoolCall {
     pub(crate) request: Option<Arc<HttpRequest>>,
     pub(crate) timeout_ms: u64,
     /// When the attempt has to have ended.
-    pub(crate) deadline: Instant,
+    pub deadline: Instant,
     /// Whether running out of it is the call's end, or only the attempt's.
     pub(crate) expires: bool,
     /// Whether the attempt's time begins when an instance takes it, rather than now.
@@ -40,33 +43,70 @@ pub(crate) struct PoolCall {
     pub(crate) traceparent: Arc<str>,
     /// Until when the agent lets it run; none if its client's api shares our process.
     pub(crate) lease: Option<LeaseEnd>,
-    /// Told when it begins.
+    /// Called when it begins.
     pub(crate) started: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) done: Done,
     /// When it was handed over.
     pub(crate) since: Instant,
-    /// Whether an instance had to be made while it waited.
-    pub(crate) cold: bool,
+    /// Whether an instance had to be made for it.
+    pub is_cold: bool,
     /// Whether an instance gave it back that took no connections; it is not given back again.
     pub(crate) has_moved: bool,
     /// Set when something of it may have reached a process that speaks HTTP.
     pub(crate) is_sent: Arc<AtomicBool>,
 }
 
-impl std::fmt::Debug for PoolCall {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PoolCall").field("num", &self.num).finish_non_exhaustive()
+/// What an attempt is called with, read where it was stored.
+#[derive(Debug)]
+pub struct CallInput {
+    params: Bytes,
+    body: Option<Bytes>,
+}
+
+impl CallInput {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn load(blobs: &BlobStore, job: &CallJob) -> Result<Self, Failure> {
+        let params = blobs.bytes(&job.params, MAX_BODY).await?;
+        let body = match &job.body {
+            Some(body) => Some(blobs.bytes(body, MAX_BODY).await?),
+            None => None,
+        };
+        Ok(Self { params, body })
+    }
+
+    /// The params, JSON.
+    pub(crate) fn params(&self) -> &Bytes {
+        &self.params
+    }
+
+    /// The standard input of a command: the body, or the params where that is the body.
+    pub(crate) fn stdin(&self) -> &Bytes {
+        self.body.as_ref().unwrap_or(&self.params)
     }
 }
 
-/// How a call ended.
+impl std::fmt::Debug for InstanceCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InstanceCall").field("num", &self.num).finish_non_exhaustive()
+    }
+}
+
+/// How a call ended in an instance, or before it had one.
 #[derive(Debug)]
-pub(crate) struct PoolEnd {
-    pub(crate) status: CallStatus,
-    pub(crate) result: Bytes,
-    pub(crate) head: Option<HttpHead>,
-    pub(crate) error: Option<CallError>,
-    pub(crate) log: Vec<u8>,
+pub struct InstanceEnd {
+    /// Its status.
+    pub status: CallStatus,
+    /// The result, byte for byte.
+    pub result: Bytes,
+    /// Status and headers of the reply, where the function gave some.
+    pub head: Option<HttpHead>,
+    /// Why it did not succeed.
+    pub error: Option<CallError>,
+    /// What was written meanwhile, as it is stored.
+    pub log: Vec<u8>,
     pub(crate) start: StartKind,
     pub(crate) start_ms: Millis,
     pub(crate) run_ms: Millis,
@@ -76,9 +116,9 @@ pub(crate) struct PoolEnd {
     pub(crate) cpu_ms: Option<Millis>,
 }
 
-impl PoolCall {
+impl InstanceCall {
     /// A call of the direct path, whose deadline may come before that of an attempt.
-    pub(crate) fn of_direct(call: Invocation, node: &Arc<Node>) -> Box<Self> {
+    pub fn of_direct(call: Invocation, node: &Arc<Node>) -> Box<Self> {
         let since = Instant::now();
         let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
         let done = call.done;
@@ -99,10 +139,46 @@ impl PoolCall {
             started: None,
             done: Box::new(move |end| done(end.into_direct(&node, engine))),
             since,
-            cold: false,
+            is_cold: false,
             has_moved: false,
             is_sent: Arc::default(),
         })
+    }
+
+    /// A call of a scheduled attempt. `started` is called when it begins in an instance, `done` with its end.
+    pub fn of_job(
+        job: &CallJob,
+        input: CallInput,
+        lease: LeaseEnd,
+        started: impl FnOnce() + Send + 'static,
+        done: impl FnOnce(InstanceEnd) + Send + 'static,
+    ) -> Box<Self> {
+        let since = Instant::now();
+        Box::new(Self {
+            num: job.num,
+            attempt: job.attempt,
+            params: input.params,
+            body: input.body,
+            request: job.request.clone(),
+            timeout_ms: job.timeout_ms,
+            deadline: since + Duration::from_millis(job.timeout_ms),
+            expires: job.expires,
+            begins_late: false,
+            deadline_unix_ms: job.deadline_unix_ms,
+            traceparent: job.traceparent.as_str().into(),
+            lease: Some(lease),
+            started: Some(Box::new(started)),
+            done: Box::new(done),
+            since,
+            is_cold: false,
+            has_moved: false,
+            is_sent: Arc::default(),
+        })
+    }
+
+    /// Ends it, whatever it was: its end is told.
+    pub fn end(self, end: InstanceEnd) {
+        (self.done)(end);
     }
 
     /// An instance takes it: from now on its attempt's time runs, where it did not before.
@@ -115,7 +191,7 @@ impl PoolCall {
     }
 
     /// Gives a call back that there was no room for.
-    pub(crate) fn into_direct(self, code: &Arc<Code>) -> Box<Invocation> {
+    pub fn into_direct(self, code: &Arc<Code>) -> Box<Invocation> {
         Box::new(Invocation {
             num: self.num,
             code: Arc::clone(code),
@@ -132,7 +208,7 @@ impl PoolCall {
     }
 
     /// What the process is told of the call, in JSON (docs/reference/handler-protocol.md).
-    pub(crate) fn context(&self, code: &Code, out: &mut String) {
+    pub(crate) fn context(&self, code: &Code, out: &mut Vec<u8>) {
         // Names and trace contexts hold nothing that JSON escapes.
         let _ = write!(
             out,
@@ -146,13 +222,13 @@ impl PoolCall {
             self.traceparent
         );
         if let Some(request) = &self.request {
-            out.push_str(",\"request\":");
-            out.push_str(&request.to_context());
+            out.extend_from_slice(b",\"request\":");
+            request.write_context(out);
             if request.has_json {
-                out.push_str(",\"bodyIsParams\":true");
+                out.extend_from_slice(b",\"bodyIsParams\":true");
             }
         }
-        out.push('}');
+        out.push(b'}');
     }
 
     /// The body of its request, byte for byte.
@@ -176,16 +252,16 @@ impl PoolCall {
     }
 }
 
-impl PoolEnd {
+impl InstanceEnd {
     /// An end with what is known of every call: `began` is when its instance took it.
-    pub(crate) fn of(call: &PoolCall, began: Instant, status: CallStatus) -> Self {
+    pub(crate) fn of(call: &InstanceCall, began: Instant, status: CallStatus) -> Self {
         Self {
             status,
             result: Bytes::new(),
             head: None,
             error: None,
             log: Vec::new(),
-            start: if call.cold { StartKind::Cold } else { StartKind::Warm },
+            start: if call.is_cold { StartKind::Cold } else { StartKind::Warm },
             start_ms: began.saturating_duration_since(call.since).into(),
             run_ms: began.elapsed().into(),
             hosts: Vec::new(),
@@ -194,22 +270,22 @@ impl PoolEnd {
         }
     }
 
-    pub(crate) fn done(call: &PoolCall, began: Instant, result: Bytes) -> Self {
+    pub(crate) fn done(call: &InstanceCall, began: Instant, result: Bytes) -> Self {
         Self { result, ..Self::of(call, began, CallStatus::Done) }
     }
 
-    pub(crate) fn failed(call: &PoolCall, began: Instant, error: CallError) -> Self {
+    pub(crate) fn failed(call: &InstanceCall, began: Instant, error: CallError) -> Self {
         Self { error: Some(error), ..Self::of(call, began, CallStatus::Failed) }
     }
 
     /// Its time ran out in an instance.
-    pub(crate) fn late(call: &PoolCall, began: Instant) -> Self {
+    pub(crate) fn late(call: &InstanceCall, began: Instant) -> Self {
         let (status, error) = call.late(Layer::Run, "its process ran");
         Self { error: Some(error), ..Self::of(call, began, status) }
     }
 
     /// It never came into an instance.
-    pub(crate) fn not_started(call: &PoolCall, error: StartError) -> Self {
+    pub fn not_started(call: &InstanceCall, error: StartError) -> Self {
         let (status, error) = match error {
             StartError::Late => call.late(Layer::Start, "its instance was made"),
             error => {
@@ -221,13 +297,14 @@ impl PoolEnd {
         Self { error: Some(error), ..Self::of(call, Instant::now(), status) }
     }
 
-    pub(crate) fn cancelled(call: &PoolCall) -> Self {
+    /// It was cancelled.
+    pub fn cancelled(call: &InstanceCall) -> Self {
         let error = CallError::new(ErrorKind::Cancelled, Layer::Run, "the call was cancelled");
         Self { error: Some(error), ..Self::of(call, Instant::now(), CallStatus::Cancelled) }
     }
 
     /// What it was as an attempt.
-    pub(crate) fn attempt(&mut self, node: &Node, engine: EngineKind, number: u32, epoch: Epoch) -> Attempt {
+    pub fn attempt(&mut self, node: &Node, engine: EngineKind, number: u32, epoch: Epoch) -> Attempt {
         Attempt {
             attempt: number,
             worker: node.worker.clone(),

@@ -2,14 +2,16 @@
 //!
 //! A call is written to its process at once, on the task that hands it over; everything else is done by one task that owns
 //! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
-//! the process ends or nobody wants it any more. So a client that goes away takes no call with it.
+//! the process ends or its owner retires it. So a client that goes away takes no call with it.
 
+mod answers;
+mod http;
 mod renewal;
 mod task;
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -24,13 +26,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::call::{PoolCall, PoolEnd};
-use super::state::Key;
-use super::{Shared, http};
+use crate::call::InstanceCall;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::live::{self, SharedBuffer};
-pub(super) use task::BETWEEN;
+use crate::owner::InstanceOwner;
+pub(crate) use http::{Client as HttpClient, PORT};
+pub(crate) use task::MAX_LOG_BETWEEN;
 use task::Task;
 
 /// What is read of answers at once, and what a pipe holds where nobody has it hold more (pipe(7)).
@@ -47,12 +49,12 @@ const ORDERS: usize = 256;
 struct InFlight {
     id: u64,
     began: Instant,
-    call: Box<PoolCall>,
+    call: Box<InstanceCall>,
 }
 
-/// What the tasks that hand calls over share with the instance's task.
+/// The calls of an instance: what those that hand calls over share with its task.
 #[derive(Default)]
-struct Lines {
+struct Traffic {
     in_flight: Vec<InFlight>,
     /// What the pipe did not take at once.
     unsent: VecDeque<Bytes>,
@@ -62,8 +64,8 @@ struct Lines {
     is_widened: bool,
     /// It takes no more calls.
     closed: bool,
-    /// It listens no more: what is under way will not be answered.
-    is_deaf: bool,
+    /// Its process reads no more: what is under way will not be answered.
+    has_closed_input: bool,
     /// The earliest deadline that its task waits for.
     armed: Option<Instant>,
 }
@@ -71,7 +73,7 @@ struct Lines {
 /// What an instance's task is told.
 enum Order {
     /// Begin a call whose lease the agent has to hear of first.
-    Begin(Box<PoolCall>),
+    Begin(Box<InstanceCall>),
     /// End a call, whether or not its client waits.
     Cancel(CallNum),
     /// A call over HTTP has ended.
@@ -79,7 +81,7 @@ enum Order {
 }
 
 /// How calls reach the process.
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     /// Frames on its standard input.
     Frames(Sender),
     /// HTTP on a port of its own loopback.
@@ -87,13 +89,11 @@ pub(super) enum Protocol {
 }
 
 /// An instance that answers many calls.
-pub(crate) struct Served {
-    id: OnceLock<u64>,
-    key: Arc<Key>,
+pub struct ServerInstance {
+    owner: Arc<dyn InstanceOwner>,
     code: Arc<Code>,
-    pool: Arc<Shared>,
     protocol: Protocol,
-    lines: Mutex<Lines>,
+    traffic: Mutex<Traffic>,
     guard: Mutex<Option<Box<dyn InstanceHandle>>>,
     /// What its process has written while calls ran that have not ended.
     log: SharedBuffer,
@@ -104,39 +104,37 @@ pub(crate) struct Served {
     gone: CancellationToken,
 }
 
-impl std::fmt::Debug for Served {
+impl std::fmt::Debug for ServerInstance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Served").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("ServerInstance").field("owner", &self.owner).finish_non_exhaustive()
     }
 }
 
 /// The parts of an instance whose process has said that it may be called.
-pub(super) struct Begun {
-    pub(super) instance: Instance,
-    pub(super) protocol: Protocol,
+pub(crate) struct ServerParts {
+    pub(crate) instance: Instance,
+    pub(crate) protocol: Protocol,
     /// Where its answers come from, if it speaks frames.
-    pub(super) answers: Option<Receiver>,
-    pub(super) output: Receiver,
+    pub(crate) answers: Option<Receiver>,
+    pub(crate) output: Receiver,
     /// What it wrote until then.
-    pub(super) log: LogBuffer,
+    pub(crate) log: LogBuffer,
 }
 
-impl Served {
+impl ServerInstance {
     /// Takes over an instance; its task lives on the runtime that this is called on.
-    pub(super) fn begin_life(
-        pool: Arc<Shared>,
-        (key, code, tree): (Arc<Key>, Arc<Code>, CodeLease),
-        begun: Begun,
+    pub(crate) fn spawn(
+        owner: Arc<dyn InstanceOwner>,
+        (code, tree): (Arc<Code>, CodeLease),
+        begun: ServerParts,
         egress: Option<Egress>,
     ) -> Arc<Self> {
         let (orders, receiver) = mpsc::channel(ORDERS);
-        let served = Arc::new(Self {
-            id: OnceLock::new(),
-            key,
+        let server = Arc::new(Self {
+            owner,
             code,
-            pool,
             protocol: begun.protocol,
-            lines: Mutex::default(),
+            traffic: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
             log: SharedBuffer::new(LogStream::Output, MAX_CALL_LOG),
             orders,
@@ -145,7 +143,7 @@ impl Served {
             gone: CancellationToken::new(),
         });
         let task = Task {
-            served: Arc::clone(&served),
+            server: Arc::clone(&server),
             agent: begun.instance.agent,
             answers: begun.answers,
             output: Some(begun.output),
@@ -163,11 +161,11 @@ impl Served {
             usage: Usage::default(),
         };
         tokio::spawn(task.run());
-        served
+        server
     }
 
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self) -> MutexGuard<'_, LogBuffer> {
@@ -176,10 +174,10 @@ impl Served {
 
     /// What was written until now while this call ran, as it is stored; none where the call does not run here. The calls
     /// of an instance share its output, which is shown under the oldest of them alone.
-    pub(super) fn log_of(&self, num: CallNum) -> Option<String> {
+    pub fn log_of(&self, num: CallNum) -> Option<String> {
         let is_oldest = || {
-            let lines = self.lines();
-            lines.in_flight.iter().min_by_key(|flight| flight.id).is_some_and(|flight| flight.call.num == num)
+            let traffic = self.traffic();
+            traffic.in_flight.iter().min_by_key(|flight| flight.id).is_some_and(|flight| flight.call.num == num)
         };
         if !is_oldest() {
             return None;
@@ -189,22 +187,16 @@ impl Served {
         is_oldest().then(|| live::stored(&[copy]))
     }
 
-    /// The number that the pool knows it by.
-    pub(super) fn named(&self, id: u64) {
-        let _ = self.id.set(id);
-    }
-
-    fn id(&self) -> u64 {
-        self.id.get().copied().unwrap_or(0)
-    }
-
     /// Whether it takes calls.
-    pub(super) fn is_open(&self) -> bool {
-        !self.lines().closed
+    pub fn is_open(&self) -> bool {
+        !self.traffic().closed
     }
 
-    /// Begins a call; gives it back where the instance takes no more.
-    pub(super) fn begin(self: &Arc<Self>, call: Box<PoolCall>) -> Result<(), Box<PoolCall>> {
+    /// Begins a call.
+    ///
+    /// # Errors
+    /// The call itself, where the instance takes no more.
+    pub fn begin(self: &Arc<Self>, call: Box<InstanceCall>) -> Result<(), Box<InstanceCall>> {
         if call.lease.is_none() {
             return self.write(call);
         }
@@ -215,39 +207,39 @@ impl Served {
         })
     }
 
-    fn write(self: &Arc<Self>, mut call: Box<PoolCall>) -> Result<(), Box<PoolCall>> {
-        let mut lines = self.lines();
-        if lines.closed {
+    fn write(self: &Arc<Self>, mut call: Box<InstanceCall>) -> Result<(), Box<InstanceCall>> {
+        let mut traffic = self.traffic();
+        if traffic.closed {
             return Err(call);
         }
-        if lines.frozen {
+        if traffic.frozen {
             if !self.with_guard(|guard| guard.thaw()) {
-                lines.closed = true;
+                traffic.closed = true;
                 return Err(call);
             }
-            lines.frozen = false;
+            traffic.frozen = false;
         }
         call.begin_attempt();
-        lines.next += 1;
-        let id = lines.next;
+        traffic.next += 1;
+        let id = traffic.next;
         let (began, deadline) = (Instant::now(), call.deadline);
         if let Some(started) = call.started.take() {
             started();
         }
         match &self.protocol {
             Protocol::Frames(calls) => {
-                let written = self.send(calls, &mut lines, id, &call);
-                lines.in_flight.push(InFlight { id, began, call });
+                let written = self.send(calls, &mut traffic, id, &call);
+                traffic.in_flight.push(InFlight { id, began, call });
                 if !written {
-                    drop(lines);
+                    drop(traffic);
                     self.look_again.notify_one();
                     return Ok(());
                 }
             }
             Protocol::Http(client) => {
                 let exchange = client.exchange(&self.code, &call);
-                lines.in_flight.push(InFlight { id, began, call });
-                let served = Arc::clone(self);
+                traffic.in_flight.push(InFlight { id, began, call });
+                let server = Arc::clone(self);
                 tokio::spawn(async move {
                     let answer = exchange.await;
                     if http::is_failure(&answer) {
@@ -255,12 +247,12 @@ impl Served {
                         tokio::time::sleep(TRACEBACK).await;
                     }
                     // The task is gone only when the call has been ended.
-                    let _ = served.orders.send(Order::Answered(id, answer)).await;
+                    let _ = server.orders.send(Order::Answered(id, answer)).await;
                 });
             }
         }
-        let is_earlier = lines.armed.is_none_or(|armed| deadline < armed);
-        drop(lines);
+        let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);
+        drop(traffic);
         if is_earlier {
             self.look_again.notify_one();
         }
@@ -268,26 +260,26 @@ impl Served {
     }
 
     /// Writes a call's frame; false where the pipe did not take all of it.
-    fn send(&self, calls: &Sender, lines: &mut Lines, id: u64, call: &PoolCall) -> bool {
-        let mut context = String::with_capacity(256);
+    fn send(&self, calls: &Sender, traffic: &mut Traffic, id: u64, call: &InstanceCall) -> bool {
+        let mut context = Vec::with_capacity(512);
         call.context(&self.code, &mut context);
         let (params, body) = (call.params.clone(), call.body.clone().unwrap_or_default());
         let carried = params.len() + body.len();
         let is_small = carried <= CHUNK;
         let mut frame = Vec::with_capacity(HEADER + LENGTHS + context.len() + if is_small { carried } else { 0 });
-        Call { context: context.as_bytes(), params: &params, body: &body }.begin(id, &mut frame);
+        Call { context: &context, params: &params, body: &body }.begin(id, &mut frame);
         if is_small {
             frame.extend_from_slice(&params);
             frame.extend_from_slice(&body);
-            lines.unsent.push_back(frame.into());
+            traffic.unsent.push_back(frame.into());
         } else {
             let parts = [frame.into(), params, body];
-            lines.unsent.extend(parts.into_iter().filter(|part| !part.is_empty()));
-            if !std::mem::replace(&mut lines.is_widened, true) {
+            traffic.unsent.extend(parts.into_iter().filter(|part| !part.is_empty()));
+            if !std::mem::replace(&mut traffic.is_widened, true) {
                 widen(calls);
             }
         }
-        flush(calls, lines)
+        flush(calls, traffic)
     }
 
     fn with_guard(&self, act: impl FnOnce(&dyn InstanceHandle) -> io::Result<()>) -> bool {
@@ -303,15 +295,15 @@ impl Served {
     }
 
     /// Freezes it unless a call has come meanwhile; true where it is frozen.
-    pub(super) fn freeze(&self) -> bool {
-        let mut lines = self.lines();
-        if lines.in_flight.is_empty() && !lines.closed && !lines.frozen {
+    pub fn freeze(&self) -> bool {
+        let mut traffic = self.traffic();
+        if traffic.in_flight.is_empty() && !traffic.closed && !traffic.frozen {
             if let Protocol::Http(client) = &self.protocol {
                 client.close_idle();
             }
-            lines.frozen = self.with_guard(|guard| guard.freeze());
+            traffic.frozen = self.with_guard(|guard| guard.freeze());
         }
-        lines.frozen
+        traffic.frozen
     }
 
     fn usage(&self) -> Usage {
@@ -319,31 +311,32 @@ impl Served {
         guard.as_deref().map(InstanceHandle::usage).unwrap_or_default()
     }
 
-    pub(super) fn memory(&self) -> Option<u64> {
+    /// What it holds of memory, in bytes.
+    pub fn memory(&self) -> Option<u64> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner).as_deref().and_then(InstanceHandle::memory)
     }
 
     /// Ends a call, which may still be on its way in; false where it is not known to be here.
-    pub(super) fn cancel(&self, num: CallNum) -> bool {
-        let is_here = self.lines().in_flight.iter().any(|flight| flight.call.num == num);
+    pub fn cancel(&self, num: CallNum) -> bool {
+        let is_here = self.traffic().in_flight.iter().any(|flight| flight.call.num == num);
         // Orders are taken in turn, so a call that waits among them has begun when this is taken.
         self.orders.try_send(Order::Cancel(num)).is_ok() && is_here
     }
 
     /// Has it destroyed when its last call has ended.
-    pub(super) fn retire(&self) {
-        self.lines().closed = true;
+    pub fn retire(&self) {
+        self.traffic().closed = true;
         self.retired.cancel();
     }
 
     /// Gives up the calls that it works at: their clients learn that no end will be told.
-    pub(super) fn cut(&self) {
-        self.lines().in_flight.clear();
+    pub fn cut(&self) {
+        self.traffic().in_flight.clear();
         self.look_again.notify_one();
     }
 
     /// Returns when nothing of it is left.
-    pub(super) async fn gone(&self) {
+    pub async fn gone(&self) {
         self.gone.cancelled().await;
     }
 }
@@ -354,33 +347,33 @@ fn widen(pipe: &impl std::os::fd::AsFd) {
 }
 
 /// Writes what is unsent; true where nothing is left to be written.
-fn flush(calls: &Sender, lines: &mut Lines) -> bool {
-    while let Some(first) = lines.unsent.front_mut() {
+fn flush(calls: &Sender, traffic: &mut Traffic) -> bool {
+    while let Some(first) = traffic.unsent.front_mut() {
         match calls.try_write(first) {
             Ok(written) => {
                 first.advance(written);
                 if first.is_empty() {
-                    lines.unsent.pop_front();
+                    traffic.unsent.pop_front();
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             // It listens no more. Its end says why; nothing is ever written to it again.
             Err(_) => {
-                lines.unsent.clear();
-                lines.closed = true;
-                lines.is_deaf = true;
+                traffic.unsent.clear();
+                traffic.closed = true;
+                traffic.has_closed_input = true;
             }
         }
     }
     true
 }
 
-impl Served {
+impl ServerInstance {
     /// Returns when the lease that the agent knows is not that of the calls any more.
     async fn lease_changed(&self, known_ms: u64) {
         let mut leases: Vec<_> = {
-            let lines = self.lines();
-            lines.in_flight.iter().filter_map(|flight| flight.call.lease.clone()).collect()
+            let traffic = self.traffic();
+            traffic.in_flight.iter().filter_map(|flight| flight.call.lease.clone()).collect()
         };
         let until = leases.iter_mut().map(|lease| *lease.borrow_and_update()).min().unwrap_or(u64::MAX);
         if until != known_ms {
@@ -403,7 +396,7 @@ impl Served {
 
     fn flush(&self) -> bool {
         match &self.protocol {
-            Protocol::Frames(calls) => flush(calls, &mut self.lines()),
+            Protocol::Frames(calls) => flush(calls, &mut self.traffic()),
             Protocol::Http(_) => true,
         }
     }

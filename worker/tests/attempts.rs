@@ -12,12 +12,12 @@ use faena_domain::{
     RuntimeSpec, Version,
 };
 use faena_engine::{Engine, Pull};
-use faena_miniworker::{
-    BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, run_attempt,
-    run_build,
-};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
+use faena_worker::node::{
+    Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy,
+    run_attempt, run_build,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A lease that never ends.
@@ -48,23 +48,24 @@ impl Bench {
             blobs,
             ca_bundle: None,
             egress: Arc::new(EgressPolicy::web()),
-            askers: faena_miniworker::Askers::default(),
+            askers: Askers::default(),
             pull: Pull::Never,
             build: BuildLimits::default(),
             logs: LiveLogs::default(),
+            tasks: tokio_util::task::TaskTracker::new(),
         };
         let node = Arc::new(node);
-        let config = PoolConfig {
+        let minute = std::time::Duration::from_secs(60);
+        let policy = PoolPolicy {
             slots: 4,
             creations: 4,
             instances: 8,
             memory: ByteSize(1 << 30),
-            idle: std::time::Duration::from_secs(60),
-            freeze_after: std::time::Duration::from_secs(60),
-            start_timeout: std::time::Duration::from_secs(60),
+            idle: minute,
+            freeze_after: minute,
             preload: faena_domain::Preload::None,
-            home: tokio::runtime::Handle::current(),
         };
+        let config = PoolConfig { policy, start_timeout: minute, home: tokio::runtime::Handle::current() };
         let pool = Pool::new(Arc::clone(&node), config, PoolMetrics::default());
         Self { node, pool, engine, archive, _folder: folder }
     }
@@ -113,7 +114,7 @@ impl Bench {
     async fn attempt(&self, job: &CallJob, stop: &CancellationToken) -> Option<Outcome> {
         let mut ended = run_attempt(&self.pool, job, lease(), stop, || {}).await;
         let outcome = ended.outcome.take();
-        ended.left().await;
+        ended.released().await;
         assert_eq!(self.engine.live() as u64, self.pool.view().instances, "an instance was left behind");
         outcome
     }
@@ -189,7 +190,7 @@ async fn a_node_that_stops_gives_the_attempt_back() {
     let job = bench.job("hang");
     let ended = run_attempt(&bench.pool, &job, lease(), &stop, move || cancel.cancel()).await;
     assert!(ended.outcome.is_none());
-    ended.left().await;
+    ended.released().await;
     assert_eq!(bench.engine.live(), 0);
 }
 

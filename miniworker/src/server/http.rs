@@ -20,11 +20,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
-use super::call::{PoolCall, PoolEnd};
-use super::served::Protocol;
+use super::Protocol;
+use crate::call::{InstanceCall, InstanceEnd};
 
 /// Where the process listens: `$PORT`.
-pub(super) const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
 
 /// A connection on which a request can be sent.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ fn unsent(kind: ErrorKind, message: impl Into<String>) -> Failure {
 
 /// Connections to one process; clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Client(Arc<Inner>);
+pub(crate) struct Client(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -169,7 +169,7 @@ impl Client {
     pub(super) fn exchange(
         &self,
         code: &Code,
-        call: &PoolCall,
+        call: &InstanceCall,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
         let client = self.clone();
         let (request, head) = (build(call, code), call.request.clone());
@@ -233,7 +233,7 @@ impl Sender {
 }
 
 /// The request that goes to the process: the call's own, or its params as JSON.
-fn build(call: &PoolCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
+fn build(call: &InstanceCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
     let body = call.raw_body();
     let json = || HttpRequest {
         method: "POST".to_owned(),
@@ -288,23 +288,25 @@ pub(super) fn is_failure(answer: &Result<Answer, Failure>) -> bool {
 
 /// How a call ended whose function answered with a head of its own: a status of 500 and above says that it failed, and is
 /// passed on all the same.
-pub(super) fn answered(call: &PoolCall, began: Instant, Answer { head, body }: Answer) -> PoolEnd {
+pub(super) fn answered(call: &InstanceCall, began: Instant, Answer { head, body }: Answer) -> InstanceEnd {
     if !(200..600).contains(&head.status) {
         let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
-        return PoolEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
+        return InstanceEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
     }
     if head.status < 500 {
-        return PoolEnd { head: Some(head), ..PoolEnd::done(call, began, body) };
+        return InstanceEnd { head: Some(head), ..InstanceEnd::done(call, began, body) };
     }
     let message = format!("the function answered with the status {}", head.status);
     let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
-    PoolEnd { head: Some(head), result: body, ..PoolEnd::failed(call, began, error) }
+    InstanceEnd { head: Some(head), result: body, ..InstanceEnd::failed(call, began, error) }
 }
 
 /// How a call over HTTP ended.
-pub(super) fn end(call: &PoolCall, began: Instant, answer: Result<Answer, Failure>) -> PoolEnd {
+pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<Answer, Failure>) -> InstanceEnd {
     match answer {
         Ok(answer) => answered(call, began, answer),
-        Err(Failure { kind, message, .. }) => PoolEnd::failed(call, began, CallError::new(kind, Layer::Run, message)),
+        Err(Failure { kind, message, .. }) => {
+            InstanceEnd::failed(call, began, CallError::new(kind, Layer::Run, message))
+        }
     }
 }

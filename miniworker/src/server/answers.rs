@@ -1,0 +1,110 @@
+//! Answers of a process that speaks frames.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use faena_domain::limits::{MAX_RESULT, STDERR_TAIL};
+use faena_domain::{CallError, ErrorKind, Layer, Reuse};
+use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+use super::task::{EndReason, Task};
+use super::{CHUNK, InFlight, http, widen};
+use crate::call::InstanceEnd;
+use crate::result;
+
+impl Task {
+    /// Takes the answers that have come apart.
+    pub(super) fn take_answers(&mut self) -> Result<(), EndReason> {
+        let lost = |why: &str| EndReason::Lost(why.to_owned());
+        loop {
+            let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
+            let header = Header::decode(head).ok_or_else(|| lost("its process sent bytes that are no frame"))?;
+            let length = header.length as usize;
+            if !matches!(header.kind, Kind::Result | Kind::Reply | Kind::Exception | Kind::Ended) {
+                return Err(lost("its process sent a frame that is not expected now"));
+            }
+            if u64::from(header.length) > MAX_RESULT {
+                self.too_large(header.id);
+                return Err(EndReason::Retired);
+            }
+            if self.incoming.len() < HEADER + length {
+                self.incoming.reserve(HEADER + length - self.incoming.len());
+                if length > CHUNK
+                    && !std::mem::replace(&mut self.is_widened, true)
+                    && let Some(answers) = &self.answers
+                {
+                    widen(answers);
+                }
+                return Ok(());
+            }
+            self.incoming.advance(HEADER);
+            let body = self.incoming.split_to(length).freeze();
+            if header.kind == Kind::Ended && self.server.code.serving.reuse == Reuse::Fork {
+                self.own_process_ended(header.id, &body)?;
+                continue;
+            }
+            let Some(flight) = self.take(header.id) else {
+                return Err(lost("it answered a call that is not in flight"));
+            };
+            let end = match header.kind {
+                Kind::Ended => return Err(lost("its process sent a frame that is not expected now")),
+                Kind::Exception => exception(&flight, &body),
+                Kind::Reply => reply(&flight, &body),
+                _ => InstanceEnd::done(&flight.call, flight.began, body),
+            };
+            self.finish(flight, end);
+        }
+    }
+
+    fn too_large(&mut self, id: u64) {
+        // What it goes on to send is not looked at, so it takes no other call.
+        self.server.traffic().closed = true;
+        if let Some(flight) = self.take(id) {
+            let message = format!("the result is over the limit of {MAX_RESULT} bytes");
+            let end =
+                InstanceEnd::failed(&flight.call, flight.began, CallError::new(ErrorKind::Output, Layer::Run, message));
+            self.finish(flight, end);
+        }
+    }
+}
+
+/// Reads what there is of frames.
+pub(super) async fn read_frames(answers: &mut Option<Receiver>, incoming: &mut BytesMut) -> io::Result<usize> {
+    match answers {
+        Some(answers) => {
+            // What was answered still holds the room before it; only where little is left is there anew.
+            if incoming.capacity() - incoming.len() < CHUNK / 8 {
+                incoming.reserve(CHUNK);
+            }
+            answers.read_buf(incoming).await
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// A handler's answer with a head of its own.
+fn reply(flight: &InFlight, frame: &Bytes) -> InstanceEnd {
+    let invalid = |why: &str| {
+        let error = CallError::new(ErrorKind::Output, Layer::Run, format!("the handler's reply has {why}"));
+        InstanceEnd::failed(&flight.call, flight.began, error)
+    };
+    let Some((head, body)) = split(frame) else { return invalid("no head") };
+    match serde_json::from_slice(head) {
+        Ok(head) => {
+            let answer = http::Answer { head, body: frame.slice_ref(body) };
+            http::answered(&flight.call, flight.began, answer)
+        }
+        Err(error) => invalid(&format!("a head that cannot be read: {error}")),
+    }
+}
+
+/// A handler's exception: its message, and where it came from as the end of its standard error.
+fn exception(flight: &InFlight, body: &[u8]) -> InstanceEnd {
+    let (message, origin) = split(body).unwrap_or((body, &[]));
+    let mut error =
+        CallError::new(ErrorKind::Exception, Layer::Run, result::tail(&String::from_utf8_lossy(message), STDERR_TAIL));
+    error.stderr_tail = result::tail(&String::from_utf8_lossy(origin), STDERR_TAIL).to_owned();
+    InstanceEnd::failed(&flight.call, flight.began, error)
+}

@@ -1,0 +1,116 @@
+//! Who gets which instance, and which one goes to make room.
+
+use std::sync::Arc;
+
+use super::{Effect, Resources, State, UNMEASURED, VersionKey};
+
+impl<R: Resources> State<R> {
+    /// Serves versions in turns, one call each, until none gets further.
+    pub(super) fn serve(&mut self) -> Vec<Effect<R>> {
+        let mut effects = Vec::new();
+        let mut left = self.turns.len();
+        while left > 0 {
+            let Some(key) = self.turns.pop_front() else { break };
+            let has_moved = self.serve_one(&key, &mut effects);
+            let waits = self.versions.get(&key).is_some_and(|entry| !entry.waiting.is_empty());
+            if waits {
+                self.turns.push_back(key);
+            }
+            left = if has_moved { self.turns.len() } else { left - 1 };
+        }
+        effects
+    }
+
+    /// Gives the version's first call what there is; false where it can only wait.
+    fn serve_one(&mut self, key: &Arc<VersionKey>, effects: &mut Vec<Effect<R>>) -> bool {
+        let others_wait = self.turns.iter().any(|other| other.function != key.function);
+        let has_slot = self.slots.may_take(&key.function, others_wait);
+        self.begin_in_instance(key, has_slot, effects) || (has_slot && self.begin_start(key, effects))
+    }
+
+    /// Begins the first call in an instance; one that works already takes no further slot.
+    fn begin_in_instance(&mut self, key: &Arc<VersionKey>, has_slot: bool, effects: &mut Vec<Effect<R>>) -> bool {
+        let Some(version) = self.versions.get_mut(key) else { return false };
+        let parallel = version.code.serving.parallel();
+        // The one used last is the warmest, and one that was never used the coldest.
+        let best = version
+            .instances
+            .iter_mut()
+            .filter(|entry| entry.has_place(parallel) && (entry.in_flight > 0 || has_slot))
+            .max_by_key(|entry| (entry.calls > 0, entry.idle_since));
+        let Some(entry) = best else { return false };
+        let Some(waiting) = version.waiting.pop_front() else { return false };
+        if entry.in_flight == 0 {
+            self.slots.take(&key.function);
+        }
+        entry.in_flight += 1;
+        entry.is_frozen = false;
+        self.waiting -= 1;
+        let at = super::InstanceRef { version: Arc::clone(key), id: entry.id };
+        effects.push(Effect::Begin { at, instance: entry.instance.clone(), waiting });
+        true
+    }
+
+    /// Begins to make an instance for the first call that none is being made for.
+    fn begin_start(&mut self, key: &Arc<VersionKey>, effects: &mut Vec<Effect<R>>) -> bool {
+        let Some(version) = self.versions.get(key) else { return false };
+        let parallel = version.code.serving.parallel() as usize;
+        // A call that waits for an instance under way needs no other.
+        let cleaning = version.instances.iter().filter(|entry| entry.is_cleaning).count();
+        let coming = version.asked as usize + cleaning;
+        // More than may work at once would only wait.
+        let is_wanted = version.waiting.len() > coming * parallel && version.count() < self.policy.slots as usize;
+        // What hinders the one that holds all slots does not hinder who takes the reserve.
+        let is_reserve = self.slots.only_holder().is_some_and(|only| *only != key.function);
+        if !is_wanted || (self.creating >= self.policy.creations && !is_reserve) {
+            return false;
+        }
+        if !self.make_room(effects) && !is_reserve {
+            return false;
+        }
+        let at = self.next_ref(key);
+        let Some(version) = self.versions.get_mut(key) else { return false };
+        let first = version.asked as usize * parallel;
+        version.waiting.iter_mut().skip(first).take(parallel).for_each(|waiting| waiting.is_cold = true);
+        version.starting += 1;
+        version.asked += 1;
+        self.slots.take(&key.function);
+        self.creating += 1;
+        effects.push(Effect::Start { at, code: Arc::clone(&version.code), is_asked: true });
+        true
+    }
+
+    /// How many instances there are, and what they hold of memory.
+    pub(super) fn held(&self) -> (usize, u64) {
+        let entries = self.versions.values();
+        entries.fold((0, 0), |(count, memory), entry| {
+            let measured = entry.instances.iter().map(|entry| entry.memory).sum::<u64>();
+            (count + entry.count(), memory + measured + u64::from(entry.starting) * UNMEASURED)
+        })
+    }
+
+    /// Makes room for one more instance: those with the lowest score go. False where none can.
+    pub(super) fn make_room(&mut self, effects: &mut Vec<Effect<R>>) -> bool {
+        let (mut count, mut memory) = self.held();
+        while count > 0 && (count >= self.policy.instances || memory + UNMEASURED > self.policy.memory.0) {
+            let Some((instance, bytes)) = self.evict() else { return false };
+            count -= 1;
+            memory = memory.saturating_sub(bytes);
+            effects.push(Effect::Destroy(instance));
+        }
+        true
+    }
+
+    /// Takes out the idle instance with the lowest score.
+    fn evict(&mut self) -> Option<(R::Instance, u64)> {
+        let candidates = self.versions.iter().flat_map(|(key, version)| {
+            let idle = version.instances.iter().enumerate().filter(|(_, entry)| entry.is_idle());
+            idle.map(move |(index, entry)| (key, index, entry.score))
+        });
+        let (key, index, score) = candidates.min_by(|(_, _, a), (_, _, b)| a.total_cmp(b))?;
+        let key = Arc::clone(key);
+        self.scores.evicted(score);
+        let entry = self.versions.get_mut(&key)?.instances.swap_remove(index);
+        Some((entry.instance, entry.memory))
+    }
+}

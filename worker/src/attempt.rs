@@ -1,0 +1,152 @@
+//! One attempt at a call: an instance of the pool, the call in it, and what is told of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use faena_domain::call::StartKind;
+use faena_domain::units::Millis;
+use faena_domain::{Attempt, CallError, CallStatus, Contract, EngineKind, ErrorKind, Layer};
+use faena_miniworker::{
+    AttemptReport, CallInput, Failure, InstanceCall, InstanceState, LeaseEnd, Node, StartError, run_command,
+};
+use faena_pool::{ExecLease, Pool, Release};
+use faena_protocol::records::{CallJob, Outcome};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// An attempt that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended; none where the node stopped before it could end.
+    pub outcome: Option<Outcome>,
+    release: Option<Release>,
+}
+
+impl Ended {
+    /// Waits until what it ran in is clean, or gone.
+    pub async fn released(self) {
+        if let Some(release) = self.release {
+            release.done().await;
+        }
+    }
+}
+
+/// Runs one attempt to its end. `started` is called when it begins in its instance.
+pub async fn run_attempt(
+    pool: &Pool,
+    job: &CallJob,
+    lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce() + Send + 'static,
+) -> Ended {
+    let mut report = AttemptReport::new(pool.node(), job);
+    let (ran, release) = if job.code.serving.contract == Contract::Command {
+        run_in_instance(pool, job, &mut report, lease, stop, started).await
+    } else {
+        (call_server(pool, job, lease, stop, started).await, None)
+    };
+    let outcome = match ran {
+        Ok(outcome) => Some(outcome),
+        Err(Failure::Call(error)) => Some(report.failed(error)),
+        Err(Failure::Stopped) => None,
+    };
+    if let Some(error) = outcome.as_ref().and_then(|outcome| outcome.error.as_ref()) {
+        // One line for each failed attempt.
+        info!(call = %job.num, function = %job.code.function, attempt = job.attempt, kind = ?error.kind, layer = ?error.layer, "a call failed");
+    }
+    Ended { outcome, release }
+}
+
+/// One call of an instance that answers many.
+async fn call_server(
+    pool: &Pool,
+    job: &CallJob,
+    lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce() + Send + 'static,
+) -> Result<Outcome, Failure> {
+    let node = pool.node();
+    let input = CallInput::load(&node.blobs, job).await?;
+    let (tell, told) = oneshot::channel();
+    let call = InstanceCall::of_job(job, input, lease, started, move |end| drop(tell.send(end)));
+    if stop.is_cancelled() {
+        return Err(Failure::Stopped);
+    }
+    let full = |_| Failure::Call(StartError::Full.into_call_error());
+    pool.call(&Arc::new(job.code.clone()), call).map_err(full)?;
+    let mut end = tokio::select! {
+        end = told => end.map_err(|_| Failure::Stopped)?,
+        () = stop.cancelled() => {
+            pool.cancel(job.num);
+            return Err(Failure::Stopped);
+        }
+    };
+    let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
+    let attempt =
+        Attempt { queue_ms: Millis::from_millis(job.queue_ms), ..end.attempt(node, engine, job.attempt, job.epoch) };
+    if end.error.is_none() && !job.direct && std::str::from_utf8(&end.result).is_err() {
+        let message = "the output is no UTF-8; call it on /f/ where bytes are meant";
+        end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));
+        (end.status, end.result) = (CallStatus::Failed, Bytes::new());
+    }
+    Ok(Outcome {
+        status: end.status,
+        result: node.blobs.payload(end.result).await?,
+        error: end.error,
+        logs: node.blobs.payload(end.log).await?,
+        attempt,
+        head: end.head,
+    })
+}
+
+/// A process of its own, in an instance that no other call has meanwhile.
+async fn run_in_instance(
+    pool: &Pool,
+    job: &CallJob,
+    report: &mut AttemptReport<'_>,
+    mut lease: LeaseEnd,
+    stop: &CancellationToken,
+    started: impl FnOnce(),
+) -> (Result<Outcome, Failure>, Option<Release>) {
+    let deadline = report.begun() + Duration::from_millis(job.timeout_ms);
+    let prepared = tokio::select! {
+        prepared = tokio::time::timeout_at(deadline, prepare(pool, job, deadline, &mut lease)) => prepared,
+        () = stop.cancelled() => return (Err(Failure::Stopped), None),
+    };
+    let (mut taken, input) = match prepared {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(Failure::Call(error))) if error.kind == ErrorKind::Timeout => return (Err(late(report)), None),
+        Ok(Err(failure)) => return (Err(failure), None),
+        Err(_) => return (Err(late(report)), None),
+    };
+    report.start = if taken.is_cold { StartKind::Cold } else { StartKind::Warm };
+    let ran = run_command(report, (taken.instance(), &input), (deadline, lease), stop, started).await;
+    let (outcome, state) = match ran {
+        Ok((outcome, state)) => (Ok(outcome), state),
+        Err(failure) => (Err(failure), InstanceState::Spent),
+    };
+    (outcome, Some(taken.release(state)))
+}
+
+fn late(report: &AttemptReport<'_>) -> Failure {
+    Failure::Call(report.late(Layer::Start, "its instance was made"))
+}
+
+/// An instance that is ready for the call's process, and what the process gets.
+async fn prepare(
+    pool: &Pool,
+    job: &CallJob,
+    deadline: Instant,
+    lease: &mut LeaseEnd,
+) -> Result<(ExecLease, CallInput), Failure> {
+    let node: &Node = pool.node();
+    let input = CallInput::load(&node.blobs, job).await?;
+    let taken = pool.take(&Arc::new(job.code.clone()), deadline.into_std()).await;
+    // One that cannot be prepared is destroyed when this is dropped.
+    let mut taken = taken.map_err(|error| Failure::Call(error.into_call_error()))?;
+    taken.instance().prepare(lease).await?;
+    Ok((taken, input))
+}
