@@ -1,13 +1,12 @@
 //! A node: it joins an api, runs what it is sent in slots of its own, and tells how it ended.
 //!
 //! One task owns the truth about what the node holds ([`Worker::run`]). Each attempt and each build is a task of its
-//! own, which owns its instance; what it has to say goes through the outbox, which does not rest until db has it.
+//! own, which owns its instance; its end is written to db until db has it, or refuses it as stale.
 
 mod attempt;
 mod direct;
 mod lease;
 pub mod metrics;
-mod outbox;
 mod session;
 
 use std::sync::Arc;
@@ -23,11 +22,12 @@ use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_transport::{Endpoint, Link};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use direct::Codes;
 use metrics::Metrics;
-use session::{AbortOnDrop, Session};
+use session::Session;
 
 /// How many builds run at once.
 pub const BUILD_SLOTS: u32 = 2;
@@ -85,11 +85,11 @@ impl Worker {
     }
 
     /// Takes calls of the direct path until what it returns is dropped.
-    fn open(&self) -> Vec<AbortOnDrop> {
+    fn open(&self) -> Vec<AbortOnDropHandle<()>> {
         let codes = Codes::default();
         let serve = |(endpoint, thread): &(Endpoint, Handle)| {
             let (endpoint, pool, worker) = (endpoint.clone(), self.pool.clone(), self.config.owner.worker.clone());
-            AbortOnDrop(thread.spawn(direct::serve(endpoint, pool, codes.clone(), worker)).abort_handle())
+            AbortOnDropHandle::new(thread.spawn(direct::serve(endpoint, pool, codes.clone(), worker)))
         };
         self.config.direct.iter().map(serve).collect()
     }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use faena_agent::seccomp::Filters;
-use faena_agent::user::Streams;
+use faena_confine::seccomp::Filters;
+use faena_confine::user::Streams;
 use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

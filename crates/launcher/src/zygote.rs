@@ -20,8 +20,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use faena_agent::seccomp::Filters;
-use faena_agent::user::{self, Streams};
+use faena_confine::seccomp::Filters;
+use faena_confine::user::{self, Streams};
 use faena_instance_protocol::handler::ANSWERS;
 use faena_instance_protocol::{DEFAULT_PATH, Run, handler};
 use rustix::pipe::{PipeFlags, pipe_with};

@@ -58,6 +58,17 @@ impl DbClient {
         }
     }
 
+    /// Writes what must reach db, however long the service is away; none where it refuses, which is logged: the writer has
+    /// nothing else to do about it.
+    pub async fn deliver<R: DbRequest>(&self, request: &R) -> Option<R::Reply> {
+        match self.ask_until_known(request).await {
+            Ok(reply) => return Some(reply),
+            Err(DbError::Stale) => tracing::debug!(request = R::TYPE, "another claim has taken over"),
+            Err(error) => tracing::warn!(%error, request = R::TYPE, "db refuses a result"),
+        }
+        None
+    }
+
     /// Asks, and waits at most as long as it is told to.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use faena_agent::seccomp::Filters;
+use faena_confine::seccomp::Filters;
 use faena_instance_protocol::{CODE, EGRESS_PORT, NONCE};
 
 use memory::Memory;

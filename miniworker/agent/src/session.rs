@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::memory::Memory;
 use crate::{clean, connect, files, pack, process, survey};
-use faena_agent::user::Streams;
+use faena_confine::user::Streams;
 
 /// How long an agent waits for its first lease.
 const FIRST_LEASE_MS: u64 = 60_000;

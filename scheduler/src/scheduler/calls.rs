@@ -10,7 +10,6 @@ use faena_protocol::db::{CallFinish, CallPersist};
 use faena_protocol::node::{CallOf, ToWorker};
 use faena_protocol::records::{CallRecord, CallSpec, EndedCall, Outcome};
 
-use super::claims::deliver;
 use super::{Ask, Scheduler};
 use crate::completions::BacklogPermit;
 use crate::handle::Command;
@@ -149,7 +148,7 @@ impl Scheduler {
         let (db, ends, poke) = (self.db.clone(), self.shared.ends.clone(), Arc::clone(&self.shared.poke));
         let statistics = self.shared.statistics.clone();
         tokio::spawn(async move {
-            let status = deliver(&db, &finish).await.filter(|status| status.is_terminal());
+            let status = db.deliver(&finish).await.filter(|status| status.is_terminal());
             if let (Some(function), Some(status), Some(outcome)) = (function, status, &finish.outcome) {
                 statistics.record(&function, &CallSample::new(CallPath::Sync, status, Some(&outcome.attempt)));
             }

@@ -3,10 +3,10 @@
 use faena_db_client::DbClient;
 use faena_domain::Owner;
 use faena_domain::lease::LEASE_MS;
+use faena_protocol::Envelope;
 use faena_protocol::db::{BuildFinish, BuildsClaim, CallFinish, CallsClaim};
 use faena_protocol::node::{Lease, TYPE, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob};
-use faena_protocol::{DbRequest, Envelope};
 use faena_transport::{boot_id, boot_ms};
 use tracing::{debug, warn};
 
@@ -57,12 +57,12 @@ impl Scheduler {
         let (db, owner) = (self.db.clone(), owner.clone());
         tokio::spawn(async move {
             for job in calls {
-                deliver(&db, &CallFinish { num: job.num, epoch: job.epoch, owner: owner.clone(), outcome: None }).await;
+                db.deliver(&CallFinish { num: job.num, epoch: job.epoch, owner: owner.clone(), outcome: None }).await;
             }
             for job in builds {
                 let (namespace, function) = (job.code.namespace, job.code.function);
                 let (version, epoch, owner) = (job.code.version, job.epoch, owner.clone());
-                deliver(&db, &BuildFinish { namespace, function, version, epoch, owner, outcome: None }).await;
+                db.deliver(&BuildFinish { namespace, function, version, epoch, owner, outcome: None }).await;
             }
         });
     }
@@ -94,10 +94,4 @@ async fn claim_for(db: &DbClient, capacity: Capacity) -> Claimed {
 /// A lease that was granted at this instant or later, for workers that share our clock.
 pub(super) fn lease(granted_ms: u64) -> Lease {
     Lease { boot: boot_id().to_owned(), until_ms: granted_ms + LEASE_MS.unsigned_abs() }
-}
-
-/// Writes, and does not give up while the answer is not known; none where db refuses.
-pub(super) async fn deliver<R: DbRequest>(db: &DbClient, request: &R) -> Option<R::Reply> {
-    let answer = db.ask_until_known(request).await;
-    answer.inspect_err(|error| debug!(%error, request = R::TYPE, "db refuses a write")).ok()
 }

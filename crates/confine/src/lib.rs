@@ -1,0 +1,5 @@
+//! What every process of a user is started with, whoever starts it: the agent, or a zygote of the sandbox. That is the list
+//! of system calls, and the change from a process of ours to one of the user's.
+
+pub mod seccomp;
+pub mod user;
