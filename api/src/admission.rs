@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use faena_blob::BlobStore;
 use faena_domain::units::{ByteSize, MB};
 use faena_domain::{FunctionName, Namespace};
 
-use crate::problem::{Problem, Reply, disk_low};
+use crate::problem::{ErrorCode, Problem, Reply, disk_low};
 use crate::shares::{Share, Shares};
 
 /// Memory for bodies that are being read or handed over.
@@ -60,7 +60,7 @@ pub(crate) fn declared(headers: &HeaderMap) -> Option<u64> {
 
 fn too_many_bodies() -> Problem {
     let busy = "too many large bodies at once; all bodies of one function may hold a quarter of the memory for bodies";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1)
+    Problem::new(ErrorCode::Busy, busy).retry_after(1)
 }
 
 impl AdmissionControl {

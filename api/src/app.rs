@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::{FunctionName, Limits, Namespace};
@@ -18,7 +17,7 @@ use crate::accept_batcher::AcceptBatcher;
 use crate::admission::AdmissionControl;
 use crate::call_ids::CallIdAllocator;
 use crate::metrics::Metrics;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::shares::{Share, Shares};
 use crate::versions::Versions;
 use faena_scheduler::CompletionWriter;
@@ -53,7 +52,7 @@ struct Inner {
     admission: AdmissionControl,
     egress: EgressPolicy,
     draining: CancellationToken,
-    versions: Versions,
+    versions: Arc<Versions>,
     invokers: Vec<Arc<dyn Invoker>>,
     shared: Handle,
 }
@@ -155,7 +154,7 @@ impl App {
     pub(crate) fn follow(&self, namespace: &Namespace, function: &FunctionName) -> Reply<Share> {
         self.inner.followers.take(Some((namespace, function)), 1).ok_or_else(|| {
             let busy = "too many clients wait, or too many of them for this function";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", busy).retry_after(1)
+            Problem::new(ErrorCode::Busy, busy).retry_after(1)
         })
     }
 

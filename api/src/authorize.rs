@@ -6,12 +6,12 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::FromRequestParts;
+use axum::http::Method;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
 use faena_auth::Requirement::{Nothing, Root};
 use faena_auth::{Forbidden, Principal, Requirement, Scope};
 
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 const READ: Requirement = Requirement::Scope(Scope::Read);
 const INVOKE: Requirement = Requirement::Scope(Scope::Invoke);
@@ -73,7 +73,7 @@ pub(crate) fn permit(principal: &Principal, method: &Method, route: &str) -> Rep
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", error.to_string())
+        Self::new(ErrorCode::Forbidden, error.to_string())
     }
 }
 
@@ -85,9 +85,7 @@ impl<S: Sync> FromRequestParts<S> for Authenticated {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         let principal = parts.extensions.get::<Arc<Principal>>().cloned();
-        principal.map(Self).ok_or_else(|| {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request passed no authentication")
-        })
+        principal.map(Self).ok_or_else(|| Problem::new(ErrorCode::Internal, "the request passed no authentication"))
     }
 }
 

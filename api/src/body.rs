@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use faena_domain::json::InvalidJson;
 use faena_domain::{FunctionName, Namespace};
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 
 use crate::admission::{self, AdmissionControl};
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::shares::Share;
 
 /// How long a body, or a piece of an upload, may take: who stalls holds memory and a place that others need.
@@ -18,7 +18,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// 408: the client did not send what it promised.
 pub(crate) fn too_slow() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", format!("the body did not arrive within {PATIENCE:?}"))
+    Problem::new(ErrorCode::TooSlow, format!("the body did not arrive within {PATIENCE:?}"))
 }
 
 /// A body that has arrived whole, and its part of the memory that there is for bodies.
@@ -86,7 +86,7 @@ pub(crate) async fn read(
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Problem::too_large(format!("the body is over the limit of {most} bytes")))
         }
-        Err(error) => Err(Problem::invalid("broken_body", format!("the body did not arrive whole: {error}"))),
+        Err(error) => Err(Problem::new(ErrorCode::BrokenBody, format!("the body did not arrive whole: {error}"))),
     }
 }
 
@@ -132,8 +132,7 @@ pub(crate) async fn read_json(
 ) -> Reply<Whole> {
     if !is_json(headers) {
         let detail = "the body must be JSON and say so";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
-            .hint("add the header Content-Type: application/json"));
+        return Err(Problem::new(ErrorCode::NotJson, detail).hint("add the header Content-Type: application/json"));
     }
     read(admission, headers, body, None, most).await
 }
@@ -141,11 +140,11 @@ pub(crate) async fn read_json(
 impl From<InvalidJson> for Problem {
     fn from(error: InvalidJson) -> Self {
         let code = match error {
-            InvalidJson::TooDeep => "too_deep",
-            InvalidJson::Malformed(_) => "malformed_json",
-            InvalidJson::MissingField(_) => "missing_field",
-            InvalidJson::UnknownField { .. } => "unknown_field",
+            InvalidJson::TooDeep => ErrorCode::TooDeep,
+            InvalidJson::Malformed(_) => ErrorCode::MalformedJson,
+            InvalidJson::MissingField(_) => ErrorCode::MissingField,
+            InvalidJson::UnknownField { .. } => ErrorCode::UnknownField,
         };
-        Self::invalid(code, error)
+        Self::new(code, error)
     }
 }

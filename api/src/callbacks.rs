@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::shares::Shares;
 use crate::view::CallView;
 use faena_scheduler::unix_ms;
@@ -66,7 +66,7 @@ pub(crate) fn new_secret() -> String {
 }
 
 fn invalid(why: &str) -> Problem {
-    Problem::not_permitted("invalid_callback", format!("the callback {why}"))
+    Problem::new(ErrorCode::InvalidCallback, format!("the callback {why}"))
 }
 
 /// Where a URL leads.
@@ -97,7 +97,7 @@ pub(crate) fn accept(policy: &EgressPolicy, headers: &HeaderMap, url: Option<&st
     let depth = headers.get(DEPTH).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
     if depth > MAX_DEPTH {
         let detail = format!("{depth} callbacks led to this call, one after the other; {MAX_DEPTH} may");
-        return Err(Problem::not_permitted("callback_loop", detail));
+        return Err(Problem::new(ErrorCode::CallbackLoop, detail));
     }
     let Some(url) = url else { return Ok(None) };
     if url.len() > MAX_URL {

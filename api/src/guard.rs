@@ -5,14 +5,14 @@
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
 use crate::authorize;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 /// What a multipart body may add to the archive in it.
 pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
@@ -42,7 +42,7 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
     let takes_one = route == "none" || matches!(route, "/calls" | "/deadLetters" | "/function/{name}/logs");
     match uri.query() {
         Some(query) if !takes_one && !query.is_empty() => {
-            Err(Problem::invalid("invalid_query", format!("{} takes no query", uri.path())))
+            Err(Problem::new(ErrorCode::InvalidQuery, format!("{} takes no query", uri.path())))
         }
         _ => Ok(()),
     }
@@ -63,7 +63,7 @@ fn bounded(headers: &HeaderMap) -> Reply<()> {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + AROUND).sum();
     if bytes > MAX_HEADER_BYTES {
         let detail = format!("the headers have {bytes} bytes; {MAX_HEADER_BYTES} are permitted");
-        return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail));
+        return Err(Problem::new(ErrorCode::HeadersTooLarge, detail));
     }
     Ok(())
 }
@@ -72,14 +72,14 @@ fn bounded(headers: &HeaderMap) -> Reply<()> {
 fn single(uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     for name in [header::HOST, header::ORIGIN] {
         if headers.get_all(&name).iter().nth(1).is_some() {
-            return Err(Problem::invalid("repeated_header", format!("the header {name} is there more than once")));
+            return Err(Problem::new(ErrorCode::RepeatedHeader, format!("the header {name} is there more than once")));
         }
     }
     let differs =
         uri.authority().is_some_and(|authority| text(headers, "host").is_some_and(|host| host != authority.as_str()));
     if differs {
-        return Err(Problem::invalid(
-            "repeated_header",
+        return Err(Problem::new(
+            ErrorCode::RepeatedHeader,
             "the request names one host in its first line and another in Host",
         ));
     }
@@ -117,7 +117,7 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
     if !known {
         let detail =
             format!("the Host header names {:?}, which is none of ours", host.chars().take(80).collect::<String>());
-        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail)
+        return Err(Problem::new(ErrorCode::ForeignHost, detail)
             .hint("call localhost or 127.0.0.1, or name the host in the setting host_names"));
     }
     let own_origin =
@@ -127,7 +127,7 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
         || text(headers, "sec-fetch-site").is_some_and(|site| !same_site(site));
     if foreign {
         let detail = "the request comes from a page of another site";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail));
+        return Err(Problem::new(ErrorCode::ForeignOrigin, detail));
     }
     Ok(())
 }

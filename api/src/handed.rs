@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use bytes::Bytes;
 use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
@@ -15,7 +15,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::body;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::routes::invoke;
 
 /// Where the path of a function begins.
@@ -161,7 +161,7 @@ fn decoded(headers: &HeaderMap, body: &Bytes) -> Reply<Bytes> {
         "gzip" | "x-gzip" => {
             let mut plain = Vec::new();
             let read = MultiGzDecoder::new(&body[..]).take(MAX_BODY + 1).read_to_end(&mut plain);
-            read.map_err(|error| Problem::invalid("broken_body", format!("the body is no gzip: {error}")))?;
+            read.map_err(|error| Problem::new(ErrorCode::BrokenBody, format!("the body is no gzip: {error}")))?;
             if plain.len() as u64 > MAX_BODY {
                 return Err(Problem::too_large(format!("the body unpacks to more than {MAX_BODY} bytes")));
             }
@@ -170,7 +170,7 @@ fn decoded(headers: &HeaderMap, body: &Bytes) -> Reply<Bytes> {
         other => {
             let other: String = other.chars().take(80).collect();
             let detail = format!("a body with the Content-Encoding {other:?} is not read; gzip is");
-            Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail))
+            Err(Problem::new(ErrorCode::UnsupportedEncoding, detail))
         }
     }
 }

@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use faena_blob::BlobStore;
 use faena_db_client::DbClient;
 use faena_domain::Limits;
@@ -125,6 +126,11 @@ impl Api {
         let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
         let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
         Ok(Self { listener, app, scheduler, workers, config })
+    }
+
+    /// What answers every request but those of functions (`/f/`), for tests that need no connection.
+    pub fn router(&self) -> Router {
+        routes::router(self.app.clone())
     }
 
     /// Serves until told to stop, then lets what runs finish within the grace. Workers that stop with us are listened to

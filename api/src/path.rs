@@ -4,7 +4,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
-use crate::problem::Problem;
+use crate::problem::{ErrorCode, Problem};
 
 /// [`axum::extract::Path`] with a problem document for a segment that is no text.
 pub(crate) struct Path<T>(pub(crate) T);
@@ -16,6 +16,6 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
         let found = axum::extract::Path::from_request_parts(parts, state).await;
         found
             .map(|axum::extract::Path(batches)| Self(batches))
-            .map_err(|rejection| Problem::invalid("malformed_path", rejection.body_text()))
+            .map_err(|rejection| Problem::new(ErrorCode::MalformedPath, rejection.body_text()))
     }
 }

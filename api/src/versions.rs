@@ -1,19 +1,24 @@
-//! The versions that calls run, remembered for as long as nothing has changed that db has shown us.
+//! The versions that calls run, remembered until db tells that their functions have changed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
 use faena_db_client::DbClient;
 use faena_domain::{FunctionName, FunctionStatus, Namespace, Version};
 use faena_protocol::DbError;
-use faena_protocol::db::{FunctionsSeen, VersionResolve};
+use faena_protocol::db::{Changed, ChangedFunctions, FunctionChanges, FunctionsSeen, VersionResolve};
 use faena_protocol::records::Code;
+use tracing::debug;
 
 /// Names that are remembered; beyond it all are forgotten, and those in use come back at once.
-const MOST: usize = 20_000;
+const MAX_KNOWN: usize = 20_000;
 /// How long db may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often db is asked what has changed where no answer of it shows that anything has: what another api changed is
+/// known here after this.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// A version that calls run.
 #[derive(Debug)]
@@ -22,25 +27,49 @@ pub(crate) struct Current {
     pub(crate) status: FunctionStatus,
     /// What its instances need.
     pub(crate) code: Arc<Code>,
-    seen: FunctionsSeen,
 }
 
-/// Every version that was asked for lately, by its namespace and the name as it was asked for.
+/// Versions by their namespace and the function's name as it was asked for.
+type Known = HashMap<Namespace, HashMap<String, Arc<Current>>>;
+
+/// Every version that was asked for lately.
 #[derive(Debug)]
 pub(crate) struct Versions {
     db: DbClient,
-    known: RwLock<HashMap<Namespace, HashMap<String, Arc<Current>>>>,
+    known: RwLock<Known>,
+    /// What was taken in of the changes that db tells ([`FunctionsSeen`]). While db has shown more, nothing that is
+    /// remembered counts.
+    taken_in: AtomicU64,
 }
 
 impl Versions {
-    pub(crate) fn new(db: DbClient) -> Self {
-        Self { db, known: RwLock::default() }
+    /// Nothing is remembered yet. A task keeps what is; it ends when this is dropped.
+    pub(crate) fn new(db: DbClient) -> Arc<Self> {
+        let versions = Arc::new(Self { db: db.clone(), known: RwLock::default(), taken_in: AtomicU64::new(0) });
+        tokio::spawn(follow(db, Arc::downgrade(&versions)));
+        versions
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken_in(&self) -> FunctionsSeen {
+        FunctionsSeen(self.taken_in.load(Ordering::SeqCst))
     }
 
     /// The version that a name stands for, where that is known and still so.
     pub(crate) fn known(&self, namespace: &Namespace, name: &str) -> Option<Arc<Current>> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(namespace)?.get(name).filter(|current| current.seen == self.db.functions_seen()).cloned()
+        let known = self.read();
+        // Under the lock: what has changed is removed before it counts as taken in.
+        if self.taken_in() != self.db.functions_seen() {
+            return None;
+        }
+        known.get(namespace)?.get(name).cloned()
     }
 
     /// The version that a call runs which names one or none, as it is remembered or as db tells it.
@@ -53,39 +82,148 @@ impl Versions {
         function: &FunctionName,
         version: Option<Version>,
     ) -> Result<Arc<Current>, DbError> {
-        match self.known(namespace, function.as_str()).filter(|_| version.is_none()) {
-            Some(current) => Ok(current),
-            None => self.ask(namespace, function, version).await,
+        if version.is_none()
+            && let Some(current) = self.known(namespace, function.as_str())
+        {
+            return Ok(current);
         }
-    }
-
-    async fn ask(
-        &self,
-        namespace: &Namespace,
-        function: &FunctionName,
-        version: Option<Version>,
-    ) -> Result<Arc<Current>, DbError> {
         let request = VersionResolve { namespace: namespace.clone(), function: function.clone(), version };
         let (resolved, seen) = self.db.ask_seeing(&request, ANSWER).await?;
-        if version.is_some() {
-            return Ok(Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code), seen }));
-        }
-        let name = function.to_string();
-        let before = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            known.get(namespace).and_then(|names| names.get(&name)).cloned()
-        };
-        // The pool knows instances by the allocation of their code, and finds them again.
-        let code = before.map(|before| Arc::clone(&before.code)).filter(|code| **code == resolved.code);
-        let code = code.unwrap_or_else(|| Arc::new(resolved.code));
-        let current = Arc::new(Current { status: resolved.status, code, seen });
-        if seen.is_settled() && resolved.status == FunctionStatus::Ready {
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            if known.values().map(HashMap::len).sum::<usize>() >= MOST {
-                known.clear();
-            }
-            known.entry(namespace.clone()).or_default().insert(name, Arc::clone(&current));
+        let current = Arc::new(Current { status: resolved.status, code: Arc::new(resolved.code) });
+        if version.is_none() && seen.is_settled() && current.status == FunctionStatus::Ready {
+            self.remember(namespace, function, seen, &current);
         }
         Ok(current)
+    }
+
+    /// Remembers what was read when db had seen this.
+    fn remember(&self, namespace: &Namespace, function: &FunctionName, seen: FunctionsSeen, current: &Arc<Current>) {
+        let mut known = self.write();
+        // A change that came after it was read, and was taken in already, would not be told again.
+        if self.taken_in() > seen {
+            return;
+        }
+        if known.values().map(HashMap::len).sum::<usize>() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.entry(namespace.clone()).or_default().insert(function.to_string(), Arc::clone(current));
+    }
+
+    /// Forgets what has changed.
+    fn take_in(&self, ChangedFunctions { at, what }: ChangedFunctions) {
+        let mut known = self.write();
+        match what {
+            Changed::All => known.clear(),
+            Changed::Functions(functions) => {
+                for function in functions {
+                    if let Some(names) = known.get_mut(&function.namespace) {
+                        names.retain(|name, _| !name.eq_ignore_ascii_case(function.name.as_str()));
+                    }
+                }
+            }
+        }
+        self.taken_in.fetch_max(at.0, Ordering::SeqCst);
+    }
+}
+
+/// Asks what has changed, whenever something has and from time to time.
+async fn follow(db: DbClient, versions: Weak<Versions>) {
+    loop {
+        let Some(since) = versions.upgrade().map(|versions| versions.taken_in()) else { return };
+        let answer = db.ask_within(&FunctionChanges { since }, ANSWER).await;
+        let Some(versions) = versions.upgrade() else { return };
+        match answer {
+            Ok(changes) => versions.take_in(changes),
+            Err(error) => debug!(%error, "which functions have changed is not known"),
+        }
+        let is_behind = versions.taken_in() < db.functions_seen() && db.functions_seen().is_settled();
+        drop(versions);
+        if !is_behind {
+            // Told or not, it is asked.
+            let _ = tokio::time::timeout(ASK_EVERY, db.functions_rose()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use faena_domain::{BlobKey, DigestKind, FunctionId, Limits, Network, Serving};
+    use faena_transport::Endpoint;
+
+    use super::*;
+
+    /// A memory whose db never answers.
+    fn versions() -> Arc<Versions> {
+        let folder = tempfile::tempdir().unwrap();
+        Versions::new(DbClient::connect(Endpoint::new(folder.path().join("db.sock")).unwrap()))
+    }
+
+    fn remember(versions: &Versions, name: &str, seen: u64) {
+        let (namespace, function) = (Namespace::default(), name.parse().unwrap());
+        let code = Code {
+            namespace: namespace.clone(),
+            function,
+            version: Version(1),
+            engine: None,
+            image: String::new(),
+            image_id: None,
+            path: String::new(),
+            run: String::new(),
+            archive: BlobKey::new(DigestKind::Sha256, [1; 32]),
+            root: String::new(),
+            env: BTreeMap::new(),
+            limits: Limits::DEFAULT,
+            network: Network::None,
+            concurrency: None,
+            serving: Serving::default(),
+            since: 1,
+        };
+        let function = code.function.clone();
+        let current = Arc::new(Current { status: FunctionStatus::Ready, code: Arc::new(code) });
+        versions.remember(&namespace, &function, FunctionsSeen(seen), &current);
+    }
+
+    fn names(versions: &Versions) -> Vec<String> {
+        let mut names: Vec<String> = versions.read().values().flat_map(HashMap::keys).cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn changed(at: u64, names: &[&str]) -> ChangedFunctions {
+        let function = |name: &&str| FunctionId::new(&Namespace::default(), &name.parse().unwrap());
+        ChangedFunctions { at: FunctionsSeen(at), what: Changed::Functions(names.iter().map(function).collect()) }
+    }
+
+    #[tokio::test]
+    async fn only_what_has_changed_is_forgotten_however_it_was_written() {
+        let versions = versions();
+        for name in ["a", "A", "b"] {
+            remember(&versions, name, 2);
+        }
+        versions.take_in(changed(4, &["a"]));
+        assert_eq!(names(&versions), ["b"]);
+        versions.take_in(ChangedFunctions { at: FunctionsSeen(6), what: Changed::All });
+        assert!(names(&versions).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_a_change_that_was_taken_in_is_not_remembered() {
+        let versions = versions();
+        versions.take_in(changed(4, &["a"]));
+        remember(&versions, "a", 2);
+        assert!(names(&versions).is_empty());
+        remember(&versions, "a", 4);
+        assert_eq!(names(&versions), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_counts_while_all_that_db_has_shown_is_taken_in() {
+        let versions = versions();
+        remember(&versions, "a", 0);
+        assert!(versions.known(&Namespace::default(), "a").is_some());
+        versions.take_in(changed(2, &[]));
+        assert!(versions.known(&Namespace::default(), "a").is_none(), "it is another db");
     }
 }

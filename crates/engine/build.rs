@@ -45,7 +45,14 @@ impl Builder {
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../..");
-    for path in ["miniworker/agent", "crates/confine", "crates/instance-protocol", "crates/launcher", "Cargo.toml", "Cargo.lock"] {
+    for path in [
+        "miniworker/agent",
+        "crates/confine",
+        "crates/instance-protocol",
+        "crates/launcher",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));

@@ -261,7 +261,7 @@ CREATE INDEX keys_of_call ON keys (call);
 -- References to blobs; unreferenced ones are removed from the store.
 CREATE TABLE blobs (
     key   TEXT NOT NULL,
-    owner TEXT NOT NULL, -- call/NUM or version/NAMESPACE/FUNCTION/NUMBER
+    owner TEXT NOT NULL, -- call/NAMESPACE/NUM or version/NAMESPACE/FUNCTION/NUMBER
     PRIMARY KEY (key, owner)
 ) STRICT, WITHOUT ROWID;
 

@@ -166,7 +166,7 @@ async fn calls_that_are_accepted_together_are_judged_alone() {
     let records = answers.into_iter().zip(specs).map(|(answer, spec)| answer.map(|accepted| accepted.record(spec)));
     let answers: Vec<_> = records.collect();
     let numbers: Vec<_> = answers.iter().map(|answer| answer.as_ref().map(|call| call.num.0)).collect();
-    let nobody = DbError::NotFound { what: "function".into(), name: "nobody".into() };
+    let nobody = DbError::NotFound { what: Resource::Function, name: "nobody".into() };
     assert_eq!(numbers, [Ok(1), Err(&nobody), Ok(3), Ok(3), Ok(1)]);
     assert_eq!(answers[0].as_ref(), Ok(&get(&service, 1).await));
     assert_eq!(claim_as(&service, owner("a"), 10).await.len(), 2);

@@ -60,20 +60,13 @@ async fn choose(
     let plain = name.as_str();
     let order: Vec<(EngineKind, Pull)> = match engine {
         Some(kind) => vec![(kind, pull)],
-        None => vec![
-            (EngineKind::Docker, Pull::Never),
-            (EngineKind::Sandbox, Pull::Never),
-            (EngineKind::Fake, Pull::Never),
-            (EngineKind::Docker, pull),
-        ],
+        None => vec![(EngineKind::Docker, Pull::Never), (EngineKind::Sandbox, Pull::Never), (EngineKind::Docker, pull)],
     };
     let order_is_fixed = engine.is_some();
     let mut reasons: Vec<String> = Vec::new();
     for (kind, pull) in order {
         let Some(engine) = node.engines.get(&kind) else {
-            if kind != EngineKind::Fake {
-                reasons.push(format!("this worker has no engine {kind}"));
-            }
+            reasons.push(format!("this worker has no engine {kind}"));
             continue;
         };
         let name = if kind == EngineKind::Docker { image.as_str() } else { plain };

@@ -2,11 +2,11 @@
 //! where their instances live too.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, FunctionName, Layer, Namespace};
+use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
 use faena_invoker::{Invocation, Invoker};
 use faena_pool::Pool;
 use faena_protocol::direct::InvocationEnd;
@@ -25,9 +25,9 @@ struct Caller {
 }
 
 /// Serves one socket until the task is aborted.
-pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: String) {
+pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, worker: String) {
     let (handle, server) = UnopenedServer::new();
-    let served = Direct { pool, codes, handle, worker };
+    let served = Direct { pool, handle, worker };
     let mut callers: HashMap<Peer, Caller> = HashMap::new();
     let heard = move |event| match event {
         ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
@@ -48,31 +48,8 @@ pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, codes: Codes, worker: 
     }
 }
 
-/// Versions that calls came with lately: the pool knows instances by the allocation of their code, and finds them again
-/// whichever connection it came by.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Codes(Arc<Mutex<Newest>>);
-
-/// The newest that came of each function.
-type Newest = HashMap<(Namespace, FunctionName), Weak<Code>>;
-
-impl Codes {
-    fn same(&self, code: Code) -> Arc<Code> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = (code.namespace.clone(), code.function.clone());
-        if let Some(same) = known.get(&name).and_then(Weak::upgrade).filter(|known| **known == code) {
-            return same;
-        }
-        known.retain(|_, code| code.strong_count() > 0);
-        let code = Arc::new(code);
-        known.insert(name, Arc::downgrade(&code));
-        code
-    }
-}
-
 struct Direct {
     pool: Pool,
-    codes: Codes,
     handle: ServerHandle,
     worker: String,
 }
@@ -80,7 +57,7 @@ struct Direct {
 impl Direct {
     fn heard(&self, caller: &mut Caller, peer: Peer, message: ToWorker) {
         match message {
-            ToWorker::Code(id, code) => drop(caller.codes.insert(id, self.codes.same(*code))),
+            ToWorker::Code(id, code) => drop(caller.codes.insert(id, Arc::new(*code))),
             ToWorker::Forget => caller.codes.clear(),
             ToWorker::Cancel(num) => cancel(&self.pool, num),
             ToWorker::Call(head, body) => match caller.codes.get(&head.code) {

@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use direct::Codes;
 use metrics::Metrics;
 use session::Session;
 
@@ -86,10 +85,9 @@ impl Worker {
 
     /// Takes calls of the direct path until what it returns is dropped.
     fn open(&self) -> Vec<AbortOnDropHandle<()>> {
-        let codes = Codes::default();
         let serve = |(endpoint, thread): &(Endpoint, Handle)| {
             let (endpoint, pool, worker) = (endpoint.clone(), self.pool.clone(), self.config.owner.worker.clone());
-            AbortOnDropHandle::new(thread.spawn(direct::serve(endpoint, pool, codes.clone(), worker)))
+            AbortOnDropHandle::new(thread.spawn(direct::serve(endpoint, pool, worker)))
         };
         self.config.direct.iter().map(serve).collect()
     }

@@ -43,7 +43,7 @@ impl Bench {
         let shared: Arc<dyn Engine> = Arc::new(engine.clone());
         let node = Node {
             worker: "w".into(),
-            engines: BTreeMap::from([(EngineKind::Fake, shared)]),
+            engines: BTreeMap::from([(EngineKind::Sandbox, shared)]),
             code: CodeStore::open(folder.path().join("code"), blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
             blobs,
             ca_bundle: None,
@@ -75,7 +75,7 @@ impl Bench {
             namespace: faena_domain::Namespace::default(),
             function: "f".parse().unwrap(),
             version: Version(1),
-            engine: Some(EngineKind::Fake),
+            engine: Some(EngineKind::Sandbox),
             image: "fake".into(),
             image_id: None,
             path: "/ws".into(),
@@ -287,7 +287,7 @@ fn build(bench: &Bench, dependencies: &str) -> BuildJob {
 async fn nothing_to_build_makes_the_source_the_artifact() {
     let bench = Bench::new(Trouble::None).await;
     let outcome = run_build(&bench.node, &build(&bench, ""), lease(), &CancellationToken::new()).await.unwrap();
-    assert_eq!((outcome.engine, outcome.result), (Some(EngineKind::Fake), Ok(bench.archive)));
+    assert_eq!((outcome.engine, outcome.result), (Some(EngineKind::Sandbox), Ok(bench.archive)));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
 use crate::handed::{self, Handed, PREFIX, RequestHead};
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::routes::{invoke, trace};
 use crate::versions::Current;
 use crate::{authorize, body, guard};
@@ -73,11 +73,11 @@ struct Plan {
 }
 
 fn busy() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1)
+    Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1)
 }
 
 fn stopping() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1)
+    Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)
 }
 
 /// Whether a request is a call of a function.
@@ -124,7 +124,7 @@ async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<
 /// The name of the function in a path.
 fn name_of(path: &str) -> Reply<Cow<'_, str>> {
     let name = path.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let malformed = |_| Problem::invalid("malformed_path", "the name in the path is no UTF-8");
+    let malformed = |_| Problem::new(ErrorCode::MalformedPath, "the name in the path is no UTF-8");
     percent_decode_str(name).decode_utf8().map_err(malformed)
 }
 

@@ -11,7 +11,7 @@ use faena_protocol::records::CallRecord;
 
 use crate::app::App;
 use crate::handed::{HOP_BY_HOP, PREFIX};
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::routes::trace::{self, Timing};
 
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
@@ -65,7 +65,7 @@ pub(super) async fn of_record(app: &App, mut call: CallRecord) -> Reply<Response
         (Some(error), None) => failed(error),
         (None, None) => {
             let detail = format!("call {} has not ended yet; GET /call/{}", call.num, call.num);
-            Problem::new(StatusCode::ACCEPTED, "running", detail).into_response()
+            Problem::new(ErrorCode::Running, detail).into_response()
         }
     };
     complete(response.headers_mut(), call.num, &call.traceparent, call.attempts.last().map(Timing::from));
@@ -129,17 +129,17 @@ pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str,
 
 /// The status and the problem of a call that did not end in DONE.
 pub(super) fn failed(error: &CallError) -> Response {
-    let (status, code) = match error.kind {
-        ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-        ErrorKind::Expired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
-        ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-        ErrorKind::Infrastructure => (StatusCode::BAD_GATEWAY, "infrastructure"),
-        ErrorKind::Cancelled => (StatusCode::CONFLICT, "cancelled"),
-        ErrorKind::Build => (StatusCode::BAD_GATEWAY, "build_failed"),
-        ErrorKind::Image => (StatusCode::BAD_GATEWAY, "image_failed"),
-        _ => (StatusCode::BAD_GATEWAY, "function_failed"),
+    let code = match error.kind {
+        ErrorKind::Timeout => ErrorCode::Timeout,
+        ErrorKind::Expired => ErrorCode::Expired,
+        ErrorKind::Unavailable => ErrorCode::Unavailable,
+        ErrorKind::Infrastructure => ErrorCode::Infrastructure,
+        ErrorKind::Cancelled => ErrorCode::Cancelled,
+        ErrorKind::Build => ErrorCode::BuildFailed,
+        ErrorKind::Image => ErrorCode::ImageFailed,
+        _ => ErrorCode::FunctionFailed,
     };
-    let mut problem = Problem::new(status, code, error.message.clone());
+    let mut problem = Problem::new(code, &error.message);
     if !error.stderr_tail.is_empty() {
         problem = problem.hint(format!("the end of its standard error: {}", error.stderr_tail));
     }

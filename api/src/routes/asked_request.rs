@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::handed::{is_forwarded, is_withheld};
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 const FIELDS: [&str; 4] = ["method", "path", "query", "headers"];
 /// The longest path with its query, in bytes: what servers commonly take.
@@ -38,7 +38,7 @@ fn root() -> String {
 }
 
 fn invalid(detail: String) -> Problem {
-    Problem::invalid("invalid_request", detail)
+    Problem::new(ErrorCode::InvalidRequest, detail)
 }
 
 /// Reads the request of an invocation, whose body are these params.

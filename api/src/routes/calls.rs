@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::RawQuery;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::MAX_PAGE;
 use faena_domain::near::nearest;
@@ -22,7 +22,7 @@ use super::{events, invoke, trace};
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::path::Path;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
 use faena_scheduler::Cancel;
 
@@ -54,7 +54,7 @@ impl Query {
         const KNOWN: [&str; 4] = ["limit", "cursor", "funcName", "status"];
         let mut query = Self { limit: MAX_PAGE, cursor: None, function: None, status: None };
         for (name, value) in form_urlencoded::parse(text.as_bytes()) {
-            let invalid = |detail: String| Problem::invalid("invalid_query", detail);
+            let invalid = |detail: String| Problem::new(ErrorCode::InvalidQuery, detail);
             match name.as_ref() {
                 "limit" => {
                     query.limit = value
@@ -136,7 +136,7 @@ pub(crate) async fn page(
 }
 
 pub(crate) fn number(text: &str) -> Reply<CallNum> {
-    text.parse().map_err(|error| Problem::invalid("invalid_call_number", error))
+    text.parse().map_err(|error| Problem::new(ErrorCode::InvalidCallNumber, error))
 }
 
 /// A call as it stands: without a row, or with one.
@@ -147,7 +147,7 @@ pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Repl
     match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
         // It may have been written between the two looks, or just been taken in.
         Err(DbError::NotFound { .. }) if app.in_flight().get(namespace, num).is_some() => {
-            app.in_flight().get(namespace, num).ok_or_else(|| Problem::invalid("unknown_call", num))
+            app.in_flight().get(namespace, num).ok_or_else(|| Problem::new(ErrorCode::UnknownCall, num))
         }
         found => Ok(found?),
     }
@@ -158,7 +158,7 @@ pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> R
     app.in_flight().written(namespace, num).await;
     if app.in_flight().get(namespace, num).is_some() {
         let detail = format!("call {num} has not ended yet, and a client waits for it");
-        return Err(Problem::new(StatusCode::CONFLICT, "conflict", detail));
+        return Err(Problem::new(ErrorCode::Conflict, detail));
     }
     Ok(app.db().ask(&CallGet { namespace: namespace.clone(), num }).await?)
 }

@@ -26,7 +26,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::callbacks;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
 use faena_scheduler::{Answer, SyncCall};
 
@@ -65,7 +65,7 @@ impl Invocation {
 
     fn run_at(&self) -> Reply<Option<Timestamp>> {
         let parse = |text: &String| {
-            text.parse().map_err(|error| Problem::invalid("invalid_instant", format!("runAt: {error}")))
+            text.parse().map_err(|error| Problem::new(ErrorCode::InvalidInstant, format!("runAt: {error}")))
         };
         self.run_at.as_ref().map(parse).transpose()
     }
@@ -79,7 +79,7 @@ fn within(what: &str, asked: Option<i64>, least: i64, most: i64) -> Reply<()> {
     match asked {
         Some(asked) if !(least..=most).contains(&asked) => {
             let detail = format!("{what} = {asked} is not within {least} and {most}, which are permitted");
-            Err(Problem::not_permitted("limit_exceeded", detail))
+            Err(Problem::new(ErrorCode::LimitExceeded, detail))
         }
         _ => Ok(()),
     }
@@ -97,7 +97,7 @@ pub(crate) fn idempotency_key(
     let is_visible = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
     if !is_visible || headers.get_all("idempotency-key").iter().count() > 1 {
         let detail = "an Idempotency-Key is one text of 1 to 255 visible ASCII characters";
-        return Err(Problem::invalid("invalid_key", detail));
+        return Err(Problem::new(ErrorCode::InvalidKey, detail));
     }
     let version = version.map(|version| version.to_string()).unwrap_or_default();
     let mut hash = Sha256::new();
@@ -111,11 +111,11 @@ pub(crate) fn idempotency_key(
 
 fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
     match timeout_ms {
-        Some(0) => Err(Problem::invalid("invalid_timeout", "timeoutMs must be at least 1")),
+        Some(0) => Err(Problem::new(ErrorCode::InvalidTimeout, "timeoutMs must be at least 1")),
         Some(asked) if asked > maximum.timeout.0 => {
             let detail =
                 format!("timeoutMs = {asked} is more than the platform permits, which is {}", maximum.timeout.0);
-            Err(Problem::not_permitted("limit_exceeded", detail))
+            Err(Problem::new(ErrorCode::LimitExceeded, detail))
         }
         _ => Ok(()),
     }
@@ -134,7 +134,7 @@ pub(crate) fn prefer_wait(headers: &HeaderMap) -> Reply<Option<u64>> {
         return Ok(None);
     };
     let seconds = wait.split_once('=').and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u64>().ok());
-    let invalid = || Problem::invalid("invalid_preference", "Prefer: wait=N takes a number of seconds");
+    let invalid = || Problem::new(ErrorCode::InvalidPreference, "Prefer: wait=N takes a number of seconds");
     seconds.map(|seconds| Some(seconds.min(MAX_WAIT_S))).ok_or_else(invalid)
 }
 
@@ -162,7 +162,7 @@ pub(crate) async fn run_waited(
     code: &Arc<Code>,
     wait: Option<Duration>,
 ) -> Reply<CallRecord> {
-    let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many calls are waited for").retry_after(1);
+    let busy = || Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1);
     let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
@@ -186,9 +186,7 @@ pub(crate) async fn run_waited(
     match answered {
         Ok(Answer::Ended(call) | Answer::Persisted(call)) => Ok(*call),
         Ok(Answer::Refused(error)) => Err(error.into()),
-        Err(_) => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the platform is stopping").retry_after(1))
-        }
+        Err(_) => Err(Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)),
     }
 }
 
@@ -312,7 +310,7 @@ pub(crate) fn check_json(bytes: &[u8]) -> Reply<()> {
         return Err(faena_domain::json::InvalidJson::TooDeep.into());
     }
     let checked = serde_json::from_slice::<&RawValue>(bytes);
-    checked.map(drop).map_err(|error| Problem::invalid("malformed_json", error))
+    checked.map(drop).map_err(|error| Problem::new(ErrorCode::MalformedJson, error))
 }
 
 #[cfg(test)]

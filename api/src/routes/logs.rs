@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::logs::{self, Asked, Cursor, Follower, LineView, Writer};
 use crate::path::Path;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::shares::Share;
 
 /// How often a follower looks for new lines.
@@ -88,7 +88,7 @@ pub(crate) async fn of_function(
 
 fn parse(namespace: Namespace, function: FunctionName, query: &str) -> Reply<Asked> {
     const KNOWN: [&str; 5] = ["since", "version", "status", "limit", "cursor"];
-    let invalid = |detail: String| Problem::invalid("invalid_query", detail);
+    let invalid = |detail: String| Problem::new(ErrorCode::InvalidQuery, detail);
     let mut asked = Asked { namespace, function, version: None, status: None, since: None, before: None, limit: LINES };
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match name.as_ref() {

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::path::Path;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
 
 /// The largest body: a page of numbers.
@@ -113,7 +113,7 @@ async fn selected(app: &App, namespace: &Namespace, selection: &Selection) -> Re
         }
         _ => {
             let detail = format!("name either `callNums`, 1 to {MAX_PAGE} of them, or `funcName`");
-            Err(Problem::invalid("invalid_selection", detail))
+            Err(Problem::new(ErrorCode::InvalidSelection, detail))
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::path::Path;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The largest body: the commands, the variables and room for white space.
 const MAX_RUNTIME: u64 = 64 * 1024;
@@ -39,7 +39,7 @@ pub(crate) struct Registered {
 
 impl From<InvalidName> for Problem {
     fn from(error: InvalidName) -> Self {
-        Self::invalid("invalid_name", error)
+        Self::new(ErrorCode::InvalidName, error)
     }
 }
 
@@ -49,14 +49,14 @@ impl From<InvalidRuntime> for Problem {
             InvalidRuntime::Json(error) => error.into(),
             InvalidRuntime::Name(error) => error.into(),
             InvalidRuntime::NameNeeded(_) => {
-                Self::invalid("name_needed", error).hint("give the runtime a `name` of its own")
+                Self::new(ErrorCode::NameNeeded, error).hint("give the runtime a `name` of its own")
             }
-            InvalidRuntime::Image(_) => Self::invalid("invalid_image", error),
-            InvalidRuntime::Path { .. } => Self::invalid("invalid_path", error),
-            InvalidRuntime::Command { .. } => Self::invalid("invalid_command", error),
-            InvalidRuntime::Engine { .. } => Self::invalid("unknown_engine", error),
-            InvalidRuntime::Env(_) => Self::invalid("invalid_env", error),
-            InvalidRuntime::Limit(_) => Self::not_permitted("limit_exceeded", error),
+            InvalidRuntime::Image(_) => Self::new(ErrorCode::InvalidImage, error),
+            InvalidRuntime::Path { .. } => Self::new(ErrorCode::InvalidPath, error),
+            InvalidRuntime::Command { .. } => Self::new(ErrorCode::InvalidCommand, error),
+            InvalidRuntime::Engine { .. } => Self::new(ErrorCode::UnknownEngine, error),
+            InvalidRuntime::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
+            InvalidRuntime::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::body::{PATIENCE, too_slow};
 use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
-use crate::problem::{Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The one field of an upload.
 const FIELD: &str = "module";
@@ -35,14 +35,12 @@ const FIELD: &str = "module";
 impl From<ArchiveError> for Problem {
     fn from(error: ArchiveError) -> Self {
         match &error {
-            ArchiveError::Empty => Self::invalid("empty_archive", error),
-            ArchiveError::Unsupported { .. } => {
-                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_archive", error.to_string())
-            }
-            ArchiveError::Unknown => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "no_archive", error.to_string()),
-            ArchiveError::Damaged(_) => Self::invalid("damaged_archive", error),
-            ArchiveError::NoFiles => Self::invalid("empty_archive", error),
-            ArchiveError::Entry { .. } => Self::invalid("unsafe_archive", error),
+            ArchiveError::Empty => Self::new(ErrorCode::EmptyArchive, error),
+            ArchiveError::Unsupported { .. } => Self::new(ErrorCode::UnsupportedArchive, error.to_string()),
+            ArchiveError::Unknown => Self::new(ErrorCode::NoArchive, error.to_string()),
+            ArchiveError::Damaged(_) => Self::new(ErrorCode::DamagedArchive, error),
+            ArchiveError::NoFiles => Self::new(ErrorCode::EmptyArchive, error),
+            ArchiveError::Entry { .. } => Self::new(ErrorCode::UnsafeArchive, error),
             ArchiveError::TooLarge(_) => Self::too_large(error.to_string()),
             ArchiveError::Write(cause) => Self::internal("reading an archive", cause),
         }
@@ -52,26 +50,26 @@ impl From<ArchiveError> for Problem {
 impl From<InvalidManifest> for Problem {
     fn from(error: InvalidManifest) -> Self {
         match &error {
-            InvalidManifest::Malformed(_) => Self::invalid("malformed_manifest", error),
-            InvalidManifest::UnknownKey { .. } => Self::invalid("unknown_key", error),
-            InvalidManifest::Serving(InvalidServing::Range { .. }) => Self::not_permitted("limit_exceeded", error),
-            InvalidManifest::Serving(_) => Self::invalid("malformed_manifest", error),
-            InvalidManifest::Waiting { .. } => Self::not_permitted("waiting_not_allowed", error),
-            InvalidManifest::Env(_) => Self::invalid("invalid_env", error),
-            InvalidManifest::Retries(_) | InvalidManifest::Limit(_) => Self::not_permitted("limit_exceeded", error),
-            InvalidManifest::Egress(_) => Self::not_permitted("egress_not_allowed", error),
+            InvalidManifest::Malformed(_) => Self::new(ErrorCode::MalformedManifest, error),
+            InvalidManifest::UnknownKey { .. } => Self::new(ErrorCode::UnknownKey, error),
+            InvalidManifest::Serving(InvalidServing::Range { .. }) => Self::new(ErrorCode::LimitExceeded, error),
+            InvalidManifest::Serving(_) => Self::new(ErrorCode::MalformedManifest, error),
+            InvalidManifest::Waiting { .. } => Self::new(ErrorCode::WaitingNotAllowed, error),
+            InvalidManifest::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
+            InvalidManifest::Retries(_) | InvalidManifest::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
+            InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
         }
     }
 }
 
 impl From<InvalidProgram> for Problem {
     fn from(error: InvalidProgram) -> Self {
-        Self::invalid("missing_handler", error)
+        Self::new(ErrorCode::MissingHandler, error)
     }
 }
 
 fn broken(error: &MultipartError) -> Problem {
-    Problem::invalid("broken_upload", format!("the multipart body did not arrive whole: {}", error.body_text()))
+    Problem::new(ErrorCode::BrokenUpload, format!("the multipart body did not arrive whole: {}", error.body_text()))
 }
 
 /// The form of an upload.
@@ -96,9 +94,9 @@ pub(crate) async fn register(
     let namespace = principal.namespace.clone();
     let (runtime, function): (RuntimeName, FunctionName) = (runtime.parse()?, function.parse()?);
     let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
-    let place = Arc::clone(app.uploads()).try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many uploads at once").retry_after(1)
-    })?;
+    let place = Arc::clone(app.uploads())
+        .try_acquire_owned()
+        .map_err(|_| Problem::new(ErrorCode::Busy, "too many uploads at once").retry_after(1))?;
     let room = app.admission().upload(request.headers(), MAX_ARCHIVE)?;
     let spooled = receive(&app, request).await?;
     let (spooled, checked, held) = check(spooled, (place, room)).await?;
@@ -169,35 +167,36 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {
         let detail = "an upload must be multipart/form-data";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_multipart", detail)
-            .hint("curl -F module=@code.zip does that"));
+        return Err(Problem::new(ErrorCode::NotMultipart, detail).hint("curl -F module=@code.zip does that"));
     }
     let boundary = kind.split(';').find_map(|part| part.trim().strip_prefix("boundary="));
     let boundary = format!("--{}", boundary.unwrap_or_default().trim_matches('"')).into_bytes();
     let most = usize::try_from(MAX_ARCHIVE + MULTIPART_FRAME).unwrap_or(usize::MAX);
     let request = request.map(|body| beginning_soon(Body::new(Limited::new(body, most)), boundary));
-    let refused = |_| Problem::invalid("broken_upload", "the Content-Type names no boundary");
+    let refused = |_| Problem::new(ErrorCode::BrokenUpload, "the Content-Type names no boundary");
     let mut multipart = Multipart::from_request(request, &()).await.map_err(refused)?;
     let mut spooled = None;
     while let Some(field) = patient(multipart.next_field()).await? {
         match field.name() {
             Some(FIELD) if field.file_name().is_none() && field.content_type().is_none() => {
                 let detail = "the field `module` is a text, not a file";
-                return Err(Problem::invalid("no_file", detail).hint("put @ before the name: curl -F module=@code.zip"));
+                return Err(
+                    Problem::new(ErrorCode::NoFile, detail).hint("put @ before the name: curl -F module=@code.zip")
+                );
             }
             Some(FIELD) if spooled.is_none() => spooled = Some(spool(app.blobs(), field).await?),
-            Some(FIELD) => return Err(Problem::invalid("repeated_field", "the field `module` is there twice")),
+            Some(FIELD) => return Err(Problem::new(ErrorCode::RepeatedField, "the field `module` is there twice")),
             name => {
                 let name: String = name.unwrap_or_default().chars().take(80).collect();
-                return Err(Problem::invalid(
-                    "unknown_field",
+                return Err(Problem::new(
+                    ErrorCode::UnknownField,
                     format!("unknown field `{name}`; an upload has the one field `module`"),
                 ));
             }
         }
     }
-    let spooled =
-        spooled.ok_or_else(|| Problem::invalid("missing_field", "the field `module` with the archive is missing"))?;
+    let spooled = spooled
+        .ok_or_else(|| Problem::new(ErrorCode::MissingField, "the field `module` with the archive is missing"))?;
     app.metrics().upload_bytes.inc_by(spooled.bytes);
     Ok(spooled)
 }

@@ -21,8 +21,6 @@ pub enum EngineKind {
     Docker,
     /// Linux namespaces of our own launcher; no daemon.
     Sandbox,
-    /// A stand-in for tests; no release offers it.
-    Fake,
 }
 
 impl EngineKind {
@@ -31,7 +29,6 @@ impl EngineKind {
         match self {
             Self::Docker => "docker",
             Self::Sandbox => "sandbox",
-            Self::Fake => "fake",
         }
     }
 

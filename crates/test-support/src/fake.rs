@@ -29,7 +29,7 @@ pub enum Trouble {
     Create,
 }
 
-/// An engine for tests. Commands are `echo` (standard input to standard output), `exit CODE`, `signal NUMBER`, `oom`,
+/// An engine for tests, in the place of the sandbox. Commands are `echo` (standard input to standard output), `exit CODE`, `signal NUMBER`, `oom`,
 /// `output TEXT` (as `output.json`), `flood`, `hang`, `refuse`, `vanish` (the instance is gone) and `babble` (it sends
 /// what no agent sends).
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,7 @@ impl FakeEngine {
 #[async_trait]
 impl Engine for FakeEngine {
     fn kind(&self) -> EngineKind {
-        EngineKind::Fake
+        EngineKind::Sandbox
     }
 
     fn version(&self) -> String {
@@ -75,7 +75,7 @@ impl Engine for FakeEngine {
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
         match self.trouble {
             Trouble::Unavailable => {
-                return Err(EngineError::Unavailable { engine: EngineKind::Fake, message: "it is away".to_owned() });
+                return Err(EngineError::Unavailable { engine: EngineKind::Sandbox, message: "it is away".to_owned() });
             }
             Trouble::Create => {
                 return Err(EngineError::Create { step: "making it".to_owned(), message: "it broke".to_owned() });

@@ -7,6 +7,7 @@ use std::time::Duration;
 use faena_protocol::db::{Answered, FunctionsSeen, REPLY_ERROR, REPLY_OK};
 use faena_protocol::{DbError, DbRequest, Envelope};
 use faena_transport::{Endpoint, RpcClient, RpcError};
+use tokio::sync::Notify;
 
 /// How long a request waits for its reply before it counts as [`DbError::Unavailable`].
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -20,12 +21,14 @@ pub struct DbClient {
     rpc: RpcClient,
     /// The most that any answer has shown of the functions.
     functions: Arc<AtomicU64>,
+    /// Notified when that has risen.
+    rose: Arc<Notify>,
 }
 
 impl DbClient {
     /// Starts connecting; requests made before the service is there wait for it.
     pub fn connect(endpoint: Endpoint) -> Self {
-        Self { rpc: RpcClient::connect(endpoint), functions: Arc::default() }
+        Self { rpc: RpcClient::connect(endpoint), functions: Arc::default(), rose: Arc::default() }
     }
 
     /// Asks, and waits at most [`DEADLINE`].
@@ -36,10 +39,15 @@ impl DbClient {
         self.ask_within(request, DEADLINE).await
     }
 
-    /// What any answer has shown of the functions; what was read at this and is settled may be remembered until it
-    /// rises. So a client that has seen a change here never sees an older state.
+    /// What any answer has shown of the functions. While this is what a client has taken in of their changes, what it
+    /// remembers is current; so one that has seen a change here never sees an older state.
     pub fn functions_seen(&self) -> FunctionsSeen {
         FunctionsSeen(self.functions.load(Ordering::SeqCst))
+    }
+
+    /// Returns when [`Self::functions_seen`] has risen since this was awaited last. For one task of a client.
+    pub async fn functions_rose(&self) {
+        self.rose.notified().await;
     }
 
     /// Asks until the answer is known, however long the service is away. For requests that may be sent again.
@@ -97,7 +105,9 @@ impl DbClient {
         match reply.msg_type.as_str() {
             REPLY_OK => {
                 let Answered { functions, answer } = reply.parse().map_err(|error| invalid(error.to_string()))?;
-                self.functions.fetch_max(functions.0, Ordering::SeqCst);
+                if self.functions.fetch_max(functions.0, Ordering::SeqCst) < functions.0 {
+                    self.rose.notify_one();
+                }
                 let answer = serde_json::from_str(answer.get()).map_err(|error| invalid(error.to_string()))?;
                 Ok((answer, functions))
             }

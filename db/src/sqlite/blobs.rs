@@ -13,8 +13,8 @@ use super::rows::Text;
 pub(super) const REQUESTS: &[Request] = &[read::<BlobsUnused>(), read::<BlobsReleased>(), write::<BlobsRemoved>()];
 
 /// A call, as an owner of blobs.
-pub(super) fn of_call(num: CallNum) -> String {
-    format!("call/{num}")
+pub(super) fn of_call(namespace: &str, num: CallNum) -> String {
+    format!("call/{namespace}/{num}")
 }
 
 /// A function's versions, as owners of blobs; with a number behind it, one of them.
@@ -44,16 +44,21 @@ pub(super) fn refer_to(connection: &Connection, owner: &str, key: &BlobKey) -> r
         .map(drop)
 }
 
-/// Forgets what a call refers to.
+/// Forgets what a call refers to, which still has its row.
 pub(super) fn release_call(connection: &Connection, num: CallNum) -> rusqlite::Result<()> {
-    connection.prepare_cached("DELETE FROM blobs WHERE owner = ?1")?.execute([of_call(num)]).map(drop)
+    connection
+        .prepare_cached(
+            "DELETE FROM blobs WHERE owner = (SELECT 'call/' || namespace || '/' || num FROM calls WHERE num = ?1)",
+        )?
+        .execute([num.0])
+        .map(drop)
 }
 
 /// Forgets the log that a call refers to. Its lines have times, so no other call is about to refer to the same bytes, and
 /// it is given out for removal at once.
 pub(super) fn release_log(
     connection: &Connection,
-    num: CallNum,
+    (namespace, num): (&str, CallNum),
     (log, result): (&Payload, &Payload),
     now: i64,
 ) -> rusqlite::Result<()> {
@@ -63,7 +68,7 @@ pub(super) fn release_log(
     }
     connection
         .prepare_cached("DELETE FROM blobs WHERE key = ?1 AND owner = ?2")?
-        .execute((Text(*key), of_call(num)))?;
+        .execute((Text(*key), of_call(namespace, num)))?;
     connection
         .prepare_cached("INSERT INTO released (key, at) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET at = excluded.at")?
         .execute((Text(*key), now))

@@ -5,10 +5,11 @@ use faena_domain::build_queue::{BuildEntry, BuildEvent, Refused, Said, step};
 use faena_domain::lease::Lease;
 use faena_domain::queue::Event;
 use faena_domain::{
-    BuildFailure, CallError, Epoch, ErrorKind, FunctionName, FunctionStatus, Layer, Namespace, Owner, Payload, Version,
+    BuildFailure, CallError, Epoch, ErrorKind, FunctionId, FunctionName, FunctionStatus, Layer, Namespace, Owner,
+    Payload, Version,
 };
 use faena_protocol::DbError;
-use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClaim};
+use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClaim, Resource};
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -40,7 +41,7 @@ fn newest(connection: &Connection, namespace: &Namespace, function: &FunctionNam
         )
         .optional()
         .map_err(|error| internal("reading a build", &error))?
-        .ok_or_else(|| not_found("function", function))
+        .ok_or_else(|| not_found(Resource::Function, function))
 }
 
 impl Read for BuildGet {
@@ -50,7 +51,9 @@ impl Read for BuildGet {
 }
 
 impl Write for BuildRetry {
-    const CHANGES_FUNCTIONS: bool = true;
+    fn changed_function(&self) -> Option<FunctionId> {
+        Some(FunctionId::new(&self.namespace, &self.function))
+    }
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<BuildRecord, DbError> {
         let build = newest(connection, &self.namespace, &self.function)?;
@@ -218,7 +221,9 @@ impl Write for BuildsClaim {
 }
 
 impl Write for BuildFinish {
-    const CHANGES_FUNCTIONS: bool = true;
+    fn changed_function(&self) -> Option<FunctionId> {
+        Some(FunctionId::new(&self.namespace, &self.function))
+    }
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let said = match &self.outcome {

@@ -14,7 +14,7 @@ use faena_domain::{
 use faena_protocol::DbError;
 use faena_protocol::db::{
     CallAcknowledge, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPersist, CallReplay, CallsAccept,
-    CallsRecord, CallsStarted, Cancelled, DeadLetterForget,
+    CallsRecord, CallsStarted, Cancelled, DeadLetterForget, Resource,
 };
 use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
@@ -96,7 +96,7 @@ pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum)
             || completed::find(connection, namespace, num).map(|found| found.map(|ended| ended.call)),
             |row| Ok(Some(row)),
         )?
-        .ok_or_else(|| not_found("call", &num))
+        .ok_or_else(|| not_found(Resource::Call, &num))
 }
 
 fn exists(connection: &Connection, num: CallNum) -> Result<bool, DbError> {
@@ -157,7 +157,11 @@ impl NewRow<'_> {
                     spec.callback.as_ref().map(Json),
                     entry.lease.epoch.0
                 ])?;
-            blobs::refer(connection, &blobs::of_call(spec.num), [&spec.params].into_iter().chain(&spec.body))
+            blobs::refer(
+                connection,
+                &blobs::of_call(spec.namespace.as_str(), spec.num),
+                [&spec.params].into_iter().chain(&spec.body),
+            )
         };
         write().map_err(|error| internal("writing a call", &error))?;
         batch.enter(spec, weight, is_due);
@@ -269,7 +273,7 @@ impl Write for CallReplay {
             Some(old) => Some(old),
             None => completed::find(connection, &self.namespace, self.of)?.map(completed::spec),
         };
-        let old = old.ok_or_else(|| not_found("call", &self.of))?;
+        let old = old.ok_or_else(|| not_found(Resource::Call, &self.of))?;
         let spec = CallSpec {
             num: self.num,
             replay_of: Some(self.of),
@@ -301,7 +305,7 @@ impl Write for DeadLetterForget {
             .prepare_cached("DELETE FROM dead_letters WHERE num = ?1 AND namespace = ?2")
             .and_then(|mut statement| statement.execute((self.num.0, self.namespace.as_str())))
             .map_err(|error| internal("forgetting a dead letter", &error))?;
-        if forgotten == 0 { Err(not_found("dead letter", &self.num)) } else { Ok(()) }
+        if forgotten == 0 { Err(not_found(Resource::DeadLetter, &self.num)) } else { Ok(()) }
     }
 }
 
@@ -354,7 +358,7 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
             ))?;
         blobs::refer(
             connection,
-            &blobs::of_call(call.num),
+            &blobs::of_call(spec.namespace.as_str(), call.num),
             [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
         )?;
         Ok(written)

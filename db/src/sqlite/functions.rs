@@ -2,12 +2,13 @@
 
 use faena_domain::queue::Event;
 use faena_domain::{
-    BlobKey, CallStatus, EngineKind, FunctionName, Limits, Manifest, Namespace, Revision, RuntimeSpec, Timestamp,
-    Version,
+    BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, Revision, RuntimeSpec,
+    Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    FunctionDelete, FunctionGet, FunctionList, Put, VersionList, VersionPut, VersionResolve, VersionsMinimum,
+    ChangedFunctions, FunctionChanges, FunctionDelete, FunctionGet, FunctionList, Put, Resource, VersionList,
+    VersionPut, VersionResolve, VersionsMinimum,
 };
 use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -20,6 +21,7 @@ use super::{blobs, internal, runtimes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
+    read::<FunctionChanges>(),
     write::<VersionPut>(),
     read::<FunctionGet>(),
     read::<FunctionList>(),
@@ -91,7 +93,7 @@ fn head(
                 .optional()
         })
         .map_err(|error| internal("reading a function", &error))?
-        .ok_or_else(|| not_found("function", name))
+        .ok_or_else(|| not_found(Resource::Function, name))
 }
 
 fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> Result<FunctionRecord, DbError> {
@@ -99,7 +101,7 @@ fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> 
     let newest = versions(connection, namespace, &name.key(), true)
         .map_err(|error| internal("reading a version", &error))?
         .pop()
-        .ok_or_else(|| not_found("function", &name))?;
+        .ok_or_else(|| not_found(Resource::Function, &name))?;
     Ok(FunctionRecord { name, current, newest, created_at })
 }
 
@@ -139,7 +141,9 @@ fn unbuilt(request: &VersionPut, connection: &Connection) -> rusqlite::Result<i6
 }
 
 impl Write for VersionPut {
-    const CHANGES_FUNCTIONS: bool = true;
+    fn changed_function(&self) -> Option<FunctionId> {
+        Some(FunctionId::new(&self.namespace, &self.function))
+    }
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError> {
         let repeated = connection
@@ -196,7 +200,9 @@ impl Read for VersionList {
 }
 
 impl Write for FunctionDelete {
-    const CHANGES_FUNCTIONS: bool = true;
+    fn changed_function(&self) -> Option<FunctionId> {
+        Some(FunctionId::new(&self.namespace, &self.name))
+    }
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let key = (self.namespace.as_str(), self.name.key());
@@ -236,7 +242,8 @@ pub(super) fn resolve(
         Some(version) => version,
         None => find(connection, namespace, &name)?.newest.version,
     };
-    code(connection, namespace, &name, wanted)?.ok_or_else(|| not_found("version", &format!("{wanted} of {name}")))
+    code(connection, namespace, &name, wanted)?
+        .ok_or_else(|| not_found(Resource::Version, &format!("{wanted} of {name}")))
 }
 
 /// What instances need to know of one version.
@@ -330,5 +337,11 @@ impl Read for VersionsMinimum {
             Some(resolved.map(|resolved| resolved.code))
         });
         codes.collect()
+    }
+}
+
+impl Read for FunctionChanges {
+    fn read(self, _connection: &Connection, context: &RequestContext<'_>) -> Result<ChangedFunctions, DbError> {
+        Ok(context.changes.since(self.since))
     }
 }

@@ -4,6 +4,7 @@ mod blobs;
 mod builds;
 mod callbacks;
 mod calls;
+mod changes;
 mod clock;
 mod completed;
 mod function_queues;
@@ -23,7 +24,6 @@ mod workers;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub use migrate::MigrateError;
 
 use crate::metrics::Metrics;
 use crate::{Responder, Store, StoreSettings};
+use changes::ChangeLog;
 use clock::Clock;
 use requests::{Job, RequestContext};
 use reserve::{Disk, Reserve};
@@ -123,8 +124,8 @@ impl SqliteStore {
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
         let disk = Mutex::new(reserve.look());
-        let functions = AtomicU64::new(u64::try_from(clock.wall()).unwrap_or(0) * 2000);
-        let shared = Arc::new(Shared { clock, settings, disk, functions });
+        let changes = ChangeLog::beginning_at(clock.wall());
+        let shared = Arc::new(Shared { clock, settings, disk, changes });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
             .collect::<Result<Vec<_>, _>>()
@@ -161,8 +162,8 @@ pub(crate) struct Shared {
     settings: StoreSettings,
     /// How much room the disk had when it was looked at last.
     disk: Mutex<Disk>,
-    /// See [`FunctionsSeen`]. It begins with wall time, so that a database that was away has not seen less than before.
-    functions: AtomicU64,
+    /// What calls run, and when that changed.
+    changes: ChangeLog,
 }
 
 impl Shared {
@@ -177,6 +178,7 @@ impl Shared {
             disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
             clock_step_ms: self.clock.wall_step_ms(),
             settings: &self.settings,
+            changes: &self.changes,
         }
     }
 }
@@ -205,9 +207,9 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 impl Store for SqliteStore {
     fn submit(&self, request: &Envelope, respond: Responder) {
         let refused = match registry::prepare(request) {
-            Ok(Job::Write { work, changes_functions }) => {
+            Ok(Job::Write { work, changes }) => {
                 self.metrics.writes.inc();
-                self.writer.submit(writer::Task { work, changes_functions, respond }).err().map(|task| task.respond)
+                self.writer.submit(writer::Task { work, changes, respond }).err().map(|task| task.respond)
             }
             Ok(Job::Read(read)) => {
                 self.metrics.reads.inc();
@@ -222,7 +224,7 @@ impl Store for SqliteStore {
     }
 
     fn functions_seen(&self) -> FunctionsSeen {
-        FunctionsSeen(self.shared.functions.load(Ordering::SeqCst))
+        self.shared.changes.seen()
     }
 }
 

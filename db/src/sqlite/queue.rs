@@ -6,6 +6,7 @@ use faena_domain::queue::{self, At, Effect, End, Entry, Event, MAX_REDELIVERIES,
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer, Owner};
 use faena_protocol::DbError;
+use faena_protocol::db::Resource;
 use faena_protocol::records::Outcome;
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -63,7 +64,7 @@ pub(super) fn load(connection: &Connection, num: CallNum) -> Result<Kept, DbErro
         .prepare_cached(&format!("SELECT {COLUMNS} FROM calls WHERE num = ?1"))
         .and_then(|mut statement| statement.query_row([num.0], kept).optional())
         .map_err(|error| internal("reading a claim", &error))?
-        .ok_or_else(|| not_found("call", &num))
+        .ok_or_else(|| not_found(Resource::Call, &num))
 }
 
 /// What the row needs to know of a step beside the entry.
@@ -261,7 +262,7 @@ fn write_end(
                 retention::kept_bytes(&outcome.result, &outcome.logs),
                 outcome.logs.len(),
             ))?;
-        let owner = blobs::of_call(kept.num);
+        let owner = blobs::of_call(&kept.namespace, kept.num);
         blobs::refer(connection, &owner, [&outcome.result, &outcome.logs])?;
     }
     Ok(())

@@ -1,10 +1,12 @@
 //! What a request is to the store: it reads or writes, under a context. Each module registers its own.
 
+use faena_domain::FunctionId;
 use faena_protocol::db::Access;
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
 
+use super::changes::ChangeLog;
 use super::reserve::Disk;
 use crate::StoreSettings;
 
@@ -19,6 +21,7 @@ pub(crate) struct RequestContext<'a> {
     /// How far wall time was set since the start, where that is worth telling.
     pub(crate) clock_step_ms: Option<i64>,
     pub(crate) settings: &'a StoreSettings,
+    pub(crate) changes: &'a ChangeLog,
 }
 
 impl RequestContext<'_> {
@@ -36,8 +39,10 @@ impl RequestContext<'_> {
 
 /// A request that changes something. It runs in a savepoint; an error undoes it alone.
 pub(crate) trait Write: DbRequest {
-    /// Whether it may change what calls run.
-    const CHANGES_FUNCTIONS: bool = false;
+    /// The function whose calls may run something else afterwards.
+    fn changed_function(&self) -> Option<FunctionId> {
+        None
+    }
 
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Self::Reply, DbError>;
 }
@@ -54,8 +59,8 @@ pub(crate) type Work = Box<dyn FnOnce(&Connection, &RequestContext<'_>) -> Resul
 pub(crate) enum Job {
     Write {
         work: Work,
-        /// See [`Write::CHANGES_FUNCTIONS`].
-        changes_functions: bool,
+        /// See [`Write::changed_function`].
+        changes: Option<FunctionId>,
     },
     Read(Work),
 }
@@ -86,8 +91,8 @@ pub(crate) const fn read<R: Read>() -> Request {
 fn prepare_write<R: Write>(envelope: &Envelope) -> Result<Job, EnvelopeError> {
     let request: R = envelope.parse()?;
     Ok(Job::Write {
+        changes: request.changed_function(),
         work: Box::new(move |connection, context| reply(&request.write(connection, context)?)),
-        changes_functions: R::CHANGES_FUNCTIONS,
     })
 }
 

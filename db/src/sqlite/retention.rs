@@ -164,7 +164,7 @@ fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Re
         if freed >= heavy.excess {
             return Ok((freed, false));
         }
-        blobs::release_log(connection, num, (&logs, &result), now)?;
+        blobs::release_log(connection, (&heavy.namespace, num), (&logs, &result), now)?;
         connection
             .prepare_cached("UPDATE calls SET logs = ?2, kept_bytes = ?3, log_bytes = 0 WHERE num = ?1")?
             .execute((num.0, Json(&remark), kept_bytes(&result, &remark)))?;

@@ -1,6 +1,7 @@
 //! From rows to records.
 
 use faena_protocol::DbError;
+use faena_protocol::db::Resource;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,6 +45,6 @@ impl<T: Serialize> ToSql for Text<T> {
 }
 
 /// The error for a thing that is not there.
-pub(crate) fn not_found(what: &str, name: &(impl ToString + ?Sized)) -> DbError {
-    DbError::NotFound { what: what.to_owned(), name: name.to_string() }
+pub(crate) fn not_found(what: Resource, name: &(impl ToString + ?Sized)) -> DbError {
+    DbError::NotFound { what, name: name.to_string() }
 }

@@ -2,7 +2,7 @@
 
 use faena_domain::{Namespace, Revision, RuntimeName, RuntimeSpec, Timestamp};
 use faena_protocol::DbError;
-use faena_protocol::db::{Put, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
+use faena_protocol::db::{Put, Resource, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
 use faena_protocol::records::RuntimeRecord;
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -33,7 +33,7 @@ pub(super) fn find(
         )
         .and_then(|mut statement| statement.query_row((namespace.as_str(), name.key()), record).optional())
         .map_err(|error| internal("reading a runtime", &error))?
-        .ok_or_else(|| not_found("runtime", name))
+        .ok_or_else(|| not_found(Resource::Runtime, name))
 }
 
 fn insert(connection: &Connection, namespace: &Namespace, spec: &RuntimeSpec, now: i64) -> rusqlite::Result<()> {
@@ -78,8 +78,6 @@ impl Write for RuntimePut {
 }
 
 impl Write for RuntimeDelete {
-    const CHANGES_FUNCTIONS: bool = true;
-
     fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
         let key = self.name.key();
         let user: Option<String> = connection
@@ -98,7 +96,7 @@ impl Write for RuntimeDelete {
         let gone = connection
             .execute("DELETE FROM runtimes WHERE namespace = ?1 AND key = ?2", (self.namespace.as_str(), &key))
             .map_err(|error| internal("deleting a runtime", &error))?;
-        if gone == 0 { Err(not_found("runtime", &self.name)) } else { Ok(()) }
+        if gone == 0 { Err(not_found(Resource::Runtime, &self.name)) } else { Ok(()) }
     }
 }
 

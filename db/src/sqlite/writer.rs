@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use faena_domain::FunctionId;
 use faena_protocol::DbError;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde_json::value::RawValue;
@@ -33,8 +33,8 @@ const EXIT_IO: i32 = 74;
 /// A request and who waits for it.
 pub(crate) struct Task {
     pub(crate) work: Work,
-    /// See [`super::requests::Write::CHANGES_FUNCTIONS`].
-    pub(crate) changes_functions: bool,
+    /// See [`super::requests::Write::changed_function`].
+    pub(crate) changes: Option<FunctionId>,
     pub(crate) respond: Responder,
 }
 
@@ -105,14 +105,13 @@ impl Writing {
         while let Ok(first) = tasks.recv() {
             let stalled = self.look_around();
             let group: Vec<Task> = std::iter::once(first).chain(tasks.try_iter().take(GROUP - 1)).collect();
-            let changes = group.iter().any(|task| task.changes_functions);
-            if changes {
-                // Odd from before anybody can see the change until after everybody can.
-                self.shared.functions.fetch_add(1, Ordering::SeqCst);
+            let changed: Vec<FunctionId> = group.iter().filter_map(|task| task.changes.clone()).collect();
+            if !changed.is_empty() {
+                self.shared.changes.begin();
             }
             let answers = self.group(group, stalled);
-            if changes {
-                self.shared.functions.fetch_add(1, Ordering::SeqCst);
+            if !changed.is_empty() {
+                self.shared.changes.end(changed);
             }
             for (respond, answer) in answers {
                 respond(answer);

@@ -32,7 +32,7 @@ fn code() -> Code {
         namespace: "default".parse().unwrap(),
         function: "f".parse().unwrap(),
         version: Version(1),
-        engine: Some(EngineKind::Fake),
+        engine: Some(EngineKind::Sandbox),
         image: "fake".to_owned(),
         image_id: None,
         path: "/ws".to_owned(),

@@ -1,10 +1,30 @@
 //! Functions and their versions.
 
-use faena_domain::{BlobKey, FunctionName, Limits, Manifest, Namespace, RuntimeName, Version};
+use faena_domain::{BlobKey, FunctionId, FunctionName, Limits, Manifest, Namespace, RuntimeName, Version};
 
-use super::Put;
 use super::requests;
+use super::{FunctionsSeen, Put};
 use crate::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
+
+/// Functions that have changed: what was remembered of what their calls run does not count any more.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangedFunctions {
+    /// Everything that had changed when the database had seen this is told.
+    pub at: FunctionsSeen,
+    /// Which.
+    pub what: Changed,
+}
+
+/// Which functions have changed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Changed {
+    /// These alone.
+    Functions(Vec<FunctionId>),
+    /// It is not known: any may have changed.
+    All,
+}
 
 requests! {
     /// Adds a version to a function, which is made where it is not there.
@@ -64,6 +84,11 @@ requests! {
         function: FunctionName,
         /// The version, where the call names one.
         version: Option<Version>,
+    }
+    /// Which functions changed since this was seen. For who remembers what their calls run.
+    Read FunctionChanges = "functions.changes" by [Api] -> ChangedFunctions {
+        /// What the asker has seen, settled; zero where it has seen nothing.
+        since: FunctionsSeen,
     }
     /// The versions that calls run and of which instances wait whether or not calls come, of every namespace.
     Read VersionsMinimum = "versions.minimum" by [Worker] -> Vec<Code> {}

@@ -12,6 +12,8 @@ mod service;
 mod slots;
 mod workers;
 
+use std::fmt;
+
 use faena_domain::CallStatus;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,9 +43,9 @@ pub struct Answered {
     pub answer: Box<serde_json::value::RawValue>,
 }
 
-/// How often what calls run has changed, so that a cached version is known to be current or not: it rises with
-/// every change, and is odd while one is under way. Nothing that was read then may be remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// How often what calls run has changed. It rises with every change, and is odd while one is under way: nothing that was
+/// read then may be remembered. [`FunctionChanges`] tells what a rise was about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FunctionsSeen(pub u64);
 
 impl FunctionsSeen {
@@ -63,6 +65,34 @@ pub trait DbRequest: Serialize + DeserializeOwned + Send + 'static {
     const ACCESS: Access;
 }
 
+/// What the database keeps under names and numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Resource {
+    /// A runtime.
+    Runtime,
+    /// A function.
+    Function,
+    /// A version of a function.
+    Version,
+    /// A call.
+    Call,
+    /// A call that was acknowledged and did not succeed.
+    DeadLetter,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Runtime => "runtime",
+            Self::Function => "function",
+            Self::Version => "version",
+            Self::Call => "call",
+            Self::DeadLetter => "dead letter",
+        })
+    }
+}
+
 /// Why the database did not do it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
@@ -70,8 +100,8 @@ pub enum DbError {
     /// There is no such thing.
     #[error("there is no {what} {name:?}")]
     NotFound {
-        /// "runtime", "function", "version" or "call".
-        what: String,
+        /// What kind of thing.
+        what: Resource,
         /// The name that was asked for.
         name: String,
     },

@@ -294,7 +294,14 @@ impl<R: Resources> State<R> {
     fn entry_of(&mut self, code: &Arc<Code>, now: Instant) -> Arc<VersionKey> {
         let key = VersionKey::of(code);
         if let Some((known, _)) = self.versions.get_key_value(&key) {
-            return Arc::clone(known);
+            let known = Arc::clone(known);
+            if let Some(entry) = self.versions.get_mut(&known)
+                && !Arc::ptr_eq(&entry.code, code)
+            {
+                // A build that was tried again may have made something else of the same version.
+                entry.code = Arc::clone(code);
+            }
+            return known;
         }
         let key = Arc::new(key);
         self.versions.insert(Arc::clone(&key), VersionEntry::new(Arc::clone(code), now));

@@ -33,7 +33,7 @@ fn code(function: &str, version: i64, serving: Serving) -> Arc<Code> {
         namespace: "default".parse().unwrap(),
         function: function.parse().unwrap(),
         version: Version(version),
-        engine: Some(EngineKind::Fake),
+        engine: Some(EngineKind::Sandbox),
         image: "fake".to_owned(),
         image_id: None,
         path: "/ws".to_owned(),
@@ -387,6 +387,21 @@ fn a_minimum_is_kept_without_calls_until_a_newer_version_comes() {
     bench.keep();
     assert_eq!(bench.destroyed, [old]);
     assert_ne!(new, old);
+}
+
+#[test]
+fn what_is_made_next_is_of_the_code_that_came_last() {
+    let mut bench = Bench::new(&policy());
+    bench.submit(&code("f", 1, server(1)));
+    bench.failed();
+    let rebuilt = Arc::new(Code { image_id: Some("another".to_owned()), ..(*code("f", 1, server(1))).clone() });
+    let waiting = Waiting { work: 9, until: bench.now, num: None, is_cold: false };
+    let effects = bench.state.submit(&rebuilt, waiting, bench.now).unwrap();
+    let made = effects.iter().find_map(|effect| match effect {
+        Effect::Start { code, .. } => Some(code),
+        _ => None,
+    });
+    assert!(made.is_some_and(|code| Arc::ptr_eq(code, &rebuilt)));
 }
 
 #[test]
