@@ -25,8 +25,9 @@ test: CALLS = 8000
 test: lint doc deny unit e2e api chaos ## installs what is missing, runs everything CI runs
 	@echo "everything holds"
 
-lint: ## format and clippy, without a warning
-	@scripts/install.sh rust
+lint: ## format and clippy, without a warning; no circle of modules
+	@scripts/install.sh rust python
+	python3 scripts/circles.py
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 

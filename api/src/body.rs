@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use faena_domain::json::InvalidJson;
 use faena_domain::{FunctionName, Namespace};
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
+use serde_json::value::RawValue;
 
 use crate::admission::{self, AdmissionControl};
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -135,6 +136,15 @@ pub(crate) async fn read_json(
         return Err(Problem::new(ErrorCode::NotJson, detail).hint("add the header Content-Type: application/json"));
     }
     read(admission, headers, body, None, most).await
+}
+
+/// Whether a body that says it is JSON is.
+pub(crate) fn check_json(bytes: &[u8]) -> Reply<()> {
+    if !faena_domain::json::is_shallow(bytes) {
+        return Err(InvalidJson::TooDeep.into());
+    }
+    let checked = serde_json::from_slice::<&RawValue>(bytes);
+    checked.map(drop).map_err(|error| Problem::new(ErrorCode::MalformedJson, error))
 }
 
 impl From<InvalidJson> for Problem {

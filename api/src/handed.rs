@@ -16,8 +16,9 @@ use serde_json::{Map, Value};
 
 use crate::body;
 use crate::problem::{ErrorCode, Problem, Reply};
-use crate::routes::invoke;
 
+/// The route that its requests are counted and authorised under.
+pub(crate) const ROUTE: &str = "/f/{name}";
 /// Where the path of a function begins.
 pub(crate) const PREFIX: &str = "/f/";
 /// What some programs write before a text in UTF-8.
@@ -116,8 +117,7 @@ pub(crate) fn hand(head: &RequestHead<'_>, contract: Contract, body: &Bytes) -> 
     };
     let is_json = body::is_json(headers) && !body.is_empty();
     if contract == Contract::Http {
-        request.has_json =
-            is_json && !headers.contains_key(header::CONTENT_ENCODING) && invoke::check_json(body).is_ok();
+        request.has_json = is_json && !headers.contains_key(header::CONTENT_ENCODING) && body::check_json(body).is_ok();
         let params = if request.has_json { body.clone() } else { fields(query, &[]) };
         let body = Some(body.clone()).filter(|body| !request.has_json && !body.is_empty());
         return Ok(Handed { params, body, request: Arc::new(request) });
@@ -125,7 +125,7 @@ pub(crate) fn hand(head: &RequestHead<'_>, contract: Contract, body: &Bytes) -> 
     let body = decoded(headers, body)?;
     if !body.is_empty() && body::is_json(headers) {
         let params = if body.starts_with(BYTE_ORDER_MARK) { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
-        invoke::check_json(&params)?;
+        body::check_json(&params)?;
         request.has_json = true;
         return Ok(Handed { params, body: None, request: Arc::new(request) });
     }

@@ -4,6 +4,7 @@
 //! needs lies in [`faena_scheduler`], which knows every worker and every call that has no row yet.
 
 mod accept_batcher;
+mod actions;
 mod admission;
 mod app;
 mod authorize;
@@ -13,15 +14,18 @@ mod callbacks;
 mod guard;
 mod handed;
 mod http_call;
+mod idempotency;
 mod logs;
 pub mod metrics;
 mod path;
+mod preference;
 mod problem;
 mod routes;
 mod server;
 mod shares;
 mod stall;
 mod sweeper;
+mod trace;
 mod versions;
 mod view;
 

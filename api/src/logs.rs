@@ -12,9 +12,9 @@ use faena_protocol::node::{LogOf, Question, Reply as WorkerReply};
 use faena_protocol::records::CallRecord;
 use serde::Serialize;
 
+use crate::actions;
 use crate::app::App;
 use crate::problem::Reply;
-use crate::routes::calls;
 
 /// How long workers may take to tell what is being written.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -265,7 +265,7 @@ impl Follower {
         let left: Vec<CallNum> = self.running.keys().copied().filter(is_left).take(FOLLOWED as usize).collect();
         let mut lines = Vec::new();
         for num in left {
-            let call = calls::find(app, &namespace, num).await?;
+            let call = actions::calls::find(app, &namespace, num).await?;
             // One that is queued again, or is being written, is looked at again.
             if call.status.is_terminal() && app.in_flight().get(&namespace, num).is_none() {
                 let attempt = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX);

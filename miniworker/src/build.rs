@@ -20,7 +20,7 @@ use tracing::info;
 
 use crate::egress::Egress;
 use crate::process::{self, Cut, Finished, LeaseEnd, ProcessSpec, RunError};
-use crate::{Node, capture, instance, live, result};
+use crate::{Node, capture, instance, live, names, result};
 
 /// How long the tree may take to become an archive.
 const PACK: Duration = Duration::from_secs(120);
@@ -151,7 +151,7 @@ async fn build(
     let deadline = Instant::now() + node.build.limits.timeout.duration();
     let code = node.code.get(&job.code).await.map_err(platform)?;
     let spec = InstanceSpec {
-        name: instance::name('b'),
+        name: names::unique('b'),
         image: image.clone(),
         code: Some(code.path().to_owned()),
         path: job.code.path.clone(),

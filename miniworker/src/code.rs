@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
-use crate::instance;
+use crate::names;
 
 /// Who owns code on disk, where we are root: the user that instances map to themselves.
 const OWNER: u32 = 1000;
@@ -223,7 +223,7 @@ impl CodeStore {
         let mut known = self.known();
         // The one reference that is left is this map's: nobody can take another before the lock is free.
         let place = known.get(key).filter(|found| Arc::strong_count(&found.tree) == 1)?.tree.place.get()?.clone();
-        let passing = self.folder.join(format!("{key}.{}", instance::name('r')));
+        let passing = self.folder.join(format!("{key}.{}", names::unique('r')));
         std::fs::rename(place, &passing).ok()?;
         known.remove(key);
         Some(passing)
@@ -233,7 +233,7 @@ impl CodeStore {
         let place = self.folder.join(key.to_string());
         let file = self.blobs.open(key).await?;
         // A try that was given up may still be writing under its own name.
-        let passing = self.folder.join(format!("{key}.{}", instance::name('u')));
+        let passing = self.folder.join(format!("{key}.{}", names::unique('u')));
         let reserve = self.reserve;
         tokio::task::spawn_blocking(move || {
             let unpacked = unpack_into(file, &passing, reserve).and_then(|()| publish(&passing, &place));

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -106,10 +105,4 @@ impl InstanceHandle for Holding {
     fn usage(&self) -> Usage {
         self.guard.usage()
     }
-}
-
-/// A name that no other instance of this run of the worker has, short enough for the path of a socket.
-pub(crate) fn name(beginning: char) -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    format!("{beginning}{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -16,6 +16,7 @@ mod failure;
 mod image;
 mod instance;
 mod live;
+mod names;
 mod owner;
 mod process;
 mod report;

@@ -7,8 +7,8 @@ use faena_domain::CallNum;
 use faena_domain::build::MAX_LOG;
 use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT};
 use faena_domain::log::{LogBuffer, LogStream, StoredLog};
-use faena_protocol::db::BuildRef;
 use faena_protocol::node::LogOf;
+use faena_protocol::records::BuildRef;
 
 /// A buffer that is written by one task and may be read by others.
 #[derive(Clone, Debug)]

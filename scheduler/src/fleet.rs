@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use faena_domain::{CallNum, EngineKind, Epoch, Owner, Slots};
-use faena_protocol::db::{BuildRef, SlotsView, SparePlaces};
+use faena_protocol::db::{SlotsView, SparePlaces};
 use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
-use faena_protocol::records::{BuildJob, CallJob};
+use faena_protocol::records::{BuildJob, BuildRef, CallJob};
 
 use crate::ledger::{FunctionId, Ledger, function_id, slots_view};
 

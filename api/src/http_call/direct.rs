@@ -21,7 +21,7 @@ use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
 use crate::app::App;
 use crate::body;
 use crate::problem::Reply;
-use crate::routes::trace::Timing;
+use crate::trace::Timing;
 use crate::versions::Current;
 
 /// What is known of a call from its beginning.

@@ -28,14 +28,11 @@ use percent_encoding::percent_decode_str;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
-use crate::handed::{self, Handed, PREFIX, RequestHead};
+use crate::handed::{self, Handed, PREFIX, ROUTE, RequestHead};
 use crate::problem::{ErrorCode, Problem, Reply};
-use crate::routes::{invoke, trace};
-use crate::versions::Current;
-use crate::{authorize, body, guard};
 
-/// The route that its requests are counted and authorised under.
-pub(crate) const ROUTE: &str = "/f/{name}";
+use crate::versions::Current;
+use crate::{actions, authorize, body, guard, idempotency, trace};
 
 /// What a call may wait for a slot, over its own time.
 const QUEUE_MS: u64 = 10_000;
@@ -179,7 +176,7 @@ async fn execute(
         }
         (path, _) => {
             let call = read(app, current, &request, incoming).await?;
-            let key = invoke::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
+            let key = idempotency::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
             stored(app, path, current, call, key).await
         }
     }
@@ -231,9 +228,9 @@ async fn stored(
     };
     let record = if path == CallPath::Queued {
         let age = Duration::from_millis(spec.max_age_ms);
-        invoke::accept_and_wait(app, spec, None, age + JUDGED).await?
+        actions::calls::accept_and_wait(app, spec, None, age + JUDGED).await?
     } else {
-        invoke::run_waited(app, spec, &current.code, None).await?
+        actions::calls::run_sync(app, spec, &current.code, None).await?
     };
     reply::of_record(app, record).await
 }

@@ -12,7 +12,7 @@ use faena_protocol::records::CallRecord;
 use crate::app::App;
 use crate::handed::{HOP_BY_HOP, PREFIX};
 use crate::problem::{ErrorCode, Problem, Reply};
-use crate::routes::trace::{self, Timing};
+use crate::trace::{self, Timing};
 
 /// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
 /// the one answer (docs/reference/safety.md).

@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 use faena_scheduler::statistics::Statistics;
 
-use crate::http_call::ROUTE;
+use crate::handed::ROUTE;
 use functions::FunctionCollector;
 
 /// A request by what was asked for and how it was answered; routes, never paths, so that the number is bounded.

@@ -5,9 +5,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use faena_domain::{BuildFailure, FunctionName, FunctionStatus, Namespace, Version, log};
-use faena_protocol::db::{BuildGet, BuildRef, BuildRetry};
+use faena_protocol::db::{BuildGet, BuildRetry};
 use faena_protocol::node::LogOf;
-use faena_protocol::records::BuildRecord;
+use faena_protocol::records::{BuildRecord, BuildRef};
 use serde::Serialize;
 
 use super::events::wants_events;

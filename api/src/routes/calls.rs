@@ -11,23 +11,18 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::limits::MAX_PAGE;
 use faena_domain::near::nearest;
 use faena_domain::{CallNum, CallStatus, FunctionName, Namespace};
-use faena_protocol::DbError;
-use faena_protocol::db::{CallCancel, CallGet, CallList};
+use faena_protocol::db::CallList;
 use faena_protocol::records::CallRecord;
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use tokio::time::Instant;
 
-use super::{events, invoke, trace};
+use super::events;
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
-use faena_scheduler::Cancel;
-
-/// How often a followed call is looked at although nothing was heard of it.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::{actions, preference, trace};
 
 /// Calls by their keys, in the order they were found.
 pub(crate) struct Page(pub(crate) Vec<CallRecord>);
@@ -139,66 +134,6 @@ pub(crate) fn number(text: &str) -> Reply<CallNum> {
     text.parse().map_err(|error| Problem::new(ErrorCode::InvalidCallNumber, error))
 }
 
-/// A call as it stands: without a row, or with one.
-pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
-    if let Some(call) = app.in_flight().get(namespace, num) {
-        return Ok(call);
-    }
-    match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
-        // It may have been written between the two looks, or just been taken in.
-        Err(DbError::NotFound { .. }) if app.in_flight().get(namespace, num).is_some() => {
-            app.in_flight().get(namespace, num).ok_or_else(|| Problem::new(ErrorCode::UnknownCall, num))
-        }
-        found => Ok(found?),
-    }
-}
-
-/// A call that has its row. One that has ended without gets it in a moment; one that runs without is a conflict.
-pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
-    app.in_flight().written(namespace, num).await;
-    if app.in_flight().get(namespace, num).is_some() {
-        let detail = format!("call {num} has not ended yet, and a client waits for it");
-        return Err(Problem::new(ErrorCode::Conflict, detail));
-    }
-    Ok(app.db().ask(&CallGet { namespace: namespace.clone(), num }).await?)
-}
-
-/// Waits until something is heard of a call, or a second has passed.
-pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receiver<CallNum>, num: CallNum) {
-    let heard = async {
-        loop {
-            match ends.recv().await {
-                Ok(ended) if ended != num => {}
-                // This call, or so many that this one may have been among them.
-                _ => return,
-            }
-        }
-    };
-    let _ = tokio::time::timeout(LOOK, heard).await;
-}
-
-/// Follows a call until it has ended, the time is over, or the api stops.
-pub(crate) async fn wait_for_end(
-    app: &App,
-    namespace: &Namespace,
-    mut call: CallRecord,
-    most: Duration,
-) -> Reply<CallRecord> {
-    // Where too many wait already the call is answered as it stands.
-    let Ok(_place) = app.follow(namespace, &call.function) else { return Ok(call) };
-    let deadline = Instant::now() + most;
-    let mut ends = app.scheduler().ends();
-    while !call.status.is_terminal() {
-        tokio::select! {
-            () = something_happens(&mut ends, call.num) => {}
-            () = tokio::time::sleep_until(deadline) => return Ok(call),
-            () = app.draining().cancelled() => return Ok(call),
-        }
-        call = find(app, namespace, call.num).await?;
-    }
-    Ok(call)
-}
-
 /// One call. `Prefer: wait=N` waits for its end, `Accept: text/event-stream` follows it there.
 #[utoipa::path(get, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,), ("Prefer" = Option<String>, Header, description = "wait=SECONDS")),
     responses((status = 200, description = "The call", body = CallView), (status = 404, description = "There is none", body = Problem)))]
@@ -209,13 +144,13 @@ pub(crate) async fn get(
     headers: HeaderMap,
 ) -> Reply<Response> {
     let (num, namespace) = (number(&num)?, &principal.namespace);
-    let call = find(&app, namespace, num).await?;
+    let call = actions::calls::find(&app, namespace, num).await?;
     if events::wants_events(&headers) {
         return events::follow(app, namespace.clone(), call);
     }
-    let wait = invoke::prefer_wait(&headers)?;
+    let wait = preference::prefer_wait(&headers)?;
     let call = match wait {
-        Some(seconds) => wait_for_end(&app, namespace, call, Duration::from_secs(seconds)).await?,
+        Some(seconds) => actions::calls::wait_for_end(&app, namespace, call, Duration::from_secs(seconds)).await?,
         None => call,
     };
     let (traceparent, last) = (call.traceparent.clone(), call.attempts.last().cloned());
@@ -227,29 +162,6 @@ pub(crate) async fn get(
     Ok(response)
 }
 
-/// Cancels a call that has no row; none where it has one.
-async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Reply<Option<CallRecord>> {
-    let ended = |status| Err(DbError::Ended { status }.into());
-    match app.in_flight().cancel(namespace, num) {
-        None => Ok(None),
-        Some(Cancel::Ended(status)) => ended(status),
-        Some(Cancel::Direct(call)) => {
-            call.cancel();
-            let call = match app.in_flight().end_of(namespace, num).await {
-                Some(call) => call,
-                None => find(app, namespace, num).await?,
-            };
-            // It may have ended by itself before it could be cancelled.
-            if call.status == CallStatus::Cancelled { Ok(Some(call)) } else { ended(call.status) }
-        }
-        // One that is given its row at this moment is cancelled there, and one that has just ended is not.
-        Some(Cancel::Sync) => match (app.scheduler().cancel(num).await, app.in_flight().cancel(namespace, num)) {
-            (None, Some(Cancel::Ended(status))) => ended(status),
-            (cancelled, _) => Ok(cancelled),
-        },
-    }
-}
-
 /// Cancels a call: one that waits at once, one that runs by ending its instance.
 #[utoipa::path(delete, path = "/call/{callNum}", tag = "calls", params(("callNum" = i64, Path,)), responses((status = 200, description = "The call, CANCELLED", body = CallView), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It has ended", body = Problem)))]
 pub(crate) async fn cancel(
@@ -257,14 +169,6 @@ pub(crate) async fn cancel(
     Authenticated(principal): Authenticated,
     Path(num): Path<String>,
 ) -> Reply<Json<CallView>> {
-    let (num, namespace) = (number(&num)?, principal.namespace.clone());
-    if let Some(call) = cancel_in_flight(&app, &namespace, num).await? {
-        return Ok(Json(CallView::whole(call, app.blobs()).await?));
-    }
-    let cancelled = app.db().ask(&CallCancel { namespace, num }).await?;
-    if let Some((owner, epoch)) = cancelled.running {
-        app.scheduler().stop(owner, num, epoch).await;
-    }
-    app.scheduler().tell(num);
-    Ok(Json(CallView::whole(cancelled.record, app.blobs()).await?))
+    let call = actions::calls::cancel(&app, &principal.namespace, number(&num)?).await?;
+    Ok(Json(CallView::whole(call, app.blobs()).await?))
 }

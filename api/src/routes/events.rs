@@ -11,7 +11,7 @@ use faena_protocol::records::CallRecord;
 use futures_util::stream;
 use tokio::sync::broadcast;
 
-use super::calls;
+use crate::actions;
 use crate::app::App;
 use crate::problem::Reply;
 use crate::shares::Share;
@@ -46,10 +46,10 @@ impl Following {
                 None if self.told.is_some_and(CallStatus::is_terminal) => return None,
                 None => {
                     tokio::select! {
-                        () = calls::something_happens(&mut self.ends, self.num) => {}
+                        () = actions::calls::something_happens(&mut self.ends, self.num) => {}
                         () = self.app.draining().cancelled() => return None,
                     }
-                    calls::find(&self.app, &self.namespace, self.num).await.ok()?
+                    actions::calls::find(&self.app, &self.namespace, self.num).await.ok()?
                 }
             };
             if self.told != Some(call.status) {

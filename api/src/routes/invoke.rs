@@ -1,34 +1,29 @@
 //! Invocations by JSON: `POST /invokeFunction`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
-use faena_domain::limits::{Limits, MAX_BODY, MAX_WAIT_S};
+use faena_domain::limits::{Limits, MAX_BODY};
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{BlobKey, DigestKind, FunctionName, Timestamp, Version};
-use faena_protocol::db::CallAcknowledge;
-use faena_protocol::records::{CallRecord, CallSpec, Code, IdempotencyKey, NewCall};
+use faena_domain::{FunctionName, Timestamp, Version};
+use faena_protocol::records::{CallRecord, CallSpec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
-use super::{asked_request, calls, trace};
+use super::asked_request;
 use crate::app::App;
 use crate::authorize::Authenticated;
-use crate::body;
-use crate::callbacks;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
-use faena_scheduler::{Answer, SyncCall};
+use crate::{actions, body, callbacks, idempotency, preference, trace};
 
 /// The longest age that a client may ask for: thirty days.
 const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -85,30 +80,6 @@ fn within(what: &str, asked: Option<i64>, least: i64, most: i64) -> Reply<()> {
     }
 }
 
-/// What an `Idempotency-Key` stands for: the method, where it went, the version it names, and its body.
-pub(crate) fn idempotency_key(
-    headers: &HeaderMap,
-    (method, uri): (&Method, &Uri),
-    version: Option<Version>,
-    body: &[u8],
-) -> Reply<Option<IdempotencyKey>> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().unwrap_or_default();
-    let is_visible = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
-    if !is_visible || headers.get_all("idempotency-key").iter().count() > 1 {
-        let detail = "an Idempotency-Key is one text of 1 to 255 visible ASCII characters";
-        return Err(Problem::new(ErrorCode::InvalidKey, detail));
-    }
-    let version = version.map(|version| version.to_string()).unwrap_or_default();
-    let mut hash = Sha256::new();
-    for part in [method.as_str(), uri.path(), uri.query().unwrap_or_default(), &version] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    hash.update(body);
-    Ok(Some(IdempotencyKey { key: key.to_owned(), hash: BlobKey::new(DigestKind::Sha256, hash.finalize().into()) }))
-}
-
 fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
     match timeout_ms {
         Some(0) => Err(Problem::new(ErrorCode::InvalidTimeout, "timeoutMs must be at least 1")),
@@ -119,23 +90,6 @@ fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The seconds of `Prefer: wait=N` (RFC 7240, 4.3), cut at the most that is granted.
-///
-/// # Errors
-/// A `wait` that is no number of seconds: its client would be answered at once, and take that for the end.
-pub(crate) fn prefer_wait(headers: &HeaderMap) -> Reply<Option<u64>> {
-    let values = headers.get_all("prefer").iter().map(|value| value.to_str().unwrap_or("wait=?"));
-    let mut preferences = values.flat_map(|value| value.split([',', ';'])).map(str::trim);
-    let Some(wait) =
-        preferences.find(|preference| preference.split('=').next().is_some_and(|name| name.trim() == "wait"))
-    else {
-        return Ok(None);
-    };
-    let seconds = wait.split_once('=').and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u64>().ok());
-    let invalid = || Problem::new(ErrorCode::InvalidPreference, "Prefer: wait=N takes a number of seconds");
-    seconds.map(|seconds| Some(seconds.min(MAX_WAIT_S))).ok_or_else(invalid)
 }
 
 /// The reply to an invocation: the call, and the headers that every such reply has.
@@ -153,75 +107,6 @@ pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> R
         headers.insert("preference-applied", applied);
     }
     Ok(response)
-}
-
-/// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
-pub(crate) async fn run_waited(
-    app: &App,
-    spec: CallSpec,
-    code: &Arc<Code>,
-    wait: Option<Duration>,
-) -> Reply<CallRecord> {
-    let busy = || Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1);
-    let permit = app.completions().permit().ok_or_else(busy)?;
-    let _waiting = app.follow(&spec.namespace, &spec.function)?;
-    let num = spec.num;
-    let (call, mut answer) = SyncCall::new(spec, Arc::clone(code), permit);
-    if !app.scheduler().submit(call) {
-        return Err(busy());
-    }
-    let runs_out = async {
-        tokio::select! {
-            () = sleep_or_never(wait) => {}
-            () = app.draining().cancelled(), if wait.is_some() => {}
-        }
-    };
-    let answered = tokio::select! {
-        answered = &mut answer => answered,
-        () = runs_out => {
-            app.scheduler().abandon(num).await;
-            answer.await
-        }
-    };
-    match answered {
-        Ok(Answer::Ended(call) | Answer::Persisted(call)) => Ok(*call),
-        Ok(Answer::Refused(error)) => Err(error.into()),
-        Err(_) => Err(Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)),
-    }
-}
-
-async fn sleep_or_never(span: Option<Duration>) {
-    match span {
-        Some(span) => tokio::time::sleep(span).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Accepts a call durably: its row is committed when this returns.
-pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
-    let is_due = spec.run_at.is_none();
-    let call = app.accepts().accept(NewCall { spec, version }).await?;
-    if is_due {
-        app.scheduler().poke();
-    }
-    Ok(call)
-}
-
-/// Accepts a call durably and waits for its end. If that does not come in time, the call is acknowledged.
-pub(crate) async fn accept_and_wait(
-    app: &App,
-    spec: CallSpec,
-    version: Option<Version>,
-    wait: Duration,
-) -> Reply<CallRecord> {
-    let namespace = spec.namespace.clone();
-    let call = accept(app, CallSpec { waited: true, ..spec }, version).await?;
-    let call = calls::wait_for_end(app, &namespace, call, wait).await?;
-    if !call.status.is_terminal() {
-        // From the 202 on somebody relies on it: should it fail, it is a dead letter.
-        app.db().ask(&CallAcknowledge { num: call.num }).await?;
-    }
-    Ok(call)
 }
 
 /// Whether a request is an invocation that is answered once it is stored, with little to read and to write: a client that
@@ -256,10 +141,11 @@ pub(crate) async fn invoke(
     let version = invocation.version.map(Version);
     let request =
         invocation.request.as_deref().map(|asked| asked_request::parse(asked, &invocation.params)).transpose()?;
-    let wait = prefer_wait(&headers)?;
+    let wait = preference::prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;
-    let (key, run_at) = (idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
+    let (key, run_at) =
+        (idempotency::idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
     let terms = CallTerms {
         is_waited: wait.is_some(),
@@ -297,47 +183,16 @@ pub(crate) async fn invoke(
     };
     let most = wait.map(Duration::from_secs);
     let call = match (plan(&terms, &target), most) {
-        (CallPath::Direct | CallPath::Sync, most) => run_waited(&app, spec, &current.code, most).await?,
-        (CallPath::Queued, Some(most)) => accept_and_wait(&app, spec, version, most).await?,
-        (CallPath::Queued, None) => accept(&app, spec, version).await?,
+        (CallPath::Direct | CallPath::Sync, most) => actions::calls::run_sync(&app, spec, &current.code, most).await?,
+        (CallPath::Queued, Some(most)) => actions::calls::accept_and_wait(&app, spec, version, most).await?,
+        (CallPath::Queued, None) => actions::calls::accept(&app, spec, version).await?,
     };
     reply(&app, call, wait).await
-}
-
-/// Whether a body that says it is JSON is.
-pub(crate) fn check_json(bytes: &[u8]) -> Reply<()> {
-    if !faena_domain::json::is_shallow(bytes) {
-        return Err(faena_domain::json::InvalidJson::TooDeep.into());
-    }
-    let checked = serde_json::from_slice::<&RawValue>(bytes);
-    checked.map(drop).map_err(|error| Problem::new(ErrorCode::MalformedJson, error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn wait(value: &'static str) -> Option<u64> {
-        prefer_wait(&HeaderMap::from_iter([(
-            axum::http::header::HeaderName::from_static("prefer"),
-            HeaderValue::from_static(value),
-        )]))
-        .ok()
-        .flatten()
-    }
-
-    #[test]
-    fn a_wait_is_found_among_preferences_and_cut() {
-        assert_eq!(wait("wait=5"), Some(5));
-        assert_eq!(wait("respond-async, wait=10"), Some(10));
-        assert_eq!(wait("wait=100000"), Some(300));
-        assert_eq!(wait("respond-async"), None);
-        let soon = HeaderMap::from_iter([(
-            axum::http::header::HeaderName::from_static("prefer"),
-            HeaderValue::from_static("wait=soon"),
-        )]);
-        assert!(prefer_wait(&soon).is_err());
-    }
 
     #[test]
     fn wrong_bodies_are_told_apart() {

@@ -11,12 +11,14 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::near::nearest;
 use faena_domain::units::Span;
 use faena_domain::{CallNum, CallStatus, FunctionName, FunctionStatus, Namespace, Timestamp, Version, log};
-use faena_protocol::db::{BuildGet, BuildRef, FunctionGet};
+use faena_protocol::db::{BuildGet, FunctionGet};
 use faena_protocol::node::LogOf;
+use faena_protocol::records::BuildRef;
 use futures_util::{StreamExt, stream};
 
-use super::calls::{find, number};
+use super::calls::number;
 use super::events::{KEEP_ALIVE, wants_events};
+use crate::actions::calls::find;
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::logs::{self, Asked, Cursor, Follower, LineView, Writer};

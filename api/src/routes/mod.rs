@@ -11,7 +11,6 @@ pub(crate) mod invoke;
 mod logs;
 mod replay;
 mod runtimes;
-pub(crate) mod trace;
 mod upload;
 mod workers;
 

@@ -12,13 +12,14 @@ use faena_protocol::db::{CallList, CallReplay, DeadLetterForget};
 use faena_protocol::records::CallRecord;
 use serde::Deserialize;
 
-use super::{calls, trace};
+use super::calls;
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
+use crate::{actions, trace};
 
 /// The largest body: a page of numbers.
 const MAX_REPLAY: u64 = 16 * 1024;
@@ -60,7 +61,7 @@ pub(crate) async fn one(
     let bytes = body::read(app.admission(), &headers, body, None, MAX_REPLAY).await?;
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
-    let call = calls::written(&app, namespace, num).await?;
+    let call = actions::calls::written(&app, namespace, num).await?;
     let call = again(&app, namespace, &headers, (call.num, options.version.map(Version))).await?;
     app.scheduler().poke();
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
@@ -147,10 +148,10 @@ pub(crate) async fn many(
     let nums = selected(&app, namespace, &selection).await?;
     let mut made = Vec::with_capacity(nums.len());
     for num in nums {
-        let call = calls::find(&app, namespace, num).await?;
+        let call = actions::calls::find(&app, namespace, num).await?;
         // A dead letter that was replayed is not replayed again: the same request twice makes the same calls.
         made.push(match call.replayed_as {
-            Some(replay) => calls::find(&app, namespace, replay).await?,
+            Some(replay) => actions::calls::find(&app, namespace, replay).await?,
             None => again(&app, namespace, &headers, (num, selection.version.map(Version))).await?,
         });
     }

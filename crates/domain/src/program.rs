@@ -1,11 +1,8 @@
 //! What is started for a version whose process answers many calls: a shim around the user's handler, or the runtime's own
 //! program. The same rules decide at the upload, after a build, and in the worker.
 
-use crate::serving::{Contract, Serving};
+use crate::serving::{Contract, RUN_SPEAKS, Serving};
 use crate::{Command, RuntimeSpec};
-
-/// The value of `handler` that says: the runtime's `run` speaks the handler protocol itself.
-pub const RUN_SPEAKS: &str = "run";
 
 /// Files that hold a handler where faena.toml names none.
 const PYTHON_FILES: [&str; 1] = ["handler.py"];

@@ -4,8 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::program::RUN_SPEAKS;
 use crate::units::Span;
+
+/// The value of `handler` that says: the runtime's `run` speaks the handler protocol itself.
+pub const RUN_SPEAKS: &str = "run";
 
 /// The most instances of one function that are kept waiting.
 pub const MAX_MINIMUM: u32 = 64;

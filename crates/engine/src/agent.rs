@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::sandbox::host_program;
+use crate::host::host_program;
 
 /// The agent's program, built from this tree.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/faena-agent"));

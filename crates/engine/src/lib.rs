@@ -7,6 +7,7 @@
 mod agent;
 mod cgroup;
 mod docker;
+mod host;
 mod meter;
 mod sandbox;
 mod uids;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::process::{Gid, Uid};
 
-use crate::zygote::{Begun, PreloadedProcess};
+use crate::preloaded::{PreloadedProcess, UserProcess};
 use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
@@ -51,7 +51,7 @@ pub(crate) fn run(
     inherited: &Inherited,
     parent: UnixStream,
     resident: Option<&PreloadedProcess<'_>>,
-) -> Begun {
+) -> UserProcess {
     let begun = confine(spec, base, inherited, &parent).and_then(|words| match resident {
         None => exec(words).map(|never| match never {}),
         Some(resident) => resident.begin(|more| exec(words.into_iter().chain(more).collect())),

@@ -19,6 +19,7 @@ mod idmap;
 mod mounts;
 mod network;
 mod overlay;
+mod preloaded;
 mod relay;
 mod restrict;
 mod root;

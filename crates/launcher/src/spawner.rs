@@ -13,7 +13,7 @@ use faena_instance_protocol::{Decoder, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bases::Bases;
-use crate::zygote::{self, PreloadedProcess};
+use crate::preloaded::{PreloadedProcess, UserProcess};
 use crate::{
     Failure, Inherited, Numbered, Order, READY, Remount, Reply, Spec, Step, child, clone, idmap, mounts, network, relay,
 };
@@ -37,7 +37,7 @@ enum Begun {
     /// A child is on its way.
     Pending(Pending),
     /// We are the child, and this is what its process is to do.
-    Inside(zygote::Begun),
+    Inside(UserProcess),
 }
 
 /// What has become of the orders that were there.
@@ -46,7 +46,7 @@ enum Served {
     /// There will be no others.
     End,
     /// As in [`Begun`].
-    Inside(zygote::Begun),
+    Inside(UserProcess),
 }
 
 struct Spawner {
@@ -87,7 +87,7 @@ const OOM_SCORE_ADJ: &str = "900";
 
 /// Serves orders from standard input until that ends; in a clone that goes on as an interpreter, returns what its process
 /// is to do.
-pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<zygote::Begun>> {
+pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<UserProcess>> {
     let mut spawner = Spawner::begin(filters)?;
     let served = spawner.run();
     if matches!(served, Ok(Some(_))) {
@@ -123,7 +123,7 @@ impl Spawner {
         })
     }
 
-    fn run(&mut self) -> io::Result<Option<zygote::Begun>> {
+    fn run(&mut self) -> io::Result<Option<UserProcess>> {
         self.reply(&Reply { id: READY, result: Ok(()) }, None)?;
         loop {
             let (has_orders, ended) = self.wait()?;

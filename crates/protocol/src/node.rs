@@ -20,7 +20,7 @@ use faena_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::db::BuildRef;
+use crate::records::BuildRef;
 use crate::records::{BuildJob, CallJob, Code, Outcome};
 
 /// The message type of everything in this module; the variant lies in the content.

@@ -9,7 +9,6 @@ use faena_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::db::BuildRef;
 use crate::direct::{HttpHead, HttpRequest};
 
 /// A runtime with the revision its next functions are bound to.
@@ -502,6 +501,18 @@ impl BuildJob {
         let Code { namespace, function, version, .. } = &self.code;
         BuildRef { namespace: namespace.clone(), function: function.clone(), version: *version }
     }
+}
+
+/// Names one build.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRef {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: Version,
 }
 
 /// How a build ended.

@@ -9,14 +9,14 @@ use faena_domain::{
     Payload, Version,
 };
 use faena_protocol::DbError;
-use faena_protocol::db::{BuildFinish, BuildGet, BuildRef, BuildRetry, BuildsClaim, Resource};
-use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord};
+use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim, Resource};
+use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord, BuildRef};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::queue::{self, TransitionContext, numbers};
+use super::queue::{self, TransitionContext};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, function_queues, functions, internal};
+use super::{blobs, call_rows, function_queues, functions, internal};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] =
@@ -313,7 +313,7 @@ fn fail_calls(
 ) -> Result<(), DbError> {
     let waiting = "SELECT num FROM calls INDEXED BY calls_waiting
          WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND status = 'PENDING'";
-    for num in numbers(connection, waiting, key(build))? {
+    for num in call_rows::numbers(connection, waiting, key(build))? {
         let cause = TransitionContext { error: Some(call_error(failure)), ..TransitionContext::default() };
         queue::apply(connection, num, &Event::BuildFailed, context, cause)?;
     }

@@ -86,8 +86,8 @@ fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<D
 }
 
 fn call(connection: &Connection, num: i64) -> rusqlite::Result<CallRecord> {
-    let sql = format!("SELECT {} FROM calls WHERE num = ?1", super::calls::COLUMNS);
-    connection.prepare_cached(&sql)?.query_row([num], super::calls::record)
+    let sql = format!("SELECT {} FROM calls WHERE num = ?1", super::call_rows::COLUMNS);
+    connection.prepare_cached(&sql)?.query_row([num], super::call_rows::record)
 }
 
 impl Write for CallbacksTake {

@@ -8,8 +8,7 @@ use faena_domain::limits::LIST_CUT;
 use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, Refused};
 use faena_domain::retry::DEFAULT_RETRIES;
 use faena_domain::{
-    CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, FunctionStatus, Layer, Namespace, Owner, Payload,
-    Timestamp, Version,
+    CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionStatus, Namespace, Owner, Payload, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -17,13 +16,14 @@ use faena_protocol::db::{
     CallsRecord, CallsStarted, Cancelled, DeadLetterForget, Resource,
 };
 use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql};
+use rusqlite::{Connection, OptionalExtension, ToSql};
 
+use super::call_rows::{self, COLUMNS, record};
 use super::function_queues::EnqueueBatch;
 use super::queue::{NotApplied, TransitionContext, apply, end_of, load, try_apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, builds, completed, functions, internal, keys, retention};
+use super::{blobs, builds, completed, functions, internal, keys};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -54,37 +54,6 @@ impl Write for CallNumReserve {
             .map(CallNum)
             .map_err(|error| internal("reserving call numbers", &error))
     }
-}
-
-pub(super) const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at, head,
-     (SELECT json_object('status', status, 'tries', tries, 'error', error) FROM callbacks WHERE callbacks.num = calls.num),
-     (SELECT replayed_as FROM dead_letters WHERE dead_letters.num = calls.num)";
-
-pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
-    let Json(spec): Json<CallSpec> = row.get(1)?;
-    let (Text(status), Json(result), Json(logs), Json(attempts)) = (row.get(3)?, row.get(4)?, row.get(6)?, row.get(8)?);
-    Ok(CallRecord {
-        num: CallNum(row.get(0)?),
-        function: spec.function,
-        version: Version(row.get(2)?),
-        params: spec.params,
-        body: spec.body,
-        request: spec.request,
-        status,
-        result,
-        head: row.get::<_, Option<Json<_>>>(13)?.map(|json| json.0),
-        error: row.get::<_, Option<Json<CallError>>>(5)?.map(|json| json.0),
-        logs,
-        engine: row.get::<_, Option<Text<EngineKind>>>(7)?.map(|text| text.0),
-        attempts,
-        created_at: row.get(9)?,
-        ended_at: row.get(10)?,
-        traceparent: spec.traceparent,
-        replay_of: row.get::<_, Option<i64>>(11)?.map(CallNum),
-        run_at: row.get::<_, Option<i64>>(12)?.map(Timestamp),
-        callback: row.get::<_, Option<Json<_>>>(14)?.map(|json| json.0),
-        replayed_as: row.get::<_, Option<i64>>(15)?.map(CallNum),
-    })
 }
 
 pub(super) fn find(connection: &Connection, namespace: &Namespace, num: CallNum) -> Result<CallRecord, DbError> {
@@ -353,7 +322,7 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
                 call.created_at,
                 call.ended_at.unwrap_or(call.created_at),
                 call.head.as_ref().map(Json),
-                retention::kept_bytes(&call.result, &call.logs),
+                call_rows::kept_bytes(&call.result, &call.logs),
                 call.logs.len(),
             ))?;
         blobs::refer(
@@ -455,12 +424,6 @@ impl Write for CallAcknowledge {
     }
 }
 
-/// Why a cancelled call has no result.
-pub(super) fn cancelled(status: CallStatus, why: &str) -> TransitionContext {
-    let layer = if status == CallStatus::Running { Layer::Run } else { Layer::Queue };
-    TransitionContext { error: Some(CallError::new(ErrorKind::Cancelled, layer, why)), ..TransitionContext::default() }
-}
-
 impl Write for CallCancel {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Cancelled, DbError> {
         // For another namespace the call does not exist.
@@ -468,7 +431,7 @@ impl Write for CallCancel {
         if before.status.is_terminal() {
             return Err(DbError::Ended { status: before.status });
         }
-        let cause = cancelled(before.status, "the call was cancelled");
+        let cause = TransitionContext::cancelled(before.status, "the call was cancelled");
         match try_apply(connection, self.num, &Event::Cancel, context, cause) {
             Ok(taken) => {
                 let running = taken.before.lease.owner.filter(|_| taken.before.status == CallStatus::Running);

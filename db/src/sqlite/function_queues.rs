@@ -9,7 +9,6 @@ use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::calls::cancelled;
 use super::queue::{TransitionContext, apply};
 use super::requests::{Request, RequestContext, Write, write};
 use super::rows::{Json, Text};
@@ -422,7 +421,8 @@ impl Write for CallsClaim {
             match functions::code(connection, &spec.namespace, &spec.function, call.version)? {
                 Some(resolved) => jobs.push(job(call, resolved.code, context.now)),
                 None => {
-                    let cause = cancelled(CallStatus::Pending, "its function was deleted before it ran");
+                    let cause =
+                        TransitionContext::cancelled(CallStatus::Pending, "its function was deleted before it ran");
                     apply(connection, call.num, &Event::Cancel, context, cause)?;
                 }
             }

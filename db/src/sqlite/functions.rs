@@ -13,11 +13,10 @@ use faena_protocol::db::{
 use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::calls::cancelled;
-use super::queue::{apply, numbers};
+use super::queue::{TransitionContext, apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, internal, runtimes};
+use super::{blobs, call_rows, internal, runtimes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -209,8 +208,8 @@ impl Write for FunctionDelete {
         head(connection, &self.namespace, &self.name)?;
         let waiting = "SELECT num FROM calls INDEXED BY calls_waiting WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING'";
         let why = format!("the function {} was deleted before this call ran", self.name);
-        for num in numbers(connection, waiting, (key.0, &key.1))? {
-            apply(connection, num, &Event::Cancel, context, cancelled(CallStatus::Pending, &why))?;
+        for num in call_rows::numbers(connection, waiting, (key.0, &key.1))? {
+            apply(connection, num, &Event::Cancel, context, TransitionContext::cancelled(CallStatus::Pending, &why))?;
         }
         let delete = || -> rusqlite::Result<()> {
             // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.

@@ -2,6 +2,7 @@
 
 mod blobs;
 mod builds;
+mod call_rows;
 mod callbacks;
 mod calls;
 mod changes;

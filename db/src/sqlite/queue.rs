@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::requests::RequestContext;
 use super::rows::{Json, Text, not_found};
-use super::{blobs, callbacks, internal, retention};
+use super::{blobs, call_rows, callbacks, internal};
 
 /// A call's entry, and what the audit of its attempts needs.
 pub(super) struct Kept {
@@ -76,6 +76,14 @@ pub(super) struct TransitionContext {
     pub(super) error: Option<CallError>,
     /// The request that claims it.
     pub(super) claim: Option<String>,
+}
+
+impl TransitionContext {
+    /// A call is cancelled: why it has no result.
+    pub(super) fn cancelled(status: CallStatus, why: &str) -> Self {
+        let layer = if status == CallStatus::Running { Layer::Run } else { Layer::Queue };
+        Self { error: Some(CallError::new(ErrorKind::Cancelled, layer, why)), ..Self::default() }
+    }
 }
 
 /// A step that was refused, or could not be written.
@@ -259,7 +267,7 @@ fn write_end(
                 Json(&outcome.result),
                 Json(&outcome.logs),
                 outcome.head.as_ref().map(Json),
-                retention::kept_bytes(&outcome.result, &outcome.logs),
+                call_rows::kept_bytes(&outcome.result, &outcome.logs),
                 outcome.logs.len(),
             ))?;
         let owner = blobs::of_call(&kept.namespace, kept.num);
@@ -300,16 +308,4 @@ pub(super) fn end_of(outcome: &Outcome) -> End {
         kind: error.map(|error| error.kind),
         started: error.is_none_or(|error| error.layer == Layer::Run),
     }
-}
-
-/// The numbers that a query finds.
-pub(super) fn numbers(
-    connection: &Connection,
-    sql: &str,
-    params: impl rusqlite::Params,
-) -> Result<Vec<CallNum>, DbError> {
-    let find = || -> rusqlite::Result<Vec<CallNum>> {
-        connection.prepare_cached(sql)?.query_map(params, |row| row.get(0).map(CallNum))?.collect()
-    };
-    find().map_err(|error| internal("looking for calls", &error))
 }

@@ -5,14 +5,12 @@ use faena_domain::{CallNum, Payload, Timestamp};
 use faena_protocol::DbError;
 use rusqlite::Connection;
 
-use super::queue::numbers;
+use super::call_rows::{self, COUNTED};
 use super::requests::RequestContext;
 use super::reserve::Disk;
 use super::rows::Json;
 use super::{blobs, completed, internal};
 
-/// Results and logs of a call that hold less than this are not counted: the number of calls bounds them.
-const COUNTED: u64 = 1024;
 /// The part of the bytes of all functions that one function may hold: a quarter.
 const PART: u64 = 4;
 /// Functions that are judged by their bytes at once.
@@ -65,7 +63,7 @@ pub(super) fn forget(connection: &Connection, context: &RequestContext<'_>) -> R
         "SELECT num FROM calls c WHERE ended_at < ?1 AND (ended_at < ?2 OR {NO_LETTER}) AND {UNNEEDED}
          ORDER BY ended_at LIMIT ?3"
     );
-    let mut gone = numbers(connection, &old, (before, letters_before.min(before), BATCH))?;
+    let mut gone = call_rows::numbers(connection, &old, (before, letters_before.min(before), BATCH))?;
     let mut batched = completed::forget(connection, before, BATCH)?;
     if gone.is_empty() && batched == 0 {
         let ended: u64 = connection
@@ -78,7 +76,7 @@ pub(super) fn forget(connection: &Connection, context: &RequestContext<'_>) -> R
             let young = format!(
                 "SELECT num FROM calls c WHERE ended_at < ?1 AND {NO_LETTER} AND {UNNEEDED} ORDER BY ended_at LIMIT ?2"
             );
-            gone = numbers(connection, &young, (oldest + 1, most))?;
+            gone = call_rows::numbers(connection, &young, (oldest + 1, most))?;
             batched = completed::forget(connection, oldest + 1, BATCH)?;
         }
     }
@@ -92,12 +90,6 @@ pub(super) fn forget(connection: &Connection, context: &RequestContext<'_>) -> R
 fn delete(connection: &Connection, num: CallNum) -> rusqlite::Result<()> {
     blobs::release_call(connection, num)?;
     connection.prepare_cached("DELETE FROM calls WHERE num = ?1")?.execute([num.0]).map(drop)
-}
-
-/// The column `kept_bytes` of a call with this result and log.
-pub(super) fn kept_bytes(result: &Payload, logs: &Payload) -> u64 {
-    let bytes = result.len() + logs.len();
-    if bytes < COUNTED { 0 } else { bytes }
 }
 
 /// A function that holds too much, and how much of that has to go.
@@ -167,7 +159,7 @@ fn forget_logs(connection: &Connection, heavy: &Heavy, now: i64) -> rusqlite::Re
         blobs::release_log(connection, (&heavy.namespace, num), (&logs, &result), now)?;
         connection
             .prepare_cached("UPDATE calls SET logs = ?2, kept_bytes = ?3, log_bytes = 0 WHERE num = ?1")?
-            .execute((num.0, Json(&remark), kept_bytes(&result, &remark)))?;
+            .execute((num.0, Json(&remark), call_rows::kept_bytes(&result, &remark)))?;
         freed += logs.len();
     }
     Ok((freed, are_all))

@@ -9,9 +9,9 @@ use faena_protocol::db::{LeaseRenew, Reap, Reaped, Renewed, WorkerJoin};
 use rusqlite::Connection;
 
 use super::clock::Clock;
-use super::queue::{TransitionContext, apply, numbers};
+use super::queue::{TransitionContext, apply};
 use super::requests::{Request, RequestContext, Write, write};
-use super::{builds, function_queues, internal, retention};
+use super::{builds, call_rows, function_queues, internal, retention};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[write::<WorkerJoin>(), write::<LeaseRenew>(), write::<Reap>()];
@@ -45,7 +45,7 @@ impl Write for WorkerJoin {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let owner = &self.owner;
         let held = "SELECT num FROM calls WHERE status = 'RUNNING' AND worker = ?1 AND incarnation <> ?2";
-        let calls = numbers(connection, held, (&owner.worker, &owner.incarnation))?;
+        let calls = call_rows::numbers(connection, held, (&owner.worker, &owner.incarnation))?;
         step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, context)?;
         builds::lose(connection, "worker = ?1 AND incarnation <> ?2", (&owner.worker, &owner.incarnation), context)?;
         Ok(())
@@ -82,8 +82,8 @@ impl Write for Reap {
         let lost = "SELECT num FROM calls WHERE status = 'RUNNING' AND lease_end < ?1 LIMIT ?2";
         let old = "SELECT num FROM calls WHERE status = 'PENDING' AND run_at IS NULL AND expires_at <= ?1 LIMIT ?2";
         Ok(Reaped {
-            lost: step_all(connection, numbers(connection, lost, (now, BATCH))?, &Event::Tick, context)?,
-            expired: step_all(connection, numbers(connection, old, (now, BATCH))?, &Event::Tick, context)?,
+            lost: step_all(connection, call_rows::numbers(connection, lost, (now, BATCH))?, &Event::Tick, context)?,
+            expired: step_all(connection, call_rows::numbers(connection, old, (now, BATCH))?, &Event::Tick, context)?,
             builds: builds::lose(connection, "lease_end < ?1", [now], context)?,
             forgotten: retention::forget(connection, context)?,
         })

@@ -4,9 +4,7 @@
 //! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
 //! the process ends or its owner retires it. So a client that goes away takes no call with it.
 
-mod answers;
 mod http;
-mod renewal;
 mod task;
 
 use std::collections::VecDeque;

@@ -26,7 +26,7 @@ use crate::exec::ExecInstance;
 use crate::failure::StartError;
 use crate::owner::InstanceOwner;
 use crate::server::ServerInstance;
-use crate::{Node, instance};
+use crate::{Node, instance, names};
 use program::Executed;
 use wiring::{Wiring, launch, say_begin};
 
@@ -125,7 +125,7 @@ impl Preparation {
         let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
         let has_egress = code.network == Network::Egress;
         let spec = InstanceSpec {
-            name: instance::name('c'),
+            name: names::unique('c'),
             image: ImageId(code.image_id.clone().unwrap_or_else(|| code.image.clone())),
             code: Some(self.tree.path().to_owned()),
             path: code.path.clone(),

@@ -8,7 +8,7 @@ use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
 
 use super::wiring::{Channel, waiting};
-use crate::{Node, instance};
+use crate::{Node, names};
 
 /// All that has to be known of an instance before it is made, but for its code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,7 +84,7 @@ impl PrewarmKey {
 
     fn spec(&self, node: &Node) -> InstanceSpec {
         InstanceSpec {
-            name: instance::name('b'),
+            name: names::unique('b'),
             image: ImageId(self.image.clone()),
             code: None,
             path: self.path.clone(),

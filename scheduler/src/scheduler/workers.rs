@@ -3,8 +3,8 @@
 use faena_domain::plan::CallPath;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_protocol::Envelope;
-use faena_protocol::db::BuildRef;
 use faena_protocol::node::{HeldCall, NodeInfo, QueuedEnd, ToApi, ToWorker};
+use faena_protocol::records::BuildRef;
 use faena_transport::Peer;
 use tracing::{debug, info, warn};
 

@@ -1,15 +1,22 @@
 //! Instances that one attempt has at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use faena_domain::Reuse;
-use faena_miniworker::{ExecInstance, InstanceState};
+use faena_miniworker::{ExecInstance, InstanceState, StartError};
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::Shared;
 use crate::state::InstanceRef;
-use crate::work::ExecRequest;
+
+/// An attempt that wants an instance for itself.
+#[derive(Debug)]
+pub(crate) struct ExecRequest {
+    pub(crate) until: Instant,
+    pub(crate) give: oneshot::Sender<Result<ExecLease, StartError>>,
+}
 
 /// Where an instance is while no attempt has it; clones share the place.
 #[derive(Clone, Debug)]

@@ -29,12 +29,12 @@ pub use exec::{ExecLease, Release};
 pub use metrics::Metrics;
 pub use state::PoolPolicy;
 
-use exec::ExecSlot;
+use exec::{ExecRequest, ExecSlot};
 use member::Member;
 use prewarm::PrewarmPool;
 use state::{Effect, InstanceRef, Measured, Start, State};
 use teardown::TeardownQueue;
-use work::{ExecRequest, PoolInstance, Shell, Work};
+use work::{PoolInstance, Shell, Work};
 
 /// How long a stop waits for instances that are being made.
 const MAKING: Duration = Duration::from_secs(10);

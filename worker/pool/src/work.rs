@@ -1,12 +1,10 @@
 //! What a pool's state holds without looking into it: work, and handles to instances.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use faena_miniworker::{InstanceCall, InstanceEnd, ServerInstance, StartError};
-use tokio::sync::oneshot;
 
-use crate::exec::{ExecLease, ExecSlot};
+use crate::exec::{ExecRequest, ExecSlot};
 use crate::state::{Refusal, Resources, Waiting};
 
 /// Names what the state holds.
@@ -26,13 +24,6 @@ pub(crate) enum Work {
     Call(Box<InstanceCall>),
     /// An attempt that wants an instance for itself.
     Exec(ExecRequest),
-}
-
-/// An attempt that wants an instance for itself.
-#[derive(Debug)]
-pub(crate) struct ExecRequest {
-    pub(crate) until: Instant,
-    pub(crate) give: oneshot::Sender<Result<ExecLease, StartError>>,
 }
 
 impl Work {

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use faena_domain::{CallNum, Epoch, FunctionId, Owner};
-use faena_protocol::db::{BuildRef, LeaseRenew, Renewed};
+use faena_protocol::db::{LeaseRenew, Renewed};
 use faena_protocol::node::{CallOf, EngineInfo, HeldCall, Lease, NodeInfo, PoolView, Question, ToApi, ToWorker};
-use faena_protocol::records::{BuildJob, CallJob};
+use faena_protocol::records::{BuildJob, BuildRef, CallJob};
 use tracing::{debug, warn};
 
 use crate::lease;

@@ -27,6 +27,7 @@ use spawner::Spawner;
 use zygotes::Zygotes;
 
 use crate::cgroup::{Controller, Freezer, Group, Trees};
+use crate::host::host_program;
 use crate::uids::{Uid, Uids};
 use crate::{
     AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
@@ -399,11 +400,6 @@ fn host_id() -> ImageId {
     }
     let digest: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     ImageId(format!("host:{digest}"))
-}
-
-/// Where a program of the host is found inside.
-pub(crate) fn host_program(name: &str) -> Option<PathBuf> {
-    ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
 }
 
 #[async_trait]

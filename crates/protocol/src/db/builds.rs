@@ -1,7 +1,6 @@
 //! Builds: claimed, leased and fenced like calls.
 
 use faena_domain::{EngineKind, Epoch, FunctionName, Namespace, Owner, Version};
-use serde::{Deserialize, Serialize};
 
 use super::requests;
 use super::slots::SlotsView;
@@ -48,16 +47,4 @@ requests! {
         /// How it ended; none gives it back unspent.
         outcome: Option<BuildOutcome>,
     }
-}
-
-/// Names one build.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BuildRef {
-    /// The function's namespace.
-    pub namespace: Namespace,
-    /// The function.
-    pub function: FunctionName,
-    /// The version.
-    pub version: Version,
 }

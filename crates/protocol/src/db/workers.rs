@@ -3,8 +3,8 @@
 use faena_domain::{CallNum, Epoch, Owner};
 use serde::{Deserialize, Serialize};
 
-use super::builds::BuildRef;
 use super::requests;
+use crate::records::BuildRef;
 
 requests! {
     /// A worker begins anew: what its earlier incarnations held is ended.

@@ -1,5 +1,8 @@
 //! The task that owns an instance.
 
+mod answers;
+mod renewal;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,14 +17,14 @@ use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 
-use super::answers::read_frames;
-use super::renewal::Used;
 use super::{InFlight, Order, Protocol, ServerInstance, http};
 use crate::call::{InstanceCall, InstanceEnd};
 use crate::capture;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::result;
+use answers::read_frames;
+use renewal::Used;
 
 /// How long the end of a process may take to be told that closed its pipes.
 const LAST_WORDS: Duration = Duration::from_secs(1);

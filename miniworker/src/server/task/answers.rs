@@ -9,10 +9,10 @@ use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::task::{EndReason, Task};
-use super::{CHUNK, InFlight, http, widen};
+use super::{EndReason, Task};
 use crate::call::InstanceEnd;
 use crate::result;
+use crate::server::{CHUNK, InFlight, http, widen};
 
 impl Task {
     /// Takes the answers that have come apart.

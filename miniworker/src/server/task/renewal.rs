@@ -12,17 +12,17 @@ use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
 use tokio::net::unix::pipe::Receiver;
 
-use super::InFlight;
-use super::task::{EndReason, Task};
+use super::{EndReason, Task};
 use crate::call::InstanceEnd;
 use crate::instance::{self, CLEAN, Unclean};
+use crate::server::InFlight;
 use crate::{capture, result};
 
 /// The bytes that tell how a process ended.
 const EXIT: u32 = 4;
 
 /// What a call was in an instance that is to be made as new.
-pub(super) struct Used {
+pub(in crate::server) struct Used {
     /// The number of the call in this instance.
     id: u64,
     /// How its process ended, where that has been told.

@@ -1,0 +1,177 @@
+//! Calls: run, accepted, waited for, found and cancelled, whether or not they have a row.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use faena_domain::{CallNum, CallStatus, Namespace, Version};
+use faena_protocol::DbError;
+use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet};
+use faena_protocol::records::{CallRecord, CallSpec, Code, NewCall};
+use faena_scheduler::{Answer, Cancel, SyncCall};
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::problem::{ErrorCode, Problem, Reply};
+
+/// How often a followed call is looked at although nothing was heard of it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
+pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: Option<Duration>) -> Reply<CallRecord> {
+    let busy = || Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1);
+    let permit = app.completions().permit().ok_or_else(busy)?;
+    let _waiting = app.follow(&spec.namespace, &spec.function)?;
+    let num = spec.num;
+    let (call, mut answer) = SyncCall::new(spec, Arc::clone(code), permit);
+    if !app.scheduler().submit(call) {
+        return Err(busy());
+    }
+    let runs_out = async {
+        tokio::select! {
+            () = sleep_or_never(wait) => {}
+            () = app.draining().cancelled(), if wait.is_some() => {}
+        }
+    };
+    let answered = tokio::select! {
+        answered = &mut answer => answered,
+        () = runs_out => {
+            app.scheduler().abandon(num).await;
+            answer.await
+        }
+    };
+    match answered {
+        Ok(Answer::Ended(call) | Answer::Persisted(call)) => Ok(*call),
+        Ok(Answer::Refused(error)) => Err(error.into()),
+        Err(_) => Err(Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)),
+    }
+}
+
+async fn sleep_or_never(span: Option<Duration>) {
+    match span {
+        Some(span) => tokio::time::sleep(span).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Accepts a call durably: its row is committed when this returns.
+pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
+    let is_due = spec.run_at.is_none();
+    let call = app.accepts().accept(NewCall { spec, version }).await?;
+    if is_due {
+        app.scheduler().poke();
+    }
+    Ok(call)
+}
+
+/// Accepts a call durably and waits for its end. If that does not come in time, the call is acknowledged.
+pub(crate) async fn accept_and_wait(
+    app: &App,
+    spec: CallSpec,
+    version: Option<Version>,
+    wait: Duration,
+) -> Reply<CallRecord> {
+    let namespace = spec.namespace.clone();
+    let call = accept(app, CallSpec { waited: true, ..spec }, version).await?;
+    let call = wait_for_end(app, &namespace, call, wait).await?;
+    if !call.status.is_terminal() {
+        // From the 202 on somebody relies on it: should it fail, it is a dead letter.
+        app.db().ask(&CallAcknowledge { num: call.num }).await?;
+    }
+    Ok(call)
+}
+
+/// A call as it stands: without a row, or with one.
+pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
+    if let Some(call) = app.in_flight().get(namespace, num) {
+        return Ok(call);
+    }
+    match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
+        // It may have been written between the two looks, or just been taken in.
+        Err(DbError::NotFound { .. }) if app.in_flight().get(namespace, num).is_some() => {
+            app.in_flight().get(namespace, num).ok_or_else(|| Problem::new(ErrorCode::UnknownCall, num))
+        }
+        found => Ok(found?),
+    }
+}
+
+/// A call that has its row. One that has ended without gets it in a moment; one that runs without is a conflict.
+pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
+    app.in_flight().written(namespace, num).await;
+    if app.in_flight().get(namespace, num).is_some() {
+        let detail = format!("call {num} has not ended yet, and a client waits for it");
+        return Err(Problem::new(ErrorCode::Conflict, detail));
+    }
+    Ok(app.db().ask(&CallGet { namespace: namespace.clone(), num }).await?)
+}
+
+/// Waits until something is heard of a call, or a second has passed.
+pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receiver<CallNum>, num: CallNum) {
+    let heard = async {
+        loop {
+            match ends.recv().await {
+                Ok(ended) if ended != num => {}
+                // This call, or so many that this one may have been among them.
+                _ => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LOOK, heard).await;
+}
+
+/// Follows a call until it has ended, the time is over, or the api stops.
+pub(crate) async fn wait_for_end(
+    app: &App,
+    namespace: &Namespace,
+    mut call: CallRecord,
+    most: Duration,
+) -> Reply<CallRecord> {
+    // Where too many wait already the call is answered as it stands.
+    let Ok(_place) = app.follow(namespace, &call.function) else { return Ok(call) };
+    let deadline = Instant::now() + most;
+    let mut ends = app.scheduler().ends();
+    while !call.status.is_terminal() {
+        tokio::select! {
+            () = something_happens(&mut ends, call.num) => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(call),
+            () = app.draining().cancelled() => return Ok(call),
+        }
+        call = find(app, namespace, call.num).await?;
+    }
+    Ok(call)
+}
+
+/// Cancels a call that has no row; none where it has one.
+async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Reply<Option<CallRecord>> {
+    let ended = |status| Err(DbError::Ended { status }.into());
+    match app.in_flight().cancel(namespace, num) {
+        None => Ok(None),
+        Some(Cancel::Ended(status)) => ended(status),
+        Some(Cancel::Direct(call)) => {
+            call.cancel();
+            let call = match app.in_flight().end_of(namespace, num).await {
+                Some(call) => call,
+                None => find(app, namespace, num).await?,
+            };
+            // It may have ended by itself before it could be cancelled.
+            if call.status == CallStatus::Cancelled { Ok(Some(call)) } else { ended(call.status) }
+        }
+        // One that is given its row at this moment is cancelled there, and one that has just ended is not.
+        Some(Cancel::Sync) => match (app.scheduler().cancel(num).await, app.in_flight().cancel(namespace, num)) {
+            (None, Some(Cancel::Ended(status))) => ended(status),
+            (cancelled, _) => Ok(cancelled),
+        },
+    }
+}
+
+/// Cancels a call: one that waits at once, one that runs by ending its instance.
+pub(crate) async fn cancel(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
+    if let Some(call) = cancel_in_flight(app, namespace, num).await? {
+        return Ok(call);
+    }
+    let cancelled = app.db().ask(&CallCancel { namespace: namespace.clone(), num }).await?;
+    if let Some((owner, epoch)) = cancelled.running {
+        app.scheduler().stop(owner, num, epoch).await;
+    }
+    app.scheduler().tell(num);
+    Ok(cancelled.record)
+}
