@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::uri::{Authority, Scheme};
@@ -21,6 +21,7 @@ use faena_protocol::records::{Callback, CallbackJob};
 use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -205,7 +206,7 @@ fn connector(bundle: &Path) -> Option<TlsConnector> {
 
 impl Sender {
     fn place(&self, host: &str) -> Arc<Semaphore> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         hosts.retain(|_, places| Arc::strong_count(places) > 1);
         Arc::clone(hosts.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PER_HOST))))
     }

@@ -1,9 +1,10 @@
 //! A bound that many share, of which no function may hold more than a part.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use faena_domain::{FunctionId, FunctionName, Namespace};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The part of a shared bound that one function may hold: a quarter.
 const PART: u64 = 4;
@@ -33,7 +34,7 @@ pub(crate) struct Share {
 }
 
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
+    held.lock()
 }
 
 impl Shares {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use faena_db_client::DbClient;
@@ -10,6 +10,7 @@ use faena_domain::{FunctionName, FunctionStatus, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{Changed, ChangedFunctions, FunctionChanges, FunctionsSeen, VersionResolve};
 use faena_protocol::records::Code;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tracing::debug;
 
 /// Names that are remembered; beyond it all are forgotten, and those in use come back at once.
@@ -51,11 +52,11 @@ impl Versions {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        self.known.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+        self.known.write()
     }
 
     fn taken_in(&self) -> FunctionsSeen {

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use faena_blob::archive::{ArchiveError, Bounds, Disk, unpack};
@@ -16,6 +16,7 @@ use faena_domain::program::Tree as CodeTree;
 use faena_domain::units::ByteSize;
 use faena_domain::{BlobKey, FunctionId};
 use faena_protocol::records::Code;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 use tokio::sync::OnceCell;
@@ -144,7 +145,7 @@ impl CodeStore {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<BlobKey, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// The folder with the code of a version; requests that come meanwhile wait for the same unpacking.
@@ -200,7 +201,7 @@ impl CodeStore {
 
     /// Removes what has not been used for longest until the rest is no larger than it may be.
     fn make_room(&self) {
-        let _alone = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.sweeping.lock();
         let mut trees: Vec<(BlobKey, Instant, Arc<Tree>)> =
             self.known().iter().map(|(key, known)| (*key, known.used, Arc::clone(&known.tree))).collect();
         trees.sort_by_key(|(_, used, _)| *used);

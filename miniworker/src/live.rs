@@ -1,7 +1,7 @@
 //! Logs of calls and builds that have not ended, for people who follow them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use faena_domain::CallNum;
 use faena_domain::build::MAX_LOG;
@@ -9,6 +9,7 @@ use faena_domain::limits::{MAX_CALL_LOG, MAX_RESULT};
 use faena_domain::log::{LogBuffer, LogStream, StoredLog};
 use faena_protocol::node::LogOf;
 use faena_protocol::records::BuildRef;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A buffer that is written by one task and may be read by others.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ impl SharedBuffer {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LogBuffer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -67,7 +68,7 @@ impl LiveLogs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<LogOf, Vec<SharedBuffer>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

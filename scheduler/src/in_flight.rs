@@ -4,12 +4,13 @@
 //! direct path enters and leaves it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faena_domain::units::KB;
 use faena_domain::{CallNum, CallStatus, FunctionName, Namespace, Payload};
 use faena_protocol::records::{CallRecord, EndedCall};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// More than there are threads that own connections.
@@ -122,7 +123,7 @@ impl std::fmt::Debug for Table {
 impl InFlight {
     fn shard(&self, num: CallNum) -> MutexGuard<'_, HashMap<CallNum, Entry>> {
         let index = usize::try_from(num.0.unsigned_abs() % SHARDS as u64).unwrap_or(0);
-        self.0.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.shards[index].lock()
     }
 
     fn put(&self, num: CallNum, entry: Entry) {
@@ -177,7 +178,7 @@ impl InFlight {
     pub fn running(&self, namespace: &Namespace, function: &FunctionName, most: usize) -> Vec<CallRecord> {
         let mut found = Vec::new();
         for shard in &self.0.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let shard = shard.lock();
             let theirs = shard.values().filter(|entry| entry.is_running(namespace, function));
             found.extend(theirs.take(most - found.len()).map(Entry::record));
         }
@@ -217,7 +218,7 @@ impl InFlight {
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.0.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use faena_protocol::direct::wire::{self, CallHead};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, LinkEvent, LinkHandle, UnopenedLink};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -86,7 +87,7 @@ impl Drop for Remote {
         for task in &self.tasks {
             task.abort();
         }
-        for wire in self.wires.write().unwrap_or_else(PoisonError::into_inner).drain() {
+        for wire in self.wires.write().drain() {
             wire.1.lose_all("it has left");
         }
     }
@@ -106,7 +107,7 @@ impl WorkerConnections {
             return;
         }
         let worker = &node.owner.worker;
-        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut remotes = self.remotes.write();
         if let Some(known) = remotes.get_mut(worker).filter(|known| known.endpoints == endpoints) {
             // A run after the one that we knew listens where that did, and our connections find it.
             (known.slots, known.is_leaving) = (node.slots, false);
@@ -125,7 +126,7 @@ impl WorkerConnections {
     }
 
     fn change(&self, worker: &str, change: impl FnOnce(&mut Remote)) {
-        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut remotes = self.remotes.write();
         remotes.get_mut(worker).map(change);
     }
 
@@ -141,7 +142,7 @@ impl WorkerConnections {
 
     /// A worker is gone, and its calls with it.
     pub fn close(&self, worker: &str) {
-        let gone = self.remotes.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
+        let gone = self.remotes.write().remove(worker);
         // Clients of its calls are told outside of the lock.
         drop(gone);
     }
@@ -150,10 +151,10 @@ impl WorkerConnections {
     /// its instances are warm there.
     fn choose(&self, code: &Code) -> Option<Arc<Wire>> {
         let (engine, thread) = (code.engine?, std::thread::current().id());
-        let remotes = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        let remotes = self.remotes.read();
         let able = remotes.iter().filter_map(|(name, remote)| {
             let offers = !remote.is_leaving && remote.engines.contains(&engine);
-            let wires = remote.wires.read().unwrap_or_else(PoisonError::into_inner);
+            let wires = remote.wires.read();
             let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;
             let is_full = remote.in_flight.load(Ordering::Relaxed) >= remote.slots;
             Some(((is_full, weight(name, code)), Arc::clone(wire)))
@@ -184,9 +185,9 @@ impl Invoker for WorkerConnections {
     }
 
     fn cancel(&self, num: CallNum) -> bool {
-        let remotes = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        let remotes = self.remotes.read();
         remotes.values().any(|remote| {
-            let wires = remote.wires.read().unwrap_or_else(PoisonError::into_inner);
+            let wires = remote.wires.read();
             wires.values().any(|wire| wire.cancel(num))
         })
     }
@@ -194,7 +195,7 @@ impl Invoker for WorkerConnections {
 
 impl Wire {
     fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 
     fn send(&self, call: Invocation) -> Result<(), Box<Invocation>> {
@@ -307,7 +308,7 @@ async fn keep(
     let (handle, link) = UnopenedLink::new();
     let wire =
         Arc::new(Wire { worker, link: handle, is_up: AtomicBool::new(false), lines: Mutex::default(), in_flight });
-    wires.write().unwrap_or_else(PoisonError::into_inner).insert(std::thread::current().id(), Arc::clone(&wire));
+    wires.write().insert(std::thread::current().id(), Arc::clone(&wire));
     let heard = Arc::clone(&wire);
     let _open = link.open(endpoint, move |event| match event {
         LinkEvent::Message(bytes) => heard.ended(&bytes),

@@ -2,7 +2,7 @@
 //! where their instances live too.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use faena_protocol::direct::InvocationEnd;
 use faena_protocol::direct::wire::{self, CallHead, ToWorker};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
+use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 /// What is known of a thread of an api.
@@ -65,7 +66,7 @@ impl Direct {
                 None => {
                     warn!(call = %head.num, "a call of a version that was not named");
                     let (num, engine) = (head.num, EngineKind::Sandbox);
-                    caller.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
+                    caller.calls.lock().insert(num);
                     let (calls, handle) = (Arc::clone(&caller.calls), self.handle.clone());
                     drop(Answer { num, calls, handle, peer, worker: self.worker.clone(), engine });
                 }
@@ -75,7 +76,7 @@ impl Direct {
 
     fn call(&self, code: Arc<Code>, calls: Arc<Mutex<HashSet<CallNum>>>, peer: Peer, head: CallHead, body: Bytes) {
         let num = head.num;
-        calls.lock().unwrap_or_else(PoisonError::into_inner).insert(num);
+        calls.lock().insert(num);
         let engine = code.engine.unwrap_or(EngineKind::Sandbox);
         let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
         let mut params = body;
@@ -98,7 +99,7 @@ impl Direct {
 
     /// Nobody hears the ends of its calls: nothing of them runs on.
     fn lost(&self, caller: &Caller) {
-        let calls = std::mem::take(&mut *caller.calls.lock().unwrap_or_else(PoisonError::into_inner));
+        let calls = std::mem::take(&mut *caller.calls.lock());
         if !calls.is_empty() {
             debug!(calls = calls.len(), "an api is gone; its calls are cancelled");
         }
@@ -126,7 +127,7 @@ struct Answer {
 impl Answer {
     fn tell(&self, end: InvocationEnd) {
         // The end of one whose caller has gone, or was told already, is nobody's.
-        if !self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.num) {
+        if !self.calls.lock().remove(&self.num) {
             return;
         }
         match wire::end(self.num, end) {
@@ -139,7 +140,7 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if !self.calls.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.num) {
+        if !self.calls.lock().contains(&self.num) {
             return;
         }
         let error =

@@ -1,7 +1,9 @@
 //! A user of the host for each live instance, so that no per-user bound of the kernel is shared between neighbours.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// The first user that is given out; the range above it is free on Debian, Fedora and Alpine (their user tables end
 /// at 60,000 and begin again at 65,534; systemd's dynamic users end at 65,519 and are allocated from below).
@@ -29,7 +31,7 @@ impl Default for Uids {
 impl Uids {
     /// A user that no live instance has, if there is one.
     pub fn take(&self) -> Option<Uid> {
-        let id = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
+        let id = self.0.lock().pop_first()?;
         Some(Uid { id, pool: self.clone() })
     }
 }
@@ -43,7 +45,7 @@ impl Uid {
 
 impl Drop for Uid {
     fn drop(&mut self) {
-        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id);
+        self.pool.0.lock().insert(self.id);
     }
 }
 

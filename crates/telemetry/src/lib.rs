@@ -2,8 +2,9 @@
 
 use std::io::IsTerminal;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -55,13 +56,13 @@ pub struct Metrics {
 impl Metrics {
     /// Lets a role register what it counts.
     pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+        register(&mut self.registry.lock())
     }
 
     /// Everything in Prometheus' text format (OpenMetrics 1.0).
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let registry = self.registry.lock();
         // Writing into a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
         text

@@ -1,11 +1,12 @@
 //! Questions and answers over a link.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use faena_protocol::{Envelope, EnvelopeError};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -64,8 +65,8 @@ impl Drop for Guard {
     }
 }
 
-fn locked(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<String, Pending>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(waiting: &Waiting) -> parking_lot::MutexGuard<'_, HashMap<String, Pending>> {
+    waiting.lock()
 }
 
 /// Forgets a request whose caller has gone or waited long enough.

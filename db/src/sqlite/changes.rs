@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use faena_domain::FunctionId;
 use faena_protocol::db::{Changed, ChangedFunctions, FunctionsSeen};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Changes that are remembered. Who has seen less than these is told that everything may have changed.
 const REMEMBERED: usize = 64;
@@ -37,7 +37,7 @@ impl ChangeLog {
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recent.lock()
     }
 
     /// What is seen now.

@@ -25,11 +25,12 @@ mod workers;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use faena_protocol::db::FunctionsSeen;
 use faena_protocol::{DbError, Envelope};
+use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
@@ -169,14 +170,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn set_disk(&self, disk: Disk) {
-        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+        *self.disk.lock() = disk;
     }
 
     fn context(&self) -> RequestContext<'_> {
         RequestContext {
             now: self.clock.now(),
             wall: self.clock.wall(),
-            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            disk: *self.disk.lock(),
             clock_step_ms: self.clock.wall_step_ms(),
             settings: &self.settings,
             changes: &self.changes,

@@ -1,8 +1,9 @@
 //! Threads that read, each on a connection of its own.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::Shared;
@@ -44,7 +45,7 @@ impl Readers {
 
 fn run(connection: &Connection, tasks: &Mutex<Receiver<Task>>, shared: &Shared) {
     loop {
-        let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let task = tasks.lock().recv();
         let Ok((job, respond)) = task else { return };
         respond(job(connection, &shared.context()));
     }

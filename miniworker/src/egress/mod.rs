@@ -4,10 +4,10 @@ mod proxy;
 mod request;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use faena_domain::FunctionId;
 use faena_egress::Asker;
+use parking_lot::Mutex;
 
 pub(crate) use proxy::Egress;
 
@@ -21,7 +21,7 @@ pub struct Askers(Mutex<HashMap<FunctionId, Asker>>);
 impl Askers {
     /// The asker of a function.
     pub(crate) fn of(&self, function: FunctionId) -> Asker {
-        let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut askers = self.0.lock();
         if askers.len() >= MOST {
             askers.clear();
         }

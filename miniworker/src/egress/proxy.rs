@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use faena_egress::{Asker, EgressPolicy, PATIENCE, Refusal, Way, connect, read_head};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -52,7 +53,7 @@ impl Egress {
 
     /// The hosts that were reached so far, while other calls go on.
     pub(crate) fn hosts(&self) -> Vec<String> {
-        self.proxy.hosts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.proxy.hosts.lock().iter().cloned().collect()
     }
 
     /// Ends the streams of a call, and tells the hosts that it reached; the next call begins with all its bytes. What the
@@ -60,7 +61,7 @@ impl Egress {
     pub(crate) fn end_call(&self) -> Vec<String> {
         let Proxy { policy, hosts, left, call, stop, .. } = &self.proxy;
         {
-            let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut call = call.lock();
             call.cancel();
             *call = stop.child_token();
             // Nothing else accepts while the lock is held.
@@ -71,7 +72,7 @@ impl Egress {
             }
         }
         left.store(policy.bytes.0, Ordering::Relaxed);
-        std::mem::take(&mut *hosts.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
+        std::mem::take(&mut *hosts.lock()).into_iter().collect()
     }
 }
 
@@ -110,7 +111,7 @@ impl Proxy {
     /// A connection, and what ends it: the end of the call that runs at the moment when it is accepted.
     async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, CancellationToken)> {
         std::future::poll_fn(|context| {
-            let call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
+            let call = self.call.lock();
             listener.poll_accept(context).map_ok(|(stream, _)| (stream, call.clone()))
         })
         .await
@@ -157,7 +158,7 @@ impl Proxy {
     }
 
     fn tell(&self, host: &str) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         if hosts.len() < MAX_HOSTS {
             hosts.insert(host.to_owned());
         }

@@ -9,7 +9,7 @@ mod task;
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -19,6 +19,7 @@ use faena_domain::log::{LogBuffer, LogStream};
 use faena_engine::{Instance, InstanceHandle, Usage};
 use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
 use faena_protocol::records::Code;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -163,7 +164,7 @@ impl ServerInstance {
     }
 
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+        self.traffic.lock()
     }
 
     fn log(&self) -> MutexGuard<'_, LogBuffer> {
@@ -281,7 +282,7 @@ impl ServerInstance {
     }
 
     fn with_guard(&self, act: impl FnOnce(&dyn InstanceHandle) -> io::Result<()>) -> bool {
-        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.guard.lock();
         match guard.as_deref().map(act) {
             Some(Ok(())) => true,
             Some(Err(error)) => {
@@ -305,13 +306,13 @@ impl ServerInstance {
     }
 
     fn usage(&self) -> Usage {
-        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.guard.lock();
         guard.as_deref().map(InstanceHandle::usage).unwrap_or_default()
     }
 
     /// What it holds of memory, in bytes.
     pub fn memory(&self) -> Option<u64> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).as_deref().and_then(InstanceHandle::memory)
+        self.guard.lock().as_deref().and_then(InstanceHandle::memory)
     }
 
     /// Ends a call, which may still be on its way in; false where it is not known to be here.

@@ -7,13 +7,14 @@
 mod hour;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::call::StartKind;
 use faena_domain::plan::CallPath;
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallStatus, FunctionName, Namespace};
+use parking_lot::{Mutex, MutexGuard};
 
 use hour::Hour;
 pub use hour::LastHour;
@@ -177,7 +178,7 @@ impl Statistics {
         let mut hasher = DefaultHasher::new();
         function.hash(&mut hasher);
         let index = usize::try_from(hasher.finish() % SHARDS as u64).unwrap_or(0);
-        self.0.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.shards[index].lock()
     }
 
     /// Counts a call that has ended.
@@ -203,7 +204,7 @@ impl Statistics {
         let mut series = Vec::new();
         let mut other = ByPath::default();
         for shard in &self.0.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.lock();
             shard.label_busiest(minute);
             for (function, known) in &shard.functions {
                 let own = known.own.iter().flat_map(|own| PATHS.into_iter().zip(own.iter().cloned()));

@@ -1,10 +1,11 @@
 //! Instances that one attempt has at a time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use faena_domain::Reuse;
 use faena_miniworker::{ExecInstance, InstanceState, StartError};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -31,7 +32,7 @@ impl ExecSlot {
     }
 
     fn exec(&self) -> MutexGuard<'_, Option<Box<ExecInstance>>> {
-        self.exec.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exec.lock()
     }
 
     /// What it holds of memory, in bytes, and whether it is frozen now.

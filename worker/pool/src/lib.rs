@@ -14,7 +14,7 @@ mod state;
 mod teardown;
 mod work;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::{CallNum, Contract, FunctionId, Preload};
@@ -22,6 +22,7 @@ use faena_invoker::{Invocation, Invoker};
 use faena_miniworker::{InstanceCall, InstanceEnd, Made, Node, Preparation, StartError, interpreter_domain};
 use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
@@ -223,7 +224,7 @@ impl Invoker for Pool {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State<Shell>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether something is held ready for a version before it is called.

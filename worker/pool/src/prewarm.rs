@@ -2,13 +2,14 @@
 //! mounted in them when a call comes.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::Window;
 use faena_engine::Engine;
 use faena_miniworker::{PrewarmKey, Prewarmed};
 use faena_protocol::records::Code;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, warn};
 
 use crate::Shared;
@@ -114,7 +115,7 @@ enum Next {
 
 impl PrewarmPool {
     fn kinds(&self) -> MutexGuard<'_, HashMap<PrewarmKey, Kind>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// What the task that refills a kind does next, which has rested for so long already; after `Done` another may begin.

@@ -2,10 +2,11 @@
 //! so while calls wait for instances they are frozen, and are destroyed when none waits, or after a moment.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_engine::InstanceHandle;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::Shared;
 
@@ -49,7 +50,7 @@ pub(crate) struct TeardownQueue(Mutex<Queue>);
 
 impl TeardownQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds one, where the bounds permit it; gives it back otherwise. True where no task destroys them yet.

@@ -1,11 +1,12 @@
 //! Control groups, made before they are needed: a dozen folders of the kernel's take it as long as all the namespaces.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use faena_domain::Limits;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 use crate::cgroup::{Group, Trees};
@@ -41,7 +42,7 @@ impl Groups {
     }
 
     fn ready(&self) -> MutexGuard<'_, Ready> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ready.lock()
     }
 
     fn make(&self) -> io::Result<Group> {

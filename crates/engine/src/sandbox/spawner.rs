@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use faena_launcher::{Numbered, Order, READY, Refusal, Reply};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::task::JoinHandle;
@@ -54,7 +55,7 @@ pub(crate) struct Spawner {
 }
 
 fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
-    asked.lock().unwrap_or_else(PoisonError::into_inner)
+    asked.lock()
 }
 
 impl Running {
@@ -107,7 +108,7 @@ impl Spawner {
     }
 
     fn start(&self) -> Result<Running, EngineError> {
-        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.started.lock() = Some(Instant::now());
         Running::start(&self.program, &self.words)
     }
 
@@ -120,7 +121,7 @@ impl Spawner {
         if let Some(current) = running.as_ref() {
             return current.is_ready.load(Ordering::Acquire);
         }
-        let started = *self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = *self.started.lock();
         if started.is_none_or(|started| started.elapsed() >= again) {
             match self.start() {
                 Ok(begun) => *running = Some(begun),

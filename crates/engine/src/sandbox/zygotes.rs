@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_launcher::ZYGOTE;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::debug;
 
 use super::spawner::Spawner;
@@ -41,7 +42,7 @@ impl Zygotes {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Zygote>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// The zygote of a domain, if it is ready; if not, one is started for the next call.

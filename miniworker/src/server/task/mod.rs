@@ -3,8 +3,8 @@
 mod answers;
 mod renewal;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -98,7 +98,7 @@ impl Task {
         if let Protocol::Http(client) = &self.server.protocol {
             client.close();
         }
-        let guard = self.server.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let guard = self.server.guard.lock().take();
         if let Some(guard) = guard {
             self.server.owner.tear_down(guard, self.is_spent).await;
         }

@@ -147,10 +147,10 @@ impl Task {
             // What the process that forks has of memory may be what was missing.
             return Err(EndReason::Retired);
         }
-        let guard = self.server.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let guard = self.server.guard.lock().take();
         let Some(mut guard) = guard else { return Err(lost(&"the instance is gone")) };
         let mounted = guard.mount_code(self.tree.path()).await;
-        *self.server.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(guard);
+        *self.server.guard.lock() = Some(guard);
         mounted.map_err(|error| lost(&error))?;
         self.server.owner.finished();
         Ok(())
