@@ -128,7 +128,7 @@ impl fmt::Display for BlobKey {
         if self.digest == DigestKind::Blake3 {
             f.write_str(BLAKE3)?;
         }
-        self.value.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.value))
     }
 }
 
@@ -147,20 +147,16 @@ impl FromStr for BlobKey {
     type Err = InvalidBlobKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidBlobKey> {
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Ok(c - b'0'),
-            b'a'..=b'f' => Ok(c - b'a' + 10),
-            _ => Err(InvalidBlobKey),
-        };
         let (digest, text) = match text.strip_prefix(BLAKE3) {
             Some(text) => (DigestKind::Blake3, text),
             None => (DigestKind::Sha256, text),
         };
-        let text: &[u8; 64] = text.as_bytes().try_into().map_err(|_| InvalidBlobKey)?;
-        let mut key = [0; 32];
-        for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        // A key has one text: a path must not lead to the same blob by two names.
+        if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(InvalidBlobKey);
         }
+        let mut key = [0; 32];
+        hex::decode_to_slice(text, &mut key).map_err(|_| InvalidBlobKey)?;
         Ok(Self::new(digest, key))
     }
 }

@@ -141,7 +141,7 @@ for file in sys.argv[2:]:
 pub fn install_shims(folder: &Path) -> io::Result<PathBuf> {
     let mut hash = Sha256::new();
     SHIMS.iter().for_each(|(_, bytes)| hash.update(bytes));
-    let place = folder.join(format!("shims-{}", hex(&hash.finalize())));
+    let place = folder.join(format!("shims-{}", hex::encode(&hash.finalize()[..8])));
     if !place.is_dir() {
         write_shims(folder, &place)?;
     }
@@ -180,10 +180,6 @@ fn compile(folder: &Path) {
     }
 }
 
-fn hex(digest: &[u8]) -> String {
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Writes the agent's program below a folder, named by its hash; returns where it lies.
 ///
 /// # Errors
@@ -201,7 +197,7 @@ pub fn install_zygote(folder: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 fn install(folder: &Path, kind: &str, bytes: &[u8]) -> io::Result<PathBuf> {
-    let name = hex(&Sha256::digest(bytes));
+    let name = hex::encode(&Sha256::digest(bytes)[..8]);
     let path = folder.join(format!("{kind}-{name}"));
     if std::fs::read(&path).is_ok_and(|found| found == bytes) {
         return Ok(path);

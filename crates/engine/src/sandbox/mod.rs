@@ -398,8 +398,7 @@ fn host_id() -> ImageId {
         let changed = std::fs::metadata(folder).and_then(|metadata| metadata.modified()).ok();
         hash.update(format!("{folder} {changed:?}\n"));
     }
-    let digest: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    ImageId(format!("host:{digest}"))
+    ImageId(format!("host:{}", hex::encode(&hash.finalize()[..16])))
 }
 
 #[async_trait]
