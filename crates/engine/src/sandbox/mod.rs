@@ -2,13 +2,15 @@
 
 mod etc;
 mod groups;
+mod handle;
 mod images;
+mod layers;
 mod spawner;
 mod zygotes;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,98 +19,25 @@ use faena_domain::limits::DEV_SHM;
 use faena_domain::{EngineKind, Limits};
 use faena_instance_protocol::ToMiniworker;
 use faena_launcher::{Order, Remount, SPAWNER, Spec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
 
 use groups::Groups;
+use handle::SandboxHandle;
 pub use images::{Images, ImportError};
+pub use layers::Layer;
 use spawner::Spawner;
 use zygotes::Zygotes;
 
-use crate::cgroup::{Controller, Freezer, Group, Trees};
+use crate::cgroup::{Controller, Group, Trees};
 use crate::host::host_program;
 use crate::uids::{Uid, Uids};
-use crate::{
-    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
-};
+use crate::{AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull};
 
 /// The folder over which spawners mount the roots that they prepare.
 const ROOTS: &str = "roots";
 /// How long an agent may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(10);
-/// How long a killed instance may take until it is gone.
-const GONE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
-
-/// A layer of the sandbox's safety, by the name that `--accept-missing` and `GET /workers` use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layer {
-    /// User, pid, mount, net, ipc, uts and cgroup namespaces.
-    Namespaces,
-    /// The list of system calls.
-    Seccomp,
-    /// Nothing outside of the instance's root, should a mount be wrong.
-    Landlock,
-    /// A bound of memory.
-    Memory,
-    /// A bound of processes.
-    Pids,
-    /// A bound of CPU time.
-    Cpu,
-    /// A whole instance dies by one write.
-    Kill,
-    /// Each instance has a user of its own.
-    OwnUid,
-}
-
-impl Layer {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Namespaces,
-        Self::Seccomp,
-        Self::Landlock,
-        Self::Memory,
-        Self::Pids,
-        Self::Cpu,
-        Self::Kill,
-        Self::OwnUid,
-    ];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespaces => "namespaces",
-            Self::Seccomp => "seccomp",
-            Self::Landlock => "landlock",
-            Self::Memory => "memory",
-            Self::Pids => "pids",
-            Self::Cpu => "cpu",
-            Self::Kill => "kill",
-            Self::OwnUid => "own-uid",
-        }
-    }
-
-    /// The layer of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|layer| layer.as_str() == name)
-    }
-
-    /// How to get it, for people.
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::Namespaces => {
-                "allow unprivileged user namespaces (sysctl user.max_user_namespaces, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0), or run as root"
-            }
-            Self::Seccomp => "use a kernel with CONFIG_SECCOMP_FILTER",
-            Self::Landlock => "boot with lsm=landlock,… on a kernel of 5.13 or later",
-            Self::Memory | Self::Pids | Self::Cpu => {
-                "run as root, or let systemd delegate the controller: systemd-run --user --scope -p Delegate=yes faena up"
-            }
-            Self::Kill => "use a kernel of 5.14 or later with a cgroup v2 tree that is writable here",
-            Self::OwnUid => "run as root",
-        }
-    }
-}
 
 /// How a sandbox is set up.
 #[derive(Clone, Debug)]
@@ -333,7 +262,7 @@ impl Sandbox {
             disk: spec.limits.disk.0,
             privileged: self.privileged,
         };
-        let mut held = Box::new(SandboxGuard {
+        let mut held = Box::new(SandboxHandle {
             freezer: group.freezer(),
             group: Some(group),
             pidfd: None,
@@ -469,82 +398,6 @@ impl Engine for Sandbox {
             let group = self.trees.adopt(&name);
             group.kill();
             group.remove().await;
-        }
-    }
-}
-
-/// Holds one instance of the sandbox.
-#[derive(Debug)]
-struct SandboxGuard {
-    group: Option<Group>,
-    freezer: Option<Freezer>,
-    pidfd: Option<Arc<OwnedFd>>,
-    spawner: Arc<Spawner>,
-    relay: Remount,
-    _uid: Option<Uid>,
-}
-
-impl SandboxGuard {
-    fn kill(&self) {
-        if let Some(group) = &self.group {
-            group.kill();
-        }
-        if let Some(pidfd) = &self.pidfd {
-            // PID 1 of a namespace takes everything with it; one that is gone already has done so.
-            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-        }
-    }
-}
-
-#[async_trait]
-impl InstanceHandle for SandboxGuard {
-    async fn destroy(mut self: Box<Self>) {
-        self.kill();
-        if let Some(pidfd) = self.pidfd.clone()
-            && !tokio::task::spawn_blocking(move || is_gone(&pidfd)).await.unwrap_or(false)
-        {
-            warn!("a killed instance is not gone yet");
-        }
-        if let Some(group) = self.group.take() {
-            group.remove().await;
-        }
-    }
-
-    async fn mount_code(&mut self, code: &Path) -> Result<(), EngineError> {
-        let pidfd =
-            self.pidfd.as_ref().ok_or_else(|| EngineError::lost("mounting the code", "there is no instance"))?;
-        let relay = Remount { code: code.to_owned(), ..self.relay.clone() };
-        self.spawner.order(Order::Remount(relay), &[pidfd.as_fd()]).await.map(drop)
-    }
-
-    fn freeze(&self) -> io::Result<()> {
-        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.freeze()
-    }
-
-    fn thaw(&self) -> io::Result<()> {
-        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?.thaw()
-    }
-
-    fn memory(&self) -> Option<u64> {
-        self.group.as_ref()?.meter().memory()
-    }
-
-    fn usage(&self) -> Usage {
-        self.group.as_ref().map(|group| group.meter().usage()).unwrap_or_default()
-    }
-}
-
-/// Waits until a killed process has ended.
-fn is_gone(pidfd: &OwnedFd) -> bool {
-    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
-    matches!(poll(&mut watched, Some(&GONE)), Ok(1..))
-}
-
-impl Drop for SandboxGuard {
-    fn drop(&mut self) {
-        // After destroy there is no group, and this does nothing.
-        if self.group.is_some() {
-            self.kill();
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Calls: accepted, ended behind their answer, read.
 
+mod ended;
+mod list;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 
 use faena_domain::lease::{LEASE_MS, Lease};
-use faena_domain::limits::LIST_CUT;
 use faena_domain::queue::{DEFAULT_AGE_MS, Entry, Event, Refused};
 use faena_domain::retry::DEFAULT_RETRIES;
 use faena_domain::{
@@ -15,13 +17,13 @@ use faena_protocol::db::{
     CallAcknowledge, CallCancel, CallFinish, CallGet, CallList, CallNumReserve, CallPersist, CallReplay, CallsAccept,
     CallsRecord, CallsStarted, Cancelled, DeadLetterForget, Resource,
 };
-use faena_protocol::records::{Accepted, CallRecord, CallSpec, EndedCall, NewCall, ResolvedVersion};
-use rusqlite::{Connection, OptionalExtension, ToSql};
+use faena_protocol::records::{Accepted, CallRecord, CallSpec, NewCall, ResolvedVersion};
+use rusqlite::{Connection, OptionalExtension};
 
-use super::call_rows::{self, COLUMNS, record};
+use super::call_rows::{COLUMNS, record};
 use super::function_queues::EnqueueBatch;
 use super::queue::{NotApplied, TransitionContext, apply, end_of, load, try_apply};
-use super::requests::{Read, Request, RequestContext, Write, read, write};
+use super::requests::{Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, builds, completed, functions, internal, keys};
 
@@ -278,63 +280,6 @@ impl Write for DeadLetterForget {
     }
 }
 
-impl Write for CallsRecord {
-    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
-        self.batches.iter().try_for_each(|batch| completed::write(connection, batch))?;
-        let mut written = 0;
-        for call in self.calls {
-            written += write_ended(connection, std::sync::Arc::unwrap_or_clone(call))?;
-        }
-        if written > 0 {
-            connection
-                .prepare_cached("UPDATE totals SET ended = ended + ?1")
-                .and_then(|mut statement| statement.execute([written]))
-                .map_err(|error| internal("counting calls", &error))?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes one waited call whole, and tells how many rows that made: one that is there already stays as it is.
-fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbError> {
-    let call = ended.call.clone();
-    let spec = completed::spec(ended);
-    let write = || -> rusqlite::Result<usize> {
-        let written = connection
-            .prepare_cached(
-                "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head, kept_bytes, log_bytes)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14, ?15, ?16)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute((
-                call.num.0,
-                spec.namespace.as_str(),
-                spec.function.key(),
-                call.version.0,
-                call.status.as_str(),
-                Json(&spec),
-                call.engine.map(Text),
-                Json(&call.result),
-                call.error.as_ref().map(Json),
-                Json(&call.logs),
-                Json(&call.attempts),
-                call.created_at,
-                call.ended_at.unwrap_or(call.created_at),
-                call.head.as_ref().map(Json),
-                call_rows::kept_bytes(&call.result, &call.logs),
-                call.logs.len(),
-            ))?;
-        blobs::refer(
-            connection,
-            &blobs::of_call(spec.namespace.as_str(), call.num),
-            [&spec.params, &call.result, &call.logs].into_iter().chain(&spec.body),
-        )?;
-        Ok(written)
-    };
-    write().map_err(|error| internal("recording a call", &error))
-}
-
 impl Write for CallPersist {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<CallRecord, DbError> {
         let spec = &self.spec;
@@ -442,91 +387,4 @@ impl Write for CallCancel {
             Err(NotApplied::Failed(error)) => Err(error),
         }
     }
-}
-
-impl Read for CallGet {
-    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<CallRecord, DbError> {
-        find(connection, &self.namespace, self.num)
-    }
-}
-
-impl Read for CallList {
-    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<CallRecord>, DbError> {
-        let before = self.before.map_or(i64::MAX, |num| num.0);
-        let function = self.function.map(|function| function.key());
-        let status = self.status.map(CallStatus::as_str);
-        let namespace = self.namespace.as_str();
-        let mut params: Vec<&dyn ToSql> = vec![&namespace, &before, &self.limit];
-        // Without statistics SQLite takes the index of the status for a function's failures, and looks at everybody's.
-        let by = if function.is_some() { " INDEXED BY calls_of_function" } else { "" };
-        let mut sql = format!("SELECT {COLUMNS} FROM calls{by} WHERE num < ?2");
-        let mut letters = "SELECT num FROM dead_letters WHERE namespace = ?1 AND num < ?2".to_owned();
-        // Without a filter the rows' own order is the way; an index on the namespace would have to be sorted.
-        sql.push_str(if function.is_none() && status.is_none() {
-            " AND +namespace = ?1"
-        } else {
-            " AND namespace = ?1"
-        });
-        if let Some(function) = &function {
-            params.push(function);
-            sql.push_str(&format!(" AND function = ?{}", params.len()));
-            letters.push_str(&format!(" AND function = ?{}", params.len()));
-        }
-        if self.unreplayed {
-            letters.push_str(" AND replayed_as IS NULL");
-        }
-        if let Some(status) = &status {
-            params.push(status);
-            sql.push_str(&format!(" AND status = ?{}", params.len()));
-        } else {
-            letters.push_str(" ORDER BY num DESC LIMIT ?3");
-        }
-        if self.dead {
-            // The few dead letters are walked, not all calls.
-            sql.push_str(&format!(" AND num IN ({letters})"));
-        }
-        sql.push_str(" ORDER BY num DESC LIMIT ?3");
-        let list = || -> rusqlite::Result<Vec<CallRecord>> {
-            let mut statement = connection.prepare_cached(&sql)?;
-            statement.query_map(params.as_slice(), record)?.collect()
-        };
-        let mut calls = list().map_err(|error| internal("listing calls", &error))?;
-        if !self.dead && self.status.is_none_or(|status| status == CallStatus::Done) {
-            let limit = self.limit as usize;
-            let kept = completed::list(connection, (&self.namespace, function.as_deref()), before, limit)?;
-            calls = completed::merge(calls, kept, limit);
-        }
-        calls.iter_mut().for_each(shorten);
-        Ok(calls)
-    }
-}
-
-/// Attempts that a list shows of a call: the last ones.
-const LISTED_ATTEMPTS: usize = 3;
-
-/// What a list shows of a call: enough of long texts to tell that there is more, and no log. A page of them is one message.
-fn shorten(call: &mut CallRecord) {
-    call.logs = Payload::empty();
-    call.attempts.drain(..call.attempts.len().saturating_sub(LISTED_ATTEMPTS));
-    for attempt in &mut call.attempts {
-        attempt.egress_hosts.clear();
-        if let Some(error) = &mut attempt.error {
-            error.stderr_tail.clear();
-        }
-    }
-    if let Some(error) = &mut call.error {
-        cut(&mut error.stderr_tail, LIST_CUT);
-    }
-    for payload in [&mut call.params, &mut call.result] {
-        if let Payload::Text(text) = payload {
-            cut(text, LIST_CUT);
-        }
-    }
-    call.body = None;
-}
-
-/// Cuts a text; one character beyond the cut shows that it was one.
-fn cut(text: &mut String, most: usize) {
-    let end = (most + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    text.truncate(end);
 }

@@ -1,0 +1,54 @@
+//! Builds.
+
+use faena_domain::{BlobKey, BuildFailure, EngineKind, Epoch, FunctionName, Namespace, Payload, RuntimeSpec, Version};
+use serde::{Deserialize, Serialize};
+
+use super::Code;
+
+/// One build as a worker gets it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildJob {
+    /// The claim that it runs under.
+    pub epoch: Epoch,
+    /// The runtime as the version is bound to it.
+    pub runtime: RuntimeSpec,
+    /// What is built; its archive is the source.
+    pub code: Code,
+}
+
+impl BuildJob {
+    /// Which build it is.
+    pub fn reference(&self) -> BuildRef {
+        let Code { namespace, function, version, .. } = &self.code;
+        BuildRef { namespace: namespace.clone(), function: function.clone(), version: *version }
+    }
+}
+
+/// Names one build.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRef {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: Version,
+}
+
+/// How a build ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildOutcome {
+    /// The engine that was chosen, and is taken for every call.
+    pub engine: Option<EngineKind>,
+    /// What identifies the image or root file system.
+    pub image_id: Option<String>,
+    /// The artifact, or why there is none.
+    pub result: Result<BlobKey, BuildFailure>,
+    /// What the command wrote.
+    pub log: Payload,
+    /// The end of that.
+    pub log_tail: String,
+}

@@ -1,0 +1,158 @@
+//! Runtimes, functions and their versions.
+
+use std::collections::BTreeMap;
+
+use faena_domain::{
+    BlobKey, BuildFailure, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest, Namespace, Network,
+    Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+};
+use serde::{Deserialize, Serialize};
+
+/// A runtime with the revision its next functions are bound to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeRecord {
+    /// The runtime as it was registered.
+    #[serde(flatten)]
+    pub spec: RuntimeSpec,
+    /// Rises with every registration that changes something.
+    pub revision: Revision,
+    /// When this revision was registered.
+    pub created_at: Timestamp,
+}
+
+/// One uploaded source, bound to one revision of one runtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionRecord {
+    /// Its number.
+    pub version: Version,
+    /// The runtime's name.
+    pub runtime: String,
+    /// The runtime's revision.
+    pub revision: Revision,
+    /// The archive as it was uploaded.
+    pub source: BlobKey,
+    /// Its size in bytes.
+    pub source_bytes: u64,
+    /// The folder in it that is used, with a slash at its end; empty for its top.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
+    /// What its `faena.toml` asked for.
+    pub manifest: Manifest,
+    /// What it was granted.
+    pub limits: Limits,
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// The engine that was chosen when it was built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
+    /// What identifies the image or root file system it was built on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// The code with its dependencies installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<BlobKey>,
+    /// Why its build failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<BuildFailure>,
+    /// The end of its build's log, kept where the build failed.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub log_tail: String,
+    /// When it was uploaded.
+    pub created_at: Timestamp,
+    /// When its build ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub built_at: Option<Timestamp>,
+}
+
+/// A function and its newest version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FunctionRecord {
+    /// Its name.
+    pub name: FunctionName,
+    /// The version that calls run; none until one was READY.
+    pub current: Option<Version>,
+    /// The newest version.
+    pub newest: VersionRecord,
+    /// When the function was first registered.
+    pub created_at: Timestamp,
+}
+
+/// A build as `GET /function/{name}/build` tells it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRecord {
+    /// The version that it makes.
+    pub version: Version,
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<BuildFailure>,
+    /// What its command wrote.
+    pub log: Payload,
+}
+
+/// All an instance needs to know of a version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Code {
+    /// The function's namespace.
+    pub namespace: Namespace,
+    /// The function's name.
+    pub function: FunctionName,
+    /// The version's number.
+    pub version: Version,
+    /// The engine to take; none before the build has chosen one.
+    pub engine: Option<EngineKind>,
+    /// The runtime's image.
+    pub image: String,
+    /// What identified the image when the version was built.
+    pub image_id: Option<String>,
+    /// Where the code is put.
+    pub path: String,
+    /// The command that runs it.
+    pub run: String,
+    /// The code: artifact, or before a build the source.
+    pub archive: BlobKey,
+    /// The folder of the archive that is used, with a slash at its end; empty for its top.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
+    /// Variables of the runtime, then of the function.
+    pub env: BTreeMap<String, String>,
+    /// What its instances may use.
+    pub limits: Limits,
+    /// What its instances reach.
+    pub network: Network,
+    /// Calls of the function at once; none is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// What its process speaks, and which of its instances wait.
+    #[serde(default)]
+    pub serving: Serving,
+    /// When the version was uploaded, in milliseconds: a version of the same number of a function that was deleted
+    /// meanwhile is another.
+    #[serde(default)]
+    pub since: i64,
+}
+
+impl Code {
+    /// The function that it is a version of.
+    pub fn function_id(&self) -> FunctionId {
+        FunctionId::new(&self.namespace, &self.function)
+    }
+}
+
+/// A version as calls need it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedVersion {
+    /// Where it stands.
+    pub status: FunctionStatus,
+    /// What its instances need.
+    pub code: Code,
+    /// Retries that its manifest names for asynchronous calls.
+    pub retries: Option<u32>,
+}
