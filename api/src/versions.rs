@@ -137,10 +137,12 @@ async fn follow(db: DbClient, versions: Weak<Versions>) {
             Ok(changes) => versions.take_in(changes),
             Err(error) => debug!(%error, "which functions have changed is not known"),
         }
+        // One that gets no further pauses: db is away, or has more to do than it can.
+        let gets_further = versions.taken_in() > since;
         let is_behind = versions.taken_in() < db.functions_seen() && db.functions_seen().is_settled();
         drop(versions);
-        if !is_behind {
-            // Told or not, it is asked.
+        if !(is_behind && gets_further) {
+            // Notified or not, it is asked.
             let _ = tokio::time::timeout(ASK_EVERY, db.functions_rose()).await;
         }
     }

@@ -59,6 +59,8 @@ pub struct InstanceCall {
 /// What an attempt is called with, read where it was stored.
 #[derive(Debug)]
 pub struct CallInput {
+    /// When it was begun to be read: the attempt's time runs since then.
+    since: Instant,
     params: Bytes,
     body: Option<Bytes>,
 }
@@ -69,12 +71,13 @@ impl CallInput {
     /// # Errors
     /// [`Failure`].
     pub async fn load(blobs: &BlobStore, job: &CallJob) -> Result<Self, Failure> {
+        let since = Instant::now();
         let params = blobs.bytes(&job.params, MAX_BODY).await?;
         let body = match &job.body {
             Some(body) => Some(blobs.bytes(body, MAX_BODY).await?),
             None => None,
         };
-        Ok(Self { params, body })
+        Ok(Self { since, params, body })
     }
 
     /// The params, JSON.
@@ -153,12 +156,12 @@ impl InstanceCall {
         started: impl FnOnce() + Send + 'static,
         done: impl FnOnce(InstanceEnd) + Send + 'static,
     ) -> Box<Self> {
-        let since = Instant::now();
+        let CallInput { since, params, body } = input;
         Box::new(Self {
             num: job.num,
             attempt: job.attempt,
-            params: input.params,
-            body: input.body,
+            params,
+            body,
             request: job.request.clone(),
             timeout_ms: job.timeout_ms,
             deadline: since + Duration::from_millis(job.timeout_ms),

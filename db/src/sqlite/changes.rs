@@ -27,9 +27,9 @@ struct Recent {
 }
 
 impl ChangeLog {
-    /// It begins with wall time in milliseconds, so that a database that was away has not seen less than before.
-    pub(super) fn beginning_at(wall_ms: i64) -> Self {
-        let seen = u64::try_from(wall_ms).unwrap_or(0) * 2000;
+    /// It begins with db time in milliseconds, which never goes back: a database that was away has not seen less than before.
+    pub(super) fn beginning_at(now_ms: i64) -> Self {
+        let seen = u64::try_from(now_ms).unwrap_or(0) * 2000;
         Self {
             seen: AtomicU64::new(seen),
             recent: Mutex::new(Recent { changes: VecDeque::new(), complete_since: seen }),

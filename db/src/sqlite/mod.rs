@@ -126,7 +126,7 @@ impl SqliteStore {
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
         let disk = Mutex::new(reserve.look());
-        let changes = ChangeLog::beginning_at(clock.wall());
+        let changes = ChangeLog::beginning_at(clock.now());
         let shared = Arc::new(Shared { clock, settings, disk, changes });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))

@@ -59,6 +59,8 @@ struct Traffic {
     unsent: VecDeque<Bytes>,
     next: u64,
     frozen: bool,
+    /// A call had a process of its own, of which the instance is being cleaned.
+    is_renewing: bool,
     /// Its pipe holds more than a pipe does at first.
     is_widened: bool,
     /// It takes no more calls.
@@ -199,6 +201,10 @@ impl ServerInstance {
         if call.lease.is_none() {
             return self.write(call);
         }
+        // A task that is about to end takes no orders any more.
+        if !self.is_open() {
+            return Err(call);
+        }
         // The agent has to know until when the call may run before it runs.
         self.orders.try_send(Order::Begin(call)).map_err(|error| match error.into_inner() {
             Order::Begin(call) => call,
@@ -296,7 +302,7 @@ impl ServerInstance {
     /// Freezes it unless a call has come meanwhile; true where it is frozen.
     pub fn freeze(&self) -> bool {
         let mut traffic = self.traffic();
-        if traffic.in_flight.is_empty() && !traffic.closed && !traffic.frozen {
+        if traffic.in_flight.is_empty() && !traffic.is_renewing && !traffic.closed && !traffic.frozen {
             if let Protocol::Http(client) = &self.protocol {
                 client.close_idle();
             }

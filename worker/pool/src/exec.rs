@@ -68,6 +68,10 @@ impl ExecLease {
     /// Gives an instance to the attempt that asked for one.
     pub(crate) fn grant(pool: &Arc<Shared>, at: InstanceRef, slot: ExecSlot, request: ExecRequest, is_cold: bool) {
         let exec = slot.exec().take();
+        if exec.is_none() {
+            // A stop has taken it. The attempt may have gone.
+            return drop(request.give.send(Err(StartError::Late)));
+        }
         let lease = Self { exec, slot, at, pool: Arc::clone(pool), is_cold };
         if let Err(Ok(unwanted)) = request.give.send(Ok(lease)) {
             unwanted.release(InstanceState::Clean);

@@ -311,21 +311,24 @@ impl Shared {
         if made.is_ok() {
             self.state().learn(&at.version, began.elapsed().as_secs_f64() * 1000.0);
         }
-        let start = match made {
-            Ok(Made::Server(server)) if !server.is_open() => Start::Ended(PoolInstance::Server(server)),
-            Ok(Made::Server(server)) => Start::Made(PoolInstance::Server(server)),
-            Ok(Made::Exec(exec)) => Start::Made(PoolInstance::Exec(ExecSlot::holding(exec, code.serving.reuse))),
-            Err(error) => Start::Failed(error),
-        };
-        self.apply(|state, now| state.started(&at, is_asked, start, now));
+        self.apply(|state, now| {
+            // Under the lock: one that has ended meanwhile has not told so yet.
+            let start = match made {
+                Ok(Made::Server(server)) if !server.is_open() => Start::Ended(PoolInstance::Server(server)),
+                Ok(Made::Server(server)) => Start::Made(PoolInstance::Server(server)),
+                Ok(Made::Exec(exec)) => Start::Made(PoolInstance::Exec(ExecSlot::holding(exec, code.serving.reuse))),
+                Err(error) => Start::Failed(error),
+            };
+            state.started(&at, is_asked, start, now)
+        });
     }
 
     async fn make(self: &Arc<Self>, at: &InstanceRef, code: &Arc<Code>) -> Result<Made, StartError> {
         let preparation = Preparation::new(&self.node, code, self.preloads(code)).await?;
         let domain = preparation.domain().map(str::to_owned);
-        let created = preparation.create(self.take_prewarmed(code, domain.as_deref())).await?;
+        let created = preparation.create(self.take_prewarmed(code, domain.as_deref())).await;
         self.restock(code, domain.as_deref());
         let owner = Arc::new(Member { pool: Arc::clone(self), at: at.clone() });
-        created.start(owner, self.config.start_timeout).await
+        created?.start(owner, self.config.start_timeout).await
     }
 }

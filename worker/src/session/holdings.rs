@@ -63,10 +63,11 @@ pub(super) struct Renewal {
 pub(super) enum Effect {
     /// Tell the api.
     Tell(ToApi),
-    /// Begin a call, which may run until this instant unless its lease is extended.
-    BeginCall { job: Box<CallJob>, until_ms: u64 },
-    /// Begin a build, which may run until this instant unless its lease is extended.
-    BeginBuild { job: Box<BuildJob>, until_ms: u64 },
+    /// Take up a call, which may run until this instant unless its lease is extended; one that is stopped already is given
+    /// back before it begins.
+    BeginCall { job: Box<CallJob>, until_ms: u64, is_stopped: bool },
+    /// Take up a build in the same way.
+    BeginBuild { job: Box<BuildJob>, until_ms: u64, is_stopped: bool },
     /// A task may go on until this instant.
     Extend { claim: Claim, until_ms: u64 },
     /// A task has to end.
@@ -221,9 +222,7 @@ impl Holdings {
         let until_ms = if job.has_row { first_end(lease, now) } else { lease::end_of(now.ms) };
         self.calls.insert(claim, RunningCall { has_row: job.has_row, of: CallOf::of(&job.code) });
         let accepted = ToApi::Accepted { num: job.num, epoch: job.epoch };
-        let mut effects = vec![Effect::Tell(accepted), Effect::BeginCall { job, until_ms }];
-        effects.extend(self.is_draining.then_some(Effect::Stop(Claim::Call(claim))));
-        effects
+        vec![Effect::Tell(accepted), Effect::BeginCall { job, until_ms, is_stopped: self.is_draining }]
     }
 
     fn build(&mut self, job: Box<BuildJob>, lease: &Lease, now: Now<'_>) -> Vec<Effect> {
@@ -231,10 +230,8 @@ impl Holdings {
         if self.builds.contains_key(&build) {
             return Vec::new();
         }
-        self.builds.insert(build.clone(), epoch);
-        let mut effects = vec![Effect::BeginBuild { job, until_ms: first_end(lease, now) }];
-        effects.extend(self.is_draining.then_some(Effect::Stop(Claim::Build((build, epoch)))));
-        effects
+        self.builds.insert(build, epoch);
+        vec![Effect::BeginBuild { job, until_ms: first_end(lease, now), is_stopped: self.is_draining }]
     }
 
     /// A task has said something.

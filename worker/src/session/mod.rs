@@ -147,13 +147,13 @@ impl Session {
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Tell(message) => self.tell(&message).await,
-            Effect::BeginCall { job, until_ms } => {
-                let control = self.control(Claim::Call((job.num, job.epoch)), until_ms);
+            Effect::BeginCall { job, until_ms, is_stopped } => {
+                let control = self.control(Claim::Call((job.num, job.epoch)), until_ms, is_stopped);
                 self.shared.metrics.busy.inc();
                 tokio::spawn(self.shared.clone().attempt(*job, control));
             }
-            Effect::BeginBuild { job, until_ms } => {
-                let control = self.control(Claim::Build((job.reference(), job.epoch)), until_ms);
+            Effect::BeginBuild { job, until_ms, is_stopped } => {
+                let control = self.control(Claim::Build((job.reference(), job.epoch)), until_ms, is_stopped);
                 tokio::spawn(self.shared.clone().build(*job, control));
             }
             Effect::Extend { claim, until_ms } => {
@@ -189,8 +189,11 @@ impl Session {
     }
 
     /// What a task that begins is told, and how it is controlled.
-    fn control(&mut self, claim: Claim, until_ms: u64) -> TaskControl {
+    fn control(&mut self, claim: Claim, until_ms: u64, is_stopped: bool) -> TaskControl {
         let stop = self.shared.cut.child_token();
+        if is_stopped {
+            stop.cancel();
+        }
         let (lease, receiver) = watch::channel(until_ms);
         let control = TaskControl { lease: receiver, stop: stop.clone() };
         self.tasks.insert(claim, TaskHandle { stop, lease });

@@ -91,7 +91,12 @@ fn begins(effects: &[Effect]) -> Option<u64> {
 }
 
 fn is_stopped(effects: &[Effect]) -> bool {
-    effects.iter().any(|effect| matches!(effect, Effect::Stop(_)))
+    effects.iter().any(|effect| {
+        matches!(
+            effect,
+            Effect::Stop(_) | Effect::BeginCall { is_stopped: true, .. } | Effect::BeginBuild { is_stopped: true, .. }
+        )
+    })
 }
 
 #[test]

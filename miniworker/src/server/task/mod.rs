@@ -94,6 +94,13 @@ impl Task {
             let end = InstanceEnd::failed(&flight.call, flight.began, error);
             self.end(flight, end);
         }
+        // What was ordered meanwhile has not begun; another instance may have it.
+        self.orders.close();
+        while let Ok(order) = self.orders.try_recv() {
+            if let Order::Begin(call) = order {
+                self.server.owner.returned(call);
+            }
+        }
         self.server.owner.gone();
         if let Protocol::Http(client) = &self.server.protocol {
             client.close();
@@ -197,6 +204,7 @@ impl Task {
         let mut traffic = self.server.traffic();
         let index = traffic.in_flight.iter().position(|flight| flight.id == id)?;
         let flight = traffic.in_flight.swap_remove(index);
+        traffic.is_renewing = self.server.code.serving.reuse == Reuse::Fork;
         drop(traffic);
         self.is_ending = true;
         self.drain_output();

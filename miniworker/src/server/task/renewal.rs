@@ -152,6 +152,7 @@ impl Task {
         let mounted = guard.mount_code(self.tree.path()).await;
         *self.server.guard.lock() = Some(guard);
         mounted.map_err(|error| lost(&error))?;
+        self.server.traffic().is_renewing = false;
         self.server.owner.finished();
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faena_domain::Reuse;
 use faena_domain::keep_alive::{GreedyDual, Window};
+use faena_domain::{Contract, Reuse};
 use faena_miniworker::InstanceId;
 use faena_protocol::records::Code;
 
@@ -90,6 +90,25 @@ impl<R: Resources> VersionEntry<R> {
         self.instances.len() + self.starting as usize
     }
 
+    /// Instances that will be there when what they work at has ended: but for those that take no more calls, and commands'
+    /// that serve once.
+    fn lasting(&self) -> usize {
+        let serves_once = self.code.serving.reuse == Reuse::Never && self.code.serving.contract == Contract::Command;
+        let lasts = |entry: &&Entry<R::Instance>| !(entry.is_closing || (serves_once && entry.in_flight > 0));
+        self.instances.iter().filter(lasts).count()
+    }
+
+    /// Instances that will be there, those that are being made included.
+    pub(super) fn coming(&self) -> usize {
+        self.lasting() + self.starting as usize
+    }
+
+    /// What the instances under way have places for waits for them.
+    pub(super) fn mark_cold(&mut self) {
+        let places = self.asked as usize * self.code.serving.parallel() as usize;
+        self.waiting.iter_mut().take(places).for_each(|waiting| waiting.is_cold = true);
+    }
+
     /// Instances that should be there whether or not calls come.
     pub(super) fn minimum(&self, now: Instant) -> u32 {
         if self.is_superseded || now < self.again_at { 0 } else { self.code.serving.minimum }
@@ -141,7 +160,7 @@ impl<R: Resources> VersionEntry<R> {
 
     /// Destroys what has been idle for too long, but for as many as should be there.
     pub(super) fn let_go(&mut self, now: Instant, idle: Duration, keep: usize, effects: &mut Vec<Effect<R>>) {
-        let mut spare = self.instances.len().saturating_sub(keep);
+        let mut spare = self.lasting().saturating_sub(keep);
         let old = self.instances.extract_if(.., |entry| {
             let goes = spare > 0 && entry.is_idle() && now.saturating_duration_since(entry.idle_since) > idle;
             spare -= usize::from(goes);

@@ -205,15 +205,15 @@ impl<R: Resources> State<R> {
         let Some(entry) = self.versions.get_mut(&key) else { return Err(waiting.work) };
         let under_way = entry.under_way() + u32::try_from(entry.waiting.len()).unwrap_or(u32::MAX) + 1;
         entry.window.began(at_ms, under_way);
-        // One that the instances under way have a place for waits for them.
-        let places = entry.asked as usize * entry.code.serving.parallel() as usize;
-        let is_cold = waiting.is_cold || entry.waiting.len() < places;
         if entry.waiting.is_empty() {
-            self.turns.push_back(key);
+            self.turns.push_back(Arc::clone(&key));
         }
-        entry.waiting.push_back(Waiting { is_cold, ..waiting });
+        entry.waiting.push_back(waiting);
         self.waiting += 1;
         let mut effects = self.serve();
+        if let Some(entry) = self.versions.get_mut(&key) {
+            entry.mark_cold();
+        }
         if self.waiting > 0 {
             effects.push(Effect::Watch);
         }

@@ -70,10 +70,9 @@ impl<R: Resources> State<R> {
         }
         let at = self.next_ref(key);
         let Some(version) = self.versions.get_mut(key) else { return false };
-        let first = version.asked as usize * parallel;
-        version.waiting.iter_mut().skip(first).take(parallel).for_each(|waiting| waiting.is_cold = true);
         version.starting += 1;
         version.asked += 1;
+        version.mark_cold();
         self.slots.take(&key.function);
         self.creating += 1;
         effects.push(Effect::Start { at, code: Arc::clone(&version.code), is_asked: true });

@@ -390,6 +390,35 @@ fn a_minimum_is_kept_without_calls_until_a_newer_version_comes() {
 }
 
 #[test]
+fn a_call_that_an_idle_instance_takes_is_warm_although_another_is_being_made() {
+    let mut bench = Bench::new(&policy());
+    let code = code("f", 1, server(1));
+    bench.submit(&code);
+    let instance = bench.made();
+    let second = bench.submit(&code);
+    assert_eq!(bench.starts.len(), 1);
+    bench.finished(instance);
+    assert_eq!(bench.running_in(instance), [second], "the instance that was free first takes it");
+    bench.finished(instance);
+    let third = bench.submit(&code);
+    assert!(bench.running_in(instance).contains(&third) && !bench.cold.contains(&third));
+}
+
+#[test]
+fn an_instance_that_serves_once_is_not_counted_among_those_that_should_be_there() {
+    let mut bench = Bench::new(&policy());
+    let serving = Serving { reuse: Reuse::Never, minimum: 1, idle: Some(Span(1000)), ..Serving::default() };
+    let code = code("f", 1, serving);
+    bench.submit(&code);
+    let instance = bench.made();
+    bench.keep();
+    let ready = bench.made();
+    bench.later(5);
+    bench.keep();
+    assert!(bench.destroyed.is_empty() && bench.starts.is_empty(), "{instance} works, {ready} waits");
+}
+
+#[test]
 fn what_is_made_next_is_of_the_code_that_came_last() {
     let mut bench = Bench::new(&policy());
     bench.submit(&code("f", 1, server(1)));

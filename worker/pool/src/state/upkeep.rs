@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::mix;
-use faena_domain::{Contract, FunctionId, Preload, Reuse};
+use faena_domain::{FunctionId, Preload};
 use faena_protocol::records::Code;
 
 use super::{Effect, Resources, State, VersionKey};
@@ -69,10 +69,7 @@ impl<R: Resources> State<R> {
     fn refill(&mut self, key: &Arc<VersionKey>, target: u32, effects: &mut Vec<Effect<R>>) {
         loop {
             let Some(entry) = self.versions.get(key) else { return };
-            // A command's instance that serves once is replaced beside the one that works.
-            let is_replaced = entry.code.serving.reuse == Reuse::Never && is_command(&entry.code);
-            let spent = if is_replaced { entry.under_way() as usize } else { 0 };
-            let is_enough = entry.count() - spent >= target as usize;
+            let is_enough = entry.coming() >= target as usize;
             if self.is_closed || is_enough || self.creating >= self.policy.creations || !self.make_room(effects) {
                 return;
             }
@@ -127,9 +124,4 @@ impl<R: Resources> State<R> {
         }
         effects
     }
-}
-
-/// Whether each call of a version is a process of its own.
-fn is_command(code: &Code) -> bool {
-    code.serving.contract == Contract::Command
 }
