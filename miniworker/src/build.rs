@@ -26,18 +26,18 @@ use crate::{Node, capture, instance, live, names, result};
 const PACK: Duration = Duration::from_secs(120);
 
 /// Why there is no artifact.
-enum Failure {
+enum BuildStop {
     /// The build failed.
     Build(BuildFailure),
     /// The node stops.
     Stopped,
 }
 
-fn failed(kind: ErrorKind, message: impl Into<String>) -> Failure {
-    Failure::Build(BuildFailure { kind, message: message.into() })
+fn failed(kind: ErrorKind, message: impl Into<String>) -> BuildStop {
+    BuildStop::Build(BuildFailure { kind, message: message.into() })
 }
 
-fn platform(error: impl std::fmt::Display) -> Failure {
+fn platform(error: impl std::fmt::Display) -> BuildStop {
     failed(ErrorKind::Infrastructure, error.to_string())
 }
 
@@ -92,7 +92,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
     };
     let mut log = LogBuffer::new(LogStream::Output, MAX_LOG);
     let (engine, image, made) = match chosen {
-        Err(failure) => (None, None, Err(Failure::Build(failure))),
+        Err(failure) => (None, None, Err(BuildStop::Build(failure))),
         Ok((engine, image)) => {
             let made = if job.runtime.needs_build() {
                 build(node, job, (&engine, &image), (lease, stop), &mut log).await
@@ -104,8 +104,8 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
     };
     let result = match made {
         Ok(artifact) => Ok(artifact),
-        Err(Failure::Build(failure)) => Err(failure),
-        Err(Failure::Stopped) => return None,
+        Err(BuildStop::Build(failure)) => Err(failure),
+        Err(BuildStop::Stopped) => return None,
     };
     let log_tail = result::tail(&String::from_utf8_lossy(log.bytes()), LOG_TAIL).to_owned();
     let log = match node.blobs.payload(live::stored(&[log]).into_bytes()).await {
@@ -120,7 +120,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
     Some(BuildOutcome { engine, image_id: image, result, log, log_tail })
 }
 
-fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, Failure> {
+fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, BuildStop> {
     let command =
         Command::parse(&job.runtime.dependencies).map_err(|error| failed(ErrorKind::Build, error.to_string()))?;
     let mut env = package_variables(&job.code.path);
@@ -147,7 +147,7 @@ async fn build(
     (engine, image): (&Arc<dyn Engine>, &ImageId),
     (lease, stop): (LeaseEnd, &CancellationToken),
     log: &mut LogBuffer,
-) -> Result<BlobKey, Failure> {
+) -> Result<BlobKey, BuildStop> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
     let code = node.code.get(&job.code).await.map_err(platform)?;
     let spec = InstanceSpec {
@@ -182,7 +182,7 @@ async fn build_in(
     instance: &mut Instance,
     (deadline, mut lease, stop): (Instant, LeaseEnd, &CancellationToken),
     log: &mut LogBuffer,
-) -> Result<BlobKey, Failure> {
+) -> Result<BlobKey, BuildStop> {
     process::tell_lease(&instance.agent, &mut lease).await.map_err(platform)?;
     let process = ProcessSpec {
         run: run_frame(node, job)?,
@@ -204,13 +204,13 @@ async fn build_in(
 }
 
 /// What the command's end means; its output becomes the log.
-fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut LogBuffer) -> Result<(), Failure> {
+fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut LogBuffer) -> Result<(), BuildStop> {
     let (cut, exit, oom_kills) = (finished.cut, result::exit(finished.ended.exit), finished.ended.oom_kills);
     *log = finished.stdout;
     let text = String::from_utf8_lossy(log.bytes());
     let program = job.runtime.dependencies.split_whitespace().next().unwrap_or_default();
     let end = match (cut, exit) {
-        (Some(Cut::Stop), _) => return Err(Failure::Stopped),
+        (Some(Cut::Stop), _) => return Err(BuildStop::Stopped),
         (Some(_), _) => {
             let limit = node.build.limits.timeout;
             return Err(failed(
@@ -236,7 +236,7 @@ fn judge(job: &BuildJob, finished: Finished, node: &Node, log: &mut LogBuffer) -
 }
 
 /// Takes the tree out of the instance; it is as hostile as an upload.
-async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: LeaseEnd) -> Result<BlobKey, Failure> {
+async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: LeaseEnd) -> Result<BlobKey, BuildStop> {
     let (mut from, to) = capture::pipe().map_err(platform)?;
     instance.agent.send(&ToAgent::Pack { path: job.code.path.clone() }, &[to.as_fd()]).await.map_err(platform)?;
     drop(to);

@@ -16,7 +16,7 @@ use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
 use faena_protocol::records::{CallJob, Code};
 
 use crate::Node;
-use crate::failure::{Failure, StartError};
+use crate::failure::{AttemptFailure, StartError};
 use crate::process::LeaseEnd;
 
 /// Takes the end of a call, exactly once.
@@ -69,8 +69,8 @@ impl CallInput {
     /// Reads it.
     ///
     /// # Errors
-    /// [`Failure`].
-    pub async fn load(blobs: &BlobStore, job: &CallJob) -> Result<Self, Failure> {
+    /// [`AttemptFailure`].
+    pub async fn load(blobs: &BlobStore, job: &CallJob) -> Result<Self, AttemptFailure> {
         let since = Instant::now();
         let params = blobs.bytes(&job.params, MAX_BODY).await?;
         let body = match &job.body {

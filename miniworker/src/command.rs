@@ -12,7 +12,7 @@ use crate::Node;
 use crate::call::CallInput;
 use crate::egress::Egress;
 use crate::exec::{ExecInstance, InstanceState};
-use crate::failure::Failure;
+use crate::failure::AttemptFailure;
 use crate::process::{self, Cut, LeaseEnd, ProcessSpec};
 use crate::report::AttemptReport;
 use crate::result;
@@ -36,9 +36,9 @@ fn environment(node: &Node, job: &CallJob) -> Vec<(String, String)> {
     env.into_iter().collect()
 }
 
-fn run_frame(node: &Node, job: &CallJob) -> Result<Run, Failure> {
+fn run_frame(node: &Node, job: &CallJob) -> Result<Run, AttemptFailure> {
     let command = Command::parse(&job.code.run)
-        .map_err(|error| Failure::Call(CallError::new(ErrorKind::Start, Layer::Start, error.to_string())))?;
+        .map_err(|error| AttemptFailure::Call(CallError::new(ErrorKind::Start, Layer::Start, error.to_string())))?;
     Ok(Run {
         id: job.epoch.0.unsigned_abs(),
         words: command.words,
@@ -55,14 +55,14 @@ fn run_frame(node: &Node, job: &CallJob) -> Result<Run, Failure> {
 /// instance. `started` is called when the process has begun.
 ///
 /// # Errors
-/// [`Failure`]; the instance has to go.
+/// [`AttemptFailure`]; the instance has to go.
 pub async fn run_command(
     report: &mut AttemptReport<'_>,
     (exec, input): (&mut ExecInstance, &CallInput),
     (deadline, lease): (Instant, LeaseEnd),
     stop: &CancellationToken,
     started: impl FnOnce(),
-) -> Result<(Outcome, InstanceState), Failure> {
+) -> Result<(Outcome, InstanceState), AttemptFailure> {
     let (node, job) = (report.node, report.job);
     let process = ProcessSpec {
         run: run_frame(node, job)?,
@@ -83,7 +83,7 @@ pub async fn run_command(
     })
     .await?;
     if finished.cut == Some(Cut::Stop) {
-        return Err(Failure::Stopped);
+        return Err(AttemptFailure::Stopped);
     }
     let is_whole = finished.cut.is_none() && finished.ended.oom_kills == 0;
     let hosts = exec.egress.as_ref().map(Egress::end_call).unwrap_or_default();

@@ -8,7 +8,7 @@ use faena_instance_protocol::ToAgent;
 
 use crate::code::CodeLease;
 use crate::egress::Egress;
-use crate::failure::Failure;
+use crate::failure::AttemptFailure;
 use crate::instance::{self, Unclean};
 use crate::process::{self, LeaseEnd, RunError};
 
@@ -40,10 +40,10 @@ impl ExecInstance {
     /// Makes it ready for a process: thawed, and with an agent that knows until when it may run.
     ///
     /// # Errors
-    /// [`Failure`]; it has to go.
-    pub async fn prepare(&mut self, lease: &mut LeaseEnd) -> Result<(), Failure> {
+    /// [`AttemptFailure`]; it has to go.
+    pub async fn prepare(&mut self, lease: &mut LeaseEnd) -> Result<(), AttemptFailure> {
         if std::mem::take(&mut self.is_frozen) {
-            self.instance.guard.thaw().map_err(|error| Failure::of_platform(Layer::Start, error))?;
+            self.instance.guard.thaw().map_err(|error| AttemptFailure::of_platform(Layer::Start, error))?;
         }
         process::tell_lease(&self.instance.agent, lease).await.map_err(|error| RunError::from(error).into())
     }

@@ -10,21 +10,21 @@ use crate::process::RunError;
 
 /// Why an attempt has no process to judge.
 #[derive(Debug)]
-pub enum Failure {
+pub enum AttemptFailure {
     /// The call has failed.
     Call(CallError),
     /// The node stops.
     Stopped,
 }
 
-impl Failure {
+impl AttemptFailure {
     /// A failure of the platform.
     pub fn of_platform(layer: Layer, error: impl std::fmt::Display) -> Self {
         Self::Call(CallError::new(ErrorKind::Infrastructure, layer, error.to_string()))
     }
 }
 
-impl From<EngineError> for Failure {
+impl From<EngineError> for AttemptFailure {
     fn from(error: EngineError) -> Self {
         let kind = match error {
             EngineError::Image(_) => ErrorKind::Image,
@@ -35,7 +35,7 @@ impl From<EngineError> for Failure {
     }
 }
 
-impl From<BlobError> for Failure {
+impl From<BlobError> for AttemptFailure {
     fn from(error: BlobError) -> Self {
         match error {
             // Another delivery would find the same bytes, or none.
@@ -47,7 +47,7 @@ impl From<BlobError> for Failure {
     }
 }
 
-impl From<CodeError> for Failure {
+impl From<CodeError> for AttemptFailure {
     fn from(error: CodeError) -> Self {
         match error {
             CodeError::Blob(error) => error.into(),
@@ -57,7 +57,7 @@ impl From<CodeError> for Failure {
     }
 }
 
-impl From<RunError> for Failure {
+impl From<RunError> for AttemptFailure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Refused(message) => {
@@ -122,11 +122,11 @@ impl StartError {
     }
 }
 
-impl<E: Into<Failure>> From<E> for StartError {
+impl<E: Into<AttemptFailure>> From<E> for StartError {
     fn from(error: E) -> Self {
         match error.into() {
-            Failure::Call(error) => Self::Failed(error),
-            Failure::Stopped => Self::Late,
+            AttemptFailure::Call(error) => Self::Failed(error),
+            AttemptFailure::Stopped => Self::Late,
         }
     }
 }

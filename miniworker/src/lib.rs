@@ -41,7 +41,7 @@ pub use command::run_command;
 pub use egress::Askers;
 pub use exec::{ExecInstance, InstanceState};
 pub use faena_egress::{EgressPolicy, Upstream};
-pub use failure::{Failure, StartError};
+pub use failure::{AttemptFailure, StartError};
 pub use image::{ImageError, import_image};
 pub use live::LiveLogs;
 pub use owner::{InstanceId, InstanceOwner};

@@ -12,7 +12,7 @@ use crate::live;
 use crate::process::{Cut, Finished};
 
 /// What a call answers, before it is stored.
-pub(crate) struct Answer {
+pub(crate) struct CommandResult {
     pub(crate) status: CallStatus,
     pub(crate) result: Vec<u8>,
     pub(crate) error: Option<CallError>,
@@ -121,7 +121,7 @@ fn output(finished: &Finished) -> Result<(Vec<u8>, bool), String> {
 }
 
 /// Judges a finished process. `direct` lets any bytes be a result.
-pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> Answer {
+pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> CommandResult {
     let invalid = |message: String| CallError::new(ErrorKind::Output, Layer::Run, message);
     let failure = failure(&finished, timeout_ms, memory);
     let (result, mut error, from_file) = match (failure, output(&finished)) {
@@ -148,7 +148,7 @@ pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: 
         Some(error) if error.kind == ErrorKind::Timeout => CallStatus::Timeout,
         Some(_) => CallStatus::Failed,
     };
-    Answer { status, result: if error.is_some() { Vec::new() } else { result }, error, log }
+    CommandResult { status, result: if error.is_some() { Vec::new() } else { result }, error, log }
 }
 
 #[cfg(test)]
@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    fn of(finished: Finished) -> Answer {
+    fn of(finished: Finished) -> CommandResult {
         answer(finished, false, 1000, "256 MB")
     }
 

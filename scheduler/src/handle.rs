@@ -31,12 +31,12 @@ pub(crate) enum Command {
     Stop(Owner, CallNum, Epoch),
     Forget(Namespace, FunctionName),
     Ask(Question, mpsc::Sender<Reply>),
-    Claimed(Box<Claimed>),
+    ClaimReply(Box<ClaimReply>),
     Persisted(CallNum, Box<Result<CallRecord, DbError>>),
 }
 
 /// What db claimed for a worker.
-pub(crate) struct Claimed {
+pub(crate) struct ClaimReply {
     pub(crate) owner: Owner,
     pub(crate) calls: Vec<CallJob>,
     pub(crate) builds: Vec<BuildJob>,

@@ -12,7 +12,7 @@ use crate::completions::BacklogPermit;
 
 /// What a waiting client is told.
 #[derive(Debug)]
-pub enum Answer {
+pub enum SyncOutcome {
     /// The call has ended.
     Ended(Box<CallRecord>),
     /// The wait ran out, and the call has its row.
@@ -44,7 +44,7 @@ pub struct SyncCall {
     attempts: u32,
     started: bool,
     row: Row,
-    reply: Option<oneshot::Sender<Answer>>,
+    reply: Option<oneshot::Sender<SyncOutcome>>,
 }
 
 fn millis(span: Duration) -> u64 {
@@ -59,7 +59,7 @@ pub fn unix_ms() -> i64 {
 
 impl SyncCall {
     /// A call, and where its answer comes.
-    pub fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<Answer>) {
+    pub fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<SyncOutcome>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
             spec,
@@ -78,7 +78,7 @@ impl SyncCall {
         (call, answer)
     }
 
-    pub(crate) fn answer(&mut self, answer: Answer) {
+    pub(crate) fn answer(&mut self, answer: SyncOutcome) {
         // The client may have gone; the call does not depend on it.
         self.reply.take().map(|reply| reply.send(answer));
     }

@@ -8,7 +8,7 @@ use faena_domain::call::StartKind;
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallStatus, Contract, EngineKind, ErrorKind, Layer};
 use faena_miniworker::{
-    AttemptReport, CallInput, Failure, InstanceCall, InstanceState, LeaseEnd, Node, StartError, run_command,
+    AttemptFailure, AttemptReport, CallInput, InstanceCall, InstanceState, LeaseEnd, Node, StartError, run_command,
 };
 use faena_pool::{ExecLease, Pool, Release};
 use faena_protocol::records::{CallJob, Outcome};
@@ -50,8 +50,8 @@ pub async fn run_attempt(
     };
     let outcome = match ran {
         Ok(outcome) => Some(outcome),
-        Err(Failure::Call(error)) => Some(report.failed(error)),
-        Err(Failure::Stopped) => None,
+        Err(AttemptFailure::Call(error)) => Some(report.failed(error)),
+        Err(AttemptFailure::Stopped) => None,
     };
     if let Some(error) = outcome.as_ref().and_then(|outcome| outcome.error.as_ref()) {
         // One line for each failed attempt.
@@ -67,21 +67,21 @@ async fn call_server(
     lease: LeaseEnd,
     stop: &CancellationToken,
     started: impl FnOnce() + Send + 'static,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, AttemptFailure> {
     let node = pool.node();
     let input = CallInput::load(&node.blobs, job).await?;
     let (tell, told) = oneshot::channel();
     let call = InstanceCall::of_job(job, input, lease, started, move |end| drop(tell.send(end)));
     if stop.is_cancelled() {
-        return Err(Failure::Stopped);
+        return Err(AttemptFailure::Stopped);
     }
-    let full = |_| Failure::Call(StartError::Full.into_call_error());
+    let full = |_| AttemptFailure::Call(StartError::Full.into_call_error());
     pool.call(&Arc::new(job.code.clone()), call).map_err(full)?;
     let mut end = tokio::select! {
-        end = told => end.map_err(|_| Failure::Stopped)?,
+        end = told => end.map_err(|_| AttemptFailure::Stopped)?,
         () = stop.cancelled() => {
             pool.cancel(job.num);
-            return Err(Failure::Stopped);
+            return Err(AttemptFailure::Stopped);
         }
     };
     let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
@@ -110,15 +110,15 @@ async fn run_in_instance(
     mut lease: LeaseEnd,
     stop: &CancellationToken,
     started: impl FnOnce(),
-) -> (Result<Outcome, Failure>, Option<Release>) {
+) -> (Result<Outcome, AttemptFailure>, Option<Release>) {
     let deadline = report.begun() + Duration::from_millis(job.timeout_ms);
     let prepared = tokio::select! {
         prepared = tokio::time::timeout_at(deadline, prepare(pool, job, deadline, &mut lease)) => prepared,
-        () = stop.cancelled() => return (Err(Failure::Stopped), None),
+        () = stop.cancelled() => return (Err(AttemptFailure::Stopped), None),
     };
     let (mut taken, input) = match prepared {
         Ok(Ok(prepared)) => prepared,
-        Ok(Err(Failure::Call(error))) if error.kind == ErrorKind::Timeout => return (Err(late(report)), None),
+        Ok(Err(AttemptFailure::Call(error))) if error.kind == ErrorKind::Timeout => return (Err(late(report)), None),
         Ok(Err(failure)) => return (Err(failure), None),
         Err(_) => return (Err(late(report)), None),
     };
@@ -131,8 +131,8 @@ async fn run_in_instance(
     (outcome, Some(taken.release(state)))
 }
 
-fn late(report: &AttemptReport<'_>) -> Failure {
-    Failure::Call(report.late(Layer::Start, "its instance was made"))
+fn late(report: &AttemptReport<'_>) -> AttemptFailure {
+    AttemptFailure::Call(report.late(Layer::Start, "its instance was made"))
 }
 
 /// An instance that is ready for the call's process, and what the process gets.
@@ -141,12 +141,12 @@ async fn prepare(
     job: &CallJob,
     deadline: Instant,
     lease: &mut LeaseEnd,
-) -> Result<(ExecLease, CallInput), Failure> {
+) -> Result<(ExecLease, CallInput), AttemptFailure> {
     let node: &Node = pool.node();
     let input = CallInput::load(&node.blobs, job).await?;
     let taken = pool.take(&Arc::new(job.code.clone()), deadline.into_std()).await;
     // One that cannot be prepared is destroyed when this is dropped.
-    let mut taken = taken.map_err(|error| Failure::Call(error.into_call_error()))?;
+    let mut taken = taken.map_err(|error| AttemptFailure::Call(error.into_call_error()))?;
     taken.instance().prepare(lease).await?;
     Ok((taken, input))
 }

@@ -10,7 +10,7 @@ use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
 use faena_invoker::{Invocation, Invoker};
 use faena_pool::Pool;
 use faena_protocol::direct::InvocationEnd;
-use faena_protocol::direct::wire::{self, CallHead, ToWorker};
+use faena_protocol::direct::wire::{self, CallHead, DirectMessage};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 /// What is known of a thread of an api.
 #[derive(Default)]
-struct Caller {
+struct ApiThread {
     /// Versions by their numbers.
     codes: HashMap<u32, Arc<Code>>,
     /// Calls of it that have not ended.
@@ -29,9 +29,9 @@ struct Caller {
 pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, worker: String) {
     let (handle, server) = UnopenedServer::new();
     let served = Direct { pool, handle, worker };
-    let mut callers: HashMap<Peer, Caller> = HashMap::new();
+    let mut callers: HashMap<Peer, ApiThread> = HashMap::new();
     let heard = move |event| match event {
-        ServerEvent::Message(peer, bytes) => match ToWorker::decode(&bytes) {
+        ServerEvent::Message(peer, bytes) => match DirectMessage::decode(&bytes) {
             Ok(message) => served.heard(callers.entry(peer.clone()).or_default(), peer, message),
             Err(error) => warn!(%error, "a message of an api was dropped"),
         },
@@ -56,19 +56,19 @@ struct Direct {
 }
 
 impl Direct {
-    fn heard(&self, caller: &mut Caller, peer: Peer, message: ToWorker) {
+    fn heard(&self, caller: &mut ApiThread, peer: Peer, message: DirectMessage) {
         match message {
-            ToWorker::Code(id, code) => drop(caller.codes.insert(id, Arc::new(*code))),
-            ToWorker::Forget => caller.codes.clear(),
-            ToWorker::Cancel(num) => cancel(&self.pool, num),
-            ToWorker::Call(head, body) => match caller.codes.get(&head.code) {
+            DirectMessage::Code(id, code) => drop(caller.codes.insert(id, Arc::new(*code))),
+            DirectMessage::Forget => caller.codes.clear(),
+            DirectMessage::Cancel(num) => cancel(&self.pool, num),
+            DirectMessage::Call(head, body) => match caller.codes.get(&head.code) {
                 Some(code) => self.call(Arc::clone(code), Arc::clone(&caller.calls), peer, head, body),
                 None => {
                     warn!(call = %head.num, "a call of a version that was not named");
                     let (num, engine) = (head.num, EngineKind::Sandbox);
                     caller.calls.lock().insert(num);
                     let (calls, handle) = (Arc::clone(&caller.calls), self.handle.clone());
-                    drop(Answer { num, calls, handle, peer, worker: self.worker.clone(), engine });
+                    drop(EndReporter { num, calls, handle, peer, worker: self.worker.clone(), engine });
                 }
             },
         }
@@ -78,7 +78,7 @@ impl Direct {
         let num = head.num;
         calls.lock().insert(num);
         let engine = code.engine.unwrap_or(EngineKind::Sandbox);
-        let answer = Answer { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
+        let answer = EndReporter { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
         let mut params = body;
         let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
         let call = Invocation {
@@ -98,7 +98,7 @@ impl Direct {
     }
 
     /// Nobody hears the ends of its calls: nothing of them runs on.
-    fn lost(&self, caller: &Caller) {
+    fn lost(&self, caller: &ApiThread) {
         let calls = std::mem::take(&mut *caller.calls.lock());
         if !calls.is_empty() {
             debug!(calls = calls.len(), "an api is gone; its calls are cancelled");
@@ -115,7 +115,7 @@ fn cancel(pool: &Pool, num: CallNum) {
 }
 
 /// Tells the end of a call, once, whatever becomes of it here.
-struct Answer {
+struct EndReporter {
     num: CallNum,
     calls: Arc<Mutex<HashSet<CallNum>>>,
     handle: ServerHandle,
@@ -124,7 +124,7 @@ struct Answer {
     engine: EngineKind,
 }
 
-impl Answer {
+impl EndReporter {
     fn tell(&self, end: InvocationEnd) {
         // The end of one whose caller has gone, or was told already, is nobody's.
         if !self.calls.lock().remove(&self.num) {
@@ -138,7 +138,7 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for EndReporter {
     fn drop(&mut self) {
         if !self.calls.lock().contains(&self.num) {
             return;

@@ -7,7 +7,7 @@ use faena_domain::{CallNum, CallStatus, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet};
 use faena_protocol::records::{CallRecord, CallSpec, Code, NewCall};
-use faena_scheduler::{Answer, Cancel, SyncCall};
+use faena_scheduler::{Cancel, SyncCall, SyncOutcome};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -40,8 +40,8 @@ pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: 
         }
     };
     match answered {
-        Ok(Answer::Ended(call) | Answer::Persisted(call)) => Ok(*call),
-        Ok(Answer::Refused(error)) => Err(error.into()),
+        Ok(SyncOutcome::Ended(call) | SyncOutcome::Persisted(call)) => Ok(*call),
+        Ok(SyncOutcome::Refused(error)) => Err(error.into()),
         Err(_) => Err(Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)),
     }
 }

@@ -25,7 +25,7 @@ use crate::trace::Timing;
 use crate::versions::Current;
 
 /// What is known of a call from its beginning.
-struct Begun {
+struct RunningDirect {
     num: CallNum,
     function: Function,
     code: Arc<Code>,
@@ -39,7 +39,7 @@ struct Begun {
     invoker: Arc<dyn Invoker>,
 }
 
-impl Begun {
+impl RunningDirect {
     /// The record without what it was called with.
     fn head(&self) -> CallRecord {
         let head = CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string());
@@ -47,7 +47,7 @@ impl Begun {
     }
 }
 
-impl DirectInFlight for Begun {
+impl DirectInFlight for RunningDirect {
     fn function(&self) -> &FunctionName {
         &self.code.function
     }
@@ -84,7 +84,7 @@ pub(super) async fn run(
     let traceparent: Arc<str> = traceparent.into();
     let timeout_ms = current.code.limits.timeout.0;
     let created_at = unix_ms();
-    let begun = Arc::new(Begun {
+    let begun = Arc::new(RunningDirect {
         num,
         function: (current.code.namespace.clone(), current.code.function.clone()),
         code: Arc::clone(&current.code),
@@ -95,7 +95,7 @@ pub(super) async fn run(
         traceparent: Arc::clone(&traceparent),
         invoker: Arc::clone(invoker),
     });
-    app.in_flight().direct(begun.function.0.clone(), num, Arc::<Begun>::clone(&begun));
+    app.in_flight().direct(begun.function.0.clone(), num, Arc::<RunningDirect>::clone(&begun));
     let (tell, ended) = oneshot::channel();
     let call = Invocation {
         num,
@@ -153,7 +153,7 @@ fn missing() -> CallError {
 }
 
 /// Writes a call behind its answer.
-fn record(app: &App, begun: &Arc<Begun>, end: InvocationEnd, (permit, held): (BacklogPermit, body::Whole)) {
+fn record(app: &App, begun: &Arc<RunningDirect>, end: InvocationEnd, (permit, held): (BacklogPermit, body::Whole)) {
     let InvocationEnd { status, result, error, log, mut attempt, head } = end;
     let sample = CallSample::new(CallPath::Direct, status, Some(&attempt));
     app.scheduler().statistics().record(&begun.function, &sample);
@@ -179,7 +179,7 @@ fn record(app: &App, begun: &Arc<Begun>, end: InvocationEnd, (permit, held): (Ba
     }
     let (app, begun) = (app.clone(), Arc::clone(begun));
     let bytes = (result.len() + log.len()) as u64;
-    app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<Begun>::clone(&begun), bytes);
+    app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<RunningDirect>::clone(&begun), bytes);
     // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
         let blobs = app.blobs();

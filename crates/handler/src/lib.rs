@@ -83,13 +83,13 @@ impl Call<'_> {
 const SMALL: usize = 64 * 1024;
 
 /// What went wrong in a call: it fails with the kind `exception`, and the program lives on.
-pub type Failure = Box<dyn Error + Send + Sync>;
+pub type HandlerError = Box<dyn Error + Send + Sync>;
 
 /// Answers calls until there are no more. Standard input and the descriptor 3 belong to this function.
 ///
 /// # Errors
 /// Descriptors that are not those of a worker, or what is no frame.
-pub fn serve(handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<()> {
+pub fn serve(handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, HandlerError>) -> io::Result<()> {
     let calls = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let answers = File::options().write(true).open(format!("/proc/self/fd/{ANSWERS}"))?;
     serve_on(calls, answers, handle)
@@ -98,7 +98,7 @@ pub fn serve(handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>) -> io::Re
 fn serve_on(
     mut calls: impl Read,
     mut answers: impl Write,
-    mut handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>,
+    mut handle: impl FnMut(Call<'_>) -> Result<Vec<u8>, HandlerError>,
 ) -> io::Result<()> {
     let mut out = Vec::new();
     send(&mut answers, &mut out, Header { kind: Kind::Ready, id: 0, length: 0 }, &[])?;
@@ -132,7 +132,10 @@ fn frame(bytes: &[u8]) -> io::Result<Option<(Header, &[u8])>> {
     Ok(rest.get(..header.length as usize).map(|body| (header, body)))
 }
 
-fn answer(body: &[u8], handle: &mut impl FnMut(Call<'_>) -> Result<Vec<u8>, Failure>) -> io::Result<(Kind, Vec<u8>)> {
+fn answer(
+    body: &[u8],
+    handle: &mut impl FnMut(Call<'_>) -> Result<Vec<u8>, HandlerError>,
+) -> io::Result<(Kind, Vec<u8>)> {
     let call = handler::Call::decode(body).ok_or_else(|| io::Error::other("a call without a context"))?;
     let handler::Call { context, params, body } = call;
     Ok(match handle(Call { params, body, context }) {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 
-use crate::{Failure, Spec, Step, mounts, root};
+use crate::{SpawnFailure, Spec, Step, mounts, root};
 
 /// The most that are kept; beyond it all are let go of, and those in use come back at once.
 const MOST: usize = 64;
@@ -25,7 +25,7 @@ pub(crate) struct Bases {
 
 impl Bases {
     /// Where the base of an instance is mounted.
-    pub(crate) fn of(&mut self, spec: &Spec) -> Result<PathBuf, Failure> {
+    pub(crate) fn of(&mut self, spec: &Spec) -> Result<PathBuf, SpawnFailure> {
         let key = format!("{:?}", (&spec.root, &spec.etc, &spec.agent, &spec.shims, &spec.path));
         if let Some(place) = self.known.get(&key) {
             return Ok(place.clone());

@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::process::{Gid, Uid};
 
 use crate::preloaded::{PreloadedProcess, UserProcess};
-use crate::{Failure, INSIDE_ID, Inherited, Spec, Step, mounts, network, restrict, root};
+use crate::{INSIDE_ID, Inherited, SpawnFailure, Spec, Step, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
 pub(crate) fn send_go(child: &UnixStream, code: Option<&OwnedFd>) -> io::Result<()> {
@@ -60,7 +60,7 @@ pub(crate) fn run(
 }
 
 /// Says which step failed, and ends.
-pub(crate) fn give_up(Failure { step, error }: &Failure, mut parent: &UnixStream) -> ! {
+pub(crate) fn give_up(SpawnFailure { step, error }: &SpawnFailure, mut parent: &UnixStream) -> ! {
     let _ = parent.write_all(format!("{step}\n{error}").as_bytes());
     // Nothing of the parent's is flushed, and nothing of it ends here.
     // SAFETY: _exit takes no pointers.
@@ -73,7 +73,7 @@ fn confine(
     base: Option<&Path>,
     inherited: &Inherited,
     parent: &UnixStream,
-) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<String>, SpawnFailure> {
     // The spawner's children are collected by the kernel; the agent collects its own.
     // SAFETY: the default action is installed, no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -117,7 +117,7 @@ fn silence() -> io::Result<()> {
     Ok(())
 }
 
-fn exec(words: Vec<String>) -> Result<Infallible, Failure> {
+fn exec(words: Vec<String>) -> Result<Infallible, SpawnFailure> {
     let words: Vec<CString> = words.iter().filter_map(|word| CString::new(word.as_str()).ok()).collect();
     let pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
     let none = [std::ptr::null()];

@@ -156,25 +156,25 @@ pub struct Refusal {
 
 /// A step that failed.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct SpawnFailure {
     step: String,
     error: io::Error,
 }
 
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
+impl From<SpawnFailure> for Refusal {
+    fn from(failure: SpawnFailure) -> Self {
         Self { step: failure.step, error: failure.error.to_string() }
     }
 }
 
 pub(crate) trait Step<T> {
     /// Names what was being done.
-    fn step(self, step: impl Into<String>) -> Result<T, Failure>;
+    fn step(self, step: impl Into<String>) -> Result<T, SpawnFailure>;
 }
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
-    fn step(self, step: impl Into<String>) -> Result<T, Failure> {
-        self.map_err(|error| Failure { step: step.into(), error: error.into() })
+    fn step(self, step: impl Into<String>) -> Result<T, SpawnFailure> {
+        self.map_err(|error| SpawnFailure { step: step.into(), error: error.into() })
     }
 }
 
@@ -209,7 +209,7 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
-    fn open(spec: &Spec, socket: OwnedFd) -> Result<Self, Failure> {
+    fn open(spec: &Spec, socket: OwnedFd) -> Result<Self, SpawnFailure> {
         let read =
             |path: &PathBuf| std::fs::File::open(path).map(OwnedFd::from).step(format!("opening {}", path.display()));
         let write = |path: &PathBuf| {
@@ -232,7 +232,7 @@ impl Inherited {
     }
 
     /// The agent's arguments; each descriptor named here survives exec.
-    pub(crate) fn arguments(&self, spec: &Spec) -> Result<Vec<String>, Failure> {
+    pub(crate) fn arguments(&self, spec: &Spec) -> Result<Vec<String>, SpawnFailure> {
         let mut words = vec!["faena-agent".to_owned()];
         let one = |word: &'static str, fd| std::iter::once((word, fd));
         let named = one("--socket", &self.socket)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Step, clone, idmap, mounts};
+use crate::{SpawnFailure, Step, clone, idmap, mounts};
 
 /// The code of one container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub enum Before {
 }
 
 /// Mounts `folder/merged`. A container that holds it as a slave sees what is mounted there afterwards.
-pub(crate) fn mount(spec: &OverlaySpec) -> Result<(), Failure> {
+pub(crate) fn mount(spec: &OverlaySpec) -> Result<(), SpawnFailure> {
     let at = |name: &str| spec.folder.join(name).display().to_string();
     let (code, layer, merged) = (at("code"), at("layer"), at("merged"));
     match spec.before {

@@ -11,7 +11,7 @@ use faena_confine::user::{self, Streams};
 use faena_instance_protocol::{Run, handler};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::{Failure, Step, clone};
+use crate::{SpawnFailure, Step, clone};
 
 /// What the process beside the agent is to do.
 pub(crate) struct UserProcess {
@@ -45,8 +45,8 @@ impl PreloadedProcess<'_> {
     /// what it is to do.
     pub(crate) fn begin(
         &self,
-        exec: impl FnOnce(Vec<String>) -> Result<Infallible, Failure>,
-    ) -> Result<UserProcess, Failure> {
+        exec: impl FnOnce(Vec<String>) -> Result<Infallible, SpawnFailure>,
+    ) -> Result<UserProcess, SpawnFailure> {
         self.filters.install().map_err(io::Error::other).step("installing the list of system calls")?;
         let (ready, tell) = pipe_with(PipeFlags::empty()).step("making a pipe")?;
         let pid = clone::fork().step("forking")?;

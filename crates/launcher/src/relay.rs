@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::{Failure, Remount, Step, child, idmap, mounts, root};
+use crate::{Remount, SpawnFailure, Step, child, idmap, mounts, root};
 
 /// The number of a process that is named by a descriptor, while it lives (proc_pid_fdinfo(5)).
 fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
@@ -18,7 +18,7 @@ fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
 }
 
 /// The code's tree, owned inside by the instance's user where that can be mapped.
-pub(crate) fn tree(relay: &Remount, instance: &OwnedFd) -> Result<OwnedFd, Failure> {
+pub(crate) fn tree(relay: &Remount, instance: &OwnedFd) -> Result<OwnedFd, SpawnFailure> {
     if !relay.privileged {
         return mounts::clone_tree(&relay.code).step("taking hold of the code");
     }
@@ -35,7 +35,7 @@ pub(crate) fn run(relay: &Remount, instance: &OwnedFd, code: &OwnedFd, parent: &
     child::give_up(&failure, parent)
 }
 
-fn lay(relay: &Remount, instance: &OwnedFd, code: &OwnedFd) -> Result<Infallible, Failure> {
+fn lay(relay: &Remount, instance: &OwnedFd, code: &OwnedFd) -> Result<Infallible, SpawnFailure> {
     let inside = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
     move_into_thread_name_spaces(instance.as_fd(), inside).step("entering the instance")?;
     child::become_inside_user(relay.privileged).step("becoming the instance's user")?;

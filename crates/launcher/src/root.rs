@@ -15,7 +15,7 @@ use rustix::mount::MountFlags;
 
 use faena_instance_protocol::SHIMS;
 
-use crate::{CA_BUNDLE, Failure, Spec, Step, mounts};
+use crate::{CA_BUNDLE, SpawnFailure, Spec, Step, mounts};
 
 /// Devices that every program may expect; none of them reaches anything.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
@@ -63,12 +63,12 @@ enum Part {
     Tree(OwnedFd),
 }
 
-fn tree(path: &Path) -> Result<OwnedFd, Failure> {
+fn tree(path: &Path) -> Result<OwnedFd, SpawnFailure> {
     mounts::clone_tree(path).step(format!("taking hold of {}", path.display()))
 }
 
 /// A folder or a link; nothing for whatever else stands there.
-fn part(path: &Path) -> Result<Option<Part>, Failure> {
+fn part(path: &Path) -> Result<Option<Part>, SpawnFailure> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_symlink() => {
             fs::read_link(path).step("reading a link").map(|target| Some(Part::Link(target)))
@@ -79,7 +79,7 @@ fn part(path: &Path) -> Result<Option<Part>, Failure> {
 }
 
 /// The host's own system.
-fn of_host(etc: &Path) -> Result<Vec<(OsString, Part)>, Failure> {
+fn of_host(etc: &Path) -> Result<Vec<(OsString, Part)>, SpawnFailure> {
     let mut system = vec![
         (OsString::from("usr"), Part::Tree(tree(Path::new("/usr"))?)),
         (OsString::from("etc"), Part::Tree(tree(etc)?)),
@@ -91,7 +91,7 @@ fn of_host(etc: &Path) -> Result<Vec<(OsString, Part)>, Failure> {
 }
 
 /// An image's folders, but for those that every instance has of its own.
-fn of_image(root: &Path, path: &str) -> Result<Vec<(OsString, Part)>, Failure> {
+fn of_image(root: &Path, path: &str) -> Result<Vec<(OsString, Part)>, SpawnFailure> {
     let own = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let mut system = Vec::new();
     for entry in fs::read_dir(root).step(format!("reading {}", root.display()))? {
@@ -105,7 +105,7 @@ fn of_image(root: &Path, path: &str) -> Result<Vec<(OsString, Part)>, Failure> {
 
 /// Prepares a base, mounted at a folder of ours. What it holds belongs to us: no instance's user may write to it, whatever
 /// it is mounted as.
-pub(crate) fn prepare(place: &Path, spec: &Spec) -> Result<(), Failure> {
+pub(crate) fn prepare(place: &Path, spec: &Spec) -> Result<(), SpawnFailure> {
     let parts = Parts::open(spec)?;
     mounts::tmpfs(place, ROOT_BYTES, 0o755, MountFlags::NOATIME).step("mounting a root")?;
     std::env::set_current_dir(place).step("entering a root")?;
@@ -115,7 +115,7 @@ pub(crate) fn prepare(place: &Path, spec: &Spec) -> Result<(), Failure> {
 impl Trees {
     /// Takes hold of them. `base` is where the base was prepared, and `code` the tree whose owner was mapped, where that
     /// could be done.
-    pub(crate) fn open(spec: &Spec, base: Option<&Path>, code: Option<OwnedFd>) -> Result<Self, Failure> {
+    pub(crate) fn open(spec: &Spec, base: Option<&Path>, code: Option<OwnedFd>) -> Result<Self, SpawnFailure> {
         Ok(Self {
             base: match base {
                 Some(place) => Base::Prepared(tree(place)?),
@@ -130,7 +130,7 @@ impl Trees {
     }
 
     /// Builds the root, which becomes that of this process. Runs as the instance's user.
-    pub(crate) fn build(&self, spec: &Spec) -> Result<(), Failure> {
+    pub(crate) fn build(&self, spec: &Spec) -> Result<(), SpawnFailure> {
         // Any folder will do: the mount is ours alone, and the root moves over it.
         let place = Path::new("/tmp");
         match &self.base {
@@ -177,7 +177,7 @@ fn folders_to(path: &str) -> io::Result<()> {
 }
 
 impl Parts {
-    fn open(spec: &Spec) -> Result<Self, Failure> {
+    fn open(spec: &Spec) -> Result<Self, SpawnFailure> {
         Ok(Self {
             system: match &spec.root {
                 Some(root) => of_image(root, &spec.path)?,
@@ -190,7 +190,7 @@ impl Parts {
     }
 
     /// Puts them together in the working directory, with a folder or a file wherever an instance has something of its own.
-    fn assemble(&self, path: &str) -> Result<(), Failure> {
+    fn assemble(&self, path: &str) -> Result<(), SpawnFailure> {
         self.system().step("mounting the system")?;
         self.devices().step("mounting devices")?;
         let own = [CODE, LAYER, path.trim_start_matches('/')];

@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::bases::Bases;
 use crate::preloaded::{PreloadedProcess, UserProcess};
 use crate::{
-    Failure, Inherited, Numbered, Order, READY, Remount, Reply, Spec, Step, child, clone, idmap, mounts, network, relay,
+    Inherited, Numbered, Order, READY, Remount, Reply, SpawnFailure, Spec, Step, child, clone, idmap, mounts, network,
+    relay,
 };
 
 /// How long nothing is asked for before network namespaces are made in advance: long enough that what was asked for last
@@ -180,7 +181,7 @@ impl Spawner {
         Ok(Served::All)
     }
 
-    fn begin_order(&mut self, id: u64, order: Order, mut fds: VecDeque<OwnedFd>) -> Result<Begun, Failure> {
+    fn begin_order(&mut self, id: u64, order: Order, mut fds: VecDeque<OwnedFd>) -> Result<Begun, SpawnFailure> {
         let mut next = || fds.pop_front().ok_or(io::ErrorKind::UnexpectedEof).step("taking the order's descriptors");
         let fd = next()?;
         match order {
@@ -199,7 +200,13 @@ impl Spawner {
         }
     }
 
-    fn launch(&mut self, id: u64, spec: &Spec, socket: OwnedFd, streams: Option<&Streams>) -> Result<Begun, Failure> {
+    fn launch(
+        &mut self,
+        id: u64,
+        spec: &Spec,
+        socket: OwnedFd,
+        streams: Option<&Streams>,
+    ) -> Result<Begun, SpawnFailure> {
         let inherited = Inherited::open(spec, socket)?;
         let base = spec.privileged.then(|| self.bases.of(spec)).transpose()?;
         let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
@@ -250,15 +257,15 @@ impl Spawner {
 
 /// What a child said before it gave up. One that was killed says nothing; whoever waits for its agent learns that it is
 /// gone.
-fn last_word(mut pipe: &UnixStream) -> Option<Failure> {
+fn last_word(mut pipe: &UnixStream) -> Option<SpawnFailure> {
     let mut said = String::new();
     let _ = Read::take(&mut pipe, WORD).read_to_string(&mut said);
     let (step, error) = said.split_once('\n')?;
-    Some(Failure { step: step.to_owned(), error: io::Error::other(error.to_owned()) })
+    Some(SpawnFailure { step: step.to_owned(), error: io::Error::other(error.to_owned()) })
 }
 
 /// What only the parent can do for a new instance.
-fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), Failure> {
+fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), SpawnFailure> {
     idmap::map_ids(pid, spec.host_id, spec.privileged).step("mapping users")?;
     if spec.privileged {
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ)
@@ -269,7 +276,7 @@ fn prepare(spec: &Spec, pid: i32, child: &UnixStream) -> Result<(), Failure> {
     child::send_go(child, code.as_ref()).step("telling the child to go on")
 }
 
-fn lay(id: u64, order: &Remount, instance: &OwnedFd) -> Result<Pending, Failure> {
+fn lay(id: u64, order: &Remount, instance: &OwnedFd) -> Result<Pending, SpawnFailure> {
     let code = relay::tree(order, instance)?;
     let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
     if clone::fork().step("forking")?.is_none() {

@@ -143,7 +143,7 @@ fn claim(
     request: &BuildsClaim,
     connection: &Connection,
     context: &RequestContext<'_>,
-) -> Result<Vec<Claimed>, DbError> {
+) -> Result<Vec<BuildClaim>, DbError> {
     let broken = |error| internal("claiming builds", &error);
     let again = taken(request, connection).map_err(broken)?;
     if !again.is_empty() {
@@ -193,9 +193,9 @@ fn reference(row: &Row<'_>) -> rusqlite::Result<BuildRef> {
 }
 
 /// A build that a claim took, and its epoch.
-type Claimed = (BuildRef, Epoch);
+type BuildClaim = (BuildRef, Epoch);
 
-fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<Claimed>> {
+fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<BuildClaim>> {
     let mut statement = connection.prepare_cached(
         "SELECT v.namespace, f.name, v.version, v.epoch FROM versions v
          JOIN functions f ON f.namespace = v.namespace AND f.key = v.function

@@ -349,7 +349,7 @@ fn claim_of(
 }
 
 /// A claimed row, before it becomes a job.
-struct Claimed {
+struct ClaimedCall {
     num: CallNum,
     spec: CallSpec,
     version: Version,
@@ -359,14 +359,14 @@ struct Claimed {
     expires_at: i64,
 }
 
-fn taken(request: &CallsClaim, connection: &Connection) -> rusqlite::Result<Vec<Claimed>> {
+fn taken(request: &CallsClaim, connection: &Connection) -> rusqlite::Result<Vec<ClaimedCall>> {
     let mut statement = connection.prepare_cached(
         "SELECT num, spec, version, epoch, deliveries, queued_at, expires_at FROM calls
          WHERE claim = ?1 AND status = 'RUNNING' ORDER BY num",
     )?;
     let rows = statement.query_map([&request.request], |row| {
         let Json(spec) = row.get(1)?;
-        Ok(Claimed {
+        Ok(ClaimedCall {
             num: CallNum(row.get(0)?),
             spec,
             version: Version(row.get(2)?),
@@ -383,7 +383,7 @@ fn millis(span: i64) -> u64 {
     u64::try_from(span).unwrap_or(0)
 }
 
-fn job(call: Claimed, code: faena_protocol::records::Code, now: i64) -> CallJob {
+fn job(call: ClaimedCall, code: faena_protocol::records::Code, now: i64) -> CallJob {
     let spec = call.spec;
     let asked = spec.timeout_ms.unwrap_or(code.limits.timeout.0);
     let left = millis(call.expires_at - now);

@@ -98,7 +98,7 @@ pub(crate) struct Files {
     pub(crate) reserve: Reserve,
 }
 
-type Answer = (Responder, Result<Box<RawValue>, DbError>);
+type WrittenReply = (Responder, Result<Box<RawValue>, DbError>);
 
 impl Writing {
     fn run(mut self, tasks: &Receiver<Task>) {
@@ -137,7 +137,7 @@ impl Writing {
     }
 
     /// Runs a group in one transaction; nobody is answered before it is durable.
-    fn group(&mut self, group: Vec<Task>, stalled: bool) -> Vec<Answer> {
+    fn group(&mut self, group: Vec<Task>, stalled: bool) -> Vec<WrittenReply> {
         let shared = Arc::clone(&self.shared);
         let context = shared.context();
         let begun = Instant::now();

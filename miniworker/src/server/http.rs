@@ -35,26 +35,26 @@ struct Sender {
 }
 
 /// What the process answered.
-pub(super) struct Answer {
+pub(super) struct ServerResponse {
     pub(super) head: HttpHead,
     pub(super) body: Bytes,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct ExchangeError {
     kind: ErrorKind,
     message: String,
     /// Nothing of the request was written: another instance may have it.
     pub(super) is_unsent: bool,
 }
 
-fn failure(kind: ErrorKind, message: impl Into<String>) -> Failure {
-    Failure { kind, message: message.into(), is_unsent: false }
+fn failure(kind: ErrorKind, message: impl Into<String>) -> ExchangeError {
+    ExchangeError { kind, message: message.into(), is_unsent: false }
 }
 
-fn unsent(kind: ErrorKind, message: impl Into<String>) -> Failure {
-    Failure { is_unsent: true, ..failure(kind, message) }
+fn unsent(kind: ErrorKind, message: impl Into<String>) -> ExchangeError {
+    ExchangeError { is_unsent: true, ..failure(kind, message) }
 }
 
 /// Connections to one process; clones share them.
@@ -132,7 +132,7 @@ impl Client {
         self.state().idle.clear();
     }
 
-    async fn connect(&self) -> Result<Sender, Failure> {
+    async fn connect(&self) -> Result<Sender, ExchangeError> {
         let (give, given) = oneshot::channel();
         {
             let mut state = self.state();
@@ -171,7 +171,7 @@ impl Client {
         &self,
         code: &Code,
         call: &InstanceCall,
-    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+    ) -> impl Future<Output = Result<ServerResponse, ExchangeError>> + Send + use<> {
         let client = self.clone();
         let (request, head) = (build(call, code), call.request.clone());
         let is_sent = Arc::clone(&call.is_sent);
@@ -192,7 +192,7 @@ impl Client {
         request: Request<Full<Bytes>>,
         head: Option<&HttpRequest>,
         is_sent: &AtomicBool,
-    ) -> Result<(Sender, Response<Incoming>), Failure> {
+    ) -> Result<(Sender, Response<Incoming>), ExchangeError> {
         let broken = |error: hyper::Error| failure(ErrorKind::Exception, format!("the function's HTTP: {error}"));
         let Some(mut sender) = self.kept().await else {
             let mut sender = self.connect().await?;
@@ -216,7 +216,7 @@ impl Client {
             },
         };
         // What may have ended the process is not tried on another one.
-        let lost = |failure: Failure| Failure { is_unsent: failure.is_unsent && !was_written, ..failure };
+        let lost = |failure: ExchangeError| ExchangeError { is_unsent: failure.is_unsent && !was_written, ..failure };
         let mut sender = self.connect().await.map_err(lost)?;
         is_sent.store(true, Ordering::Relaxed);
         sender.write_names(head);
@@ -234,7 +234,7 @@ impl Sender {
 }
 
 /// The request that goes to the process: the call's own, or its params as JSON.
-fn build(call: &InstanceCall, code: &Code) -> Result<Request<Full<Bytes>>, Failure> {
+fn build(call: &InstanceCall, code: &Code) -> Result<Request<Full<Bytes>>, ExchangeError> {
     let body = call.raw_body();
     let json = || HttpRequest {
         method: "POST".to_owned(),
@@ -264,7 +264,7 @@ fn build(call: &InstanceCall, code: &Code) -> Result<Request<Full<Bytes>>, Failu
 }
 
 /// Reads an answer, the names of its headers as they were written.
-async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<Answer, Failure> {
+async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<ServerResponse, ExchangeError> {
     let (parts, body) = response.into_parts();
     let headers = parts.headers.iter().map(|(name, value)| {
         let written = written.as_ref().and_then(|head| head.name(name.as_str()));
@@ -274,7 +274,7 @@ async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<Ans
     let head = HttpHead { status: parts.status.as_u16(), headers };
     let most = usize::try_from(MAX_RESULT).unwrap_or(usize::MAX);
     match Limited::new(body, most).collect().await {
-        Ok(body) => Ok(Answer { head, body: body.to_bytes() }),
+        Ok(body) => Ok(ServerResponse { head, body: body.to_bytes() }),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(failure(ErrorKind::Output, format!("the answer is over the limit of {MAX_RESULT} bytes")))
         }
@@ -283,13 +283,17 @@ async fn read(response: Response<Incoming>, written: Option<Head>) -> Result<Ans
 }
 
 /// Whether a server says that it failed.
-pub(super) fn is_failure(answer: &Result<Answer, Failure>) -> bool {
+pub(super) fn is_failure(answer: &Result<ServerResponse, ExchangeError>) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.head.status >= 500)
 }
 
 /// How a call ended whose function answered with a head of its own: a status of 500 and above says that it failed, and is
 /// passed on all the same.
-pub(super) fn answered(call: &InstanceCall, began: Instant, Answer { head, body }: Answer) -> InstanceEnd {
+pub(super) fn answered(
+    call: &InstanceCall,
+    began: Instant,
+    ServerResponse { head, body }: ServerResponse,
+) -> InstanceEnd {
     if !(200..600).contains(&head.status) {
         let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
         return InstanceEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
@@ -303,10 +307,10 @@ pub(super) fn answered(call: &InstanceCall, began: Instant, Answer { head, body 
 }
 
 /// How a call over HTTP ended.
-pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<Answer, Failure>) -> InstanceEnd {
+pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<ServerResponse, ExchangeError>) -> InstanceEnd {
     match answer {
         Ok(answer) => answered(call, began, answer),
-        Err(Failure { kind, message, .. }) => {
+        Err(ExchangeError { kind, message, .. }) => {
             InstanceEnd::failed(call, began, CallError::new(kind, Layer::Run, message))
         }
     }

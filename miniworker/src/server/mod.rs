@@ -78,7 +78,7 @@ enum Order {
     /// End a call, whether or not its client waits.
     Cancel(CallNum),
     /// A call over HTTP has ended.
-    Answered(u64, Result<http::Answer, http::Failure>),
+    Answered(u64, Result<http::ServerResponse, http::ExchangeError>),
 }
 
 /// How calls reach the process.

@@ -15,7 +15,7 @@ use crate::completions::BacklogPermit;
 use crate::handle::Command;
 use crate::ledger::function_id;
 use crate::statistics::{CallSample, Function};
-use crate::sync_call::{Answer, SyncCall};
+use crate::sync_call::{SyncCall, SyncOutcome};
 
 impl Scheduler {
     pub(super) fn submit(&mut self, mut call: SyncCall) {
@@ -52,7 +52,7 @@ impl Scheduler {
             }
             None => self.shared.in_flight.remove(num),
         }
-        call.answer(Answer::Ended(Box::new(record)));
+        call.answer(SyncOutcome::Ended(Box::new(record)));
         // Nobody may follow it.
         let _ = self.shared.ends.send(num);
     }
@@ -189,7 +189,7 @@ impl Scheduler {
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {
             Ok(record) => {
-                call.answer(Answer::Persisted(Box::new(record)));
+                call.answer(SyncOutcome::Persisted(Box::new(record)));
                 call.persisted();
                 if let Some(outcome) = call.outcome.take() {
                     self.end_persisted(call, outcome);
@@ -207,7 +207,7 @@ impl Scheduler {
             }
             Err(error) => {
                 // Without a row there is no 202; the call goes on and is recorded when it ends.
-                call.answer(Answer::Refused(error));
+                call.answer(SyncOutcome::Refused(error));
                 call.not_persisted();
                 match (call.outcome.take(), call.owner.is_some()) {
                     (Some(Some(outcome)), _) => {

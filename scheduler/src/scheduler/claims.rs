@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::{Ask, Scheduler};
 use crate::fleet::Capacity;
-use crate::handle::{Claimed, Command};
+use crate::handle::{ClaimReply, Command};
 
 /// The most calls of one claim: their params travel in one message.
 const CLAIM: u32 = 16;
@@ -24,13 +24,13 @@ impl Scheduler {
             let (db, sender) = (self.db.clone(), self.shared.sender.clone());
             tokio::spawn(async move {
                 let claimed = claim_for(&db, capacity).await;
-                let _ = sender.send(Command::Claimed(Box::new(claimed))).await;
+                let _ = sender.send(Command::ClaimReply(Box::new(claimed))).await;
             });
         }
     }
 
-    pub(super) fn claimed(&mut self, claimed: Claimed) {
-        let Claimed { owner, calls, builds, lease } = claimed;
+    pub(super) fn claimed(&mut self, claimed: ClaimReply) {
+        let ClaimReply { owner, calls, builds, lease } = claimed;
         if !calls.is_empty() || !builds.is_empty() || self.fleet.is_outdated(&owner) {
             // There may be more.
             self.asks(Ask::Work);
@@ -69,7 +69,7 @@ impl Scheduler {
 }
 
 /// Claims what a worker can take. The same claim is asked until it is answered: what db took for us must not be left lying.
-async fn claim_for(db: &DbClient, capacity: Capacity) -> Claimed {
+async fn claim_for(db: &DbClient, capacity: Capacity) -> ClaimReply {
     let Capacity { owner, engines, calls, builds } = capacity;
     let request = uuid::Uuid::new_v4().simple().to_string();
     // Db grants the lease no earlier than now.
@@ -88,7 +88,7 @@ async fn claim_for(db: &DbClient, capacity: Capacity) -> Claimed {
     for error in [calls.as_ref().err(), builds.as_ref().err()].into_iter().flatten() {
         debug!(%error, "nothing could be claimed");
     }
-    Claimed { owner, calls: calls.unwrap_or_default(), builds: builds.unwrap_or_default(), lease }
+    ClaimReply { owner, calls: calls.unwrap_or_default(), builds: builds.unwrap_or_default(), lease }
 }
 
 /// A lease that was granted at this instant or later, for workers that share our clock.

@@ -129,7 +129,7 @@ impl Scheduler {
                     self.say(&peer, &ToWorker::Ask { id, question: question.clone() }).await;
                 }
             }
-            Command::Claimed(claimed) => self.claimed(*claimed),
+            Command::ClaimReply(claimed) => self.claimed(*claimed),
             Command::Persisted(num, result) => self.persisted(num, *result).await,
         }
     }

@@ -13,7 +13,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
 };
-use tree::Answer;
+use tree::Verdict;
 
 #[cfg(target_arch = "aarch64")]
 const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
@@ -62,11 +62,11 @@ impl Filters {
 
 /// What is answered to whom, whatever it asks for.
 fn numbers() -> BpfProgram {
-    let errno = |number: i32| Answer::Errno(u16::try_from(number).unwrap_or(u16::MAX));
+    let errno = |number: i32| Verdict::Errno(u16::try_from(number).unwrap_or(u16::MAX));
     let refuse = errno(libc::EPERM);
     // Writing out every file system of the host is not an instance's to ask for; it is told that it was done.
-    const PRETEND: Answer = Answer::Errno(0);
-    let lists = [(COMMON, Answer::Allow), (OLDER, Answer::Allow), (NEWER, Answer::Allow), (REFUSED, refuse)];
+    const PRETEND: Verdict = Verdict::Errno(0);
+    let lists = [(COMMON, Verdict::Allow), (OLDER, Verdict::Allow), (NEWER, Verdict::Allow), (REFUSED, refuse)];
     let listed = lists.into_iter().flat_map(|(list, answer)| list.iter().map(move |number| (*number, answer)));
     let all = listed.chain([libc::SYS_sync, libc::SYS_syncfs].map(|number| (number, PRETEND)));
     // The kernel's numbers are small ones.

@@ -28,14 +28,14 @@ const OURS: u32 = 0xc000_00b7;
 
 /// What is done about a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Verdict {
     /// It is let through.
     Allow,
     /// It is not made, and this error is its answer; 0 for none.
     Errno(u16),
 }
 
-impl Answer {
+impl Verdict {
     fn action(self) -> u32 {
         match self {
             Self::Allow => ALLOW,
@@ -49,10 +49,10 @@ fn step(code: u16, k: u32) -> sock_filter {
 }
 
 /// The filter that answers these numbers so, and every other one `otherwise`.
-pub(super) fn program(answers: &BTreeMap<u32, Answer>, otherwise: Answer) -> BpfProgram {
+pub(super) fn program(answers: &BTreeMap<u32, Verdict>, otherwise: Verdict) -> BpfProgram {
     // Where each stretch of numbers begins that have one answer.
-    let mut stretches: Vec<(u32, Answer)> = vec![(0, otherwise)];
-    let mut begin = |number: u32, answer: Answer| match stretches.last_mut() {
+    let mut stretches: Vec<(u32, Verdict)> = vec![(0, otherwise)];
+    let mut begin = |number: u32, answer: Verdict| match stretches.last_mut() {
         Some((_, last)) if *last == answer => {}
         Some((start, last)) if *start == number => *last = answer,
         _ => stretches.push((number, answer)),
@@ -68,7 +68,7 @@ pub(super) fn program(answers: &BTreeMap<u32, Answer>, otherwise: Answer) -> Bpf
 }
 
 /// Finds the stretch that a number lies in.
-fn search(stretches: &[(u32, Answer)]) -> BpfProgram {
+fn search(stretches: &[(u32, Verdict)]) -> BpfProgram {
     if let [(_, answer)] = stretches {
         return vec![step(RETURN, answer.action())];
     }
@@ -108,8 +108,8 @@ mod tests {
         }
     }
 
-    fn holds(answers: &BTreeMap<u32, Answer>) {
-        let otherwise = Answer::Errno(38);
+    fn holds(answers: &BTreeMap<u32, Verdict>) {
+        let otherwise = Verdict::Errno(38);
         let program = program(answers, otherwise);
         for number in (0..2000).chain([0x4000_0000, 0x4000_0001, u32::MAX]) {
             let wanted = answers.get(&number).copied().unwrap_or(otherwise).action();
@@ -123,18 +123,18 @@ mod tests {
     #[test]
     fn every_number_has_its_answer() {
         holds(&BTreeMap::new());
-        holds(&[(0, Answer::Allow), (1, Answer::Errno(1)), (3, Answer::Allow)].into());
+        holds(&[(0, Verdict::Allow), (1, Verdict::Errno(1)), (3, Verdict::Allow)].into());
         // More of them than one comparison can jump over.
         holds(
             &(0..900)
-                .map(|number| (number * 2, if number % 3 == 0 { Answer::Allow } else { Answer::Errno(1) }))
+                .map(|number| (number * 2, if number % 3 == 0 { Verdict::Allow } else { Verdict::Errno(1) }))
                 .collect(),
         );
     }
 
     #[test]
     fn neighbours_with_one_answer_are_one_stretch() {
-        let allowed = (0..500).map(|number| (number, Answer::Allow)).collect();
-        assert!(program(&allowed, Answer::Errno(38)).len() < 10);
+        let allowed = (0..500).map(|number| (number, Verdict::Allow)).collect();
+        assert!(program(&allowed, Verdict::Errno(38)).len() < 10);
     }
 }

@@ -21,8 +21,8 @@ use crate::agent::{FrameSender, FrameSocket};
 /// How long an order may take.
 const ORDER: Duration = Duration::from_secs(10);
 
-type Answer = Result<Option<OwnedFd>, Refusal>;
-type Asked = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
+type SpawnerReply = Result<Option<OwnedFd>, Refusal>;
+type Asked = Arc<Mutex<HashMap<u64, oneshot::Sender<SpawnerReply>>>>;
 
 /// A spawner that runs.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub(crate) struct Spawner {
     started: Mutex<Option<Instant>>,
 }
 
-fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
+fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<SpawnerReply>>> {
     asked.lock()
 }
 
@@ -143,7 +143,11 @@ impl Spawner {
         }
     }
 
-    async fn ask(&self, order: Numbered, fds: &[BorrowedFd<'_>]) -> Result<oneshot::Receiver<Answer>, EngineError> {
+    async fn ask(
+        &self,
+        order: Numbered,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<oneshot::Receiver<SpawnerReply>, EngineError> {
         let mut running = self.running.lock().await;
         for _ in 0..2 {
             let current = match running.as_ref() {

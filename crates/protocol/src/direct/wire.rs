@@ -89,7 +89,7 @@ struct EndHead {
 
 /// From an api to a worker.
 #[derive(Clone, Debug)]
-pub enum ToWorker {
+pub enum DirectMessage {
     /// This number stands for this version from now on.
     Code(u32, Box<Code>),
     /// Run this; the params, and the body behind them.
@@ -167,7 +167,7 @@ pub fn end(num: CallNum, end: InvocationEnd) -> Result<Bytes, WireError> {
     encode(END, &head, &[&result, &log])
 }
 
-impl ToWorker {
+impl DirectMessage {
     /// Reads what an api sent.
     ///
     /// # Errors
@@ -218,14 +218,14 @@ mod tests {
             }),
         };
         let bytes = call(&head, &[b"body"]).expect("bytes");
-        let ToWorker::Call(read, body) = ToWorker::decode(&bytes).expect("a call") else { panic!("no call") };
+        let DirectMessage::Call(read, body) = DirectMessage::decode(&bytes).expect("a call") else { panic!("no call") };
         assert_eq!((read, &body[..]), (head, &b"body"[..]));
     }
 
     #[test]
     fn what_is_no_message_is_told() {
         for bytes in [&b""[..], b"{}", b"\x09\0\0\0\0", b"\x02\xff\xff\xff\xff{}", b"\x02\x02\0\0\0{}"] {
-            assert!(ToWorker::decode(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+            assert!(DirectMessage::decode(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
             assert!(decode_end(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
         }
     }

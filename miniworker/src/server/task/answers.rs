@@ -93,7 +93,7 @@ fn reply(flight: &InFlight, frame: &Bytes) -> InstanceEnd {
     let Some((head, body)) = split(frame) else { return invalid("no head") };
     match serde_json::from_slice(head) {
         Ok(head) => {
-            let answer = http::Answer { head, body: frame.slice_ref(body) };
+            let answer = http::ServerResponse { head, body: frame.slice_ref(body) };
             http::answered(&flight.call, flight.began, answer)
         }
         Err(error) => invalid(&format!("a head that cannot be read: {error}")),
