@@ -6,8 +6,8 @@ mod support;
 use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::units::ByteSize;
 use faena_domain::{
-    BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Manifest,
-    Owner, Payload, Timestamp, Version,
+    BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, FunctionId, Layer,
+    Manifest, Owner, Payload, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
@@ -713,9 +713,12 @@ async fn a_callback_is_taken_once_at_a_time_and_given_up_after_eight_tries() {
 /// Slots of which functions hold some.
 fn slots(total: u32, held: &[(&str, u32)]) -> SlotsView {
     let held = held.iter();
-    let held =
-        held.map(|(function, slots)| HeldSlots { namespace: space(), function: (*function).into(), slots: *slots });
+    let held = held.map(|(function, slots)| HeldSlots { function: id(function), slots: *slots });
     SlotsView { total, held: held.collect() }
+}
+
+fn id(name: &str) -> FunctionId {
+    FunctionId::new(&space(), &name.parse().unwrap())
 }
 
 async fn claim_with(service: &Service, slots: SlotsView, spare: Vec<SparePlaces>) -> Vec<String> {
@@ -755,7 +758,7 @@ async fn calls_that_share_an_instance_share_its_slot() {
         accept(&service, spec(num, "server")).await;
     }
     assert_eq!(claim_with(&service, slots(1, &[]), Vec::new()).await.len(), 4);
-    let spare = |calls| vec![SparePlaces { namespace: space(), function: "server".into(), version: Version(1), calls }];
+    let spare = |calls| vec![SparePlaces { function: id("server"), version: Version(1), calls }];
     assert_eq!(claim_with(&service, slots(1, &[("server", 1)]), spare(3)).await.len(), 3);
     assert!(claim_with(&service, slots(1, &[("server", 1)]), Vec::new()).await.is_empty());
     assert_eq!(claim_with(&service, slots(2, &[("server", 1)]), spare(1)).await.len(), 3);

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use faena_domain::{CallNum, EngineKind, Epoch, Owner, Slots};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionId, Owner, Slots};
 use faena_protocol::db::{SlotsView, SparePlaces};
 use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
 use faena_protocol::records::{BuildJob, BuildRef, CallJob};
 
-use crate::ledger::{FunctionId, Ledger, function_id, slots_view};
+use crate::ledger::{Ledger, slots_view};
 
 /// A call and its claim.
 pub(crate) type Claim = (CallNum, Epoch);
@@ -102,7 +102,7 @@ impl<P> Worker<P> {
     }
 
     fn begin_build(&mut self, build: BuildRef) {
-        let function = (build.namespace.clone(), build.function.key());
+        let function = build.function_id();
         if self.builds.insert(build, function.clone()).is_none() {
             self.build_slots.take(&function);
         }
@@ -271,7 +271,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
 
     /// Whether another function than this could take the reserve of a worker.
     pub(crate) fn has_reserve_for_others(&mut self, peer: &P, of: &CallOf) -> bool {
-        let function = function_id(of);
+        let function = of.function_id();
         self.by_peer(peer)
             .is_some_and(|worker| worker.ledger.slots().only_holder().is_some_and(|only| *only != function))
     }

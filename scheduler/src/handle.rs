@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use faena_db_client::DbClient;
-use faena_domain::{CallNum, Epoch, FunctionName, Namespace, Owner};
+use faena_domain::{CallNum, Epoch, FunctionId, Owner};
 use faena_protocol::DbError;
 use faena_protocol::node::{Lease, Question, Reply};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord};
@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Workers(oneshot::Sender<Vec<WorkerStatus>>),
     Cancel(CallNum, oneshot::Sender<Option<CallRecord>>),
     Stop(Owner, CallNum, Epoch),
-    Forget(Namespace, FunctionName),
+    Forget(FunctionId),
     Ask(Question, mpsc::Sender<Reply>),
     ClaimReply(Box<ClaimReply>),
     Persisted(CallNum, Box<Result<CallRecord, DbError>>),
@@ -116,9 +116,9 @@ impl SchedulerHandle {
     }
 
     /// Has every worker let go of what waits for calls of a function that is deleted.
-    pub async fn forget(&self, namespace: Namespace, function: FunctionName) {
+    pub async fn forget(&self, function: FunctionId) {
         // Where the scheduler has gone, so have the workers' connections.
-        let _ = self.commands.send(Command::Forget(namespace, function)).await;
+        let _ = self.commands.send(Command::Forget(function)).await;
     }
 
     /// Tells followers of a call that its status has changed.

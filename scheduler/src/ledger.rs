@@ -2,17 +2,9 @@
 
 use std::collections::HashMap;
 
-use faena_domain::{Namespace, Slots, Version};
+use faena_domain::{FunctionId, Slots, Version};
 use faena_protocol::db::{HeldSlots, SlotsView, SparePlaces};
 use faena_protocol::node::CallOf;
-
-/// A function: its namespace, and its name in lower case.
-pub(crate) type FunctionId = (Namespace, String);
-
-/// The function of a call.
-pub(crate) fn function_id(of: &CallOf) -> FunctionId {
-    (of.namespace.clone(), of.function.key())
-}
 
 /// The slots of a worker, and its calls by version: calls of a version share an instance, up to its `parallel`, and an
 /// instance that works has a slot.
@@ -46,26 +38,26 @@ impl Ledger {
 
     /// Whether a call has a place in an instance that works already.
     pub(crate) fn joins(&self, of: &CallOf) -> bool {
-        self.calls.get(&(function_id(of), of.version)).is_some_and(|calls| calls.spare() > 0)
+        self.calls.get(&(of.function_id(), of.version)).is_some_and(|calls| calls.spare() > 0)
     }
 
     /// Whether a call may begin.
     pub(crate) fn may_begin(&self, of: &CallOf, others_wait: bool) -> bool {
-        self.joins(of) || self.slots.may_take(&function_id(of), others_wait)
+        self.joins(of) || self.slots.may_take(&of.function_id(), others_wait)
     }
 
     /// A call begins.
     pub(crate) fn begin(&mut self, of: &CallOf) {
         if !self.joins(of) {
-            self.slots.take(&function_id(of));
+            self.slots.take(&of.function_id());
         }
         let parallel = of.parallel.max(1);
-        self.calls.entry((function_id(of), of.version)).or_insert(Calls { count: 0, parallel }).count += 1;
+        self.calls.entry((of.function_id(), of.version)).or_insert(Calls { count: 0, parallel }).count += 1;
     }
 
     /// A call has ended.
     pub(crate) fn end(&mut self, of: &CallOf) {
-        let key = (function_id(of), of.version);
+        let key = (of.function_id(), of.version);
         let Some(calls) = self.calls.get_mut(&key) else { return };
         calls.count -= 1;
         // As many instances as the calls fill: which of them a call was in is the worker's to know.
@@ -80,8 +72,7 @@ impl Ledger {
     /// What db has to know of it to claim calls.
     pub(crate) fn view(&self) -> (SlotsView, Vec<SparePlaces>) {
         let spare = self.calls.iter().filter(|(_, calls)| calls.spare() > 0);
-        let spare = spare.map(|(((namespace, function), version), calls)| SparePlaces {
-            namespace: namespace.clone(),
+        let spare = spare.map(|((function, version), calls)| SparePlaces {
             function: function.clone(),
             version: *version,
             calls: calls.spare(),
@@ -92,11 +83,7 @@ impl Ledger {
 
 /// What db has to know of slots.
 pub(crate) fn slots_view(slots: &Slots<FunctionId>) -> SlotsView {
-    let held = slots.held().map(|((namespace, function), slots)| HeldSlots {
-        namespace: namespace.clone(),
-        function: function.clone(),
-        slots,
-    });
+    let held = slots.held().map(|(function, slots)| HeldSlots { function: function.clone(), slots });
     SlotsView { total: slots.total(), held: held.collect() }
 }
 
@@ -108,7 +95,7 @@ mod tests {
 
     fn of(function: &str, parallel: u32) -> CallOf {
         let function = function.parse().expect("a name");
-        CallOf { namespace: Namespace::default(), function, version: Version(1), parallel }
+        CallOf { namespace: faena_domain::Namespace::default(), function, version: Version(1), parallel }
     }
 
     #[test]

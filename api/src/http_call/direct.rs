@@ -9,11 +9,11 @@ use axum::http::Response;
 use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
-use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Layer, Payload};
+use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
 use faena_invoker::{Invocation, Invoker};
 use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
-use faena_scheduler::statistics::{CallSample, Function};
+use faena_scheduler::statistics::CallSample;
 use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
 use tokio::sync::oneshot;
 
@@ -27,7 +27,7 @@ use crate::versions::Current;
 /// What is known of a call from its beginning.
 struct RunningDirect {
     num: CallNum,
-    function: Function,
+    function: FunctionId,
     code: Arc<Code>,
     params: Bytes,
     /// The body, where it is not the params.
@@ -86,7 +86,7 @@ pub(super) async fn run(
     let created_at = unix_ms();
     let begun = Arc::new(RunningDirect {
         num,
-        function: (current.code.namespace.clone(), current.code.function.clone()),
+        function: current.code.function_id(),
         code: Arc::clone(&current.code),
         params,
         body,
@@ -95,7 +95,7 @@ pub(super) async fn run(
         traceparent: Arc::clone(&traceparent),
         invoker: Arc::clone(invoker),
     });
-    app.in_flight().direct(begun.function.0.clone(), num, Arc::<RunningDirect>::clone(&begun));
+    app.in_flight().direct(begun.function.namespace.clone(), num, Arc::<RunningDirect>::clone(&begun));
     let (tell, ended) = oneshot::channel();
     let call = Invocation {
         num,

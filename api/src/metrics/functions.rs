@@ -20,7 +20,7 @@ struct Labels {
 impl Labels {
     fn of(series: &Series) -> Self {
         let (namespace, function) = match &series.function {
-            Some((namespace, function)) => (namespace.to_string(), function.to_string()),
+            Some(function) => (function.namespace.to_string(), function.name.to_string()),
             None => (String::new(), OTHER.to_owned()),
         };
         Self { namespace, function, path: series.path.as_str() }
@@ -72,8 +72,8 @@ fn seconds(micros: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use faena_domain::Namespace;
     use faena_domain::plan::CallPath;
+    use faena_domain::{FunctionId, Namespace};
     use faena_scheduler::statistics::CallSample;
     use prometheus_client::registry::Registry;
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn calls_are_told_by_function_and_path() {
         let statistics = Statistics::default();
-        let dice = (Namespace::default(), "dice".parse().expect("a name"));
+        let dice = FunctionId::new(&Namespace::default(), &"dice".parse().expect("a name"));
         for (path, millis) in [(CallPath::Direct, 2), (CallPath::Direct, 200_000), (CallPath::Queued, 2)] {
             let duration = Duration::from_millis(millis);
             statistics.record(&dice, &CallSample { path, is_error: millis > 2, is_cold: false, duration });

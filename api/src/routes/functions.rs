@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use faena_domain::units::Millis;
-use faena_domain::{FunctionName, Version};
+use faena_domain::{FunctionId, FunctionName, Version};
 use faena_protocol::db::{FunctionDelete, FunctionGet, FunctionList, VersionList};
 use faena_protocol::records::{FunctionRecord, VersionRecord};
 use faena_scheduler::statistics::LastHour;
@@ -89,7 +89,7 @@ pub(crate) async fn get(
 ) -> Reply<Json<FunctionView>> {
     let name = name.parse()?;
     let function = app.db().ask(&FunctionGet { namespace: principal.namespace.clone(), name }).await?;
-    let last_hour = app.scheduler().statistics().last_hour(&(principal.namespace.clone(), function.name.clone()));
+    let last_hour = app.scheduler().statistics().last_hour(&FunctionId::new(&principal.namespace, &function.name));
     Ok(Json(FunctionView { last_hour: Some(last_hour.into()), ..function.into() }))
 }
 
@@ -102,8 +102,9 @@ pub(crate) async fn delete(
 ) -> Reply<StatusCode> {
     let (namespace, name): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     app.db().ask(&FunctionDelete { namespace: namespace.clone(), name: name.clone() }).await?;
-    app.scheduler().statistics().forget(&(namespace.clone(), name.clone()));
-    app.scheduler().forget(namespace, name).await;
+    let function = FunctionId { namespace, name };
+    app.scheduler().statistics().forget(&function);
+    app.scheduler().forget(function).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -16,7 +16,7 @@
 //! ```
 
 use faena_domain::{
-    Attempt, CallNum, CallStatus, EngineKind, Epoch, FunctionName, ImageName, Namespace, Owner, Version,
+    Attempt, CallNum, CallStatus, EngineKind, Epoch, FunctionId, FunctionName, ImageName, Namespace, Owner, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,11 @@ pub struct CallOf {
 }
 
 impl CallOf {
+    /// The function.
+    pub fn function_id(&self) -> FunctionId {
+        FunctionId::new(&self.namespace, &self.function)
+    }
+
     /// A call of a version.
     pub fn of(code: &Code) -> Self {
         Self {

@@ -152,7 +152,7 @@ fn claim(
     let pending = pending(request, connection).map_err(broken)?;
     let mut slots = request.slots.ledger();
     for build in &pending {
-        let function = (build.namespace.clone(), build.function.key());
+        let function = build.function_id();
         // One that was passed over waits as well.
         let others_wait =
             pending.iter().any(|other| (&other.namespace, &other.function) != (&build.namespace, &build.function));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use faena_domain::queue::Event;
-use faena_domain::{CallNum, CallStatus, Epoch, Manifest, Namespace, Slots, Version};
+use faena_domain::{CallNum, CallStatus, Epoch, FunctionId, Manifest, Slots, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
@@ -26,9 +26,6 @@ const BEST: &str =
     "SELECT num, version, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
      AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
 
-/// A queue's key: the namespace, and the function's name in lower case.
-type Key = (Namespace, String);
-
 /// What waits in a queue, or in all of them.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
@@ -50,7 +47,7 @@ struct Entering {
 /// [`EnqueueBatch::settle`], which has to happen before any of these calls takes a step, and at the end.
 #[derive(Debug, Default)]
 pub(super) struct EnqueueBatch {
-    queues: HashMap<Key, Entering>,
+    queues: HashMap<FunctionId, Entering>,
     everywhere: Option<Waiting>,
 }
 
@@ -110,14 +107,14 @@ impl EnqueueBatch {
     pub(super) fn settle(&mut self, connection: &Connection) -> Result<(), DbError> {
         let came = std::mem::take(self).queues.into_iter().filter(|(_, queue)| queue.calls > 0);
         let write = || -> rusqlite::Result<()> {
-            for ((namespace, function), Entering { calls, bytes, due, .. }) in came {
+            for (function, Entering { calls, bytes, due, .. }) in came {
                 connection
                     .prepare_cached(
                         "INSERT INTO function_queues (namespace, function, pending, bytes, due) VALUES (?1, ?2, ?3, ?4, ?5)
                          ON CONFLICT (namespace, function) DO UPDATE
                              SET pending = pending + excluded.pending, bytes = bytes + excluded.bytes, due = due + excluded.due",
                     )?
-                    .execute((namespace.as_str(), function, calls, bytes, due))?;
+                    .execute((function.namespace.as_str(), function.name.key(), calls, bytes, due))?;
                 connection
                     .prepare_cached("UPDATE totals SET pending = pending + ?1, bytes = bytes + ?2")?
                     .execute((calls, bytes))?;
@@ -128,14 +125,14 @@ impl EnqueueBatch {
     }
 }
 
-fn key(spec: &CallSpec) -> Key {
-    (spec.namespace.clone(), spec.function.key())
+fn key(spec: &CallSpec) -> FunctionId {
+    FunctionId::new(&spec.namespace, &spec.function)
 }
 
-fn waiting_in(connection: &Connection, (namespace, function): &Key) -> rusqlite::Result<Waiting> {
+fn waiting_in(connection: &Connection, function: &FunctionId) -> rusqlite::Result<Waiting> {
     let read = connection
         .prepare_cached("SELECT pending, bytes FROM function_queues WHERE namespace = ?1 AND function = ?2")?
-        .query_row((namespace.as_str(), function), waiting)
+        .query_row((function.namespace.as_str(), function.name.key()), waiting)
         .optional()?;
     Ok(read.unwrap_or(Waiting { calls: 0, bytes: 0 }))
 }
@@ -188,8 +185,7 @@ pub(super) fn promote(connection: &Connection, context: &RequestContext<'_>) -> 
 }
 
 struct FunctionQueue {
-    namespace: Namespace,
-    function: String,
+    function: FunctionId,
     /// How many more may run.
     room: u32,
 }
@@ -204,8 +200,8 @@ fn queues(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusql
          ORDER BY turn LIMIT ?2",
     )?;
     let queue = |row: &Row<'_>| {
-        let Text(namespace) = row.get(0)?;
-        Ok(FunctionQueue { namespace, function: row.get(1)?, room: row.get(2)? })
+        let (Text(namespace), Text(name)) = (row.get(0)?, row.get(1)?);
+        Ok(FunctionQueue { function: FunctionId { namespace, name }, room: row.get(2)? })
     };
     statement.query_map((engines, limit, now), queue)?.collect()
 }
@@ -216,7 +212,7 @@ fn next_turn(connection: &Connection, queue: &FunctionQueue) -> rusqlite::Result
         .prepare_cached(
             "UPDATE function_queues SET turn = (SELECT turn FROM totals) WHERE namespace = ?1 AND function = ?2",
         )?
-        .execute((queue.namespace.as_str(), &queue.function))
+        .execute((queue.function.namespace.as_str(), queue.function.name.key()))
         .map(drop)
 }
 
@@ -238,18 +234,17 @@ fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Res
 struct Budget {
     calls: u32,
     bytes: usize,
-    slots: Slots<Key>,
+    slots: Slots<FunctionId>,
     /// Places in instances that work already, by version.
-    spare: HashMap<(Key, Version), u32>,
+    spare: HashMap<(FunctionId, Version), u32>,
     /// Calls at once in one instance, by version.
-    parallel: HashMap<(Key, Version), u32>,
+    parallel: HashMap<(FunctionId, Version), u32>,
 }
 
 impl Budget {
     fn new(request: &CallsClaim) -> Self {
         let spare = request.spare.iter();
-        let spare =
-            spare.map(|spare| (((spare.namespace.clone(), spare.function.clone()), spare.version), spare.calls));
+        let spare = spare.map(|spare| ((spare.function.clone(), spare.version), spare.calls));
         Self {
             calls: request.limit,
             bytes: CLAIM_BYTES,
@@ -261,7 +256,7 @@ impl Budget {
 
     /// Takes a call; false where it has no place. A call that joins an instance needs no slot, and one that takes a slot
     /// brings places for others of its version.
-    fn take(&mut self, version: &(Key, Version), parallel: u32, others_wait: bool) -> bool {
+    fn take(&mut self, version: &(FunctionId, Version), parallel: u32, others_wait: bool) -> bool {
         if let Some(spare) = self.spare.get_mut(version).filter(|spare| **spare > 0) {
             *spare -= 1;
         } else if self.slots.may_take(&version.0, others_wait) {
@@ -274,14 +269,14 @@ impl Budget {
         true
     }
 
-    fn parallel(&mut self, connection: &Connection, version: &(Key, Version)) -> rusqlite::Result<u32> {
+    fn parallel(&mut self, connection: &Connection, version: &(FunctionId, Version)) -> rusqlite::Result<u32> {
         if let Some(known) = self.parallel.get(version) {
             return Ok(*known);
         }
-        let ((namespace, function), number) = version;
+        let (function, number) = version;
         let manifest: Option<Json<Manifest>> = connection
             .prepare_cached("SELECT manifest FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3")?
-            .query_row((namespace.as_str(), function, number.0), |row| row.get(0))
+            .query_row((function.namespace.as_str(), function.name.key(), number.0), |row| row.get(0))
             .optional()?;
         let parallel = manifest.map_or(1, |Json(manifest)| manifest.serving.parallel());
         self.parallel.insert(version.clone(), parallel);
@@ -321,18 +316,20 @@ fn claim_of(
     context: &RequestContext<'_>,
 ) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
-    let key: Key = (queue.namespace.clone(), queue.function.clone());
     let count = u32::try_from(queues).unwrap_or(u32::MAX);
     let share = budget.calls.div_ceil(count).min(queue.room);
     let busy_at_most = budget.slots.busy() + budget.slots.free().div_ceil(count).max(1);
     let mut claimed = false;
-    for candidate in best(connection, (key.0.as_str(), &key.1, context.now, engines, share)).map_err(broken)? {
+    for candidate in
+        best(connection, (queue.function.namespace.as_str(), queue.function.name.key(), context.now, engines, share))
+            .map_err(broken)?
+    {
         // The first always fits.
         if budget.bytes < CLAIM_BYTES && candidate.bytes > budget.bytes {
             budget.bytes = 0;
             break;
         }
-        let version = (key.clone(), candidate.version);
+        let version = (queue.function.clone(), candidate.version);
         let parallel = budget.parallel(connection, &version).map_err(broken)?;
         if !budget.take(&version, parallel, queues > 1) {
             break;

@@ -4,17 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faena_domain::plan::CallPath;
-use faena_domain::{CallNum, Epoch, Owner};
+use faena_domain::{CallNum, Epoch, FunctionId, Owner};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallFinish, CallPersist};
-use faena_protocol::node::{CallOf, ToWorker};
+use faena_protocol::node::ToWorker;
 use faena_protocol::records::{CallRecord, CallSpec, EndedCall, Outcome};
 
 use super::{Ask, Scheduler};
 use crate::completions::BacklogPermit;
 use crate::handle::Command;
-use crate::ledger::function_id;
-use crate::statistics::{CallSample, Function};
+use crate::statistics::CallSample;
 use crate::sync_call::{SyncCall, SyncOutcome};
 
 impl Scheduler {
@@ -22,7 +21,7 @@ impl Scheduler {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
-        let (num, function) = (call.spec.num, function_id(&CallOf::of(&call.code)));
+        let (num, function) = (call.spec.num, call.code.function_id());
         self.shared.in_flight.sync(&call.spec.namespace, call.record());
         call.queued();
         self.waited.insert(num, call);
@@ -37,7 +36,7 @@ impl Scheduler {
     /// Answers a waited call and writes it behind the answer.
     pub(super) fn end_waited(&self, mut call: SyncCall, record: CallRecord) {
         let num = call.spec.num;
-        let function = (call.spec.namespace.clone(), call.code.function.clone());
+        let function = call.code.function_id();
         let mut sample = CallSample::new(CallPath::Sync, record.status, record.attempts.last());
         if record.attempts.is_empty() {
             sample.duration = Duration::from_millis(call.elapsed_ms());
@@ -63,7 +62,7 @@ impl Scheduler {
         let call = self.waited.get(&num).filter(|call| !call.is_persisted())?;
         let (record, running) = (call.cancelled(), call.owner.clone().map(|owner| (owner, call.epoch)));
         let call = self.waited.remove(&num)?;
-        self.queue.remove(&function_id(&CallOf::of(&call.code)), num);
+        self.queue.remove(&call.code.function_id(), num);
         self.end_waited(call, record.clone());
         if let Some((owner, epoch)) = running {
             self.stop(&owner, num, epoch).await;
@@ -123,7 +122,7 @@ impl Scheduler {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
-        let (num, function) = (call.spec.num, function_id(&CallOf::of(&call.code)));
+        let (num, function) = (call.spec.num, call.code.function_id());
         call.queued();
         self.waited.insert(num, call);
         self.queue.push_front(function, num);
@@ -140,11 +139,11 @@ impl Scheduler {
         let finish = CallFinish { num: call.spec.num, epoch: call.epoch, owner, outcome };
         // A stop waits for it, as for every other write behind an answer.
         let permit = call.permit.take().or_else(|| self.shared.completions.permit());
-        self.finish(finish, permit, Some((call.spec.namespace, call.code.function.clone())));
+        self.finish(finish, permit, Some(call.code.function_id()));
     }
 
     /// Ends a row on behalf of a worker; a stop waits until that is done.
-    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>, function: Option<Function>) {
+    fn finish(&self, finish: CallFinish, permit: Option<BacklogPermit>, function: Option<FunctionId>) {
         let (db, ends, poke) = (self.db.clone(), self.shared.ends.clone(), Arc::clone(&self.shared.poke));
         let statistics = self.shared.statistics.clone();
         tokio::spawn(async move {
@@ -163,7 +162,7 @@ impl Scheduler {
         let Some(call) = self.waited.get_mut(&num) else { return };
         let running = call.owner.clone();
         if running.is_none() {
-            self.queue.remove(&function_id(&CallOf::of(&call.code)), num);
+            self.queue.remove(&call.code.function_id(), num);
         }
         call.persisting();
         let persist = CallPersist {

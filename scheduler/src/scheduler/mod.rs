@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use faena_db_client::DbClient;
-use faena_domain::{CallNum, EngineKind, Owner};
+use faena_domain::{CallNum, EngineKind, FunctionId, Owner};
 use faena_protocol::Envelope;
 use faena_protocol::node::{CallOf, TYPE, ToWorker};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_ms};
@@ -17,7 +17,6 @@ use tracing::warn;
 
 use crate::fleet::Fleet;
 use crate::handle::{Command, SchedulerHandle, Shared};
-use crate::ledger::{FunctionId, function_id};
 use crate::questions::Questions;
 use crate::sync_call::SyncCall;
 use crate::turns::Turns;
@@ -116,7 +115,7 @@ impl Scheduler {
             Command::Workers(reply) => drop(reply.send(self.fleet.statuses())),
             Command::Cancel(num, reply) => drop(reply.send(self.cancel(num).await)),
             Command::Stop(owner, num, epoch) => self.stop(&owner, num, epoch).await,
-            Command::Forget(namespace, function) => {
+            Command::Forget(FunctionId { namespace, name: function }) => {
                 for peer in self.fleet.peers() {
                     let (namespace, function) = (namespace.clone(), function.clone());
                     self.say(&peer, &ToWorker::Forget { namespace, function }).await;
@@ -160,7 +159,7 @@ impl Scheduler {
             self.queue.iter().filter(|num| self.waited.get(num).is_some_and(SyncCall::is_late)).collect();
         for num in late {
             if let Some(call) = self.waited.remove(&num) {
-                self.queue.remove(&function_id(&CallOf::of(&call.code)), num);
+                self.queue.remove(&call.code.function_id(), num);
                 let record = call.expired();
                 self.end_waited(call, record);
             }

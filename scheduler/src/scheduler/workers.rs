@@ -42,7 +42,7 @@ impl Scheduler {
                 }
                 if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {
                     let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
-                    self.shared.statistics.record(&(of.namespace, of.function), &sample);
+                    self.shared.statistics.record(&of.function_id(), &sample);
                 }
                 self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
                 self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));

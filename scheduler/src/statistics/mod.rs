@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use faena_domain::call::StartKind;
 use faena_domain::plan::CallPath;
 use faena_domain::units::Millis;
-use faena_domain::{Attempt, CallStatus, FunctionName, Namespace};
+use faena_domain::{Attempt, CallStatus, FunctionId};
 use parking_lot::{Mutex, MutexGuard};
 
 use hour::Hour;
@@ -47,9 +47,6 @@ pub const BUCKETS_US: [u64; 19] = [
     50_000_000,
     100_000_000,
 ];
-
-/// A function of a namespace.
-pub type Function = (Namespace, FunctionName);
 
 /// The end of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +136,7 @@ struct Known {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Series {
     /// The function; none for all others.
-    pub function: Option<Function>,
+    pub function: Option<FunctionId>,
     /// How its calls were executed.
     pub path: CallPath,
     /// What they came to.
@@ -158,7 +155,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Shard {
-    functions: HashMap<Function, Known>,
+    functions: HashMap<FunctionId, Known>,
     other: ByPath,
 }
 
@@ -173,7 +170,7 @@ impl Statistics {
         self.0.begun.elapsed().as_secs() / 60
     }
 
-    fn shard(&self, function: &Function) -> MutexGuard<'_, Shard> {
+    fn shard(&self, function: &FunctionId) -> MutexGuard<'_, Shard> {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
         function.hash(&mut hasher);
@@ -182,19 +179,19 @@ impl Statistics {
     }
 
     /// Counts a call that has ended.
-    pub fn record(&self, function: &Function, sample: &CallSample) {
+    pub fn record(&self, function: &FunctionId, sample: &CallSample) {
         let minute = self.minute();
         self.shard(function).record(function, sample, minute);
     }
 
     /// A function's last hour, or what of it this process has seen.
-    pub fn last_hour(&self, function: &Function) -> LastHour {
+    pub fn last_hour(&self, function: &FunctionId) -> LastHour {
         let minute = self.minute();
         self.shard(function).functions.get(function).map(|known| known.hour.sum(minute)).unwrap_or_default()
     }
 
     /// Forgets a function that was deleted.
-    pub fn forget(&self, function: &Function) {
+    pub fn forget(&self, function: &FunctionId) {
         self.shard(function).functions.remove(function);
     }
 
@@ -220,7 +217,7 @@ impl Statistics {
 }
 
 impl Shard {
-    fn record(&mut self, function: &Function, sample: &CallSample, minute: u64) {
+    fn record(&mut self, function: &FunctionId, sample: &CallSample, minute: u64) {
         if !self.functions.contains_key(function) {
             self.make_room();
             let own = (self.labelled() < LABELLED / SHARDS).then(Box::default);
@@ -245,7 +242,7 @@ impl Shard {
         }
     }
 
-    fn label(&mut self, function: &Function, is_labelled: bool) {
+    fn label(&mut self, function: &FunctionId, is_labelled: bool) {
         if let Some(known) = self.functions.get_mut(function) {
             known.own = is_labelled.then(Box::default);
         }
@@ -254,7 +251,7 @@ impl Shard {
     /// Gives free labels to the busiest functions without one, and those of functions that were called least in the last hour
     /// to functions that were called twice as often.
     fn label_busiest(&mut self, minute: u64) {
-        let calls = |(function, known): (&Function, &Known)| (known.hour.calls(minute), function.clone());
+        let calls = |(function, known): (&FunctionId, &Known)| (known.hour.calls(minute), function.clone());
         let (with, without): (Vec<_>, Vec<_>) = self.functions.iter().partition(|(_, known)| known.own.is_some());
         let mut least: Vec<_> = with.into_iter().map(calls).collect();
         let mut most: Vec<_> = without.into_iter().map(calls).collect();
@@ -277,8 +274,8 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn function(name: &str) -> Function {
-        (Namespace::default(), name.parse().expect("a name"))
+    fn function(name: &str) -> FunctionId {
+        FunctionId { namespace: faena_domain::Namespace::default(), name: name.parse().expect("a name") }
     }
 
     fn sample(millis: u64) -> CallSample {

@@ -1,6 +1,6 @@
 //! Workers' slots, as db has to know them to claim.
 
-use faena_domain::{Namespace, Slots, Version};
+use faena_domain::{FunctionId, Slots, Version};
 use serde::{Deserialize, Serialize};
 
 /// A worker's slots, and who holds how many of them ([`faena_domain::Slots`]).
@@ -17,10 +17,8 @@ pub struct SlotsView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldSlots {
-    /// The function's namespace.
-    pub namespace: Namespace,
-    /// Its name in lower case.
-    pub function: String,
+    /// The function.
+    pub function: FunctionId,
     /// How many.
     pub slots: u32,
 }
@@ -29,10 +27,8 @@ pub struct HeldSlots {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SparePlaces {
-    /// The function's namespace.
-    pub namespace: Namespace,
-    /// Its name in lower case.
-    pub function: String,
+    /// The function.
+    pub function: FunctionId,
     /// The version.
     pub version: Version,
     /// How many.
@@ -45,12 +41,11 @@ impl SlotsView {
         Self { total, held: Vec::new() }
     }
 
-    /// The slots as a ledger, by namespace and name in lower case.
-    pub fn ledger(&self) -> Slots<(Namespace, String)> {
+    /// The slots as a ledger.
+    pub fn ledger(&self) -> Slots<FunctionId> {
         let mut slots = Slots::new(self.total);
         for held in &self.held {
-            let function = (held.namespace.clone(), held.function.clone());
-            (0..held.slots).for_each(|_| slots.take(&function));
+            (0..held.slots).for_each(|_| slots.take(&held.function));
         }
         slots
     }

@@ -1,6 +1,8 @@
 //! Builds.
 
-use faena_domain::{BlobKey, BuildFailure, EngineKind, Epoch, FunctionName, Namespace, Payload, RuntimeSpec, Version};
+use faena_domain::{
+    BlobKey, BuildFailure, EngineKind, Epoch, FunctionId, FunctionName, Namespace, Payload, RuntimeSpec, Version,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Code;
@@ -35,6 +37,13 @@ pub struct BuildRef {
     pub function: FunctionName,
     /// The version.
     pub version: Version,
+}
+
+impl BuildRef {
+    /// The function.
+    pub fn function_id(&self) -> FunctionId {
+        FunctionId::new(&self.namespace, &self.function)
+    }
 }
 
 /// How a build ended.
