@@ -73,7 +73,7 @@ impl Versions {
         known.get(namespace)?.get(name).cloned()
     }
 
-    /// The version that a call runs which names one or none, as it is remembered or as db tells it.
+    /// The version that a call runs; `version` is the one that it asks for, if any.
     ///
     /// # Errors
     /// What db says, where there is no such function or version or it cannot tell.
@@ -137,7 +137,7 @@ async fn follow(db: DbClient, versions: Weak<Versions>) {
             Ok(changes) => versions.take_in(changes),
             Err(error) => debug!(%error, "which functions have changed is not known"),
         }
-        // One that gets no further pauses: db is away, or has more to do than it can.
+        // If this round brought nothing new it pauses: db is away or overloaded.
         let gets_further = versions.taken_in() > since;
         let is_behind = versions.taken_in() < db.functions_seen() && db.functions_seen().is_settled();
         drop(versions);

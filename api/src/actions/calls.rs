@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
 pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: Option<Duration>) -> Reply<CallRecord> {
-    let busy = || Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1);
+    let busy = || Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1);
     let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;

@@ -70,7 +70,7 @@ struct Plan {
 }
 
 fn busy() -> Problem {
-    Problem::new(ErrorCode::Busy, "too many calls are waited for").retry_after(1)
+    Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1)
 }
 
 fn stopping() -> Problem {

@@ -150,7 +150,7 @@ fn claim(
         return Ok(again);
     }
     let pending = pending(request, connection).map_err(broken)?;
-    let mut slots = request.slots.ledger();
+    let mut slots = request.slots.to_slots();
     for build in &pending {
         let function = build.function_id();
         // One that was passed over waits as well.

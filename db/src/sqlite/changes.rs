@@ -28,6 +28,7 @@ struct Recent {
 
 impl ChangeLog {
     /// It begins with db time in milliseconds, which never goes back: a database that was away has not seen less than before.
+    /// It is even, and has room for 1000 changes a millisecond.
     pub(super) fn beginning_at(now_ms: i64) -> Self {
         let seen = u64::try_from(now_ms).unwrap_or(0) * 2000;
         Self {
@@ -45,7 +46,7 @@ impl ChangeLog {
         FunctionsSeen(self.seen.load(Ordering::SeqCst))
     }
 
-    /// Changes begin: it is odd from before anybody can see them until after everybody can.
+    /// Changes are under way: what is seen is odd from before the commit until [`ChangeLog::end`].
     pub(super) fn begin(&self) {
         self.seen.fetch_add(1, Ordering::SeqCst);
     }

@@ -248,7 +248,7 @@ impl Budget {
         Self {
             calls: request.limit,
             bytes: CLAIM_BYTES,
-            slots: request.slots.ledger(),
+            slots: request.slots.to_slots(),
             spare: spare.collect(),
             parallel: HashMap::new(),
         }

@@ -41,7 +41,7 @@ pub(super) async fn greet(
     };
     if !forks && code.serving.reuse == Reuse::Fork {
         return Err(StartError::refused(
-            "reuse = \"fork\" needs a process that forks for each call; of the handlers, those in Python do",
+            "reuse = \"fork\" is supported only by processes that fork for each call; of Faena's handlers only Python's does",
         ));
     }
     Ok(ServerParts {

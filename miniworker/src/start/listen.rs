@@ -40,7 +40,7 @@ impl Watch {
         Self { begun: now, surveyed: now, cpu_us: 0, worked: now, elsewhere: None }
     }
 
-    /// Takes a survey in; the end of a sentence that begins with "nothing listens", where waiting longer makes no sense.
+    /// Records a survey. If waiting longer is pointless it returns the reason, worded to follow "nothing listens on …".
     fn judge(&mut self, listening: &[String], cpu_us: u64, most: Duration) -> Option<String> {
         let now = Instant::now();
         self.surveyed = now;

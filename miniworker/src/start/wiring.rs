@@ -23,7 +23,7 @@ use crate::{Node, capture};
 pub(super) struct Wiring {
     /// What is run.
     pub(super) run: Run,
-    /// An interpreter that waits to be told so, and its ends of what joins us.
+    /// An interpreter that waits to be told what to run, and its ends of the pipes between us.
     pub(super) resident: Arc<PreloadedProcess>,
     /// Whether it may be a clone of an interpreter that is held ready.
     pub(super) may_be_clone: bool,
@@ -130,7 +130,7 @@ pub(super) fn waiting(domain: &str, path: &str) -> io::Result<(PreloadedProcess,
     Ok((PreloadedProcess { run, domain, input, output: end, answers: Some(answers) }, Channel { frames, output }))
 }
 
-/// An interpreter that waits for what it is to do; with time to do it, it rehearses before.
+/// The command of an interpreter that waits for its program. With `has_time` it rehearses first (`--rehearse`).
 fn waiting_run(path: &str, has_time: bool) -> Run {
     let shim = format!("{SHIMS}/python.py");
     let words = ["python3", "-S", &shim, if has_time { "--rehearse" } else { "--wait" }].map(str::to_owned).into();

@@ -15,8 +15,7 @@ use tracing::{debug, warn};
 use crate::Shared;
 use crate::state::UNMEASURED;
 
-/// The most instances of one kind, of those that hold an interpreter and are cheap, and the most of all kinds but for the
-/// first of each.
+/// The most instances of one cheap kind; also the most of all kinds together, except that each kind may always have one.
 const MAX_READY: u32 = 64;
 /// The most of one kind that an engine takes long to make.
 const MAX_READY_SLOW: u32 = 4;
@@ -44,7 +43,7 @@ struct Kind {
     engine: Arc<dyn Engine>,
     /// The oldest first.
     ready: VecDeque<Ready>,
-    is_refilled: bool,
+    is_refilling: bool,
     /// When it was first and last asked for.
     since: Instant,
     used: Instant,
@@ -60,7 +59,7 @@ impl Kind {
         Self {
             engine,
             ready: VecDeque::new(),
-            is_refilled: false,
+            is_refilling: false,
             since: now,
             used: now,
             second: (0, 0),
@@ -126,7 +125,7 @@ impl PrewarmPool {
         let Some(kind) = kinds.get_mut(key) else { return Next::Done };
         let is_full = !kind.ready.is_empty() && (held >= memory || count >= MAX_READY as usize);
         if is_full || kind.ready.len() >= kind.wanted(now) || kind.has_failed(now) {
-            kind.is_refilled = false;
+            kind.is_refilling = false;
             return Next::Done;
         }
         let rest = CALM.saturating_sub(now.saturating_duration_since(kind.used));
@@ -151,7 +150,7 @@ impl PrewarmPool {
     pub(crate) fn forget(&self, unused_for: Duration) -> Vec<Prewarmed> {
         let now = Instant::now();
         let mut kinds = self.kinds();
-        let is_old = |kind: &mut Kind| now.saturating_duration_since(kind.used) >= unused_for && !kind.is_refilled;
+        let is_old = |kind: &mut Kind| now.saturating_duration_since(kind.used) >= unused_for && !kind.is_refilling;
         let mut left: Vec<Ready> = kinds.extract_if(|_, kind| is_old(kind)).flat_map(|(_, kind)| kind.ready).collect();
         for kind in kinds.values_mut() {
             let surplus = kind.ready.len().saturating_sub(kind.wanted(now));
@@ -190,7 +189,7 @@ impl Shared {
         let kind = kinds.entry(key.clone()).or_insert_with(|| Kind::new(engine, now));
         kind.used = now;
         // What could not be made is tried again when a call needs it.
-        if kind.has_failed(now) || std::mem::replace(&mut kind.is_refilled, true) {
+        if kind.has_failed(now) || std::mem::replace(&mut kind.is_refilling, true) {
             return;
         }
         drop(kinds);
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_is_refilled_when_no_call_comes() {
+    fn a_kind_is_refilling_when_no_call_comes() {
         let now = Instant::now();
         let pool = PrewarmPool::default();
         let mut asked = kind(now);

@@ -33,7 +33,7 @@ struct Queue {
     spent: VecDeque<Spent>,
     memory: u64,
     /// A task destroys them.
-    is_cleared: bool,
+    is_clearing: bool,
 }
 
 impl Queue {
@@ -61,7 +61,7 @@ impl TeardownQueue {
         }
         queue.memory += spent.memory;
         queue.spent.push_back(spent);
-        Ok(!std::mem::replace(&mut queue.is_cleared, true))
+        Ok(!std::mem::replace(&mut queue.is_clearing, true))
     }
 
     /// Whether the oldest has waited for too long; none where there is none.
@@ -73,7 +73,7 @@ impl TeardownQueue {
     fn oldest(&self) -> Option<Spent> {
         let mut queue = self.queue();
         let oldest = queue.take();
-        queue.is_cleared = oldest.is_some();
+        queue.is_clearing = oldest.is_some();
         oldest
     }
 }

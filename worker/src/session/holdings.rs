@@ -218,7 +218,7 @@ impl Holdings {
         if self.calls.contains_key(&claim) || self.unacknowledged.contains_key(&claim) {
             return Vec::new();
         }
-        // A call without a row is its api's to judge, which waits as long as a lease from when it lost us.
+        // The api decides about calls without a row. After it lost us it waits one lease before it gives them up.
         let until_ms = if job.has_row { first_end(lease, now) } else { lease::end_of(now.ms) };
         self.calls.insert(claim, RunningCall { has_row: job.has_row, of: CallOf::of(&job.code) });
         let accepted = ToApi::Accepted { num: job.num, epoch: job.epoch };
@@ -286,7 +286,7 @@ impl Holdings {
         if self.calls.is_empty() && self.builds.is_empty() {
             return effects;
         }
-        // A call without a row is its api's to judge, which gives it up a lease after it lost us.
+        // The api decides about calls without a row, and knows that they run while it hears us.
         let rowless = self.calls.iter().filter(|(_, call)| !call.has_row && self.is_connected);
         effects.extend(
             rowless.map(|(claim, _)| Effect::Extend { claim: Claim::Call(*claim), until_ms: lease::end_of(now_ms) }),

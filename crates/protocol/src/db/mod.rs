@@ -160,7 +160,8 @@ pub enum DbError {
 pub enum Access {
     /// It only looks.
     Read,
-    /// It changes something. It may be sent again, and is answered as the first time.
+    /// It changes something. It may be sent again: it changes nothing more, and is answered as the first time, or, where it
+    /// deleted something, that there is no such thing.
     Write,
 }
 

@@ -41,8 +41,8 @@ impl SlotsView {
         Self { total, held: Vec::new() }
     }
 
-    /// The slots as a ledger.
-    pub fn ledger(&self) -> Slots<FunctionId> {
+    /// The same, to be counted on.
+    pub fn to_slots(&self) -> Slots<FunctionId> {
         let mut slots = Slots::new(self.total);
         for held in &self.held {
             (0..held.slots).for_each(|_| slots.take(&held.function));

@@ -103,7 +103,7 @@ impl<R: Resources> VersionEntry<R> {
         self.lasting() + self.starting as usize
     }
 
-    /// What the instances under way have places for waits for them.
+    /// Marks as cold the waiting calls that the instances being made have room for.
     pub(super) fn mark_cold(&mut self) {
         let places = self.asked as usize * self.code.serving.parallel() as usize;
         self.waiting.iter_mut().take(places).for_each(|waiting| waiting.is_cold = true);
