@@ -150,9 +150,7 @@ async fn follow(db: DbClient, versions: Weak<Versions>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use faena_domain::{BlobKey, DigestKind, FunctionId, Limits, Network, Serving};
+    use faena_domain::{FunctionId, Serving};
     use faena_transport::Endpoint;
 
     use super::*;
@@ -164,26 +162,8 @@ mod tests {
     }
 
     fn remember(versions: &Versions, name: &str, seen: u64) {
-        let (namespace, function) = (Namespace::default(), name.parse().unwrap());
-        let code = Code {
-            namespace: namespace.clone(),
-            function,
-            version: Version(1),
-            engine: None,
-            image: String::new(),
-            image_id: None,
-            path: String::new(),
-            run: String::new(),
-            archive: BlobKey::new(DigestKind::Sha256, [1; 32]),
-            root: String::new(),
-            env: BTreeMap::new(),
-            limits: Limits::DEFAULT,
-            network: Network::None,
-            concurrency: None,
-            serving: Serving::default(),
-            since: 1,
-        };
-        let function = code.function.clone();
+        let code = faena_test_support::code(name, Serving::default());
+        let (namespace, function) = (code.namespace.clone(), code.function.clone());
         let current = Arc::new(Current { status: FunctionStatus::Ready, code: Arc::new(code) });
         versions.remember(&namespace, &function, FunctionsSeen(seen), &current);
     }

@@ -8,8 +8,7 @@ use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
 use faena_domain::units::ByteSize;
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Network, Payload, Reuse,
-    RuntimeSpec, Version,
+    BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Payload, Reuse, RuntimeSpec,
 };
 use faena_engine::{Engine, Pull};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
@@ -71,24 +70,8 @@ impl Bench {
     }
 
     fn code(&self, run: &str) -> Code {
-        Code {
-            namespace: faena_domain::Namespace::default(),
-            function: "f".parse().unwrap(),
-            version: Version(1),
-            engine: Some(EngineKind::Sandbox),
-            image: "fake".into(),
-            image_id: None,
-            path: "/ws".into(),
-            run: run.into(),
-            archive: self.archive,
-            root: String::new(),
-            env: BTreeMap::new(),
-            limits: Limits::DEFAULT,
-            network: Network::None,
-            concurrency: None,
-            serving: faena_domain::Serving::default(),
-            since: 1,
-        }
+        let code = faena_test_support::code("f", faena_domain::Serving::default());
+        Code { run: run.into(), archive: self.archive, ..code }
     }
 
     fn job(&self, run: &str) -> CallJob {

@@ -41,7 +41,7 @@ fn become_interpreter(words: Vec<String>) -> io::Result<Infallible> {
     Err(Command::new(program).args(words).env_clear().envs(env).exec())
 }
 
-/// Serves orders from standard input. Returns in a new instance what its process is to do, as [`handler::begin`] writes it;
+/// Serves orders from standard input. Returns in a new instance what its process is to do, as [`faena_instance_protocol::handler::begin`] writes it;
 /// in the process that called it, nothing at the end of the orders, or when they cannot be served.
 pub fn serve() -> Option<Vec<u8>> {
     let served = Filters::new().map_err(io::Error::other).and_then(|filters| spawner::serve(Some(filters)));

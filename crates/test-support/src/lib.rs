@@ -7,6 +7,7 @@ mod archives;
 mod fake;
 mod http;
 mod platform;
+mod versions;
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ pub use archives::{multipart, tar_gz, zip};
 pub use fake::{FakeEngine, Trouble};
 pub use http::{Reply, post, raw, request};
 pub use platform::{Engine, Platform, Role, binary};
+pub use versions::code;
 
 /// Asks until there is an answer; panics with the last thing seen when the time is over.
 pub fn eventually<T, S: std::fmt::Debug>(within: Duration, what: &str, mut probe: impl FnMut() -> Result<T, S>) -> T {

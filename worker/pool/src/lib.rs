@@ -1,6 +1,6 @@
 //! The instances of a node: which are idle, which work, and who gets the next one.
 //!
-//! Every call goes through here, on every call path. [`state`] decides and does nothing; what it decides is done
+//! Every call goes through here, on every call path. `state` decides and does nothing; what it decides is done
 //! outside of its lock: a call begins in an instance, an instance is made. Identical cold starts are coalesced, since
 //! calls of one version wait in one queue and whichever instance is free first takes the next. A task that belongs to
 //! the instance owns a call from there on ([`faena_miniworker::ServerInstance`]), never the task that waits for it.

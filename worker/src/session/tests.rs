@@ -1,8 +1,4 @@
-use std::collections::BTreeMap;
-
-use faena_domain::{
-    BlobKey, CallNum, DigestKind, EngineKind, Epoch, Limits, Network, Owner, Payload, Serving, Version,
-};
+use faena_domain::{CallNum, Epoch, Limits, Owner, Payload, Serving};
 use faena_protocol::db::Renewed;
 use faena_protocol::node::{Lease, NodeInfo, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, Code};
@@ -28,24 +24,7 @@ fn holdings() -> Holdings {
 }
 
 fn code() -> Code {
-    Code {
-        namespace: "default".parse().unwrap(),
-        function: "f".parse().unwrap(),
-        version: Version(1),
-        engine: Some(EngineKind::Sandbox),
-        image: "fake".to_owned(),
-        image_id: None,
-        path: "/ws".to_owned(),
-        run: String::new(),
-        archive: BlobKey::new(DigestKind::Sha256, [1; 32]),
-        root: String::new(),
-        env: BTreeMap::new(),
-        limits: Limits::DEFAULT,
-        network: Network::None,
-        concurrency: None,
-        serving: Serving::default(),
-        since: 1,
-    }
+    faena_test_support::code("f", Serving::default())
 }
 
 fn call(has_row: bool) -> ToWorker {

@@ -1,7 +1,7 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use faena_domain::units::Span;
-use faena_domain::{BlobKey, Contract, DigestKind, EngineKind, Limits, Network, Reuse, Serving};
+use faena_domain::{Contract, Reuse, Serving};
 use proptest::prelude::*;
 
 use super::*;
@@ -29,24 +29,7 @@ fn policy() -> PoolPolicy {
 }
 
 fn code(function: &str, version: i64, serving: Serving) -> Arc<Code> {
-    Arc::new(Code {
-        namespace: "default".parse().unwrap(),
-        function: function.parse().unwrap(),
-        version: Version(version),
-        engine: Some(EngineKind::Sandbox),
-        image: "fake".to_owned(),
-        image_id: None,
-        path: "/ws".to_owned(),
-        run: String::new(),
-        archive: BlobKey::new(DigestKind::Sha256, [1; 32]),
-        root: String::new(),
-        env: BTreeMap::new(),
-        limits: Limits::DEFAULT,
-        network: Network::None,
-        concurrency: None,
-        serving,
-        since: 1,
-    })
+    Arc::new(Code { version: Version(version), ..faena_test_support::code(function, serving) })
 }
 
 fn server(parallel: u32) -> Serving {
