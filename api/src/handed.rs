@@ -46,7 +46,7 @@ pub(crate) struct Handed {
     pub(crate) request: Arc<HttpRequest>,
 }
 
-/// Headers of one connection, on either side of a function (RFC 9110, 7.6.1), and the length, which each side counts anew.
+/// Headers of one connection, on either side of a function (RFC 9110, 7.6.1), and the length, which each side counts itself.
 pub(crate) const HOP_BY_HOP: [&str; 7] =
     ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length"];
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 /// How often the store is looked through.
 const EVERY: Duration = Duration::from_secs(3600);
-/// A younger blob may be about to be referred to; a store writes a blob anew that is put again after half of this.
+/// A younger blob may be about to be referred to; a blob that is put again after half of this is written again.
 const AGE: Duration = faena_blob::REFRESHED_AFTER.saturating_mul(2);
 /// Blobs of one question.
 const BATCH: u32 = 500;

@@ -61,7 +61,7 @@ fn main() {
     builder.keep(&agent.expect("the agent does not build for any target").join("faena-agent"), "faena-agent");
     match builder.build("faena-zygote", SHARED, "") {
         Some(made) => builder.keep(&made.join("libfaena_zygote.so"), "zygote.so"),
-        // Without it interpreters are started anew for each instance.
+        // Without it each instance starts an interpreter of its own.
         None => std::fs::write(builder.out.join("zygote.so"), []).expect("cargo made the folder"),
     }
 }

@@ -1,4 +1,4 @@
-//! What an instance tells whoever owns it.
+//! What an instance tells its owner.
 
 use std::fmt::Debug;
 

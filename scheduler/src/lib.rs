@@ -5,7 +5,7 @@
 //! what was decided. Calls with a row are claimed in db for a worker that has a free slot, and only then sent to it; the
 //! worker ends them there.
 //!
-//! [`statistics`] are what functions have done. [`InFlight`] knows every call without a row, whoever runs it. [`CompletionWriter`] writes them when they have ended.
+//! [`statistics`] are what functions have done. [`InFlight`] knows every call without a row, on every call path. [`CompletionWriter`] writes them when they have ended.
 //! [`WorkerConnections`] are the direct path to workers in other processes.
 
 pub mod batch;

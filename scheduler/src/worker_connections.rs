@@ -276,7 +276,7 @@ impl Wire {
         self.finish(pending, end);
     }
 
-    /// Whatever was on its way is lost; a connection that comes anew knows no numbers.
+    /// Whatever was on its way is lost; a new connection knows no numbers.
     fn lose_all(&self, why: &str) {
         self.is_up.store(false, Ordering::Release);
         let lines = std::mem::take(&mut *self.lines());

@@ -8,7 +8,7 @@ use crate::{ErrorKind, FunctionStatus};
 pub const MAX_LOG: u64 = 10 * crate::units::MB;
 /// The end of the log that a function shows after a failed build, in bytes.
 pub const LOG_TAIL: usize = 4096;
-/// How often a build is started anew after the platform's own failures.
+/// How often a build is started again after failures of the platform.
 pub const MAX_REDELIVERIES: u32 = 5;
 
 /// A version's status seen as a build.

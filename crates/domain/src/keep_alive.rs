@@ -88,7 +88,7 @@ pub struct GreedyDual {
 }
 
 impl GreedyDual {
-    /// What an instance is worth when it was used just now and has answered so many calls; one that was made beforehand
+    /// What an instance is worth when it was used just now and has answered so many calls; one that was made in advance
     /// counts as if it had answered one. Among a version's instances the one that was used last is used next, so the calls
     /// of an instance tell how often as many are wanted at once, which the version's calls do not. Their logarithm is
     /// taken: with the count itself, what was called much once stays for too long (`make keepalive`).

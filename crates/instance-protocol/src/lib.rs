@@ -101,7 +101,7 @@ pub struct Run {
     pub has_answers: bool,
     /// Whether a descriptor for the content of `output.json` comes with it.
     pub wants_output: bool,
-    /// Files below `path` that are made anew before it starts; a descriptor with the content of each comes with it. What a
+    /// Files below `path` that are written before it starts; a descriptor with the content of each comes with it. What a
     /// process left as [`OUTPUT`] is removed where there are any.
     pub files: Vec<String>,
 }

@@ -2,7 +2,7 @@
 //!
 //! `faena` runs itself again as this program, once, because a process of many threads must not fork and go on. It has
 //! one thread and takes [`Order`]s over one socket ([`spawner`]). An instance is one clone into new user, pid, mount,
-//! ipc, uts and cgroup namespaces, into a network namespace that was made beforehand. The child builds its own root,
+//! ipc, uts and cgroup namespaces, into a network namespace that was made in advance. The child builds its own root,
 //! throws away what it could do, and becomes the agent; meanwhile other orders are served.
 //!
 //! ```text
@@ -120,7 +120,7 @@ pub struct Remount {
 pub enum Order {
     /// Make an instance; its agent's end of a socket comes with this, and the streams of its process where it has one.
     Launch(Box<Spec>),
-    /// Lay code anew; the instance's descriptor comes with this.
+    /// Mount code again; the instance's descriptor comes with this.
     Remount(Remount),
 }
 

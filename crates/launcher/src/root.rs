@@ -248,7 +248,7 @@ pub(crate) fn lay(code: &OwnedFd, path: &str, disk: u64) -> io::Result<()> {
         folder_at(folder.as_ref())?;
     }
     mounts::overlay(CODE, &upper, &work, path, ",userxattr")?;
-    // The overlay keeps both; nobody else shall see them.
+    // The overlay keeps both; no other process should see them.
     mounts::detach(LAYER)?;
     mounts::detach(CODE)
 }

@@ -101,7 +101,7 @@ pub(crate) fn serve(filters: Option<Filters>) -> io::Result<Option<UserProcess>>
 impl Spawner {
     fn begin(filters: Option<Filters>) -> io::Result<Self> {
         close_on_exec()?;
-        // What a terminal sends to all of its processes at once is for whoever gives us orders: we end with those. Who leads
+        // What a terminal sends to all of its processes at once is for the worker: we end when its orders end. Who leads
         // a session already has been left alone.
         let _ = rustix::process::setsid();
         // SAFETY: no handler is installed; ended children are collected by the kernel.
@@ -255,7 +255,7 @@ impl Spawner {
     }
 }
 
-/// What a child said before it gave up. One that was killed says nothing; whoever waits for its agent learns that it is
+/// What a child said before it gave up. One that was killed says nothing; the process that waits for its agent learns that it is
 /// gone.
 fn last_word(mut pipe: &UnixStream) -> Option<SpawnFailure> {
     let mut said = String::new();

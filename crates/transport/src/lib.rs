@@ -5,7 +5,7 @@
 //! too early throws out its successor. So nothing outside of this crate touches a socket:
 //!
 //! - [`Server`] owns a ROUTER: one task receives, one task sends, silent peers are reported as lost;
-//! - [`Link`] owns a DEALER: it beats, notices silence, and connects anew under a fresh identity;
+//! - [`Link`] owns a DEALER: it beats, notices silence, and connects again under a new identity;
 //! - [`RpcClient`] asks over a link: each request has a deadline, and is sent again after a reconnect.
 //!
 //! An empty message is a heartbeat; it never reaches a user of this crate.

@@ -14,7 +14,7 @@ use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, 
 use crate::event_sink::{EventSink, Told};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
-/// One connection of a client; a client that connects anew is another peer.
+/// One connection of a client; a client that connects again is another peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Peer(Bytes);
 

@@ -320,7 +320,7 @@ fn fail_calls(
     Ok(())
 }
 
-/// Builds of a worker that is gone, or whose lease has ended, begin anew, a few times; returns how many there were.
+/// Builds of a worker that is gone, or whose lease has ended, are started again, a few times; returns how many there were.
 pub(super) fn lose(
     connection: &Connection,
     condition: &str,

@@ -20,7 +20,7 @@ pub enum MigrateError {
     /// Somebody else wrote it, or has changed it.
     #[error(
         "its tables are not those of a Faena with schema version {found}: a Faena before its release wrote it, or somebody changed it; \
-         start the Faena that wrote it, or move the data folder away and begin anew"
+         start the Faena that wrote it, or move the data folder away and start with an empty one"
     )]
     Foreign {
         /// What the file says.

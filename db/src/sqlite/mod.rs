@@ -192,7 +192,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "cache_size", -4000)?;
     // What a savepoint needs to go back lies in memory, not in a file beside.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    // A plan depends on the statement alone. Otherwise one whose parameters might choose a partial index is compiled anew
+    // A plan depends on the statement alone. Otherwise one whose parameters might choose a partial index is compiled again
     // each time that they are bound, which costs more than most statements themselves.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {

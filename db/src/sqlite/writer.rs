@@ -149,9 +149,9 @@ impl Writing {
             }
         };
         if stalled {
-            warn!("the database was away; every lease is granted anew");
+            warn!("the database was away; every lease is granted again");
             if let Err(error) = grant_grace(&transaction, context.now) {
-                error!(%error, "leases could not be granted anew");
+                error!(%error, "leases could not be granted again");
             }
         }
         let mut answers = Vec::with_capacity(group.len());

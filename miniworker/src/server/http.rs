@@ -64,7 +64,7 @@ pub(crate) struct Client(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     state: Mutex<Connections>,
-    /// Told when the agent shall make another connection.
+    /// Notified when the agent has to make another connection.
     wanted: Notify,
 }
 

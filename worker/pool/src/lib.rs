@@ -158,7 +158,7 @@ impl Pool {
         }
         let shared = Arc::new(code.clone());
         self.0.apply(|state, now| state.expect(&shared, now));
-        // Unpacking takes the longer the larger it is; no call shall wait for it.
+        // Unpacking takes time in proportion to the size of the code; no call should wait for it.
         let (pool, code) = (Arc::clone(&self.0), code.clone());
         self.0.config.home.spawn(async move {
             match pool.node.code.get(&code).await {

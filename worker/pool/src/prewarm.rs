@@ -25,7 +25,7 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 const MEMORY_SHARE: u64 = 8;
 /// How long after one could not be made it is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// How long after a call more are made for the next ones: the call itself shall have the processor first.
+/// How long after a call more are made for the next ones: the call itself gets the processor first.
 const CALM: Duration = Duration::from_millis(200);
 
 /// One that is ready.

@@ -195,7 +195,7 @@ impl Docker {
         if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
             held.mount_code(code).await?;
         }
-        // Nobody else shall find it; the agent is connected.
+        // The agent is connected, and no other process should find the socket.
         let _ = std::fs::remove_file(&socket);
         Ok(Connected { agent, listener })
     }

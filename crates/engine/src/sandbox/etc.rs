@@ -26,7 +26,7 @@ const COPIED: [&str; 13] = [
 /// The same, for folders whose names end in a version.
 const COPIED_BY_BEGINNING: [&str; 4] = ["python3", "java-", "perl", "gcrypt"];
 
-/// Makes the folder anew and puts it into place.
+/// Makes a new folder and puts it into place.
 pub(super) fn make(below: &Path) -> io::Result<PathBuf> {
     let (etc, passing) = (below.join("etc"), below.join("etc.new"));
     remove(&passing)?;

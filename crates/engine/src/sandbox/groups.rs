@@ -14,7 +14,7 @@ use crate::cgroup::{Group, Trees};
 /// How many wait at first, and at most: twice as many each time that there were too few.
 const LEAST: usize = 8;
 const MOST: usize = 64;
-/// How long nothing is asked for before others are made: what was asked for last shall have the processor for itself.
+/// How long nothing is asked for before others are made: what was asked for last gets the processor first.
 const CALM: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Groups {
                 ready.groups.len() >= ready.wanted
             }
             Err(error) => {
-                warn!(%error, "control groups cannot be made beforehand");
+                warn!(%error, "control groups cannot be made in advance");
                 true
             }
         };

@@ -63,7 +63,7 @@ requests! {
         namespace: Namespace,
         /// The old call.
         of: CallNum,
-        /// The version, where the replay names one; none resolves anew.
+        /// The version, where the replay names one; without one it is resolved again.
         version: Option<Version>,
         /// The W3C trace context of the new call.
         traceparent: String,

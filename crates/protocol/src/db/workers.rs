@@ -7,7 +7,7 @@ use super::requests;
 use crate::records::BuildRef;
 
 requests! {
-    /// A worker begins anew: what its earlier incarnations held is ended.
+    /// A worker has started: what its earlier incarnations held is ended.
     Write WorkerJoin = "worker.join" by [Worker] -> () {
         /// The worker's new incarnation.
         owner: Owner,

@@ -74,7 +74,7 @@ impl Task {
 pub(super) async fn read_frames(answers: &mut Option<Receiver>, incoming: &mut BytesMut) -> io::Result<usize> {
     match answers {
         Some(answers) => {
-            // What was answered still holds the room before it; only where little is left is there anew.
+            // Answers that were handed out still hold the memory before it; more is allocated only where little is left.
             if incoming.capacity() - incoming.len() < CHUNK / 8 {
                 incoming.reserve(CHUNK);
             }
