@@ -372,5 +372,5 @@ fn forks_of_what_cannot_fork_are_refused() {
     );
     assert_eq!(platform.built("node")["status"], "READY");
     let reply = request(platform.port, "POST", "/f/node", &[("content-type", "application/json")], b"{}");
-    assert!(reply.text().contains("forks for each call"), "{} {}", reply.status, reply.text());
+    assert!(reply.text().contains("fork for each call"), "{} {}", reply.status, reply.text());
 }
