@@ -44,7 +44,7 @@ pub(crate) struct Versions {
 }
 
 impl Versions {
-    /// Nothing is remembered yet. A task keeps what is; it ends when this is dropped.
+    /// An empty memory, and the task that follows changes; the task ends when this is dropped.
     pub(crate) fn new(db: DbClient) -> Arc<Self> {
         let versions = Arc::new(Self { db: db.clone(), known: RwLock::default(), taken_in: AtomicU64::new(0) });
         tokio::spawn(follow(db, Arc::downgrade(&versions)));
@@ -66,7 +66,7 @@ impl Versions {
     /// The version that a name stands for, where that is known and still so.
     pub(crate) fn known(&self, namespace: &Namespace, name: &str) -> Option<Arc<Current>> {
         let known = self.read();
-        // Under the lock: what has changed is removed before it counts as taken in.
+        // This is compared under the lock: changed functions are removed before the number rises.
         if self.taken_in() != self.db.functions_seen() {
             return None;
         }
@@ -127,7 +127,7 @@ impl Versions {
     }
 }
 
-/// Asks what has changed, whenever something has and from time to time.
+/// Asks db which functions have changed: when a reply shows that some have, and every half second.
 async fn follow(db: DbClient, versions: Weak<Versions>) {
     loop {
         let Some(since) = versions.upgrade().map(|versions| versions.taken_in()) else { return };

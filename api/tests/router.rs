@@ -1,4 +1,4 @@
-//! The API against a platform in this process, whose engine is made of threads: what requests get, whatever the engine does.
+//! The API of a platform in this process, whose engine is made of threads and fails as it is told to.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod platform;

@@ -16,7 +16,7 @@ use crate::problem::{ErrorCode, Problem, Reply};
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs a call that nobody will ask for by its row before it has ended; for `wait` at most, where there is one.
+/// Runs a call without a row until it has ended. With `wait` the client waits no longer than that: the call has a row then.
 pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: Option<Duration>) -> Reply<CallRecord> {
     let busy = || Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1);
     let permit = app.completions().permit().ok_or_else(busy)?;
@@ -74,7 +74,7 @@ pub(crate) async fn accept_and_wait(
     let call = accept(app, CallSpec { waited: true, ..spec }, version).await?;
     let call = wait_for_end(app, &namespace, call, wait).await?;
     if !call.status.is_terminal() {
-        // From the 202 on somebody relies on it: should it fail, it is a dead letter.
+        // The client relies on it after the 202: if the call fails, it is a dead letter.
         app.db().ask(&CallAcknowledge { num: call.num }).await?;
     }
     Ok(call)

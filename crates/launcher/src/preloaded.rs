@@ -20,7 +20,7 @@ pub(crate) struct UserProcess {
 }
 
 impl UserProcess {
-    /// Sets the environment for whatever is no interpreter's, and tells the interpreter.
+    /// Sets the environment of the process, and returns what tells the interpreter its own.
     pub(crate) fn enter(self) -> Vec<u8> {
         // SAFETY: this process has one thread, and whatever the interpreter has read of the environment is a copy.
         unsafe { libc::clearenv() };

@@ -20,7 +20,7 @@ pub(super) struct ChangeLog {
 
 #[derive(Debug)]
 struct Recent {
-    /// What was changed, and what was seen afterwards; the oldest first.
+    /// The functions that changed, each with the number after the change; the oldest first.
     changes: VecDeque<(u64, FunctionId)>,
     /// All changes above this are among them.
     complete_since: u64,
@@ -46,7 +46,7 @@ impl ChangeLog {
         FunctionsSeen(self.seen.load(Ordering::SeqCst))
     }
 
-    /// Changes are under way: what is seen is odd from before the commit until [`ChangeLog::end`].
+    /// Changes begin: the number is odd from before their commit until [`ChangeLog::end`].
     pub(super) fn begin(&self) {
         self.seen.fetch_add(1, Ordering::SeqCst);
     }
@@ -61,7 +61,7 @@ impl ChangeLog {
         if let Some((last, _)) = dropped {
             recent.complete_since = last;
         }
-        // After it is told, so that nobody sees the change and does not find it.
+        // The number rises last, so that an api that sees it also finds the change.
         self.seen.store(seen, Ordering::SeqCst);
     }
 

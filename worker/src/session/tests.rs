@@ -1,3 +1,5 @@
+//! What a node decides about calls and builds, without a clock, a task or a socket.
+
 use faena_domain::{CallNum, Epoch, Limits, Owner, Payload, Serving};
 use faena_protocol::db::Renewed;
 use faena_protocol::node::{Lease, NodeInfo, ToApi, ToWorker};

@@ -1,3 +1,5 @@
+//! The pool's decisions: one by one, and in random histories against their bounds.
+
 use std::collections::HashMap;
 
 use faena_domain::units::Span;
