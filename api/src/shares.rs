@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use faena_domain::{FunctionId, FunctionName, Namespace};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 /// The part of a shared bound that one function may hold: a quarter.
 const PART: u64 = 4;
@@ -33,10 +33,6 @@ pub(crate) struct Share {
     amount: u64,
 }
 
-fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
-    held.lock()
-}
-
 impl Shares {
     pub(crate) fn new(total: u64) -> Self {
         Self { total, held: Arc::default() }
@@ -45,7 +41,7 @@ impl Shares {
     /// A share; it counts against a function's part where one is named.
     pub(crate) fn take(&self, of: Option<(&Namespace, &FunctionName)>, amount: u64) -> Option<Share> {
         let of = of.filter(|_| amount > 0).map(|(namespace, function)| FunctionId::new(namespace, function));
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         let all = held.all.checked_add(amount).filter(|all| *all <= self.total)?;
         if let Some(holder) = &of
             && !held.add(holder, amount, self.part())
@@ -83,7 +79,7 @@ impl Share {
             return true;
         }
         let holder = FunctionId::new(namespace, function);
-        let is_counted = lock(&self.held).add(&holder, self.amount, shares.part());
+        let is_counted = self.held.lock().add(&holder, self.amount, shares.part());
         self.of = is_counted.then_some(holder);
         is_counted
     }
@@ -98,14 +94,14 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         held.all = held.all.saturating_sub(self.amount);
         if let Some(holder) = &self.of
             && let Some(holds) = held.by_function.get_mut(holder)
         {
             *holds = holds.saturating_sub(self.amount);
-            if held.by_function.len() > REMEMBERED {
-                held.by_function.retain(|_, holds| *holds > 0);
+            if *holds == 0 && held.by_function.len() > REMEMBERED {
+                held.by_function.remove(holder);
             }
         }
     }
@@ -126,7 +122,17 @@ mod tests {
         drop(first);
         assert!(take("e", 2).is_some());
         drop(others);
-        let held = lock(&shares.held);
+        let held = shares.held.lock();
         assert_eq!((held.all, held.by_function.values().sum::<u64>()), (0, 0));
+    }
+
+    #[test]
+    fn functions_without_a_share_are_forgotten_beyond_a_bound() {
+        let (shares, namespace) = (Shares::new(8), Namespace::default());
+        for number in 0..2 * REMEMBERED {
+            let function = format!("f{number}").parse().expect("a name");
+            assert!(shares.take(Some((&namespace, &function)), 2).is_some());
+        }
+        assert!(shares.held.lock().by_function.len() <= REMEMBERED);
     }
 }

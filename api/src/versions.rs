@@ -10,7 +10,7 @@ use faena_domain::{FunctionName, FunctionStatus, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{Changed, ChangedFunctions, FunctionChanges, FunctionsSeen, VersionResolve};
 use faena_protocol::records::Code;
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::RwLock;
 use tracing::debug;
 
 /// Names that are remembered; beyond it all are forgotten, and those in use come back at once.
@@ -51,21 +51,13 @@ impl Versions {
         versions
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read()
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write()
-    }
-
     fn taken_in(&self) -> FunctionsSeen {
         FunctionsSeen(self.taken_in.load(Ordering::SeqCst))
     }
 
     /// The version that a name stands for, where that is known and still so.
     pub(crate) fn known(&self, namespace: &Namespace, name: &str) -> Option<Arc<Current>> {
-        let known = self.read();
+        let known = self.known.read();
         // This is compared under the lock: changed functions are removed before the number rises.
         if self.taken_in() != self.db.functions_seen() {
             return None;
@@ -99,7 +91,7 @@ impl Versions {
 
     /// Remembers what was read when db had seen this.
     fn remember(&self, namespace: &Namespace, function: &FunctionName, seen: FunctionsSeen, current: &Arc<Current>) {
-        let mut known = self.write();
+        let mut known = self.known.write();
         // A change that came after it was read, and was taken in already, would not be told again.
         if self.taken_in() > seen {
             return;
@@ -112,7 +104,7 @@ impl Versions {
 
     /// Forgets what has changed.
     fn take_in(&self, ChangedFunctions { at, what }: ChangedFunctions) {
-        let mut known = self.write();
+        let mut known = self.known.write();
         match what {
             Changed::All => known.clear(),
             Changed::Functions(functions) => {
@@ -169,7 +161,7 @@ mod tests {
     }
 
     fn names(versions: &Versions) -> Vec<String> {
-        let mut names: Vec<String> = versions.read().values().flat_map(HashMap::keys).cloned().collect();
+        let mut names: Vec<String> = versions.known.read().values().flat_map(HashMap::keys).cloned().collect();
         names.sort();
         names
     }

@@ -108,7 +108,7 @@ pub struct InstanceEnd {
     pub head: Option<HttpHead>,
     /// Why it did not succeed.
     pub error: Option<CallError>,
-    /// What was written meanwhile, as it is stored.
+    /// What its process wrote meanwhile, as it is stored.
     pub log: Vec<u8>,
     pub(crate) start: StartKind,
     pub(crate) start_ms: Millis,
@@ -179,7 +179,7 @@ impl InstanceCall {
         })
     }
 
-    /// Ends it, whatever it was: its end is told.
+    /// Tells its end.
     pub fn end(self, end: InstanceEnd) {
         (self.done)(end);
     }

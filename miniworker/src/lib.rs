@@ -73,7 +73,7 @@ pub struct Node {
     pub build: BuildLimits,
     /// What is being written by calls and builds that run.
     pub logs: LiveLogs,
-    /// Whatever makes, cleans or destroys instances: a stop waits for it.
+    /// The tasks that make, clean or destroy instances; a stop waits for them.
     pub tasks: TaskTracker,
 }
 

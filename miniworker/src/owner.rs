@@ -23,7 +23,7 @@ pub trait InstanceOwner: Send + Sync + Debug {
     /// The process never saw this call, and the instance takes no more: another one may have it.
     fn returned(&self, call: Box<InstanceCall>);
 
-    /// The instance has ended, with whatever it worked at.
+    /// The instance has ended, and its calls with it.
     fn gone(&self);
 
     /// Destroys what is left of the instance, now or later; `is_spent` where it has served the one call that it was for.

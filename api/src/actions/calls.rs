@@ -11,14 +11,13 @@ use faena_scheduler::{Cancel, SyncCall, SyncOutcome};
 use tokio::time::Instant;
 
 use crate::app::App;
-use crate::problem::{ErrorCode, Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply, busy, stopping};
 
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs a call without a row until it has ended. With `wait` the client waits no longer than that: the call has a row then.
 pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: Option<Duration>) -> Reply<CallRecord> {
-    let busy = || Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1);
     let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
     let num = spec.num;
@@ -42,7 +41,7 @@ pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: 
     match answered {
         Ok(SyncOutcome::Ended(call) | SyncOutcome::Persisted(call)) => Ok(*call),
         Ok(SyncOutcome::Refused(error)) => Err(error.into()),
-        Err(_) => Err(Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)),
+        Err(_) => Err(stopping()),
     }
 }
 
@@ -87,9 +86,7 @@ pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Repl
     }
     match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
         // It may have been written between the two looks, or just been taken in.
-        Err(DbError::NotFound { .. }) if app.in_flight().get(namespace, num).is_some() => {
-            app.in_flight().get(namespace, num).ok_or_else(|| Problem::new(ErrorCode::UnknownCall, num))
-        }
+        Err(error @ DbError::NotFound { .. }) => app.in_flight().get(namespace, num).ok_or_else(|| error.into()),
         found => Ok(found?),
     }
 }

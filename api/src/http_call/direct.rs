@@ -17,10 +17,10 @@ use faena_scheduler::statistics::CallSample;
 use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
 use tokio::sync::oneshot;
 
-use super::{HttpCall, QUEUE_MS, busy, reply, stopping};
+use super::{HttpCall, QUEUE_MS, reply};
 use crate::app::App;
 use crate::body;
-use crate::problem::Reply;
+use crate::problem::{Reply, busy, stopping};
 use crate::trace::Timing;
 use crate::versions::Current;
 

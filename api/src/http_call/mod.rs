@@ -29,8 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
 use crate::handed::{self, Handed, PREFIX, ROUTE, RequestHead};
-use crate::problem::{ErrorCode, Problem, Reply};
-
+use crate::problem::{ErrorCode, Problem, Reply, busy};
 use crate::versions::Current;
 use crate::{actions, authorize, body, guard, idempotency, trace};
 
@@ -67,14 +66,6 @@ struct Plan {
     /// What takes direct calls of the version.
     invoker: Option<Arc<dyn Invoker>>,
     current: Arc<Current>,
-}
-
-fn busy() -> Problem {
-    Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1)
-}
-
-fn stopping() -> Problem {
-    Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)
 }
 
 /// Whether a request is a call of a function.

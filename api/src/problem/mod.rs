@@ -45,6 +45,16 @@ pub(crate) fn disk_low() -> Problem {
         .retry_after(10)
 }
 
+/// 503: as many clients wait for calls to end as may.
+pub(crate) fn busy() -> Problem {
+    Problem::new(ErrorCode::Busy, "too many clients wait for calls to end").retry_after(1)
+}
+
+/// 503: nothing new is begun.
+pub(crate) fn stopping() -> Problem {
+    Problem::new(ErrorCode::Stopping, "the platform is stopping").retry_after(1)
+}
+
 /// What a handler answers.
 pub(crate) type Reply<T> = Result<T, Problem>;
 

@@ -22,7 +22,7 @@ pub(crate) struct UserProcess {
 impl UserProcess {
     /// Sets the environment of the process, and returns what tells the interpreter its own.
     pub(crate) fn enter(self) -> Vec<u8> {
-        // SAFETY: this process has one thread, and whatever the interpreter has read of the environment is a copy.
+        // SAFETY: this process has one thread, and the interpreter holds copies of what it has read of the environment.
         unsafe { libc::clearenv() };
         for (name, value) in &self.env {
             // SAFETY: as above.

@@ -65,10 +65,10 @@ impl ChangeLog {
         self.seen.store(seen, Ordering::SeqCst);
     }
 
-    /// What has changed since this was seen.
+    /// The functions that have changed since a number.
     pub(super) fn since(&self, since: FunctionsSeen) -> ChangedFunctions {
         let recent = self.recent();
-        // What is under way is told when it has ended.
+        // A change under way is told when it has ended.
         let at = self.seen.load(Ordering::SeqCst) & !1;
         let what = if (recent.complete_since..=at).contains(&since.0) {
             let mut changed: Vec<FunctionId> = recent

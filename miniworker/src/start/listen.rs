@@ -14,7 +14,7 @@ use crate::failure::StartError;
 use crate::result;
 use crate::server::{HttpClient, PORT, Protocol, ServerParts};
 
-/// The pause before a port is tried again on which nobody listens yet.
+/// The pause before a port that refused a connection is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// How often a server that does not listen yet is looked at.
 const SURVEY: Duration = Duration::from_millis(500);

@@ -15,7 +15,7 @@ pub struct BuildJob {
     pub epoch: Epoch,
     /// The runtime as the version is bound to it.
     pub runtime: RuntimeSpec,
-    /// What is built; its archive is the source.
+    /// The version to build; its archive is the source.
     pub code: Code,
 }
 

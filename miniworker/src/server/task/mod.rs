@@ -94,13 +94,7 @@ impl Task {
             let end = InstanceEnd::failed(&flight.call, flight.began, error);
             self.end(flight, end);
         }
-        // What was ordered meanwhile has not begun; another instance may have it.
-        self.orders.close();
-        while let Ok(order) = self.orders.try_recv() {
-            if let Order::Begin(call) = order {
-                self.server.owner.returned(call);
-            }
-        }
+        self.return_orders();
         self.server.owner.gone();
         if let Protocol::Http(client) = &self.server.protocol {
             client.close();
@@ -110,6 +104,30 @@ impl Task {
             self.server.owner.tear_down(guard, self.is_spent).await;
         }
         self.server.gone.cancel();
+    }
+
+    /// Returns the calls that were ordered and have not begun, so that another instance takes them; those that were
+    /// cancelled meanwhile end here.
+    fn return_orders(&mut self) {
+        self.orders.close();
+        let (mut calls, mut cancelled) = (Vec::new(), Vec::new());
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Begin(call) => calls.push(call),
+                Order::Cancel(num) => cancelled.push(num),
+                // The call was ended with the instance.
+                Order::Answered(..) => {}
+            }
+        }
+        for call in calls {
+            if cancelled.contains(&call.num) {
+                let end = InstanceEnd::cancelled(&call);
+                call.end(end);
+                self.server.owner.retired();
+            } else {
+                self.server.owner.returned(call);
+            }
+        }
     }
 
     async fn live(&mut self) -> EndReason {
