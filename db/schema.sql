@@ -83,6 +83,7 @@ CREATE TABLE calls (
     engine       TEXT,
     result       TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     head         TEXT, -- HttpHead of its answer
+    streamed     TEXT, -- Streamed
     error        TEXT, -- CallError
     logs         TEXT NOT NULL DEFAULT '{"text":""}', -- Payload
     attempts     TEXT NOT NULL DEFAULT '[]', -- [Attempt]

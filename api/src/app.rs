@@ -11,11 +11,13 @@ use faena_telemetry::Metrics as Registry;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::ApiConfig;
 use crate::accept_batcher::AcceptBatcher;
 use crate::admission::AdmissionControl;
 use crate::call_ids::CallIdAllocator;
+use crate::entrance::Hosts;
 use crate::metrics::Metrics;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::shares::{Share, Shares};
@@ -47,6 +49,9 @@ struct Inner {
     metrics: Metrics,
     maximum: Limits,
     host_names: Vec<String>,
+    hosts: Hosts,
+    private_headers: Vec<String>,
+    tunnels: TaskTracker,
     uploads: Arc<Semaphore>,
     followers: Shares,
     admission: AdmissionControl,
@@ -84,6 +89,9 @@ impl App {
             metrics,
             maximum: config.maximum,
             host_names: config.host_names.clone(),
+            hosts: Hosts::new(config.functions_domain.as_deref()),
+            private_headers: config.private_headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            tunnels: TaskTracker::new(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             // Clients that only wait may hold half of all connections.
             followers: Shares::new(config.connections as u64 / 2),
@@ -144,6 +152,21 @@ impl App {
 
     pub(crate) fn host_names(&self) -> &[String] {
         &self.inner.host_names
+    }
+
+    /// The hosts of functions.
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.inner.hosts
+    }
+
+    /// Headers of requests that no record keeps, in lower case.
+    pub(crate) fn private_headers(&self) -> &[String] {
+        &self.inner.private_headers
+    }
+
+    /// The WebSockets that are open; each lives on the thread of its connection.
+    pub(crate) fn tunnels(&self) -> &TaskTracker {
+        &self.inner.tunnels
     }
 
     pub(crate) fn uploads(&self) -> &Arc<Semaphore> {

@@ -5,13 +5,14 @@
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
 use crate::authorize;
+use crate::entrance::{Entrance, host_name};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// What a multipart body may add to the archive in it.
@@ -48,12 +49,56 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
     }
 }
 
-/// What is judged of every request, on every call path.
-pub(crate) fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
+/// What is judged of every request of the API.
+fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     declared_size(headers)?;
     bounded(headers)?;
     single(uri, headers)?;
     not_a_page(app, headers)
+}
+
+/// What is judged of every request for a function, however it is addressed.
+pub(crate) fn judge_call(app: &App, entrance: Entrance, head: (&Method, &Uri, &HeaderMap)) -> Reply<()> {
+    let (method, uri, headers) = head;
+    bounded(headers)?;
+    single(uri, headers)?;
+    match entrance {
+        Entrance::Path => not_a_page(app, headers),
+        Entrance::Host => not_another_site(method, headers),
+    }
+}
+
+/// Refuses what another site's page sends to a function's own origin, but for following a link to it: while nobody signs in,
+/// being able to send a request is all the authority that there is.
+fn not_another_site(method: &Method, headers: &HeaderMap) -> Reply<()> {
+    let host = text(headers, "host").unwrap_or_default();
+    let site = text(headers, "sec-fetch-site");
+    let is_own = |origin: &str| is_origin_of(origin, host);
+    let is_foreign = match (site, text(headers, "origin")) {
+        // A page that tells nobody where it is says `null`; the browser says that it is ours.
+        (Some("same-origin"), Some("null")) => false,
+        (_, Some(origin)) => !is_own(origin),
+        (Some(site), None) => !is_same_site(site),
+        (None, None) => false,
+    } || site.is_some_and(|site| !is_same_site(site));
+    let is_link = *method == Method::GET
+        && text(headers, "sec-fetch-mode") == Some("navigate")
+        && text(headers, "sec-fetch-dest") == Some("document");
+    if is_foreign && !is_link {
+        let detail = "the request comes from a page of another site";
+        return Err(Problem::new(ErrorCode::ForeignOrigin, detail));
+    }
+    Ok(())
+}
+
+/// Whether an `Origin` is that of a host.
+fn is_origin_of(origin: &str, host: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
+}
+
+/// Whether a `Sec-Fetch-Site` says that no other site is behind the request.
+fn is_same_site(site: &str) -> bool {
+    matches!(site, "same-origin" | "none")
 }
 
 /// The headers hold no more than is promised; the parser's own bound is that of its buffer.
@@ -102,14 +147,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-/// The name of a `Host` header without its port.
-fn host_name(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => name,
-        _ => host,
-    }
-}
-
 fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
     let host = text(headers, "host").unwrap_or_default();
     let name = host_name(host).to_ascii_lowercase();
@@ -120,12 +157,9 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
         return Err(Problem::new(ErrorCode::ForeignHost, detail)
             .hint("call localhost or 127.0.0.1, or name the host in the setting host_names"));
     }
-    let own_origin =
-        |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
-    let same_site = |site: &str| matches!(site, "same-origin" | "none");
-    let foreign = text(headers, "origin").is_some_and(|origin| !own_origin(origin))
-        || text(headers, "sec-fetch-site").is_some_and(|site| !same_site(site));
-    if foreign {
+    let is_foreign = text(headers, "origin").is_some_and(|origin| !is_origin_of(origin, host))
+        || text(headers, "sec-fetch-site").is_some_and(|site| !is_same_site(site));
+    if is_foreign {
         let detail = "the request comes from a page of another site";
         return Err(Problem::new(ErrorCode::ForeignOrigin, detail));
     }
@@ -134,12 +168,38 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::host_name;
+    use axum::http::HeaderName;
+
+    use super::*;
+    use crate::entrance::host_name;
 
     #[test]
     fn a_port_is_no_part_of_a_name() {
         assert_eq!(host_name("localhost:3000"), "localhost");
         assert_eq!(host_name("[::1]:3000"), "[::1]");
         assert_eq!(host_name("[::1]"), "[::1]");
+    }
+
+    #[test]
+    fn an_own_origin_takes_links_from_other_sites_and_nothing_else() {
+        let permitted = |method: Method, told: &[(&str, &str)]| {
+            let told = told.iter().chain(&[("host", "shop.localhost:3000")]);
+            let parsed = told.map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
+            });
+            not_another_site(&method, &parsed.collect()).is_ok()
+        };
+        let (cross, own) = (("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-origin"));
+        let (navigate, document) = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"));
+        assert!(permitted(Method::GET, &[]));
+        assert!(permitted(Method::POST, &[own, ("origin", "http://shop.localhost:3000")]));
+        assert!(permitted(Method::POST, &[own, ("origin", "null")]));
+        assert!(permitted(Method::GET, &[cross, navigate, document]));
+        assert!(!permitted(Method::POST, &[cross, navigate, document]));
+        assert!(!permitted(Method::GET, &[cross, navigate, ("sec-fetch-dest", "iframe")]));
+        assert!(!permitted(Method::GET, &[cross, ("sec-fetch-mode", "no-cors")]));
+        assert!(!permitted(Method::GET, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "cors")]));
+        assert!(!permitted(Method::GET, &[("origin", "http://other.localhost:3000")]));
+        assert!(!permitted(Method::POST, &[("origin", "null")]));
     }
 }

@@ -1,4 +1,4 @@
-//! What a request on `/f/` hands to a function: the request itself, params made of it, and its body.
+//! What a request hands to a function: the request itself, params made of it, and its body.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -15,12 +15,11 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::body;
+use crate::entrance::{Entrance, PREFIX};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The route that its requests are counted and authorised under.
 pub(crate) const ROUTE: &str = "/f/{name}";
-/// Where the path of a function begins.
-pub(crate) const PREFIX: &str = "/f/";
 /// What some programs write before a text in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -33,7 +32,23 @@ pub(crate) struct RequestHead<'a> {
     /// The head as bytes, where they are known.
     pub(crate) written: Option<Head>,
     /// Where it came from.
-    pub(crate) address: IpAddr,
+    pub(crate) client: IpAddr,
+    /// How it addresses its function.
+    pub(crate) entrance: Entrance,
+    /// Whether its body and its answer may have trailers: both pass through as they come.
+    pub(crate) has_trailers: bool,
+    /// Headers that no record keeps, besides credentials; in lower case.
+    pub(crate) private_headers: &'a [String],
+}
+
+impl RequestHead<'_> {
+    /// Whether no record keeps a header.
+    fn is_private(&self, name: &str) -> bool {
+        const CREDENTIALS: [&str; 2] = ["authorization", "cookie"];
+        let is = |private: &str| name.eq_ignore_ascii_case(private);
+        (self.entrance == Entrance::Host && CREDENTIALS.into_iter().any(is))
+            || self.private_headers.iter().any(|private| is(private))
+    }
 }
 
 /// A request as a function gets it.
@@ -43,17 +58,10 @@ pub(crate) struct Handed {
     pub(crate) params: Bytes,
     /// The body, where it is not the params; none where it is empty.
     pub(crate) body: Option<Bytes>,
+    /// The request as it is recorded.
     pub(crate) request: Arc<HttpRequest>,
-}
-
-/// Headers of one connection, on either side of a function (RFC 9110, 7.6.1), and the length, which each side counts itself.
-pub(crate) const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length"];
-
-/// Headers of a request that are not the function's business: hop by hop, or the platform's own.
-pub(crate) fn is_withheld(name: &str) -> bool {
-    const WITHHELD: [&str; 3] = ["authorization", "cookie", "host"];
-    HOP_BY_HOP.contains(&name) || WITHHELD.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-")
+    /// Headers that the function gets besides, and no record keeps.
+    pub(crate) private: Vec<Header>,
 }
 
 /// The headers that a function gets. A server gets their names as they were written, every other function in lower case.
@@ -61,19 +69,32 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
     let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let is_of = |head: &&Head| contract == Contract::Http && head.is_request(request.method.as_str(), target);
     let written = request.written.as_ref().filter(is_of);
-    let passed = request.headers.iter().filter(|(name, _)| !is_withheld(name.as_str()));
+    let is_passed = |name: &str| match name {
+        "te" => request.has_trailers && takes_trailers(request.headers),
+        "trailer" => request.has_trailers,
+        name => !request.entrance.withholds(name, request.headers),
+    };
+    let passed = request.headers.iter().filter(|(name, _)| is_passed(name.as_str()));
     let passed = passed.map(|(name, value)| {
         let name = match (contract, written.and_then(|head| head.name(name.as_str()))) {
             (Contract::Http, Some(written)) => written.to_owned(),
             (Contract::Http, None) => canonical(name.as_str()),
             (Contract::Handler | Contract::Command, _) => name.to_string(),
         };
-        Header(name, value.as_bytes().to_vec())
+        // Of what a client takes, trailers alone concern the function (RFC 9110, 10.1.4).
+        let value = if name.eq_ignore_ascii_case("te") { b"trailers" } else { value.as_bytes() };
+        Header(name, value.to_vec())
     });
     if contract != Contract::Http {
         return passed.collect();
     }
     passed.filter(|Header(name, _)| !is_forwarded(name)).chain(forwarded(request)).collect()
+}
+
+/// Whether the client of a request takes trailers.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    values.any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
 }
 
 /// Whether a header says how a client reached the function, which the platform does.
@@ -84,21 +105,18 @@ pub(crate) fn is_forwarded(name: &str) -> bool {
 /// Headers that tell a server how its client reached it. The client's own headers of these names are replaced: no proxy is
 /// trusted.
 fn forwarded(request: &RequestHead<'_>) -> impl Iterator<Item = Header> {
-    let name = request.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let prefix = (request.entrance == Entrance::Path).then(|| {
+        let name = request.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        format!("{PREFIX}{name}").into_bytes()
+    });
     let host = request.headers.get(header::HOST).map(|host| host.as_bytes().to_vec());
     let told = [
-        ("X-Forwarded-Prefix", Some(format!("{PREFIX}{name}").into_bytes())),
+        ("X-Forwarded-Prefix", prefix),
         ("X-Forwarded-Proto", Some(b"http".to_vec())),
         ("X-Forwarded-Host", host),
-        ("X-Forwarded-For", Some(request.address.to_string().into_bytes())),
+        ("X-Forwarded-For", Some(request.client.to_string().into_bytes())),
     ];
     told.into_iter().filter_map(|(name, value)| Some(Header(name.to_owned(), value?)))
-}
-
-/// The path after the function's name: `/` where there is none.
-pub(crate) fn path_of(uri: &Uri) -> &str {
-    let rest = uri.path().strip_prefix(PREFIX).unwrap_or_default();
-    rest.find('/').map_or("/", |at| &rest[at..])
 }
 
 /// Makes params of a request. A function that speaks HTTP gets every body as it came. For all other functions a JSON body is
@@ -108,11 +126,13 @@ pub(crate) fn path_of(uri: &Uri) -> &str {
 /// For all but functions that speak HTTP: JSON that is none, and encodings that cannot be undone.
 pub(crate) fn hand(head: &RequestHead<'_>, contract: Contract, body: &Bytes) -> Reply<Handed> {
     let (query, headers) = (head.uri.query().unwrap_or_default(), head.headers);
+    let (private, recorded): (Vec<Header>, Vec<Header>) =
+        passed_headers(head, contract).into_iter().partition(|Header(name, _)| head.is_private(name));
     let mut request = HttpRequest {
         method: head.method.to_string(),
-        path: path_of(head.uri).to_owned(),
+        path: head.entrance.path(head.uri).to_owned(),
         query: query.to_owned(),
-        headers: passed_headers(head, contract),
+        headers: recorded,
         has_json: false,
     };
     let is_json = body::is_json(headers) && !body.is_empty();
@@ -120,18 +140,19 @@ pub(crate) fn hand(head: &RequestHead<'_>, contract: Contract, body: &Bytes) -> 
         request.has_json = is_json && !headers.contains_key(header::CONTENT_ENCODING) && body::check_json(body).is_ok();
         let params = if request.has_json { body.clone() } else { fields(query, &[]) };
         let body = Some(body.clone()).filter(|body| !request.has_json && !body.is_empty());
-        return Ok(Handed { params, body, request: Arc::new(request) });
+        return Ok(Handed { params, body, request: Arc::new(request), private });
     }
     let body = decoded(headers, body)?;
     if !body.is_empty() && body::is_json(headers) {
         let params = if body.starts_with(BYTE_ORDER_MARK) { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
         body::check_json(&params)?;
         request.has_json = true;
-        return Ok(Handed { params, body: None, request: Arc::new(request) });
+        return Ok(Handed { params, body: None, request: Arc::new(request), private });
     }
     let form = if is_form(headers) { &body[..] } else { &[] };
     let params = fields(query, form);
-    Ok(Handed { params, body: Some(body).filter(|body| !body.is_empty()), request: Arc::new(request) })
+    let body = Some(body).filter(|body| !body.is_empty());
+    Ok(Handed { params, body, request: Arc::new(request), private })
 }
 
 fn is_form(headers: &HeaderMap) -> bool {
@@ -191,7 +212,10 @@ mod tests {
             uri: &uri,
             headers: &headers,
             written: None,
-            address: IpAddr::from([127, 0, 0, 1]),
+            client: IpAddr::from([127, 0, 0, 1]),
+            entrance: Entrance::Path,
+            has_trailers: false,
+            private_headers: &[],
         };
         hand(&head, contract, &Bytes::copy_from_slice(body))
     }

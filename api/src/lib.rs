@@ -11,6 +11,7 @@ mod authorize;
 mod body;
 mod call_ids;
 mod callbacks;
+mod entrance;
 mod guard;
 mod handed;
 mod http_call;
@@ -64,6 +65,10 @@ pub struct ApiConfig {
     pub workers: Endpoint,
     /// Names besides `localhost` by which people may call it.
     pub host_names: Vec<String>,
+    /// The domain below which functions have origins of their own, besides `localhost`.
+    pub functions_domain: Option<String>,
+    /// Headers of requests that functions get and no record keeps, besides credentials.
+    pub private_headers: Vec<String>,
     /// The most that any runtime or function may ask for.
     pub maximum: Limits,
     /// Connections at once.

@@ -13,12 +13,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
@@ -89,7 +88,7 @@ struct Edge {
 
 impl Edge {
     async fn serve(self, listener: TcpListener, stop: &CancellationToken) -> std::io::Result<()> {
-        let graceful = GracefulShutdown::new();
+        let open = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&listener, &self.connections) => accepted,
@@ -110,19 +109,35 @@ impl Edge {
                     TokioIo::new(stream),
                     service_fn(move |request| edge.clone().answer(request, client.clone())),
                 );
-            let connection = graceful.watch(connection);
-            let open = self.app.metrics().connections.clone();
-            open.inc();
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
+            let (count, stop) = (self.app.metrics().connections.clone(), stop.clone());
+            count.inc();
+            open.spawn(async move {
+                let mut connection = std::pin::pin!(connection.with_upgrades());
+                let ended = tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = stop.cancelled() => {
+                        // The request under way is answered, and none after it is read.
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(error) = ended {
                     debug!(%error, "a connection ended");
                 }
-                open.dec();
+                count.dec();
                 drop(permit);
             });
         }
         drop(listener);
-        if tokio::time::timeout(self.most, graceful.shutdown()).await.is_err() {
+        let tunnels = self.app.tunnels();
+        open.close();
+        let finished = async {
+            open.wait().await;
+            // What was a connection may have become a WebSocket meanwhile.
+            tunnels.close();
+            tunnels.wait().await;
+        };
+        if tokio::time::timeout(self.most, finished).await.is_err() {
             warn!("some requests did not finish in time");
         }
         Ok(())
@@ -131,7 +146,7 @@ impl Edge {
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
     async fn answer(self, request: Request<Incoming>, client: Client) -> Result<Response<Body>, Infallible> {
-        if http_call::is_one(&request) {
+        if self.app.hosts().is_call(&request) {
             return Ok(http_call::answer(&self.app, request, &client).await);
         }
         if invoke::is_only_stored(&request) {

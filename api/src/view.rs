@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
-use faena_protocol::direct::HttpRequest;
+use faena_protocol::direct::{HttpRequest, Streamed};
 use faena_protocol::records::{CallRecord, CallbackState};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -28,6 +28,10 @@ pub(crate) struct CallView {
     /// The status code of its answer, where the function gave one.
     #[serde(skip_serializing_if = "Option::is_none")]
     response_status: Option<u16>,
+    /// What has passed of its bodies, where they are streams; the record keeps the beginning of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    streamed: Option<Streamed>,
     /// Its number.
     call_num: i64,
     /// PENDING, RUNNING, DONE, FAILED, TIMEOUT, CANCELLED or EXPIRED.
@@ -130,6 +134,7 @@ impl CallView {
             params_cut: false,
             request: call.request.as_deref().map(RequestView::new),
             response_status: call.head.map(|head| head.status),
+            streamed: call.streamed,
             call_num: call.num.0,
             status: call.status,
             result,

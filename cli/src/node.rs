@@ -13,8 +13,9 @@ use faena_engine::{
     install_zygote,
 };
 use faena_worker::node::{
-    Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, PoolPolicy, Upstream,
+    Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, PoolPolicy, StreamBounds, Upstream,
 };
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -77,6 +78,8 @@ pub(crate) async fn node(
         blobs,
         code,
         logs: LiveLogs::default(),
+        streams: StreamBounds { idle: settings.stream_idle.duration(), max: settings.stream_max.duration() },
+        draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
         egress: Arc::new(egress_policy(settings)?),

@@ -115,6 +115,8 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         listen: settings.listen,
         workers: endpoint(folders, "api.sock")?,
         host_names: settings.host_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        functions_domain: settings.functions_domain.clone(),
+        private_headers: settings.private_headers.clone(),
         maximum: settings.maximum(),
         connections: settings.connections,
         grace: settings.grace.duration(),

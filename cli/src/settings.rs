@@ -62,6 +62,14 @@ pub(crate) struct Settings {
     pub(crate) log_format: Lines,
     /// Names besides localhost by which people may call the api.
     pub(crate) host_names: Vec<String>,
+    /// The domain below which functions have origins of their own, besides `localhost`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) functions_domain: Option<String>,
+    /// Headers of requests that functions get and no record keeps, besides credentials.
+    pub(crate) private_headers: Vec<String>,
+    /// How long a stream of a function may be open without a byte, and altogether.
+    pub(crate) stream_idle: Span,
+    pub(crate) stream_max: Span,
     /// Connections at once.
     pub(crate) connections: usize,
     /// `auto`, `off`, or the path of a daemon's socket.
@@ -174,6 +182,10 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: Lines::Text,
             host_names: Vec::new(),
+            functions_domain: None,
+            private_headers: Vec::new(),
+            stream_idle: Span(60_000),
+            stream_max: Span(3_600_000),
             connections: 10_000,
             docker: "auto".to_owned(),
             sandbox: true,
@@ -215,7 +227,7 @@ fn default_ca_bundle() -> Option<PathBuf> {
 
 /// The names of all settings.
 fn names() -> HashSet<String> {
-    let optional = ["run", "blobs", "ca_bundle", "egress_proxy"];
+    let optional = ["run", "blobs", "ca_bundle", "egress_proxy", "functions_domain"];
     let value = serde_json::to_value(Settings::default()).unwrap_or_default();
     let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     known.into_iter().chain(optional.map(str::to_owned)).collect()
@@ -236,6 +248,30 @@ fn check_variables(names: &HashSet<String>) -> anyhow::Result<()> {
                 near.to_uppercase()
             );
         }
+    }
+    Ok(())
+}
+
+/// Functions must not share a site with the API: to a browser, hosts below one registrable domain are one site. Which
+/// suffixes anybody may register below is not known here, so two labels are taken to be such a domain.
+fn check_domain(domain: &str, host_names: &[String]) -> anyhow::Result<()> {
+    let is_label = |label: &str| {
+        let is_plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        is_plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let labels: Vec<&str> = domain.split('.').collect();
+    if labels.len() < 2 || domain.len() > 200 || !labels.iter().all(|label| is_label(label)) {
+        bail!("functions_domain {domain:?} is no domain like functions.example.net, without a port");
+    }
+    let site = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.rsplit('.').take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    if let Some(host) = host_names.iter().find(|host| site(host) == site(domain)) {
+        bail!(
+            "functions_domain {domain} and the host name {host} share a site, so pages of functions could act on the API; \
+             take a domain of another name"
+        );
     }
     Ok(())
 }
@@ -275,7 +311,10 @@ impl Settings {
         if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(plain) {
             bail!("the worker's name {:?} must have 1 to 63 letters, digits and -", self.name);
         }
-        Ok(())
+        if self.stream_idle.0 == 0 || self.stream_max.0 == 0 {
+            bail!("stream_idle and stream_max must be longer than nothing");
+        }
+        self.functions_domain.as_deref().map_or(Ok(()), |domain| check_domain(domain, &self.host_names))
     }
 
     /// The settings as they would stand in a file.

@@ -11,16 +11,21 @@ use faena_domain::call::StartKind;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::units::{MB, Millis};
 use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
-use faena_invoker::Invocation;
-use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
+use faena_invoker::{BodyStream, Caller, Invocation, RequestBody, StreamedAnswer};
+use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
 use faena_protocol::records::{CallJob, Code};
 
 use crate::Node;
 use crate::failure::{AttemptFailure, StartError};
 use crate::process::LeaseEnd;
 
-/// Takes the end of a call, exactly once.
-type Done = Box<dyn FnOnce(InstanceEnd) + Send>;
+/// Who is told of a call.
+pub(crate) enum Told {
+    /// Who handed over a call of the direct path.
+    Caller { caller: Box<dyn Caller>, node: Arc<Node>, engine: EngineKind },
+    /// The task of a scheduled attempt.
+    Attempt(Box<dyn FnOnce(InstanceEnd) + Send>),
+}
 
 /// A call, and who is told of its end.
 pub struct InstanceCall {
@@ -29,7 +34,7 @@ pub struct InstanceCall {
     pub(crate) attempt: u32,
     pub(crate) params: Bytes,
     /// The request's body, where that is not the params.
-    pub(crate) body: Option<Bytes>,
+    pub(crate) body: RequestBody,
     /// The HTTP request that it is, where it came as one.
     pub(crate) request: Option<Arc<HttpRequest>>,
     pub(crate) timeout_ms: u64,
@@ -45,7 +50,7 @@ pub struct InstanceCall {
     pub(crate) lease: Option<LeaseEnd>,
     /// Called when it begins.
     pub(crate) started: Option<Box<dyn FnOnce() + Send>>,
-    pub(crate) done: Done,
+    pub(crate) told: Told,
     /// When it was handed over.
     pub(crate) since: Instant,
     /// Whether an instance had to be made for it.
@@ -54,6 +59,8 @@ pub struct InstanceCall {
     pub(crate) has_moved: bool,
     /// Set when something of it may have reached a process that speaks HTTP.
     pub(crate) is_sent: Arc<AtomicBool>,
+    /// The request's body is a stream, and on its way to a process.
+    pub(crate) is_body_taken: bool,
 }
 
 /// What an attempt is called with, read where it was stored.
@@ -106,6 +113,8 @@ pub struct InstanceEnd {
     pub result: Bytes,
     /// Status and headers of the reply, where the function gave some.
     pub head: Option<HttpHead>,
+    /// What has passed, where its answer was a stream.
+    pub(crate) streamed: Option<Streamed>,
     /// Why it did not succeed.
     pub error: Option<CallError>,
     /// What its process wrote meanwhile, as it is stored.
@@ -124,7 +133,6 @@ impl InstanceCall {
     pub fn of_direct(call: Invocation, node: &Arc<Node>) -> Box<Self> {
         let since = Instant::now();
         let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
-        let done = call.done;
         Box::new(Self {
             num: call.num,
             attempt: 1,
@@ -140,11 +148,12 @@ impl InstanceCall {
             traceparent: call.traceparent,
             lease: None,
             started: None,
-            done: Box::new(move |end| done(end.into_direct(&node, engine))),
+            told: Told::Caller { caller: call.caller, node, engine },
             since,
             is_cold: false,
             has_moved: false,
             is_sent: Arc::default(),
+            is_body_taken: false,
         })
     }
 
@@ -161,7 +170,7 @@ impl InstanceCall {
             num: job.num,
             attempt: job.attempt,
             params,
-            body,
+            body: body.map(RequestBody::Whole).unwrap_or_default(),
             request: job.request.clone(),
             timeout_ms: job.timeout_ms,
             deadline: since + Duration::from_millis(job.timeout_ms),
@@ -171,17 +180,53 @@ impl InstanceCall {
             traceparent: job.traceparent.as_str().into(),
             lease: Some(lease),
             started: Some(Box::new(started)),
-            done: Box::new(done),
+            told: Told::Attempt(Box::new(done)),
             since,
             is_cold: false,
             has_moved: false,
             is_sent: Arc::default(),
+            is_body_taken: false,
         })
     }
 
     /// Tells its end.
     pub fn end(self, end: InstanceEnd) {
-        (self.done)(end);
+        match self.told {
+            Told::Caller { caller, node, engine } => caller.ended(end.into_direct(&node, engine)),
+            Told::Attempt(done) => done(end),
+        }
+    }
+
+    /// Takes the request's body out, where that is a stream, and whether it is that of a WebSocket.
+    pub(crate) fn take_stream(&mut self) -> Option<(BodyStream, bool)> {
+        if !self.body.is_stream() {
+            return None;
+        }
+        self.is_body_taken = true;
+        match std::mem::take(&mut self.body) {
+            RequestBody::Stream(body) => Some((body, false)),
+            RequestBody::Upgrade(body) => Some((body, true)),
+            RequestBody::None | RequestBody::Whole(_) => None,
+        }
+    }
+
+    /// Puts a body back that did not reach the process.
+    pub(crate) fn restore(&mut self, body: Option<RequestBody>) {
+        if let Some(body) = body {
+            (self.body, self.is_body_taken) = (body, false);
+        }
+    }
+
+    /// Whether its answer may be a stream: somebody reads it while it comes.
+    pub(crate) fn takes_stream(&self) -> bool {
+        matches!(self.told, Told::Caller { .. })
+    }
+
+    /// Tells that its answer has begun.
+    pub(crate) fn stream(&mut self, answer: StreamedAnswer) {
+        if let Told::Caller { caller, .. } = &mut self.told {
+            caller.streams(answer);
+        }
     }
 
     /// An instance takes it: from now on its attempt's time runs, where it did not before.
@@ -193,9 +238,10 @@ impl InstanceCall {
         }
     }
 
-    /// Gives a call back that there was no room for.
-    pub fn into_direct(self, code: &Arc<Code>) -> Box<Invocation> {
-        Box::new(Invocation {
+    /// Gives a call of the direct path back that there was no room for; none of a scheduled attempt.
+    pub fn into_direct(self, code: &Arc<Code>) -> Option<Box<Invocation>> {
+        let Told::Caller { caller, .. } = self.told else { return None };
+        Some(Box::new(Invocation {
             num: self.num,
             code: Arc::clone(code),
             params: self.params,
@@ -205,9 +251,8 @@ impl InstanceCall {
             deadline: self.deadline,
             deadline_unix_ms: self.deadline_unix_ms,
             traceparent: self.traceparent,
-            // No end is told of a call that was refused: its submitter knows.
-            done: Box::new(|_| {}),
-        })
+            caller,
+        }))
     }
 
     /// What the process is told of the call, in JSON (docs/reference/handler-protocol.md).
@@ -234,9 +279,9 @@ impl InstanceCall {
         out.push(b'}');
     }
 
-    /// The body of its request, byte for byte.
+    /// The body of its request, byte for byte, where that is no stream.
     pub(crate) fn raw_body(&self) -> Bytes {
-        match (&self.body, &self.request) {
+        match (self.body.whole(), &self.request) {
             (Some(body), _) => body.clone(),
             (None, Some(request)) if !request.has_json => Bytes::new(),
             (None, _) => self.params.clone(),
@@ -262,6 +307,7 @@ impl InstanceEnd {
             status,
             result: Bytes::new(),
             head: None,
+            streamed: None,
             error: None,
             log: Vec::new(),
             start: if call.is_cold { StartKind::Cold } else { StartKind::Warm },
@@ -335,6 +381,7 @@ impl InstanceEnd {
             error: self.error,
             log: self.log,
             attempt,
+            streamed: self.streamed,
         }
     }
 }

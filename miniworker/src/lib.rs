@@ -32,6 +32,7 @@ use faena_blob::BlobStore;
 use faena_domain::units::{ByteSize, GB};
 use faena_domain::{EngineKind, Limits};
 use faena_engine::{Engine, Pull};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use build::{find_image, run_build};
@@ -47,7 +48,7 @@ pub use live::LiveLogs;
 pub use owner::{InstanceId, InstanceOwner};
 pub use process::LeaseEnd;
 pub use report::AttemptReport;
-pub use server::ServerInstance;
+pub use server::{ServerInstance, StreamBounds};
 pub use start::{Created, Made, Preparation, PrewarmKey, Prewarmed, interpreter_domain};
 
 /// What every miniworker of a node shares.
@@ -73,6 +74,10 @@ pub struct Node {
     pub build: BuildLimits,
     /// What is being written by calls and builds that run.
     pub logs: LiveLogs,
+    /// How long answers may be passed on.
+    pub streams: StreamBounds,
+    /// Cancelled when the worker begins to drain: streams without an end of their own end.
+    pub draining: CancellationToken,
     /// The tasks that make, clean or destroy instances; a stop waits for them.
     pub tasks: TaskTracker,
 }

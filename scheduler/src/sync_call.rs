@@ -148,7 +148,7 @@ impl SyncCall {
             code: (*self.code).clone(),
             params: self.spec.params.clone(),
             body: self.spec.body.clone(),
-            request: self.spec.request.clone(),
+            request: self.spec.sent_request(),
             direct: self.spec.direct,
             timeout_ms,
             expires: left < asked,

@@ -10,15 +10,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
-use faena_invoker::{Invocation, Invoker};
+use faena_invoker::remote::{Incoming, PartSender, Streams};
+use faena_invoker::{Caller, Invocation, Invoker, RequestBody, StreamedAnswer};
 use faena_protocol::direct::InvocationEnd;
-use faena_protocol::direct::wire::{self, CallHead};
+use faena_protocol::direct::wire::{self, AnswerHead, CallHead, RequestStream, WorkerMessage};
 use faena_protocol::node::{EngineInfo, NodeInfo};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, LinkEvent, LinkHandle, UnopenedLink};
+use http_body::Body;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 /// Versions that a connection has numbers for; beyond it all are forgotten.
@@ -31,8 +34,22 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A call that a worker has.
 struct Pending {
     engine: EngineKind,
-    until: Instant,
-    done: Box<dyn FnOnce(InvocationEnd) + Send>,
+    /// When its end should have been told; none once its answer is a stream, which ends with the connection at the latest.
+    until: Option<Instant>,
+    caller: Box<dyn Caller>,
+    streams: Streams,
+    /// What sends its request's body.
+    _upload: Option<AbortOnDropHandle<()>>,
+}
+
+/// Sends parts of streams to a worker.
+#[derive(Clone)]
+struct ToWorker(LinkHandle);
+
+impl PartSender for ToWorker {
+    async fn send(&self, message: Bytes) -> bool {
+        self.0.send(message).await
+    }
 }
 
 /// What is on its way over one connection.
@@ -198,34 +215,32 @@ impl Wire {
         self.lines.lock()
     }
 
-    fn send(&self, call: Invocation) -> Result<(), Box<Invocation>> {
+    fn send(&self, mut call: Invocation) -> Result<(), Box<Invocation>> {
         let mut lines = self.lines();
         let Ok(code) = self.number(&mut lines, &call.code) else { return Err(Box::new(call)) };
-        let now = Instant::now();
-        let bodies = [&call.params[..], call.body.as_deref().unwrap_or_default()];
-        let left = call.deadline.saturating_duration_since(now);
-        let head = CallHead {
-            num: call.num,
-            code,
-            timeout_ms: call.timeout_ms,
-            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-            deadline_unix_ms: call.deadline_unix_ms,
-            traceparent: call.traceparent.to_string(),
-            body: call.body.as_ref().map(Bytes::len),
-            request: Arc::clone(&call.request),
-        };
+        let head = head(&call, code);
+        let bodies = [&call.params[..], call.body.whole().map(|body| &body[..]).unwrap_or_default()];
         if !wire::call(&head, &bodies).is_ok_and(|bytes| self.link.try_send(bytes)) {
             return Err(Box::new(call));
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        lines.calls.insert(
-            call.num,
-            Pending {
-                engine: call.code.engine.unwrap_or(EngineKind::Sandbox),
-                until: call.deadline + PATIENCE,
-                done: call.done,
-            },
-        );
+        let streams = Streams::default();
+        let upload = match std::mem::take(&mut call.body) {
+            RequestBody::Stream(body) | RequestBody::Upgrade(body) => {
+                let (outgoing, to, num) = (streams.outgoing.clone(), ToWorker(self.link.clone()), call.num);
+                let sending = tokio::spawn(async move { outgoing.send(num, body, &to).await });
+                Some(AbortOnDropHandle::new(sending))
+            }
+            RequestBody::None | RequestBody::Whole(_) => None,
+        };
+        let pending = Pending {
+            engine: call.code.engine.unwrap_or(EngineKind::Sandbox),
+            until: Some(call.deadline + PATIENCE),
+            caller: call.caller,
+            streams,
+            _upload: upload,
+        };
+        lines.calls.insert(call.num, pending);
         Ok(())
     }
 
@@ -253,20 +268,39 @@ impl Wire {
         self.lines().calls.contains_key(&num) && wire::cancel(num).is_ok_and(|bytes| self.link.try_send(bytes))
     }
 
-    fn ended(&self, bytes: &Bytes) {
-        let (num, end) = match wire::decode_end(bytes) {
-            Ok(ended) => ended,
-            Err(error) => return warn!(%error, worker = self.worker, "a message of a worker was dropped"),
-        };
-        let pending = self.lines().calls.remove(&num);
-        if let Some(pending) = pending {
-            self.finish(pending, end);
+    fn heard(&self, bytes: &Bytes) {
+        match WorkerMessage::decode(bytes) {
+            Ok(WorkerMessage::End(num, end)) => {
+                let pending = self.lines().calls.remove(&num);
+                if let Some(pending) = pending {
+                    self.finish(pending, *end);
+                }
+            }
+            Ok(WorkerMessage::Answer(answer)) => self.answer(*answer),
+            Ok(WorkerMessage::Part(num, part)) => {
+                if let Some(pending) = self.lines().calls.get_mut(&num) {
+                    pending.streams.take(part);
+                }
+            }
+            Err(error) => warn!(%error, worker = self.worker, "a message of a worker was dropped"),
         }
+    }
+
+    /// The answer of a call begins.
+    fn answer(&self, answer: AnswerHead) {
+        let mut lines = self.lines();
+        let Some(pending) = lines.calls.get_mut(&answer.num) else { return };
+        let AnswerHead { num, head, start_ms, run_ms, length } = answer;
+        let (incoming, body) = Incoming::begin(num, length, ToWorker(self.link.clone()));
+        pending.streams.incoming = Some(incoming);
+        pending.until = None;
+        let draining = pending.streams.draining.clone();
+        pending.caller.streams(StreamedAnswer { head, start_ms, run_ms, body, draining });
     }
 
     fn finish(&self, pending: Pending, end: InvocationEnd) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        (pending.done)(end);
+        pending.caller.ended(end);
     }
 
     fn lose(&self, pending: Pending, why: &str) {
@@ -290,11 +324,36 @@ impl Wire {
         let now = Instant::now();
         let late: Vec<Pending> = {
             let mut lines = self.lines();
-            lines.calls.extract_if(|_, pending| pending.until < now).map(|(_, pending)| pending).collect()
+            lines
+                .calls
+                .extract_if(|_, pending| pending.until.is_some_and(|until| until < now))
+                .map(|(_, pending)| pending)
+                .collect()
         };
         for pending in late {
             self.lose(pending, "it did not tell its end");
         }
+    }
+}
+
+/// What a worker is told of a call, beside its bodies.
+fn head(call: &Invocation, code: u32) -> CallHead {
+    let left = call.deadline.saturating_duration_since(Instant::now());
+    let stream = match &call.body {
+        RequestBody::None | RequestBody::Whole(_) => None,
+        RequestBody::Stream(body) => Some(RequestStream::Body(body.size_hint().exact())),
+        RequestBody::Upgrade(_) => Some(RequestStream::Upgrade),
+    };
+    CallHead {
+        num: call.num,
+        code,
+        timeout_ms: call.timeout_ms,
+        left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        deadline_unix_ms: call.deadline_unix_ms,
+        traceparent: call.traceparent.to_string(),
+        body: call.body.whole().map(Bytes::len),
+        stream,
+        request: Arc::clone(&call.request),
     }
 }
 
@@ -311,7 +370,7 @@ async fn keep(
     wires.write().insert(std::thread::current().id(), Arc::clone(&wire));
     let heard = Arc::clone(&wire);
     let _open = link.open(endpoint, move |event| match event {
-        LinkEvent::Message(bytes) => heard.ended(&bytes),
+        LinkEvent::Message(bytes) => heard.heard(&bytes),
         LinkEvent::Up => heard.is_up.store(true, Ordering::Release),
         LinkEvent::Down => {
             debug!(worker = heard.worker, "the direct path to a worker is down");

@@ -1,19 +1,25 @@
 //! Calls of the direct path that come from another process: handed to the pool as they come, on a thread of one runtime
 //! where their instances live too.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
-use faena_invoker::{Invocation, Invoker};
+use faena_invoker::remote::{Incoming, PartSender, Streams};
+use faena_invoker::{Caller, Invocation, Invoker, RequestBody, StreamedAnswer};
 use faena_pool::Pool;
 use faena_protocol::direct::InvocationEnd;
-use faena_protocol::direct::wire::{self, CallHead, DirectMessage};
+use faena_protocol::direct::wire::{
+    self, AnswerHead, CallHead, DirectMessage, Part, PartTold, RequestStream, WireError,
+};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
+use http_body::Body;
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 /// What is known of a thread of an api.
@@ -21,9 +27,11 @@ use tracing::{debug, warn};
 struct ApiThread {
     /// Versions by their numbers.
     codes: HashMap<u32, Arc<Code>>,
-    /// Calls of it that have not ended.
-    calls: Arc<Mutex<HashSet<CallNum>>>,
+    calls: Calls,
 }
+
+/// The calls of a thread of an api that have not ended, and their streams.
+type Calls = Arc<Mutex<HashMap<CallNum, Streams>>>;
 
 /// Serves one socket until the task is aborted.
 pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, worker: String) {
@@ -61,26 +69,45 @@ impl Direct {
             DirectMessage::Code(id, code) => drop(caller.codes.insert(id, Arc::new(*code))),
             DirectMessage::Forget => caller.codes.clear(),
             DirectMessage::Cancel(num) => cancel(&self.pool, num),
+            DirectMessage::Part(num, part) => {
+                if let Some(streams) = caller.calls.lock().get_mut(&num) {
+                    streams.take(part);
+                }
+            }
             DirectMessage::Call(head, body) => match caller.codes.get(&head.code) {
                 Some(code) => self.call(Arc::clone(code), Arc::clone(&caller.calls), peer, head, body),
                 None => {
                     warn!(call = %head.num, "a call of a version that was not named");
-                    let (num, engine) = (head.num, EngineKind::Sandbox);
-                    caller.calls.lock().insert(num);
-                    let (calls, handle) = (Arc::clone(&caller.calls), self.handle.clone());
-                    drop(EndReporter { num, calls, handle, peer, worker: self.worker.clone(), engine });
+                    caller.calls.lock().insert(head.num, Streams::default());
+                    // One that is refused is told so when it is dropped.
+                    drop(self.reporter(head.num, Arc::clone(&caller.calls), peer, EngineKind::Sandbox));
                 }
             },
         }
     }
 
-    fn call(&self, code: Arc<Code>, calls: Arc<Mutex<HashSet<CallNum>>>, peer: Peer, head: CallHead, body: Bytes) {
+    fn reporter(&self, num: CallNum, calls: Calls, peer: Peer, engine: EngineKind) -> Reporter {
+        let to_api = ToApi { num, calls, handle: self.handle.clone(), peer };
+        Reporter { to_api, worker: self.worker.clone(), engine, stream: None, is_told: false }
+    }
+
+    fn call(&self, code: Arc<Code>, calls: Calls, peer: Peer, head: CallHead, body: Bytes) {
         let num = head.num;
-        calls.lock().insert(num);
-        let engine = code.engine.unwrap_or(EngineKind::Sandbox);
-        let answer = EndReporter { num, calls, handle: self.handle.clone(), peer, worker: self.worker.clone(), engine };
+        let reporter = self.reporter(num, Arc::clone(&calls), peer, code.engine.unwrap_or(EngineKind::Sandbox));
         let mut params = body;
-        let body = head.body.map(|length| params.split_off(params.len().saturating_sub(length)));
+        let mut streams = Streams::default();
+        let mut begin = |length| {
+            let (incoming, body) = Incoming::begin(num, length, reporter.to_api.clone());
+            streams.incoming = Some(incoming);
+            body.map_err(Into::into).boxed_unsync()
+        };
+        let body = match (head.stream, head.body) {
+            (Some(RequestStream::Body(length)), _) => RequestBody::Stream(begin(length)),
+            (Some(RequestStream::Upgrade), _) => RequestBody::Upgrade(begin(None)),
+            (None, Some(length)) => RequestBody::Whole(params.split_off(params.len().saturating_sub(length))),
+            (None, None) => RequestBody::None,
+        };
+        calls.lock().insert(num, streams);
         let call = Invocation {
             num,
             code,
@@ -91,7 +118,7 @@ impl Direct {
             deadline: Instant::now() + Duration::from_millis(head.left_ms),
             deadline_unix_ms: head.deadline_unix_ms,
             traceparent: head.traceparent.into(),
-            done: Box::new(move |end| answer.tell(end)),
+            caller: Box::new(reporter),
         };
         // One that is refused is told so when it is dropped.
         drop(self.pool.submit(call));
@@ -103,7 +130,7 @@ impl Direct {
         if !calls.is_empty() {
             debug!(calls = calls.len(), "an api is gone; its calls are cancelled");
         }
-        for num in calls {
+        for num in calls.into_keys() {
             cancel(&self.pool, num);
         }
     }
@@ -114,37 +141,107 @@ fn cancel(pool: &Pool, num: CallNum) {
     Invoker::cancel(pool, num);
 }
 
-/// Tells the end of a call, once, whatever becomes of it here.
-struct EndReporter {
+/// Sends what concerns one call to its api.
+#[derive(Clone)]
+struct ToApi {
     num: CallNum,
-    calls: Arc<Mutex<HashSet<CallNum>>>,
+    calls: Calls,
     handle: ServerHandle,
     peer: Peer,
-    worker: String,
-    engine: EngineKind,
 }
 
-impl EndReporter {
-    fn tell(&self, end: InvocationEnd) {
-        // The end of one whose caller has gone, or was told already, is nobody's.
-        if !self.calls.lock().remove(&self.num) {
+impl PartSender for ToApi {
+    async fn send(&self, message: Bytes) -> bool {
+        self.handle.send(&self.peer, message).await
+    }
+}
+
+impl ToApi {
+    /// Tells the end, once. That of a call whose caller has gone is nobody's.
+    fn end(&self, end: InvocationEnd) {
+        if self.calls.lock().remove(&self.num).is_none() {
             return;
         }
-        match wire::end(self.num, end) {
+        self.tell(wire::end(self.num, end), "the end of a call");
+    }
+
+    fn tell(&self, message: Result<Bytes, WireError>, what: &str) {
+        match message {
             Ok(bytes) if self.handle.try_send(&self.peer, bytes.clone()) => {}
-            Ok(_) => warn!(call = %self.num, "the end of a call cannot be told: too much waits to be sent"),
-            Err(error) => warn!(%error, call = %self.num, "the end of a call cannot be told"),
+            Ok(_) => warn!(call = %self.num, "{what} cannot be told: too much waits to be sent"),
+            Err(error) => warn!(%error, call = %self.num, "{what} cannot be told"),
+        }
+    }
+
+    /// Sends the body of an answer, and the call's end behind it.
+    async fn stream(self, answer: StreamedAnswer, end: oneshot::Receiver<InvocationEnd>) {
+        let outgoing = self.calls.lock().get(&self.num).map(|streams| streams.outgoing.clone());
+        if let Some(outgoing) = outgoing {
+            let sending = outgoing.send(self.num, answer.body, &self);
+            tokio::pin!(sending);
+            tokio::select! {
+                () = &mut sending => {}
+                () = answer.draining.cancelled() => {
+                    self.tell(wire::part(self.num, Part::Told(PartTold::Draining)), "a drain");
+                    sending.await;
+                }
+            }
+        }
+        if let Ok(end) = end.await {
+            self.end(end);
         }
     }
 }
 
-impl Drop for EndReporter {
+/// Tells how a call goes on and ends, whatever becomes of it here.
+struct Reporter {
+    to_api: ToApi,
+    worker: String,
+    engine: EngineKind,
+    /// Takes the end, where the answer is a stream: it is told behind it.
+    stream: Option<oneshot::Sender<InvocationEnd>>,
+    is_told: bool,
+}
+
+impl Reporter {
+    fn tell(&mut self, end: InvocationEnd) {
+        self.is_told = true;
+        match self.stream.take() {
+            // Its task has everything that is to be told.
+            Some(stream) => drop(stream.send(end)),
+            None => self.to_api.end(end),
+        }
+    }
+}
+
+impl Caller for Reporter {
+    fn streams(&mut self, answer: StreamedAnswer) {
+        let head = AnswerHead {
+            num: self.to_api.num,
+            head: answer.head.clone(),
+            start_ms: answer.start_ms,
+            run_ms: answer.run_ms,
+            length: answer.body.size_hint().exact(),
+        };
+        self.to_api.tell(wire::answer(&head), "the answer of a call");
+        let (tell, end) = oneshot::channel();
+        self.stream = Some(tell);
+        tokio::spawn(self.to_api.clone().stream(answer, end));
+    }
+
+    fn ended(mut self: Box<Self>, end: InvocationEnd) {
+        self.tell(end);
+    }
+}
+
+impl Drop for Reporter {
     fn drop(&mut self) {
-        if !self.calls.lock().contains(&self.num) {
+        if self.is_told {
             return;
         }
         let error =
             CallError::new(ErrorKind::Unavailable, Layer::Queue, "the worker takes no more calls at the moment");
-        self.tell(InvocationEnd::unrun(error, &self.worker, self.engine));
+        let end = InvocationEnd::unrun(error, &self.worker, self.engine);
+        self.tell(end);
     }
 }

@@ -133,7 +133,8 @@ async fn remove_orphans(node: &Node) {
 /// What a node is made of.
 pub mod node {
     pub use faena_miniworker::{
-        Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Upstream, import_image, run_build,
+        Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, StreamBounds, Upstream, import_image,
+        run_build,
     };
     pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy};
 

@@ -15,7 +15,7 @@ use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_worker::node::{
     Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy,
-    run_attempt, run_build,
+    StreamBounds, run_attempt, run_build,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,8 @@ impl Bench {
             askers: Askers::default(),
             pull: Pull::Never,
             build: BuildLimits::default(),
+            streams: StreamBounds::default(),
+            draining: CancellationToken::new(),
             logs: LiveLogs::default(),
             tasks: tokio_util::task::TaskTracker::new(),
         };

@@ -10,17 +10,21 @@ use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
-use faena_invoker::{Invocation, Invoker};
-use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
+use faena_invoker::{Caller, Direction, Invocation, Invoker, Meter, StreamedAnswer};
+use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use faena_scheduler::statistics::CallSample;
 use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
 use tokio::sync::oneshot;
 
+use super::stream::{self, KeptBody};
+use super::websocket::Handshake;
 use super::{HttpCall, QUEUE_MS, reply};
 use crate::app::App;
 use crate::body;
+use crate::entrance::Entrance;
 use crate::problem::{Reply, busy, stopping};
+use crate::shares::Share;
 use crate::trace::Timing;
 use crate::versions::Current;
 
@@ -30,13 +34,34 @@ struct RunningDirect {
     function: FunctionId,
     code: Arc<Code>,
     params: Bytes,
-    /// The body, where it is not the params.
-    body: Option<Bytes>,
+    body: RecordedBody,
     request: Arc<HttpRequest>,
     created_at: i64,
     traceparent: Arc<str>,
+    /// What has passed of its bodies, where they are streams.
+    meter: Meter,
     /// What has it.
     invoker: Arc<dyn Invoker>,
+}
+
+/// What a record keeps of a request's body.
+pub(super) enum RecordedBody {
+    /// The params are the body, or there is none.
+    None,
+    /// All of it.
+    Whole(Bytes),
+    /// The beginning of a stream.
+    Beginning(KeptBody),
+}
+
+impl RecordedBody {
+    fn bytes(&self) -> Option<Bytes> {
+        match self {
+            Self::None => None,
+            Self::Whole(bytes) => Some(bytes.clone()),
+            Self::Beginning(kept) => Some(kept.bytes()).filter(|bytes| !bytes.is_empty()),
+        }
+    }
 }
 
 impl RunningDirect {
@@ -44,6 +69,14 @@ impl RunningDirect {
     fn head(&self) -> CallRecord {
         let head = CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string());
         CallRecord { request: Some(Arc::clone(&self.request)), ..head }
+    }
+
+    /// What has passed until now.
+    fn streamed(&self) -> Option<Streamed> {
+        (self.meter.total() > 0).then(|| Streamed {
+            request_bytes: self.meter.passed(Direction::Request),
+            response_bytes: self.meter.passed(Direction::Response),
+        })
     }
 }
 
@@ -54,8 +87,8 @@ impl DirectInFlight for RunningDirect {
 
     fn record(&self) -> CallRecord {
         let params = inline(&self.params).unwrap_or_else(Payload::empty);
-        let body = self.body.as_deref().and_then(inline);
-        CallRecord { params, body, status: CallStatus::Running, ..self.head() }
+        let body = self.body.bytes().as_deref().and_then(inline);
+        CallRecord { params, body, status: CallStatus::Running, streamed: self.streamed(), ..self.head() }
     }
 
     fn cancel(&self) {
@@ -71,76 +104,130 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
     Some(Payload::Text(std::str::from_utf8(bytes).ok()?.to_owned()))
 }
 
-/// Hands a call to an instance and replies with its end. The call is recorded behind the reply, whether or not the client
-/// still waits for it.
+/// What the client of a call is told.
+enum Told {
+    /// All of its answer, or why there is none.
+    Ended(Ended),
+    /// Its answer has begun.
+    Streams(StreamedAnswer),
+}
+
+/// An end as far as it concerns the client.
+struct Ended {
+    status: CallStatus,
+    result: Bytes,
+    head: Option<HttpHead>,
+    error: Option<CallError>,
+    timing: Timing,
+}
+
+/// Tells the client of a call, and records its end, whether or not the client still waits.
+struct Teller {
+    app: App,
+    begun: Arc<RunningDirect>,
+    permit: BacklogPermit,
+    /// The call holds memory for its body until it is written.
+    held: Option<body::Whole>,
+    tell: Option<oneshot::Sender<Told>>,
+}
+
+impl Teller {
+    fn tell(&mut self, told: Told) {
+        if let Some(tell) = self.tell.take() {
+            // The client may have gone.
+            let _ = tell.send(told);
+        }
+    }
+}
+
+impl Caller for Teller {
+    fn streams(&mut self, answer: StreamedAnswer) {
+        self.tell(Told::Streams(answer));
+    }
+
+    fn ended(mut self: Box<Self>, end: InvocationEnd) {
+        let told = self.tell.is_some().then(|| {
+            let timing = Timing::from(&end.attempt);
+            let (result, head, error) = (end.result.clone(), end.head.clone(), end.error.clone());
+            Told::Ended(Ended { status: end.status, result, head, error, timing })
+        });
+        let tell = self.tell.take();
+        let Self { app, begun, permit, held, .. } = *self;
+        record(&app, &begun, end, (permit, held));
+        if let (Some(tell), Some(told)) = (tell, told) {
+            // The client may have gone.
+            let _ = tell.send(told);
+        }
+    }
+}
+
+/// Hands a call to an instance and replies with its end, or with its answer while that comes. The call is recorded behind
+/// the reply, whether or not the client still waits for it.
 pub(super) async fn run(
     app: &App,
     invoker: &Arc<dyn Invoker>,
     current: &Current,
     call: HttpCall,
-    permit: BacklogPermit,
+    (permit, waiting): (BacklogPermit, Share),
+    handshake: Option<Handshake>,
 ) -> Reply<Response<Body>> {
-    let HttpCall { num, request, params, body, traceparent, held, is_head } = call;
-    let traceparent: Arc<str> = traceparent.into();
-    let timeout_ms = current.code.limits.timeout.0;
-    let created_at = unix_ms();
+    let HttpCall { num, request, private, params, body, traceparent, held, is_head, entrance } = call;
+    let meter = Meter::default();
+    let (body, recorded) = stream::recorded(body, &meter);
     let begun = Arc::new(RunningDirect {
         num,
         function: current.code.function_id(),
         code: Arc::clone(&current.code),
         params,
-        body,
+        body: recorded,
         request,
-        created_at,
-        traceparent: Arc::clone(&traceparent),
+        created_at: unix_ms(),
+        traceparent: traceparent.into(),
+        meter,
         invoker: Arc::clone(invoker),
     });
     app.in_flight().direct(begun.function.namespace.clone(), num, Arc::<RunningDirect>::clone(&begun));
-    let (tell, ended) = oneshot::channel();
+    let (tell, told) = oneshot::channel();
+    let caller = Teller { app: app.clone(), begun: Arc::clone(&begun), permit, held, tell: Some(tell) };
+    let timeout_ms = current.code.limits.timeout.0;
     let call = Invocation {
         num,
         code: Arc::clone(&begun.code),
         params: begun.params.clone(),
-        body: begun.body.clone(),
-        request: Arc::clone(&begun.request),
+        body,
+        request: HttpRequest::with_headers(&begun.request, &private),
         timeout_ms,
         deadline: Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
-        deadline_unix_ms: created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
-        traceparent: Arc::clone(&traceparent),
-        done: Box::new({
-            let (app, begun) = (app.clone(), Arc::clone(&begun));
-            move |end: InvocationEnd| {
-                let timing = Timing::from(&end.attempt);
-                let answer = (end.status, end.result.clone(), end.head.clone(), end.error.clone(), timing);
-                // The call holds memory for its body until it is written, whether or not its client waits.
-                record(&app, &begun, end, (permit, held));
-                // The client may have gone.
-                let _ = tell.send(answer);
-            }
-        }),
+        deadline_unix_ms: begun.created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
+        traceparent: Arc::clone(&begun.traceparent),
+        caller: Box::new(caller),
     };
     if invoker.submit(call).is_err() {
         app.in_flight().remove(num);
         return Err(busy());
     }
-    let Ok((status, result, head, error, timing)) = ended.await else {
+    let Ok(told) = told.await else {
         app.in_flight().remove(num);
         return Err(stopping());
     };
-    let mut response = respond((status, result), head, error, is_head);
-    reply::complete(response.headers_mut(), num, &traceparent, Some(timing));
+    let (mut response, timing) = match told {
+        Told::Ended(ended) => {
+            let timing = ended.timing;
+            (respond(ended, entrance, is_head), timing)
+        }
+        Told::Streams(answer) => {
+            let timing = Timing::begun(answer.start_ms, answer.run_ms);
+            (stream::respond(app, entrance, answer, &begun.meter, (waiting, handshake)), timing)
+        }
+    };
+    reply::complete(response.headers_mut(), entrance, num, &begun.traceparent, Some(timing));
     Ok(response)
 }
 
 /// The answer of a call that has ended: the function's own, or what went wrong.
-fn respond(
-    (status, result): (CallStatus, Bytes),
-    head: Option<HttpHead>,
-    error: Option<CallError>,
-    is_head: bool,
-) -> Response<Body> {
+fn respond(Ended { status, result, head, error, .. }: Ended, entrance: Entrance, is_head: bool) -> Response<Body> {
     match (status, head, error) {
-        (_, Some(head), error) => reply::passed_on(head, result, error.is_some(), is_head),
+        (_, Some(head), error) => reply::passed_on((head, result), entrance, error.is_some(), is_head),
         (CallStatus::Done, None, _) => reply::bytes(result),
         (_, None, Some(error)) => reply::failed(&error),
         (_, None, None) => reply::failed(&missing()),
@@ -153,8 +240,13 @@ fn missing() -> CallError {
 }
 
 /// Writes a call behind its answer.
-fn record(app: &App, begun: &Arc<RunningDirect>, end: InvocationEnd, (permit, held): (BacklogPermit, body::Whole)) {
-    let InvocationEnd { status, result, error, log, mut attempt, head } = end;
+fn record(
+    app: &App,
+    begun: &Arc<RunningDirect>,
+    end: InvocationEnd,
+    (permit, held): (BacklogPermit, Option<body::Whole>),
+) {
+    let InvocationEnd { status, result, error, log, mut attempt, head, streamed } = end;
     let sample = CallSample::new(CallPath::Direct, status, Some(&attempt));
     app.scheduler().statistics().record(&begun.function, &sample);
     attempt.error.clone_from(&error);
@@ -165,14 +257,15 @@ fn record(app: &App, begun: &Arc<RunningDirect>, end: InvocationEnd, (permit, he
     // Its headers went with the answer; the record tells its status.
     let head = head.map(|head| HttpHead { headers: Vec::new(), ..head });
     let ended_at = Some(unix_ms());
-    let call = CallRecord { status, error, head, attempts: vec![attempt], ended_at, ..begun.head() };
+    let call = CallRecord { status, error, head, streamed, attempts: vec![attempt], ended_at, ..begun.head() };
     let ended = EndedCall { namespace: begun.code.namespace.clone(), call, direct: true, timeout_ms: None };
-    let body = match &begun.body {
+    let body = begun.body.bytes();
+    let kept = match &body {
         None => Some(None),
         Some(body) => inline(body).map(Some),
     };
     if let (Some(params), Some(result), Some(logs), Some(body)) =
-        (inline(&begun.params), inline(&result), inline(&log), body)
+        (inline(&begun.params), inline(&result), inline(&log), kept)
     {
         let call = CallRecord { params, body, result, logs, ..ended.call };
         return app.completions().write(EndedCall { call, ..ended }, permit);
@@ -186,8 +279,8 @@ fn record(app: &App, begun: &Arc<RunningDirect>, end: InvocationEnd, (permit, he
         let stored = async {
             let params = blobs.payload(begun.params.clone()).await?;
             let (result, logs) = (blobs.payload(result).await?, blobs.payload(log).await?);
-            let body = match &begun.body {
-                Some(body) => Some(blobs.payload(body.clone()).await?),
+            let body = match body {
+                Some(body) => Some(blobs.payload(body).await?),
                 None => None,
             };
             Ok::<_, faena_blob::BlobError>(EndedCall {

@@ -1,12 +1,13 @@
-//! A call on `/f/`: the request goes to the function, and what the function puts out is the reply.
+//! A call of a function over HTTP: the request goes to the function, and what the function puts out is the reply.
 //!
 //! [`answer`] is all of it. A call whose path is direct is served on the thread that owns its connection; every other call
 //! runs where it may take its time.
 
 mod direct;
 mod reply;
+mod stream;
+mod websocket;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,20 +19,21 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
-use faena_domain::{CallNum, Contract, FunctionName};
+use faena_domain::{CallNum, Contract};
 use faena_header_case::HeadNames;
-use faena_invoker::Invoker;
-use faena_protocol::direct::HttpRequest;
+use faena_invoker::{BodyStream, Invoker, RequestBody};
+use faena_protocol::direct::{Header, HttpRequest};
 use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
-use percent_encoding::percent_decode_str;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
-use crate::handed::{self, Handed, PREFIX, ROUTE, RequestHead};
-use crate::problem::{ErrorCode, Problem, Reply, busy};
+use crate::entrance::Entrance;
+use crate::handed::{self, Handed, ROUTE, RequestHead};
+use crate::problem::{Problem, Reply, busy};
 use crate::versions::Current;
 use crate::{actions, authorize, body, guard, idempotency, trace};
+use websocket::Handshake;
 
 /// What a call may wait for a slot, over its own time.
 const QUEUE_MS: u64 = 10_000;
@@ -50,14 +52,17 @@ pub(crate) struct Client {
 /// A call that was read from its request.
 struct HttpCall {
     num: CallNum,
+    /// The request as it is recorded, and the headers that the function gets besides.
     request: Arc<HttpRequest>,
+    private: Vec<Header>,
     params: Bytes,
     /// The body, where it is not the params.
-    body: Option<Bytes>,
+    body: RequestBody,
     traceparent: String,
     /// The memory of its body.
-    held: body::Whole,
+    held: Option<body::Whole>,
     is_head: bool,
+    entrance: Entrance,
 }
 
 /// How a call is executed, and by whom.
@@ -68,9 +73,13 @@ struct Plan {
     current: Arc<Current>,
 }
 
-/// Whether a request is a call of a function.
-pub(crate) fn is_one<B>(request: &Request<B>) -> bool {
-    request.uri().path().strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+/// A request whose body has not come yet.
+struct Arriving {
+    parts: Parts,
+    body: Incoming,
+    /// The client asks for a WebSocket.
+    handshake: Option<(Handshake, BodyStream)>,
+    entrance: Entrance,
 }
 
 /// Calls a function and replies with what it put out.
@@ -89,31 +98,34 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, client: &Clien
     response
 }
 
-async fn serve(app: &App, request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
-    guard::judge(app, request.uri(), request.headers())?;
+async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
+    let nowhere = || crate::problem::unknown_route(request.uri());
+    let address = app.hosts().address(&request).ok_or_else(nowhere)?;
+    let entrance = address.entrance;
+    guard::judge_call(app, entrance, (request.method(), request.uri(), request.headers()))?;
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
     app.admission().disk()?;
-    let has_key = request.headers().contains_key("idempotency-key");
-    let name = name_of(request.uri().path())?;
-    let current = match app.versions().known(&principal.namespace, &name) {
+    // On its own origin a header means what the function says that it means.
+    let has_key = entrance == Entrance::Path && request.headers().contains_key("idempotency-key");
+    let current = match app.versions().known(&principal.namespace, &address.name).filter(|_| !address.is_qualified()) {
         Some(current) => current,
-        None => app.versions().of(&principal.namespace, &name.parse::<FunctionName>()?, None).await?,
+        None => app.versions().of(&principal.namespace, &address.function(&principal.namespace)?, None).await?,
+    };
+    let handshake = match current.code.serving.contract {
+        Contract::Http => websocket::asked(&mut request)?,
+        Contract::Handler | Contract::Command => None,
     };
     let plan = decide(app, current, has_key);
+    let (parts, body) = request.into_parts();
+    let arriving = Arriving { parts, body, handshake, entrance };
     if plan.path == CallPath::Direct {
-        return run(app, plan, request, client).await;
+        return run(app, plan, arriving, client).await;
     }
     let (shared, client) = (app.clone(), client.clone());
-    let running = AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, request, &client).await }));
+    let running =
+        AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, arriving, &client).await }));
     running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
-}
-
-/// The name of the function in a path.
-fn name_of(path: &str) -> Reply<Cow<'_, str>> {
-    let name = path.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let malformed = |_| Problem::new(ErrorCode::MalformedPath, "the name in the path is no UTF-8");
-    percent_decode_str(name).decode_utf8().map_err(malformed)
 }
 
 fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
@@ -129,13 +141,9 @@ fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
     Plan { path: plan(&terms, &target), invoker, current }
 }
 
-async fn run(
-    app: &App,
-    Plan { path, invoker, current }: Plan,
-    request: Request<Incoming>,
-    client: &Client,
-) -> Reply<Response<Body>> {
-    let (parts, incoming) = request.into_parts();
+async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Reply<Response<Body>> {
+    let Plan { path, invoker, current } = plan;
+    let Arriving { parts, body, handshake, entrance } = arriving;
     let is_server = current.code.serving.contract == Contract::Http;
     let request = RequestHead {
         method: &parts.method,
@@ -143,34 +151,51 @@ async fn run(
         headers: &parts.headers,
         // Nothing of the body was read yet, and nothing written: it is this request's. No other contract needs it.
         written: if is_server { client.names.take_head() } else { None },
-        address: client.address,
+        client: client.address,
+        entrance,
+        has_trailers: is_server && path == CallPath::Direct,
+        private_headers: app.private_headers(),
     };
-    let response = execute(app, (path, invoker), &current, (&parts, request, incoming)).await?;
+    let response = match (path, invoker) {
+        (CallPath::Direct, Some(invoker)) => direct(app, &invoker, &current, &request, (body, handshake)).await?,
+        _ if handshake.is_some() => return Err(websocket::not_now(&current)),
+        (path, _) => {
+            let call = read(app, &current, &request, body).await?;
+            let body = call.held.as_deref().unwrap_or_default();
+            let key = match entrance {
+                Entrance::Path => {
+                    idempotency::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, body)?
+                }
+                Entrance::Host => None,
+            };
+            stored(app, path, &current, call, key).await?
+        }
+    };
     // A browser, curl and most libraries say what they accept, and follow; to others the answer goes as it is.
-    let follows = is_server && parts.headers.contains_key("accept");
+    let follows = is_server && entrance == Entrance::Path && parts.headers.contains_key("accept");
     Ok(if follows { reply::below_prefix(response, &current.code.function) } else { response })
 }
 
-async fn execute(
+/// Hands a call to an instance.
+async fn direct(
     app: &App,
-    (path, invoker): (CallPath, Option<Arc<dyn Invoker>>),
+    invoker: &Arc<dyn Invoker>,
     current: &Current,
-    (parts, request, incoming): (&Parts, RequestHead<'_>, Incoming),
+    request: &RequestHead<'_>,
+    (incoming, handshake): (Incoming, Option<(Handshake, BodyStream)>),
 ) -> Reply<Response<Body>> {
-    match (path, invoker) {
-        (CallPath::Direct, Some(invoker)) => {
-            let permit = app.completions().permit().ok_or_else(busy)?;
-            let Code { namespace, function, .. } = &*current.code;
-            let _waiting = app.follow(namespace, function)?;
-            let call = read(app, current, &request, incoming).await?;
-            direct::run(app, &invoker, current, call, permit).await
+    let permit = app.completions().permit().ok_or_else(busy)?;
+    let Code { namespace, function, serving, .. } = &*current.code;
+    let waiting = app.follow(namespace, function)?;
+    let is_stream = serving.contract == Contract::Http && stream::is_streamed(request.headers);
+    let (call, handshake) = match handshake {
+        Some((handshake, body)) => (begin(app, current, request, RequestBody::Upgrade(body)).await?, Some(handshake)),
+        None if is_stream => {
+            (begin(app, current, request, RequestBody::Stream(stream::of_request(incoming))).await?, None)
         }
-        (path, _) => {
-            let call = read(app, current, &request, incoming).await?;
-            let key = idempotency::idempotency_key(&parts.headers, (&parts.method, &parts.uri), None, &call.held)?;
-            stored(app, path, current, call, key).await
-        }
-    }
+        None => (read(app, current, request, incoming).await?, None),
+    };
+    direct::run(app, invoker, current, call, (permit, waiting), handshake).await
 }
 
 /// Reads a call from its request, and gives it a number.
@@ -178,10 +203,27 @@ async fn read(app: &App, current: &Current, head: &RequestHead<'_>, incoming: In
     let Code { namespace, function, serving, .. } = &*current.code;
     let of = Some((namespace, function));
     let held = body::read(app.admission(), head.headers, Body::new(incoming), of, MAX_BODY).await?;
-    let Handed { params, body, request } = handed::hand(head, serving.contract, held.bytes())?;
+    let handed = handed::hand(head, serving.contract, held.bytes())?;
+    let body = handed.body.clone().map(RequestBody::Whole).unwrap_or_default();
+    number(app, head, handed, (body, Some(held))).await
+}
+
+/// A call whose body comes while it runs.
+async fn begin(app: &App, current: &Current, head: &RequestHead<'_>, body: RequestBody) -> Reply<HttpCall> {
+    let handed = handed::hand(head, current.code.serving.contract, &Bytes::new())?;
+    number(app, head, handed, (body, None)).await
+}
+
+/// Gives a call its number.
+async fn number(
+    app: &App,
+    head: &RequestHead<'_>,
+    Handed { params, request, private, .. }: Handed,
+    (body, held): (RequestBody, Option<body::Whole>),
+) -> Reply<HttpCall> {
     let num = app.call_ids().next().await?;
     let (traceparent, is_head) = (trace::parent(head.headers), *head.method == Method::HEAD);
-    Ok(HttpCall { num, request, params, body, traceparent, held, is_head })
+    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, entrance: head.entrance })
 }
 
 /// Runs a call by the scheduler: without a row before its end, or with one.
@@ -194,8 +236,8 @@ async fn stored(
 ) -> Reply<Response<Body>> {
     let Code { namespace, function, limits, .. } = &*current.code;
     let timeout_ms = limits.timeout.0;
-    let body = match call.body {
-        Some(body) => Some(app.blobs().payload(body).await?),
+    let body = match call.body.whole() {
+        Some(body) => Some(app.blobs().payload(body.clone()).await?),
         None => None,
     };
     let spec = CallSpec {
@@ -205,6 +247,7 @@ async fn stored(
         params: app.blobs().payload(call.params).await?,
         body,
         request: Some(call.request),
+        private_headers: call.private,
         direct: true,
         timeout_ms: None,
         max_age_ms: timeout_ms + QUEUE_MS,
@@ -223,26 +266,5 @@ async fn stored(
     } else {
         actions::calls::run_sync(app, spec, &current.code, None).await?
     };
-    reply::of_record(app, record).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_the_first_segment_whatever_follows() {
-        let name = |path: &'static str| name_of(path).ok();
-        assert_eq!(name("/f/dice").as_deref(), Some("dice"));
-        assert_eq!(name("/f/dice/").as_deref(), Some("dice"));
-        assert_eq!(name("/f/%64ice/a%2Fb").as_deref(), Some("dice"));
-        assert_eq!(name("/f/%ff"), None);
-    }
-
-    #[test]
-    fn only_paths_with_a_name_are_calls() {
-        let is_call = |path: &str| is_one(&Request::get(path).body(()).expect("a request"));
-        assert!(is_call("/f/dice") && is_call("/f/dice/") && is_call("/f/dice?x=1"));
-        assert!(!is_call("/f/") && !is_call("/f//x") && !is_call("/functions") && !is_call("/f"));
-    }
+    reply::of_record(app, call.entrance, record).await
 }

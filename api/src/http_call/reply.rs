@@ -10,26 +10,9 @@ use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::CallRecord;
 
 use crate::app::App;
-use crate::handed::{HOP_BY_HOP, PREFIX};
+use crate::entrance::{Entrance, PREFIX, without_domain};
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::trace::{self, Timing};
-
-/// Headers of a function's answer that are not its to set: hop by hop, the platform's own, and what would reach beyond
-/// the one answer (docs/reference/safety.md).
-fn is_not_its_own(name: &str) -> bool {
-    const REFUSED: [&str; 6] = [
-        "server-timing",
-        "set-cookie",
-        "clear-site-data",
-        "service-worker-allowed",
-        "strict-transport-security",
-        "alt-svc",
-    ];
-    const BEGINNINGS: [&str; 3] = ["proxy-", "faena-", "access-control-"];
-    HOP_BY_HOP.contains(&name)
-        || REFUSED.contains(&name)
-        || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
-}
 
 /// The names of a reply's headers as the function wrote them. An extension of the response, since the headers themselves
 /// have their names in lower case.
@@ -37,10 +20,11 @@ fn is_not_its_own(name: &str) -> bool {
 pub(super) struct WrittenNames(pub(super) Vec<String>);
 
 /// Takes over the headers that a function may set, as many as are kept.
-fn keep_headers(told: Vec<Header>, response: &mut Response) {
+fn keep_headers(told: Vec<Header>, entrance: Entrance, response: &mut Response) {
     let (mut bytes, mut written) = (0, Vec::new());
-    let own = told.into_iter().filter(|Header(name, _)| !is_not_its_own(&name.to_ascii_lowercase()));
+    let own = told.into_iter().filter(|Header(name, _)| !entrance.refuses(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
+        let value = if name.eq_ignore_ascii_case("set-cookie") { without_domain(&value) } else { value };
         bytes += name.len() + value.len();
         if bytes > MAX_HEADER_BYTES {
             break;
@@ -54,12 +38,12 @@ fn keep_headers(told: Vec<Header>, response: &mut Response) {
 }
 
 /// The reply to a call by its record.
-pub(super) async fn of_record(app: &App, mut call: CallRecord) -> Reply<Response> {
+pub(super) async fn of_record(app: &App, entrance: Entrance, mut call: CallRecord) -> Reply<Response> {
     let mut response = match (&call.error, call.head.take()) {
         (error, Some(head)) => {
             let body = app.blobs().bytes(&call.result, MAX_RESULT).await?;
             let is_head = call.request.as_ref().is_some_and(|request| request.method == "HEAD");
-            passed_on(head, body, error.is_some(), is_head)
+            passed_on((head, body), entrance, error.is_some(), is_head)
         }
         (None, None) if call.status == CallStatus::Done => bytes(app.blobs().bytes(&call.result, MAX_RESULT).await?),
         (Some(error), None) => failed(error),
@@ -68,7 +52,7 @@ pub(super) async fn of_record(app: &App, mut call: CallRecord) -> Reply<Response
             Problem::new(ErrorCode::Running, detail).into_response()
         }
     };
-    complete(response.headers_mut(), call.num, &call.traceparent, call.attempts.last().map(Timing::from));
+    complete(response.headers_mut(), entrance, call.num, &call.traceparent, call.attempts.last().map(Timing::from));
     Ok(response)
 }
 
@@ -87,17 +71,38 @@ pub(super) fn bytes(result: Bytes) -> Response {
 /// What a function answered with a head of its own, without what it may not say.
 ///
 /// The answer to HEAD has no body, and says how long that of GET would be.
-pub(super) fn passed_on(head: HttpHead, body: Bytes, has_failed: bool, is_head: bool) -> Response {
+pub(super) fn passed_on(
+    (head, body): (HttpHead, Bytes),
+    entrance: Entrance,
+    has_failed: bool,
+    is_head: bool,
+) -> Response {
     let length = head.headers.iter().find(|Header(name, _)| is_head && name.eq_ignore_ascii_case("content-length"));
     let length = length.and_then(|Header(_, value)| HeaderValue::from_bytes(value).ok());
     let is_typed = head.headers.iter().any(|Header(name, _)| name.eq_ignore_ascii_case("content-type"));
     let mut response = if is_typed || body.is_empty() { Response::new(Body::from(body)) } else { bytes(body) };
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    keep_headers(head.headers, &mut response);
+    keep_headers(head.headers, entrance, &mut response);
     if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
     if has_failed {
+        response.headers_mut().insert("faena-error", HeaderValue::from_static("function"));
+    }
+    response
+}
+
+/// The reply of a function whose body is still being made.
+pub(super) fn streamed(head: HttpHead, entrance: Entrance, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let trailers = head.headers.iter().find(|Header(name, _)| name.eq_ignore_ascii_case("trailer"));
+    let trailers = trailers.and_then(|Header(_, value)| HeaderValue::from_bytes(value).ok());
+    keep_headers(head.headers, entrance, &mut response);
+    if let Some(trailers) = trailers {
+        response.headers_mut().insert(header::TRAILER, trailers);
+    }
+    if head.status >= 500 {
         response.headers_mut().insert("faena-error", HeaderValue::from_static("function"));
     }
     response
@@ -120,9 +125,19 @@ pub(super) fn below_prefix(mut response: Response, function: &FunctionName) -> R
     response
 }
 
-/// Adds what every reply on `/f/` has: whose call it was, and that what a function puts out is no page of ours.
-pub(super) fn complete(headers: &mut HeaderMap, num: CallNum, traceparent: &str, last: Option<Timing>) {
+/// Adds what every reply of a function has: whose call it was, and, on our own origin, that what a function puts out is no
+/// page of ours.
+pub(super) fn complete(
+    headers: &mut HeaderMap,
+    entrance: Entrance,
+    num: CallNum,
+    traceparent: &str,
+    last: Option<Timing>,
+) {
     trace::tell(headers, num.0, traceparent, last);
+    if entrance == Entrance::Host {
+        return;
+    }
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
@@ -162,7 +177,7 @@ mod tests {
             ["content-type", "x-mine", "set-cookie", "faena-call", "access-control-allow-origin", "content-length"];
         let told = told.iter().map(|name| Header((*name).to_owned(), b"v".to_vec())).collect();
         let mut response = Response::new(Body::empty());
-        keep_headers(told, &mut response);
+        keep_headers(told, Entrance::Path, &mut response);
         let kept: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         assert_eq!(kept, ["content-type", "x-mine"]);
     }

@@ -61,6 +61,7 @@ codes! {
     InvalidCallback, "invalid_callback", UNPROCESSABLE_ENTITY, "The callback cannot be called";
     InvalidCommand, "invalid_command", BAD_REQUEST, "This is no command";
     InvalidEnv, "invalid_env", BAD_REQUEST, "The variable cannot be set";
+    InvalidHandshake, "invalid_handshake", BAD_REQUEST, "This is no WebSocket handshake that can be taken";
     InvalidImage, "invalid_image", BAD_REQUEST, "This is no image reference";
     InvalidInstant, "invalid_instant", BAD_REQUEST, "This is no instant";
     InvalidKey, "invalid_key", BAD_REQUEST, "This is no idempotency key";

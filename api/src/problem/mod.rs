@@ -151,6 +151,11 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 
 /// For paths that lead nowhere.
 pub(crate) async fn not_found(uri: axum::http::Uri) -> Problem {
+    unknown_route(&uri)
+}
+
+/// There is no such path.
+pub(crate) fn unknown_route(uri: &axum::http::Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();
     Problem::new(ErrorCode::UnknownRoute, format!("there is nothing at {path}"))
         .hint("GET /openapi.json lists every route")

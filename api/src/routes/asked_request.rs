@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use faena_domain::json::parse_object;
 use faena_domain::limits::{MAX_HEADER_BYTES, MAX_HEADERS};
 use faena_protocol::direct::{Header, HttpRequest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::handed::{is_forwarded, is_withheld};
+use crate::entrance::Entrance;
+use crate::handed::is_forwarded;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 const FIELDS: [&str; 4] = ["method", "path", "query", "headers"];
@@ -98,7 +99,7 @@ fn checked_header((name, value): (String, String)) -> Reply<Header> {
     let shown: String = name.chars().take(80).collect();
     let parsed = HeaderName::from_bytes(name.as_bytes());
     let Ok(parsed) = parsed else { return Err(invalid(format!("request.headers: {shown:?} is no name of a header"))) };
-    if is_withheld(parsed.as_str()) || is_forwarded(parsed.as_str()) {
+    if Entrance::Path.withholds(parsed.as_str(), &HeaderMap::new()) || is_forwarded(parsed.as_str()) {
         return Err(invalid(format!("request.headers: {shown} is set by the platform, or not handed to functions")));
     }
     if HeaderValue::from_str(&value).is_err() {

@@ -169,6 +169,7 @@ pub(crate) async fn invoke(
         params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,
         body: None,
         request,
+        private_headers: Vec::new(),
         direct: false,
         timeout_ms: invocation.timeout_ms,
         max_age_ms: invocation.max_age_ms.unwrap_or(DEFAULT_AGE_MS),

@@ -18,7 +18,9 @@ use faena_engine::{Engine, Pull};
 use faena_telemetry::Metrics;
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_transport::Endpoint;
-use faena_worker::node::{Askers, BuildLimits, CodeStore, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy};
+use faena_worker::node::{
+    Askers, BuildLimits, CodeStore, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy, StreamBounds,
+};
 use faena_worker::{Worker, WorkerConfig};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -68,6 +70,8 @@ impl Parts<'_> {
         let config = ApiConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             workers: self.endpoint("api.sock"),
+            functions_domain: None,
+            private_headers: Vec::new(),
             host_names: Vec::new(),
             maximum: Limits::MAXIMUM,
             connections: 100,
@@ -97,6 +101,8 @@ impl Parts<'_> {
             askers: Askers::default(),
             pull: Pull::Never,
             build: BuildLimits::default(),
+            streams: StreamBounds::default(),
+            draining: CancellationToken::new(),
             logs: LiveLogs::default(),
             tasks: TaskTracker::new(),
         }

@@ -14,7 +14,7 @@ pub(super) const COUNTED: u64 = 1024;
 /// What a [`record`] is read from.
 pub(super) const COLUMNS: &str = "num, spec, version, status, result, error, logs, engine, attempts, created_at, ended_at, replay_of, run_at, head,
      (SELECT json_object('status', status, 'tries', tries, 'error', error) FROM callbacks WHERE callbacks.num = calls.num),
-     (SELECT replayed_as FROM dead_letters WHERE dead_letters.num = calls.num)";
+     (SELECT replayed_as FROM dead_letters WHERE dead_letters.num = calls.num), streamed";
 
 /// A call, read from [`COLUMNS`].
 pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
@@ -30,6 +30,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         status,
         result,
         head: row.get::<_, Option<Json<_>>>(13)?.map(|json| json.0),
+        streamed: row.get::<_, Option<Json<_>>>(16)?.map(|json| json.0),
         error: row.get::<_, Option<Json<CallError>>>(5)?.map(|json| json.0),
         logs,
         engine: row.get::<_, Option<Text<EngineKind>>>(7)?.map(|text| text.0),

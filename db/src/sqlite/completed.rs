@@ -70,6 +70,7 @@ pub(super) fn spec(ended: EndedCall) -> CallSpec {
         params: call.params,
         body: call.body,
         request: call.request,
+        private_headers: Vec::new(),
         direct: ended.direct,
         timeout_ms: ended.timeout_ms,
         max_age_ms: 0,

@@ -381,6 +381,7 @@ fn millis(span: i64) -> u64 {
 }
 
 fn job(call: ClaimedCall, code: faena_protocol::records::Code, now: i64) -> CallJob {
+    let request = call.spec.sent_request();
     let spec = call.spec;
     let asked = spec.timeout_ms.unwrap_or(code.limits.timeout.0);
     let left = millis(call.expires_at - now);
@@ -392,7 +393,7 @@ fn job(call: ClaimedCall, code: faena_protocol::records::Code, now: i64) -> Call
         code,
         params: spec.params,
         body: spec.body,
-        request: spec.request,
+        request,
         direct: spec.direct,
         timeout_ms,
         expires: left < asked,

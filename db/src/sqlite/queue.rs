@@ -252,7 +252,11 @@ fn write_end(
     let given = cause.outcome.as_ref().and_then(|outcome| outcome.error.clone()).or_else(|| cause.error.clone());
     let error = (after.status != CallStatus::Done).then(|| end_error(&kept.entry, after, given));
     connection
-        .prepare_cached("UPDATE calls SET error = ?2, ended_at = ?3, run_at = NULL WHERE num = ?1")?
+        .prepare_cached(
+            "UPDATE calls SET error = ?2, ended_at = ?3, run_at = NULL,
+                 spec = CASE WHEN instr(spec, '\"privateHeaders\":') > 0 THEN json_remove(spec, '$.privateHeaders') ELSE spec END
+             WHERE num = ?1",
+        )?
         .execute((kept.num.0, error.map(Json), now))?;
     if kept.has_callback {
         callbacks::announce(connection, kept.num, now)?;

@@ -172,6 +172,7 @@ pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
         params: Payload::Text("{}".into()),
         body: None,
         request: None,
+        private_headers: Vec::new(),
         direct: false,
         timeout_ms: None,
         max_age_ms: 3_600_000,

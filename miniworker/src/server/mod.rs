@@ -18,18 +18,24 @@ use faena_domain::limits::MAX_CALL_LOG;
 use faena_domain::log::{LogBuffer, LogStream};
 use faena_engine::{Instance, InstanceHandle, Usage};
 use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
+use faena_invoker::{PipeReceiver, StreamedAnswer};
+use faena_protocol::direct::HttpHead;
 use faena_protocol::records::Code;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use crate::Node;
 use crate::call::InstanceCall;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::live::{self, SharedBuffer};
 use crate::owner::InstanceOwner;
+use http::Exchange;
+pub use http::StreamBounds;
 pub(crate) use http::{Client as HttpClient, PORT};
 pub(crate) use task::MAX_LOG_BETWEEN;
 use task::Task;
@@ -41,6 +47,8 @@ const WIDE: usize = 1024 * 1024;
 /// How long the log of a call stays open that its server answered with a failure: frameworks answer before they write the
 /// traceback, and it belongs to this call.
 const TRACEBACK: Duration = Duration::from_millis(20);
+/// How much later than `stream_max` a stream is ended by its instance's task, should it still be there.
+const AFTER_STREAM: Duration = Duration::from_secs(5);
 /// Orders that wait for an instance's task.
 const ORDERS: usize = 256;
 
@@ -49,6 +57,10 @@ struct InFlight {
     id: u64,
     began: Instant,
     call: Box<InstanceCall>,
+    /// Its answer has begun, and is a stream.
+    is_streaming: bool,
+    /// What exchanges it with a process that speaks HTTP; a call that is taken out takes its connection with it.
+    _exchange: Option<AbortOnDropHandle<()>>,
 }
 
 /// The calls of an instance: what those that hand calls over share with its task.
@@ -78,7 +90,7 @@ enum Order {
     /// End a call, whether or not its client waits.
     Cancel(CallNum),
     /// A call over HTTP has ended.
-    Answered(u64, Result<http::ServerResponse, http::ExchangeError>),
+    Answered(u64, Result<http::Answer, http::ExchangeError>),
 }
 
 /// How calls reach the process.
@@ -93,6 +105,7 @@ pub(crate) enum Protocol {
 pub struct ServerInstance {
     owner: Arc<dyn InstanceOwner>,
     code: Arc<Code>,
+    node: Arc<Node>,
     protocol: Protocol,
     traffic: Mutex<Traffic>,
     guard: Mutex<Option<Box<dyn InstanceHandle>>>,
@@ -125,7 +138,7 @@ pub(crate) struct ServerParts {
 impl ServerInstance {
     /// Takes over an instance; its task lives on the runtime that this is called on.
     pub(crate) fn spawn(
-        owner: Arc<dyn InstanceOwner>,
+        (owner, node): (Arc<dyn InstanceOwner>, Arc<Node>),
         (code, tree): (Arc<Code>, CodeLease),
         begun: ServerParts,
         egress: Option<Egress>,
@@ -134,6 +147,7 @@ impl ServerInstance {
         let server = Arc::new(Self {
             owner,
             code,
+            node,
             protocol: begun.protocol,
             traffic: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
@@ -234,7 +248,7 @@ impl ServerInstance {
         match &self.protocol {
             Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut traffic, id, &call);
-                traffic.in_flight.push(InFlight { id, began, call });
+                traffic.in_flight.push(InFlight { id, began, call, is_streaming: false, _exchange: None });
                 if !written {
                     drop(traffic);
                     self.look_again.notify_one();
@@ -242,18 +256,10 @@ impl ServerInstance {
                 }
             }
             Protocol::Http(client) => {
-                let exchange = client.exchange(&self.code, &call);
-                traffic.in_flight.push(InFlight { id, began, call });
-                let server = Arc::clone(self);
-                tokio::spawn(async move {
-                    let answer = exchange.await;
-                    if http::is_failure(&answer) {
-                        // Frameworks write the traceback behind the answer.
-                        tokio::time::sleep(TRACEBACK).await;
-                    }
-                    // The task is gone only when the call has been ended.
-                    let _ = server.orders.send(Order::Answered(id, answer)).await;
-                });
+                let exchange = Exchange::new(client, &self.code, &mut call);
+                let running = tokio::spawn(Arc::clone(self).exchange(id, exchange));
+                let exchange = Some(AbortOnDropHandle::new(running));
+                traffic.in_flight.push(InFlight { id, began, call, is_streaming: false, _exchange: exchange });
             }
         }
         let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);
@@ -264,11 +270,40 @@ impl ServerInstance {
         Ok(())
     }
 
+    /// Exchanges a call with a process that speaks HTTP, and tells the task how that went.
+    async fn exchange(self: Arc<Self>, id: u64, exchange: Exchange) {
+        let answer = exchange.run(self.node.streams, |head, body| self.begin_stream(id, head, body)).await;
+        if http::is_failure(&answer) {
+            // Frameworks write the traceback behind the answer.
+            tokio::time::sleep(TRACEBACK).await;
+        }
+        // The task is gone only when the call has been ended.
+        let _ = self.orders.send(Order::Answered(id, answer)).await;
+    }
+
+    /// Tells who called that the answer has begun; from now on the bounds of streams apply. False where the call has ended
+    /// meanwhile.
+    fn begin_stream(&self, id: u64, head: HttpHead, body: PipeReceiver) -> bool {
+        let mut traffic = self.traffic();
+        let Some(flight) = traffic.in_flight.iter_mut().find(|flight| flight.id == id) else { return false };
+        flight.is_streaming = true;
+        flight.call.deadline = Instant::now() + self.node.streams.max + AFTER_STREAM;
+        let answer = StreamedAnswer {
+            head,
+            start_ms: flight.began.saturating_duration_since(flight.call.since).into(),
+            run_ms: flight.began.elapsed().into(),
+            body,
+            draining: self.node.draining.clone(),
+        };
+        flight.call.stream(answer);
+        true
+    }
+
     /// Writes a call's frame; false where the pipe did not take all of it.
     fn send(&self, calls: &Sender, traffic: &mut Traffic, id: u64, call: &InstanceCall) -> bool {
         let mut context = Vec::with_capacity(512);
         call.context(&self.code, &mut context);
-        let (params, body) = (call.params.clone(), call.body.clone().unwrap_or_default());
+        let (params, body) = (call.params.clone(), call.body.whole().cloned().unwrap_or_default());
         let carried = params.len() + body.len();
         let is_small = carried <= CHUNK;
         let mut frame = Vec::with_capacity(HEADER + LENGTHS + context.len() + if is_small { carried } else { 0 });

@@ -174,7 +174,7 @@ impl Created {
             None => listen::listen((&code, start_timeout), output, instance).await?,
         };
         debug!(function = %code.function, took = ?since.elapsed(), "its process may be called");
-        Ok(Made::Server(ServerInstance::spawn(owner, (code, tree), parts, egress)))
+        Ok(Made::Server(ServerInstance::spawn((owner, node), (code, tree), parts, egress)))
     }
 }
 

@@ -214,7 +214,9 @@ impl Invoker for Pool {
     fn submit(&self, call: Invocation) -> Result<(), Box<Invocation>> {
         let code = Arc::clone(&call.code);
         let call = InstanceCall::of_direct(call, &self.0.node);
-        self.call(&code, call).map_err(|call| (*call).into_direct(&code))
+        self.call(&code, call).map_err(|call| {
+            (*call).into_direct(&code).unwrap_or_else(|| unreachable!("what was refused is what was handed over"))
+        })
     }
 
     fn cancel(&self, num: CallNum) -> bool {

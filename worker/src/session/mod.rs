@@ -105,6 +105,7 @@ impl Session {
                     let (calls, builds) = self.holdings.running();
                     info!(calls, builds, "draining");
                     end = Some(Instant::now() + self.grace);
+                    self.shared.node.draining.cancel();
                     self.holdings.drain()
                 }
                 () = until(end) => {

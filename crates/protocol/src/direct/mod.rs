@@ -4,6 +4,7 @@
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
@@ -39,7 +40,8 @@ mod header_value {
     }
 }
 
-/// The HTTP request that a call is, but for its body; headers that are not the function's business are left out.
+/// The HTTP request that a call is, but for its body; headers that are not the function's business are left out, and in what
+/// is recorded those that are nobody else's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRequest {
@@ -59,6 +61,16 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
+    /// A request with more headers; itself where there are none.
+    pub fn with_headers(request: &Arc<Self>, more: &[Header]) -> Arc<Self> {
+        if more.is_empty() {
+            return Arc::clone(request);
+        }
+        let mut whole = Self::clone(request);
+        whole.headers.extend_from_slice(more);
+        Arc::new(whole)
+    }
+
     /// The path with the query.
     pub fn target(&self) -> String {
         if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
@@ -134,6 +146,29 @@ pub struct HttpHead {
     pub headers: Vec<Header>,
 }
 
+impl HttpHead {
+    /// Its first `Content-Type`, in lower case.
+    pub fn content_type(&self) -> Option<Vec<u8>> {
+        let mut kinds = self.headers.iter().filter(|Header(name, _)| name.eq_ignore_ascii_case("content-type"));
+        kinds.next().map(|Header(_, value)| value.to_ascii_lowercase())
+    }
+
+    /// Whether its body is a stream of events, which has no end of its own.
+    pub fn is_event_stream(&self) -> bool {
+        self.content_type().is_some_and(|kind| kind.starts_with(b"text/event-stream"))
+    }
+}
+
+/// What has passed of a call's bodies, where they were streams: a record keeps the beginning of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Streamed {
+    /// Bytes from the client to the function.
+    pub request_bytes: u64,
+    /// Bytes from the function to the client.
+    pub response_bytes: u64,
+}
+
 /// How a call ended.
 #[derive(Clone, Debug)]
 pub struct InvocationEnd {
@@ -149,6 +184,8 @@ pub struct InvocationEnd {
     pub log: Vec<u8>,
     /// What it was, for the call's record.
     pub attempt: Attempt,
+    /// What has passed, where its answer was a stream.
+    pub streamed: Option<Streamed>,
 }
 
 impl InvocationEnd {
@@ -171,7 +208,7 @@ impl InvocationEnd {
             error: None,
         };
         let (result, log) = (Bytes::new(), Vec::new());
-        Self { status: CallStatus::Failed, result, head: None, error: Some(error), log, attempt }
+        Self { status: CallStatus::Failed, result, head: None, error: Some(error), log, attempt, streamed: None }
     }
 }
 

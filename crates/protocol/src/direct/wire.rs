@@ -7,6 +7,8 @@
 //!   │ ── call: number, params ──────────▶ │
 //!   │ ── cancel ────────────────────────▶ │   whenever
 //!   │ ── forget: every number ──────────▶ │   whenever
+//!   │ ◀── answer: head of a stream ────── │   where the answer is one
+//!   │ ◀─ part: of a body, or credit ────▶ │   where a body is a stream
 //!   │ ◀──────────────── end: result ───── │
 //! ```
 //!
@@ -16,11 +18,12 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallNum, CallStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{HttpHead, HttpRequest, InvocationEnd};
+use super::{Header, HttpHead, HttpRequest, InvocationEnd, Streamed};
 use crate::records::Code;
 
 const CODE: u8 = 1;
@@ -28,6 +31,8 @@ const CALL: u8 = 2;
 const CANCEL: u8 = 3;
 const FORGET: u8 = 4;
 const END: u8 = 5;
+const ANSWER: u8 = 6;
+const PART: u8 = 7;
 /// The bytes before a head.
 const PREFIX: usize = 5;
 
@@ -60,8 +65,80 @@ pub struct CallHead {
     pub traceparent: String,
     /// How many of the message's last bytes are the body of the request, where that is not the params.
     pub body: Option<usize>,
+    /// How the request's body comes, where it is a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<RequestStream>,
     /// The request that it is.
     pub request: Arc<HttpRequest>,
+}
+
+/// How the body of a request comes after the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RequestStream {
+    /// As a body, whose length may be known.
+    Body(Option<u64>),
+    /// As what a client sends over a WebSocket.
+    Upgrade,
+}
+
+/// The head of an answer that is a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnswerHead {
+    /// The call.
+    pub num: CallNum,
+    /// Status and headers.
+    pub head: HttpHead,
+    /// How long the call waited for an instance.
+    pub start_ms: Millis,
+    /// How long the function took until the head.
+    pub run_ms: Millis,
+    /// The length of the body, where it is known.
+    pub length: Option<u64>,
+}
+
+/// A part of a stream, or what one side tells the other of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Bytes of the body.
+    Data(Bytes),
+    /// What is told of it.
+    Told(PartTold),
+}
+
+/// What one side of a stream tells the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PartTold {
+    /// Trailers of the body.
+    Trailers(Vec<Header>),
+    /// The body is whole.
+    End,
+    /// The body was broken off.
+    BrokenOff,
+    /// So many more bytes may be sent, as [`cost`] counts them.
+    Credit(u32),
+    /// Nobody reads the answer any more.
+    Hangup,
+    /// The worker drains.
+    Draining,
+}
+
+/// What a part costs of the credit, in bytes: a small part takes memory too.
+pub fn cost(part: &Part) -> u32 {
+    /// More than a part's own bookkeeping.
+    const LEAST: u32 = 64;
+    match part {
+        Part::Data(data) => u32::try_from(data.len()).unwrap_or(u32::MAX).max(LEAST),
+        Part::Told(_) => LEAST,
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct PartHead {
+    num: CallNum,
+    told: Option<PartTold>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +162,7 @@ struct EndHead {
     attempt: Attempt,
     /// How many of the body's last bytes are what the process wrote.
     log: usize,
+    streamed: Option<Streamed>,
 }
 
 /// From an api to a worker.
@@ -98,6 +176,19 @@ pub enum DirectMessage {
     Cancel(CallNum),
     /// No number stands for anything any more.
     Forget,
+    /// A part of a call's request, or what is told of its answer.
+    Part(CallNum, Part),
+}
+
+/// From a worker to an api.
+#[derive(Clone, Debug)]
+pub enum WorkerMessage {
+    /// A call has ended.
+    End(CallNum, Box<InvocationEnd>),
+    /// The answer of a call begins, and is a stream.
+    Answer(Box<AnswerHead>),
+    /// A part of a call's answer, or what is told of its request.
+    Part(CallNum, Part),
 }
 
 fn encode(kind: u8, head: &impl Serialize, bodies: &[&[u8]]) -> Result<Bytes, WireError> {
@@ -157,13 +248,37 @@ pub fn forget() -> Result<Bytes, WireError> {
     encode(FORGET, &(), &[])
 }
 
+/// The head of an answer that is a stream, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn answer(head: &AnswerHead) -> Result<Bytes, WireError> {
+    encode(ANSWER, head, &[])
+}
+
+/// A part of a stream, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn part(num: CallNum, part: Part) -> Result<Bytes, WireError> {
+    match part {
+        Part::Data(data) => encode(PART, &PartHead { num, told: None }, &[&data]),
+        Part::Told(told) => encode(PART, &PartHead { num, told: Some(told) }, &[]),
+    }
+}
+
+fn decode_part(head: &[u8], body: Bytes) -> Result<(CallNum, Part), WireError> {
+    let PartHead { num, told } = parse(head)?;
+    Ok((num, told.map_or(Part::Data(body), Part::Told)))
+}
+
 /// An end, as bytes.
 ///
 /// # Errors
 /// What serde says.
 pub fn end(num: CallNum, end: InvocationEnd) -> Result<Bytes, WireError> {
-    let InvocationEnd { status, result, head, error, log, attempt } = end;
-    let head = EndHead { num, status, head, error, attempt, log: log.len() };
+    let InvocationEnd { status, result, head, error, log, attempt, streamed } = end;
+    let head = EndHead { num, status, head, error, attempt, log: log.len(), streamed };
     encode(END, &head, &[&result, &log])
 }
 
@@ -179,20 +294,33 @@ impl DirectMessage {
             CALL => Ok(Self::Call(parse(head)?, body)),
             CANCEL => parse(head).map(|CancelHead { num }| Self::Cancel(num)),
             FORGET => Ok(Self::Forget),
+            PART => decode_part(head, body).map(|(num, part)| Self::Part(num, part)),
             _ => Err(WireError::Unknown),
         }
     }
 }
 
-/// Reads an end that a worker sent.
-///
-/// # Errors
-/// [`WireError`].
-pub fn decode_end(bytes: &Bytes) -> Result<(CallNum, InvocationEnd), WireError> {
-    let (END, head, mut body) = split(bytes)? else { return Err(WireError::Unknown) };
-    let EndHead { num, status, head, error, attempt, log } = parse(head)?;
+impl WorkerMessage {
+    /// Reads what a worker sent.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(bytes: &Bytes) -> Result<Self, WireError> {
+        let (kind, head, body) = split(bytes)?;
+        match kind {
+            END => decode_end(head, body),
+            ANSWER => Ok(Self::Answer(parse(head)?)),
+            PART => decode_part(head, body).map(|(num, part)| Self::Part(num, part)),
+            _ => Err(WireError::Unknown),
+        }
+    }
+}
+
+fn decode_end(head: &[u8], mut body: Bytes) -> Result<WorkerMessage, WireError> {
+    let EndHead { num, status, head, error, attempt, log, streamed } = parse(head)?;
     let result = body.len().checked_sub(log).map(|length| body.split_to(length)).ok_or(WireError::Unknown)?;
-    Ok((num, InvocationEnd { status, result, head, error, log: body.to_vec(), attempt }))
+    let end = InvocationEnd { status, result, head, error, log: body.to_vec(), attempt, streamed };
+    Ok(WorkerMessage::End(num, Box::new(end)))
 }
 
 #[cfg(test)]
@@ -209,11 +337,12 @@ mod tests {
             deadline_unix_ms: 5,
             traceparent: "00-1-2-01".to_owned(),
             body: Some(4),
+            stream: Some(RequestStream::Body(Some(7))),
             request: Arc::new(HttpRequest {
                 method: "PUT".to_owned(),
                 path: "/a".to_owned(),
                 query: "b".to_owned(),
-                headers: vec![super::super::Header("x".to_owned(), vec![0xff])],
+                headers: vec![Header("x".to_owned(), vec![0xff])],
                 has_json: false,
             }),
         };
@@ -223,10 +352,27 @@ mod tests {
     }
 
     #[test]
+    fn a_part_reads_back_as_itself() {
+        let header = Header("X-Sum".to_owned(), b"7".to_vec());
+        for sent in [
+            Part::Data(Bytes::from_static(b"\0\xff")),
+            Part::Data(Bytes::new()),
+            Part::Told(PartTold::Trailers(vec![header])),
+            Part::Told(PartTold::Credit(9)),
+            Part::Told(PartTold::End),
+        ] {
+            let bytes = part(CallNum(7), sent.clone()).expect("bytes");
+            let Ok(DirectMessage::Part(num, to_worker)) = DirectMessage::decode(&bytes) else { panic!("no part") };
+            let Ok(WorkerMessage::Part(_, to_api)) = WorkerMessage::decode(&bytes) else { panic!("no part") };
+            assert_eq!((num, &to_worker, &to_api), (CallNum(7), &sent, &sent));
+        }
+    }
+
+    #[test]
     fn what_is_no_message_is_told() {
         for bytes in [&b""[..], b"{}", b"\x09\0\0\0\0", b"\x02\xff\xff\xff\xff{}", b"\x02\x02\0\0\0{}"] {
             assert!(DirectMessage::decode(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
-            assert!(decode_end(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+            assert!(WorkerMessage::decode(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use faena_domain::{
 use serde::{Deserialize, Serialize};
 
 use super::Code;
-use crate::direct::{HttpHead, HttpRequest};
+use crate::direct::{Header, HttpHead, HttpRequest, Streamed};
 
 /// A call that is to be accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct CallSpec {
     /// The HTTP request that it is (`/f/`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Arc<HttpRequest>>,
+    /// Headers of the request that its function gets and no record keeps; forgotten when the call ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private_headers: Vec<Header>,
     /// Whether any bytes are a result (the direct path) or only UTF-8.
     #[serde(default)]
     pub direct: bool,
@@ -68,6 +71,13 @@ pub struct CallSpec {
     pub retries: Option<u32>,
     /// The W3C trace context that the call carries.
     pub traceparent: String,
+}
+
+impl CallSpec {
+    /// The request as its function gets it.
+    pub fn sent_request(&self) -> Option<Arc<HttpRequest>> {
+        self.request.as_ref().map(|request| HttpRequest::with_headers(request, &self.private_headers))
+    }
 }
 
 /// Who is told of a call's end.
@@ -144,6 +154,9 @@ pub struct CallRecord {
     /// The head of its answer, where the function gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<HttpHead>,
+    /// What has passed of its bodies, where they were streams: [`Self::body`] and [`Self::result`] are their beginnings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streamed: Option<Streamed>,
     /// Why it did not end in DONE.
     pub error: Option<CallError>,
     /// Its standard error, and what of its standard output was no result.
@@ -194,6 +207,7 @@ impl CallRecord {
             status: CallStatus::Pending,
             result: Payload::empty(),
             head: None,
+            streamed: None,
             error: None,
             logs: Payload::empty(),
             engine,

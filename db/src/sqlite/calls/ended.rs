@@ -3,7 +3,7 @@
 use faena_protocol::DbError;
 use faena_protocol::db::CallsRecord;
 use faena_protocol::records::EndedCall;
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 use crate::sqlite::requests::{RequestContext, Write};
 use crate::sqlite::rows::{Json, Text};
@@ -34,11 +34,11 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
         let written = connection
             .prepare_cached(
                 "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
-                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head, kept_bytes, log_bytes)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14, ?15, ?16)
+                     waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head, kept_bytes, log_bytes, streamed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1, 0, ?12, ?12, ?12, ?12, ?13, ?14, ?15, ?16, ?17)
                  ON CONFLICT DO NOTHING",
             )?
-            .execute((
+            .execute(params![
                 call.num.0,
                 spec.namespace.as_str(),
                 spec.function.key(),
@@ -55,7 +55,8 @@ fn write_ended(connection: &Connection, ended: EndedCall) -> Result<usize, DbErr
                 call.head.as_ref().map(Json),
                 call_rows::kept_bytes(&call.result, &call.logs),
                 call.logs.len(),
-            ))?;
+                call.streamed.as_ref().map(Json),
+            ])?;
         blobs::refer(
             connection,
             &blobs::of_call(spec.namespace.as_str(), call.num),

@@ -2,6 +2,7 @@
 
 mod answers;
 mod renewal;
+mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,16 +82,18 @@ impl Task {
         self.server.traffic().closed = true;
         if matches!(over, EndReason::Ended(_)) {
             self.last_output().await;
+            self.end_streams(&over).await;
         }
         let left = std::mem::take(&mut self.server.traffic().in_flight);
         let is_http = matches!(self.server.protocol, Protocol::Http(_));
         for mut flight in left {
-            if is_http && !flight.call.has_moved && !flight.call.is_sent.load(Ordering::Relaxed) {
+            let is_whole = !flight.call.is_body_taken;
+            if is_http && is_whole && !flight.call.has_moved && !flight.call.is_sent.load(Ordering::Relaxed) {
                 flight.call.has_moved = true;
                 self.move_on(flight.call);
                 continue;
             }
-            let error = self.why(&over);
+            let error = self.why(&over, " before it answered");
             let end = InstanceEnd::failed(&flight.call, flight.began, error);
             self.end(flight, end);
         }
@@ -243,12 +246,12 @@ impl Task {
                 owner.retired();
             }
         }
-        (flight.call.done)(end);
+        flight.call.end(end);
     }
 
     pub(super) fn end(&mut self, flight: InFlight, end: InstanceEnd) {
         let end = self.complete(end);
-        (flight.call.done)(end);
+        flight.call.end(end);
     }
 
     /// Adds to an end what the process wrote, and whom it called.
@@ -342,11 +345,15 @@ impl Task {
             }
             Order::Answered(id, answer) => {
                 let Some(mut flight) = self.take(id) else { return Ok(()) };
-                if answer.as_ref().is_err_and(|failure| failure.is_unsent) && !flight.call.has_moved {
-                    flight.call.has_moved = true;
-                    self.move_on(flight.call);
-                    return Ok(());
-                }
+                let answer = match answer {
+                    Err(unsent) if unsent.is_unsent && !flight.call.has_moved => {
+                        flight.call.has_moved = true;
+                        flight.call.restore(unsent.body);
+                        self.move_on(flight.call);
+                        return Ok(());
+                    }
+                    answer => answer,
+                };
                 let end = http::end(&flight.call, flight.began, answer);
                 self.finish(flight, end);
                 Ok(())
@@ -420,14 +427,13 @@ impl Task {
     }
 
     /// What calls are told that were under way when it ended.
-    fn why(&self, over: &EndReason) -> CallError {
+    fn why(&self, over: &EndReason, when: &str) -> CallError {
         let error = |kind, message: String| CallError::new(kind, Layer::Run, message);
         match over {
             EndReason::Retired => error(ErrorKind::Infrastructure, "the instance was given up".to_owned()),
             EndReason::Lost(why) => error(ErrorKind::Infrastructure, format!("the instance was lost: {why}")),
             EndReason::Ended(ended) => {
-                let when = (Layer::Run, " before it answered");
-                result::fallen(ended.exit, ended.oom_kills, self.server.code.limits.memory, when)
+                result::fallen(ended.exit, ended.oom_kills, self.server.code.limits.memory, (Layer::Run, when))
             }
         }
     }

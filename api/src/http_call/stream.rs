@@ -1,0 +1,143 @@
+//! Bodies that pass through while they come.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Response};
+use bytes::{Bytes, BytesMut};
+use faena_invoker::{
+    BodyStream, BrokenOff, Direction, Meter, Observed, PipeReceiver, RequestBody, StreamedAnswer, WINDOW,
+};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::direct::RecordedBody;
+use super::reply;
+use super::websocket::Handshake;
+use crate::admission;
+use crate::app::App;
+use crate::entrance::Entrance;
+use crate::shares::Share;
+
+/// Whether a server gets a body while it comes: its length is not known, or is more than is held of a stream.
+pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
+    admission::declared(headers).is_none_or(|length| length > WINDOW as u64)
+}
+
+/// A request's body as a stream.
+pub(super) fn of_request(body: Incoming) -> BodyStream {
+    body.map_err(Into::into).boxed_unsync()
+}
+
+/// What a record keeps of a stream: its first [`WINDOW`] bytes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeptBody(Arc<Mutex<BytesMut>>);
+
+impl KeptBody {
+    fn add(&self, data: &[u8]) {
+        let mut kept = self.0.lock();
+        let room = WINDOW - kept.len();
+        kept.extend_from_slice(&data[..data.len().min(room)]);
+    }
+
+    pub(super) fn bytes(&self) -> Bytes {
+        self.0.lock().clone().freeze()
+    }
+}
+
+/// Has a record keep what is to be kept of a body, and counts the rest.
+pub(super) fn recorded(body: RequestBody, meter: &Meter) -> (RequestBody, RecordedBody) {
+    let observed = |body: BodyStream, kept: KeptBody| {
+        let meter = meter.clone();
+        let observe = move |data: &Bytes| {
+            meter.add(Direction::Request, data.len());
+            kept.add(data);
+        };
+        Observed::new(body, observe).boxed_unsync()
+    };
+    match body {
+        RequestBody::None => (RequestBody::None, RecordedBody::None),
+        RequestBody::Whole(bytes) => (RequestBody::Whole(bytes.clone()), RecordedBody::Whole(bytes)),
+        RequestBody::Stream(body) => {
+            let kept = KeptBody::default();
+            (RequestBody::Stream(observed(body, kept.clone())), RecordedBody::Beginning(kept))
+        }
+        RequestBody::Upgrade(body) => {
+            let meter = meter.clone();
+            let count = move |data: &Bytes| meter.add(Direction::Request, data.len());
+            (RequestBody::Upgrade(Observed::new(body, count).boxed_unsync()), RecordedBody::None)
+        }
+    }
+}
+
+/// The reply whose body is still being made.
+pub(super) fn respond(
+    app: &App,
+    entrance: Entrance,
+    answer: StreamedAnswer,
+    meter: &Meter,
+    (waiting, handshake): (Share, Option<Handshake>),
+) -> Response<Body> {
+    let StreamedAnswer { head, body, draining, .. } = answer;
+    let drain = Drain { api: app.draining().clone(), worker: draining };
+    if let (101, Some(handshake)) = (head.status, handshake) {
+        return handshake.accept(app, (head, entrance), body, meter, (drain, waiting));
+    }
+    let ends = head.is_event_stream().then(|| Box::pin(drain.begun()) as Pin<Box<dyn Future<Output = ()> + Send>>);
+    let body = Outgoing { body, meter: meter.clone(), ends, _waiting: waiting };
+    reply::streamed(head, entrance, Body::new(body))
+}
+
+/// Whether the worker or the api of a stream drains.
+pub(super) struct Drain {
+    api: CancellationToken,
+    worker: CancellationToken,
+}
+
+impl Drain {
+    /// Returns when one of them begins to drain.
+    pub(super) async fn begun(self) {
+        tokio::select! {
+            () = self.api.cancelled() => {}
+            () = self.worker.cancelled() => {}
+        }
+    }
+}
+
+/// The body of a reply.
+struct Outgoing {
+    body: PipeReceiver,
+    meter: Meter,
+    /// When an event stream ends, which has no end of its own: its client connects again, elsewhere.
+    ends: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// A client that reads a stream counts as one that waits.
+    _waiting: Share,
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.meter.add(Direction::Response, frame.data_ref().map_or(0, Bytes::len));
+        }
+        if frame.is_pending()
+            && let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        frame
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
