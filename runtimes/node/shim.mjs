@@ -10,7 +10,10 @@ import { inspect } from "node:util";
 
 const HEADER = 16;
 const LENGTHS = 8;
-const [READY, RESULT, EXCEPTION, REPLY] = [0x80, 0x81, 0x82, 0x84];
+const [CALL, CREDIT] = [1, 3];
+const [READY, RESULT, EXCEPTION, REPLY, STREAM, PIECE, DONE] = [0x80, 0x81, 0x82, 0x84, 0x85, 0x86, 0x87];
+// What may be sent of an answer before the worker has given credit, the largest piece, and what the smallest costs, in bytes.
+const [WINDOW, LARGEST, LEAST] = [64 * 1024, 16 * 1024, 64];
 const OURS = fileURLToPath(import.meta.url);
 
 /** Takes the calls' pipe away from standard input, which is empty for the function and for all that it starts. */
@@ -46,6 +49,8 @@ class Context {
   #values;
   #params;
   #body;
+  #aborted;
+  #onStop;
 
   constructor(text, params, body) {
     this.#text = text;
@@ -75,6 +80,19 @@ class Context {
   get functionName() { return this.function; }
   get functionVersion() { return String(this.version); }
   get memoryLimitInMB() { return String(this.#get("memoryMb")); }
+
+  /** Aborted when nobody reads an answer any more that is made piece by piece. */
+  get signal() {
+    this.#aborted ??= new AbortController();
+    return this.#aborted.signal;
+  }
+
+  onStop(act) { this.#onStop = act; }
+
+  stop() {
+    this.#aborted?.abort();
+    this.#onStop?.();
+  }
 
   /** How long the attempt may still take. */
   remainingMs() {
@@ -135,6 +153,108 @@ function told(error) {
   return [typeof error === "string" ? error : inspect(error), inspect(error)];
 }
 
+/** An answer that is sent while it is made, against credit that the worker gives back as its client reads. */
+class Stream {
+  credit = WINDOW;
+  stopped = false;
+  #wake = () => {};
+
+  /** `stop` is called when nobody reads any more: what waits for something else than its reader can end then. */
+  constructor(id, stop) {
+    this.id = id;
+    this.stop = stop;
+  }
+
+  /** What the worker tells of it. */
+  told(kind, body) {
+    if (kind === CREDIT) this.credit += body.readUInt32LE(0);
+    else {
+      this.stopped = true;
+      this.stop();
+    }
+    this.#wake();
+  }
+
+  /** Sends bytes as soon as there is credit for them; false once nobody reads the answer any more. */
+  async put(bytes) {
+    for (let start = 0; start < bytes.length; start += LARGEST) {
+      while (this.credit <= 0 && !this.stopped) {
+        await new Promise((wake) => { this.#wake = wake; });
+      }
+      if (this.stopped) return false;
+      const piece = bytes.subarray(start, start + LARGEST);
+      this.credit -= Math.max(piece.length, LEAST);
+      send(PIECE, this.id, piece);
+    }
+    return !this.stopped;
+  }
+}
+
+/** The streams that are being made, by the ids of their calls. */
+const streams = new Map();
+
+/** Whether a result is made piece by piece: a stream, an asynchronous iterator or a generator. */
+function isMadeInPieces(result) {
+  if (typeof result !== "object" || result === null) return false;
+  return typeof result[Symbol.asyncIterator] === "function"
+    || (typeof result.next === "function" && typeof result[Symbol.iterator] === "function");
+}
+
+function pieceBytes(piece) {
+  if (typeof piece === "string") return Buffer.from(piece);
+  if (ArrayBuffer.isView(piece)) return Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength);
+  if (piece instanceof ArrayBuffer) return Buffer.from(piece);
+  throw new TypeError(`a stream has texts and bytes, and this one has a ${piece?.constructor?.name ?? typeof piece}`);
+}
+
+const headOf = (status, headers) => Buffer.from(JSON.stringify({ status, headers }));
+
+/** Sends an answer while it is made. Where it has no head its first piece tells its type. */
+async function stream(id, made, context, head) {
+  const out = new Stream(id, () => context.stop());
+  streams.set(id, out);
+  try {
+    let hasBegun = false;
+    for await (const piece of made) {
+      const bytes = pieceBytes(piece);
+      if (!hasBegun) {
+        const type = typeof piece === "string" ? "text/plain; charset=utf-8" : "application/octet-stream";
+        send(STREAM, id, head ?? headOf(200, [["content-type", type]]));
+        hasBegun = true;
+      }
+      // Leaving the loop early has the iterator clean up.
+      if (!(await out.put(bytes))) break;
+    }
+    if (!hasBegun) send(STREAM, id, head ?? headOf(200, []));
+    send(DONE, id, Buffer.alloc(0));
+  } finally {
+    streams.delete(id);
+  }
+}
+
+/** The pieces of a web stream, which is cancelled where nobody reads on. */
+async function* piecesOf(reader, context, first, second) {
+  context.onStop(() => reader.cancel().catch(() => {}));
+  try {
+    if (first) yield first.value;
+    for (let next = await (second ?? reader.read()); !next.done; next = await reader.read()) yield next.value;
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** Sends a web Response: whole where its body is there at once, else while it is made. */
+async function respond(id, response, context) {
+  const head = headOf(response.status, [...response.headers]);
+  const reader = response.body?.getReader();
+  const first = (await reader?.read()) ?? { done: true };
+  if (first.done) return send(REPLY, id, measured(head, Buffer.alloc(0)));
+  const second = reader.read();
+  const soon = await Promise.race([second, new Promise((go) => setImmediate(go, null))]);
+  if (soon?.done) return send(REPLY, id, measured(head, pieceBytes(first.value)));
+  return stream(id, piecesOf(reader, context, first, second), context, head);
+}
+
 async function answer(handle, id, frame) {
   const first = LENGTHS + frame.readUInt32LE(0);
   const end = first + frame.readUInt32LE(4);
@@ -142,17 +262,13 @@ async function answer(handle, id, frame) {
     const text = frame.subarray(first, end);
     const params = JSON.parse(text.toString());
     const body = end < frame.length ? frame.subarray(end) : undefined;
+    const context = new Context(frame.subarray(LENGTHS, first), text, body);
     // A parameter with a default does not count, and is no place for the context.
-    const result = await (handle.length === 1
-      ? handle(params)
-      : handle(params, new Context(frame.subarray(LENGTHS, first), text, body)));
-    if (result instanceof Response) {
-      const head = { status: result.status, headers: [...result.headers] };
-      const bytes = Buffer.from(await result.arrayBuffer());
-      send(REPLY, id, measured(Buffer.from(JSON.stringify(head)), bytes));
-    } else {
-      send(RESULT, id, written(result));
-    }
+    const result = await (handle.length === 1 ? handle(params) : handle(params, context));
+    if (result instanceof Response) await respond(id, result, context);
+    else if (result instanceof ReadableStream) await stream(id, piecesOf(result.getReader(), context), context);
+    else if (isMadeInPieces(result)) await stream(id, result, context);
+    else send(RESULT, id, written(result));
   } catch (error) {
     const [message, origin] = told(error).map((text) => Buffer.from(text));
     send(EXCEPTION, id, measured(message, origin));
@@ -176,7 +292,9 @@ function serve(handle) {
         wanted = end;
         break;
       }
-      answer(handle, pending.readBigUInt64LE(8), pending.subarray(HEADER, end));
+      const [kind, id, frame] = [pending[4], pending.readBigUInt64LE(8), pending.subarray(HEADER, end)];
+      if (kind === CALL) answer(handle, id, frame);
+      else streams.get(id)?.told(kind, frame);
       pending = pending.subarray(end);
     }
     parts = [pending];

@@ -9,7 +9,8 @@ import sys
 
 HEADER, LENGTHS = 16, 8
 ANSWERS = 3
-CALL, BEGIN, READY, RESULT, EXCEPTION, ENDED, REPLY = 1, 2, 0x80, 0x81, 0x82, 0x83, 0x84
+CALL, BEGIN, CREDIT, STOP = 1, 2, 3, 4
+READY, RESULT, EXCEPTION, ENDED, REPLY, STREAM, PIECE, DONE = 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 # Read at once. From 128 KiB on, glibc gives each piece of memory fresh pages, and takes them back after it.
 CHUNK = 64 * 1024
 
@@ -338,8 +339,29 @@ def settler():
 settle = settler()
 
 
-def answer(handle, frame):
-    """One call; the kind of its answer's frame and what that carries."""
+class Pieces(Exception):
+    """A result that is made piece by piece, and the head that its answer has, if any."""
+
+    def __init__(self, result, head=None):
+        self.result, self.head = result, head
+
+
+def stream_module():
+    """What answers piece by piece; few do."""
+    module = sys.modules.get("_faena_stream")
+    if module is None:
+        # Our folder is not on the path any more.
+        from importlib.util import module_from_spec, spec_from_file_location
+
+        spec = spec_from_file_location("_faena_stream", os.path.join(os.path.dirname(__file__), "_faena_stream.py"))
+        module = sys.modules["_faena_stream"] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def answer(handle, frame, begin_stream=None):
+    """One call; the kind of the last frame of its answer and what that carries. Results that are made piece by piece go out
+    as `begin_stream` has them sent; where there is none they are whole."""
     first = LENGTHS + int.from_bytes(frame[:4], "little")
     end = first + int.from_bytes(frame[4:LENGTHS], "little")
     try:
@@ -352,11 +374,31 @@ def answer(handle, frame):
             kind, out = REPLY, reply(result)
         else:
             kind, out = RESULT, written(result)
+    except Pieces as made:
+        kind, out = answer_in_pieces(made, begin_stream)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
-        kind, out = EXCEPTION, len(message).to_bytes(4, "little") + message + origin(error).encode("utf-8", "replace")
+        kind, out = EXCEPTION, exception(error)
     flush()
     return kind, out
+
+
+def answer_in_pieces(made, begin_stream):
+    streams = stream_module()
+    try:
+        if begin_stream:
+            return streams.run(made.result, made.head, begin_stream())
+        out = streams.whole(made.result)
+        return (RESULT, out) if made.head is None else (REPLY, len(made.head).to_bytes(4, "little") + made.head + out)
+    except Exception as error:
+        # That the result was no JSON is nobody's business.
+        error.__context__ = None
+        return EXCEPTION, exception(error)
+
+
+def exception(error):
+    """What an exception says, and where it came from."""
+    message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+    return len(message).to_bytes(4, "little") + message + origin(error).encode("utf-8", "replace")
 
 
 def written(result):
@@ -371,6 +413,8 @@ def written(result):
     try:
         return dumps(result).encode()
     except (TypeError, ValueError, RecursionError) as error:
+        if stream_module().is_made_in_pieces(result):
+            raise Pieces(result) from None
         found = misplaced(result)
         if found is None:
             raise
@@ -384,7 +428,10 @@ def reply(response):
         raise ValueError(f"the status of a Response is a number from 200 to 599, not {status!r}")
     pairs = headers.items() if hasattr(headers, "items") else headers
     head = dumps({"status": int(status), "headers": [[str(name), str(value)] for name, value in pairs]}).encode()
-    return len(head).to_bytes(4, "little") + head + written(b"" if body is None else body)
+    try:
+        return len(head).to_bytes(4, "little") + head + written(b"" if body is None else body)
+    except Pieces as made:
+        raise Pieces(made.result, head) from None
 
 
 def origin(error):
@@ -422,19 +469,20 @@ def send_all(out):
         written = os.write(ANSWERS, out)
 
 
-def batches(calls):
-    """Frames, number and body of each, as many as came at once, until there are no more."""
+def batches(calls, told):
+    """Calls, number and body of each, as many as came at once, until there are no more. What comes between them goes to
+    `told`; a batch may be empty then."""
     read, pending = os.read, b""
     while True:
         chunk = read(calls, CHUNK)
         if not chunk:
             return
         pending = pending + chunk if pending else chunk
-        batch, at = [], 0
+        batch, at, is_told = [], 0, False
         while len(pending) - at >= HEADER:
             end = at + HEADER + int.from_bytes(pending[at : at + 4], "little")
             if len(pending) < end:
-                if batch:
+                if batch or is_told:
                     break
                 # A large body is read in one piece: joining its parts one by one would copy them over and over.
                 parts, missing = [pending], end - len(pending)
@@ -445,11 +493,49 @@ def batches(calls):
                     parts.append(part)
                     missing -= len(part)
                 pending = b"".join(parts)
-            batch.append((pending[at + 8 : at + HEADER], pending[at + HEADER : end]))
+            if pending[at + 4] == CALL:
+                batch.append((pending[at + 8 : at + HEADER], pending[at + HEADER : end]))
+            else:
+                told(pending[at + 4], pending[at + 8 : at + HEADER], pending[at + HEADER : end])
+                is_told = True
             at = end
         pending = pending[at:]
-        if batch:
+        if batch or is_told:
             yield batch
+
+
+class Calls:
+    """Calls one after the other, and the stream that the one under way may be."""
+
+    def __init__(self, calls):
+        self.calls, self.frames, self.number, self.stream = calls, batches(calls, self.told), None, None
+
+    def told(self, kind, number, body):
+        if self.stream and number == self.number:
+            self.stream.told(kind, body)
+
+    def begin_stream(self):
+        self.stream = stream_module().Stream(lambda kind, out: send(kind, self.number, out), self.hear)
+        return self.stream
+
+    def hear(self, stream, waits):
+        """Reads what the worker tells: nothing else comes while a call is under way."""
+        if not waits:
+            import select
+
+            poll = select.poll()
+            poll.register(self.calls, select.POLLIN)
+            if not poll.poll(0):
+                return
+        if next(self.frames, None) is None:
+            stream.stopped = True
+
+    def run(self, handle):
+        for batch in self.frames:
+            for self.number, body in batch:
+                kind, out = answer(handle, body, self.begin_stream)
+                self.stream = None
+                send(kind, self.number, out)
 
 
 def apart(calls, handle):
@@ -571,7 +657,4 @@ def main():
     send(READY, bytes(8), b"")
     if turns:
         return turns.run()
-    for batch in batches(calls):
-        for number, body in batch:
-            kind, out = answer(handle, body)
-            send(kind, number, out)
+    Calls(calls).run(handle)

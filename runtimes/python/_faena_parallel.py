@@ -11,7 +11,7 @@ from _queue import SimpleQueue
 from _thread import allocate_lock, start_new_thread
 from time import monotonic, sleep
 
-from _faena import answer, batches, flush, framed, send_all
+from _faena import answer, batches, flush, framed, send_all, stream_module
 
 # In seconds. A call that takes longer is worth a thread, which costs some 10 µs;
 SHORT = 0.0001
@@ -30,7 +30,9 @@ class Turns:
 
     def __init__(self, calls, handle, parallel):
         self.handle, self.parallel = handle, parallel
-        self.batches = batches(calls)
+        self.batches = batches(calls, self.told)
+        # Answers that are made piece by piece, by the numbers of their calls; each has its thread.
+        self.streams = {}
         # Calls for threads; how many threads there are, and how many of them have nothing to do.
         self.work, self.threads, self.idle = SimpleQueue(), 0, 0
         # Guards everything below, and what is written.
@@ -72,6 +74,8 @@ class Turns:
                         self.rouse()
                     return
                 self.waiting = batch[::-1]
+                if not batch:
+                    continue
             if self.streak >= STREAK and self.is_watched:
                 self.make(me)
             else:
@@ -136,10 +140,41 @@ class Turns:
 
     def reply(self, number, body):
         try:
-            kind, out = answer(self.handle, body)
+            kind, out = answer(self.handle, body, lambda: self.begin_stream(number))
         except BaseException as end:
             self.die(end)
+        if self.streams:
+            self.streams.pop(number, None)
         return framed(kind, number, out)
+
+    def begin_stream(self, number):
+        import threading
+
+        changed = threading.Condition(self.lock)
+
+        def put(kind, out):
+            with self.lock:
+                # What was answered before goes out before it.
+                self.replies.append(framed(kind, number, out))
+                self.send()
+
+        def hear(stream, waits):
+            if waits:
+                with changed:
+                    changed.wait_for(lambda: stream.credit > 0 or stream.stopped or self.ended)
+                    stream.stopped = stream.stopped or self.ended
+
+        stream = stream_module().Stream(put, hear)
+        self.streams[number] = (stream, changed)
+        return stream
+
+    def told(self, kind, number, body):
+        """What the worker tells of a stream; the thread that reads hears it."""
+        stream, changed = self.streams.get(number, (None, None))
+        if stream:
+            with changed:
+                stream.told(kind, body)
+                changed.notify_all()
 
     def die(self, end):
         """Ends the process as an exception does that nobody catches; in a thread it would end nothing. What was answered

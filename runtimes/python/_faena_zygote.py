@@ -5,6 +5,7 @@ import sys
 
 # A clone cannot come by it any more.
 import _faena_parallel  # noqa: F401
+import _faena_stream  # noqa: F401
 from _faena import BEGIN, CALL, CHUNK, HEADER, answer, fill, framed, load, own_packages, system_packages
 
 # What is let go of is written to, and a page that is written to has to be copied: nothing of this is.

@@ -116,10 +116,11 @@ impl AgentSocket {
 }
 
 /// Programs of ours that keep a user's handler alive, by the names that they have in an instance.
-const SHIMS: [(&str, &[u8]); 5] = [
+const SHIMS: [(&str, &[u8]); 6] = [
     ("python.py", include_bytes!("../../../runtimes/python/start.py")),
     ("_faena.py", include_bytes!("../../../runtimes/python/_faena.py")),
     ("_faena_parallel.py", include_bytes!("../../../runtimes/python/_faena_parallel.py")),
+    ("_faena_stream.py", include_bytes!("../../../runtimes/python/_faena_stream.py")),
     ("_faena_zygote.py", include_bytes!("../../../runtimes/python/_faena_zygote.py")),
     ("node.mjs", include_bytes!("../../../runtimes/node/shim.mjs")),
 ];

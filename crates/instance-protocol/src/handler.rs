@@ -9,6 +9,8 @@
 //!   │ ◀──────────────────────── ready ─────── │   it may be called from now on
 //!   │ ── call: context, params, body ───────▶ │
 //!   │ ◀──────────────── result | reply | exception ──── │
+//!   │ ◀─────────────── or: stream, then pieces, done ── │
+//!   │ ── credit, stop ──────────────────────▶ │   of a stream
 //!   │ ◀─────────────────────────────── ended ── │   where each call has a process of its own
 //! ```
 
@@ -18,6 +20,10 @@ pub const ANSWERS: i32 = 3;
 pub const HEADER: usize = 16;
 /// The id of a ready frame whose process forks for each call; 0 for any other.
 pub const FORKS: u64 = 1;
+/// What a process may send of a stream before it has been given credit, in bytes.
+pub const STREAM_CREDIT: u32 = 64 * 1024;
+/// What the smallest piece of a stream costs, in bytes: every piece takes memory.
+pub const LEAST_COST: u32 = 64;
 /// The bytes at the beginning of a call's frame, before its context: the lengths of the context and of the params.
 pub const LENGTHS: usize = 8;
 /// The bytes at the beginning of the frame of an exception or a reply: the length of its message, or of its head.
@@ -31,6 +37,10 @@ pub enum Kind {
     Call,
     /// To an interpreter that waits without code: what [`begin`] makes. Only our own shim is ever sent this.
     Begin,
+    /// To the process: so many more bytes of a stream may be sent, a `u32`; [`STREAM_CREDIT`] are to begin with.
+    Credit,
+    /// To the process: nobody reads a stream any more.
+    Stop,
     /// From the process: it may be called.
     Ready,
     /// From the process: what a call answers, a text as it is, anything else in JSON.
@@ -40,6 +50,12 @@ pub enum Kind {
     Reply,
     /// From the process: a call failed; the message's length as `u32`, the message, and where it came from.
     Exception,
+    /// From the process: an answer begins that is made piece by piece: its head in JSON, as that of a reply.
+    Stream,
+    /// From the process: a piece of a stream, which costs as many bytes of credit, and [`LEAST_COST`] at least.
+    Piece,
+    /// From the process: a stream is whole.
+    Done,
     /// From a process that forks for each call: the call's own process has ended, as wait(2) tells it, a `u32`.
     Ended,
 }
@@ -50,19 +66,36 @@ impl Kind {
         match self {
             Self::Call => 1,
             Self::Begin => 2,
+            Self::Credit => 3,
+            Self::Stop => 4,
             Self::Ready => 0x80,
             Self::Result => 0x81,
             Self::Exception => 0x82,
             Self::Ended => 0x83,
             Self::Reply => 0x84,
+            Self::Stream => 0x85,
+            Self::Piece => 0x86,
+            Self::Done => 0x87,
         }
     }
 
     /// What a byte says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Call, Self::Begin, Self::Ready, Self::Result, Self::Exception, Self::Ended, Self::Reply]
-            .into_iter()
-            .find(|kind| kind.byte() == byte)
+        const ALL: [Kind; 12] = [
+            Kind::Call,
+            Kind::Begin,
+            Kind::Credit,
+            Kind::Stop,
+            Kind::Ready,
+            Kind::Result,
+            Kind::Exception,
+            Kind::Ended,
+            Kind::Reply,
+            Kind::Stream,
+            Kind::Piece,
+            Kind::Done,
+        ];
+        ALL.into_iter().find(|kind| kind.byte() == byte)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Bodies of servers that pass through while they are made, and WebSockets: in one process and between processes.
 
 mod client;
+mod handlers;
 
 use std::time::Duration;
 

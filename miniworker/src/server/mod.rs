@@ -4,20 +4,22 @@
 //! the instance: it reads answers, watches deadlines and leases, keeps what the process writes, and destroys it all when
 //! the process ends or its owner retires it. So a client that goes away takes no call with it.
 
+mod answer;
 mod http;
+mod stream;
 mod task;
+mod traffic;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use faena_domain::CallNum;
 use faena_domain::limits::MAX_CALL_LOG;
 use faena_domain::log::{LogBuffer, LogStream};
 use faena_engine::{Instance, InstanceHandle, Usage};
-use faena_instance_protocol::handler::{Call, HEADER, LENGTHS};
+use faena_instance_protocol::handler::{Call, HEADER, Header, Kind, LENGTHS};
 use faena_invoker::{PipeReceiver, StreamedAnswer};
 use faena_protocol::direct::HttpHead;
 use faena_protocol::records::Code;
@@ -35,15 +37,15 @@ use crate::egress::Egress;
 use crate::live::{self, SharedBuffer};
 use crate::owner::InstanceOwner;
 use http::Exchange;
-pub use http::StreamBounds;
 pub(crate) use http::{Client as HttpClient, PORT};
+pub use stream::StreamBounds;
+use stream::StreamFailure;
 pub(crate) use task::MAX_LOG_BETWEEN;
 use task::Task;
+use traffic::{InFlight, Traffic, flush, widen};
 
 /// What is read of answers at once, and what a pipe holds where nobody has it hold more (pipe(7)).
 const CHUNK: usize = 64 * 1024;
-/// What a pipe holds through which large frames have come (pipe(7): the most that an ordinary user may have).
-const WIDE: usize = 1024 * 1024;
 /// How long the log of a call stays open that its server answered with a failure: frameworks answer before they write the
 /// traceback, and it belongs to this call.
 const TRACEBACK: Duration = Duration::from_millis(20);
@@ -51,37 +53,6 @@ const TRACEBACK: Duration = Duration::from_millis(20);
 const AFTER_STREAM: Duration = Duration::from_secs(5);
 /// Orders that wait for an instance's task.
 const ORDERS: usize = 256;
-
-/// A call that an instance works at.
-struct InFlight {
-    id: u64,
-    began: Instant,
-    call: Box<InstanceCall>,
-    /// Its answer has begun, and is a stream.
-    is_streaming: bool,
-    /// What exchanges it with a process that speaks HTTP; a call that is taken out takes its connection with it.
-    _exchange: Option<AbortOnDropHandle<()>>,
-}
-
-/// The calls of an instance: what those that hand calls over share with its task.
-#[derive(Default)]
-struct Traffic {
-    in_flight: Vec<InFlight>,
-    /// What the pipe did not take at once.
-    unsent: VecDeque<Bytes>,
-    next: u64,
-    frozen: bool,
-    /// A call had a process of its own, of which the instance is being cleaned.
-    is_renewing: bool,
-    /// Its pipe holds more than a pipe does at first.
-    is_widened: bool,
-    /// It takes no more calls.
-    closed: bool,
-    /// Its process reads no more: what is under way will not be answered.
-    has_closed_input: bool,
-    /// The earliest deadline that its task waits for.
-    armed: Option<Instant>,
-}
 
 /// What an instance's task is told.
 enum Order {
@@ -91,6 +62,8 @@ enum Order {
     Cancel(CallNum),
     /// A call over HTTP has ended.
     Answered(u64, Result<http::Answer, http::ExchangeError>),
+    /// The answer of a handler is not read any more: its client has gone as it may, or why else.
+    StreamStopped(u64, Option<StreamFailure>),
 }
 
 /// How calls reach the process.
@@ -222,7 +195,9 @@ impl ServerInstance {
         // The agent has to know until when the call may run before it runs.
         self.orders.try_send(Order::Begin(call)).map_err(|error| match error.into_inner() {
             Order::Begin(call) => call,
-            Order::Cancel(_) | Order::Answered(..) => unreachable!("what was refused is what was sent"),
+            Order::Cancel(_) | Order::Answered(..) | Order::StreamStopped(..) => {
+                unreachable!("what was refused is what was sent")
+            }
         })
     }
 
@@ -248,7 +223,14 @@ impl ServerInstance {
         match &self.protocol {
             Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut traffic, id, &call);
-                traffic.in_flight.push(InFlight { id, began, call, is_streaming: false, _exchange: None });
+                traffic.in_flight.push(InFlight {
+                    id,
+                    began,
+                    call,
+                    is_streaming: false,
+                    stream: None,
+                    _exchange: None,
+                });
                 if !written {
                     drop(traffic);
                     self.look_again.notify_one();
@@ -259,7 +241,14 @@ impl ServerInstance {
                 let exchange = Exchange::new(client, &self.code, &mut call);
                 let running = tokio::spawn(Arc::clone(self).exchange(id, exchange));
                 let exchange = Some(AbortOnDropHandle::new(running));
-                traffic.in_flight.push(InFlight { id, began, call, is_streaming: false, _exchange: exchange });
+                traffic.in_flight.push(InFlight {
+                    id,
+                    began,
+                    call,
+                    is_streaming: false,
+                    stream: None,
+                    _exchange: exchange,
+                });
             }
         }
         let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);
@@ -272,7 +261,8 @@ impl ServerInstance {
 
     /// Exchanges a call with a process that speaks HTTP, and tells the task how that went.
     async fn exchange(self: Arc<Self>, id: u64, exchange: Exchange) {
-        let answer = exchange.run(self.node.streams, |head, body| self.begin_stream(id, head, body)).await;
+        let begin = |head, body| self.begin_stream(id, head, body) && self.set_streaming(id);
+        let answer = exchange.run(self.node.streams, begin).await;
         if http::is_failure(&answer) {
             // Frameworks write the traceback behind the answer.
             tokio::time::sleep(TRACEBACK).await;
@@ -286,7 +276,6 @@ impl ServerInstance {
     fn begin_stream(&self, id: u64, head: HttpHead, body: PipeReceiver) -> bool {
         let mut traffic = self.traffic();
         let Some(flight) = traffic.in_flight.iter_mut().find(|flight| flight.id == id) else { return false };
-        flight.is_streaming = true;
         flight.call.deadline = Instant::now() + self.node.streams.max + AFTER_STREAM;
         let answer = StreamedAnswer {
             head,
@@ -297,6 +286,26 @@ impl ServerInstance {
         };
         flight.call.stream(answer);
         true
+    }
+
+    /// Notes that an exchange tells how much of an answer has passed.
+    fn set_streaming(&self, id: u64) -> bool {
+        let mut traffic = self.traffic();
+        let flight = traffic.in_flight.iter_mut().find(|flight| flight.id == id);
+        flight.map(|flight| flight.is_streaming = true).is_some()
+    }
+
+    /// Tells the process something of an answer that it makes piece by piece.
+    fn tell_of_stream(&self, id: u64, kind: Kind, body: &[u8]) {
+        let Protocol::Frames(calls) = &self.protocol else { return };
+        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let frame = [&Header { kind, id, length }.encode()[..], body].concat();
+        let mut traffic = self.traffic();
+        traffic.unsent.push_back(frame.into());
+        if !flush(calls, &mut traffic) {
+            drop(traffic);
+            self.look_again.notify_one();
+        }
     }
 
     /// Writes a call's frame; false where the pipe did not take all of it.
@@ -379,33 +388,6 @@ impl ServerInstance {
     pub async fn gone(&self) {
         self.gone.cancelled().await;
     }
-}
-
-/// Has a pipe hold more, so that large frames travel in fewer pieces. A kernel that permits no more leaves it as it is.
-fn widen(pipe: &impl std::os::fd::AsFd) {
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
-}
-
-/// Writes what is unsent; true where nothing is left to be written.
-fn flush(calls: &Sender, traffic: &mut Traffic) -> bool {
-    while let Some(first) = traffic.unsent.front_mut() {
-        match calls.try_write(first) {
-            Ok(written) => {
-                first.advance(written);
-                if first.is_empty() {
-                    traffic.unsent.pop_front();
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            // It listens no more. Its end says why; nothing is ever written to it again.
-            Err(_) => {
-                traffic.unsent.clear();
-                traffic.closed = true;
-                traffic.has_closed_input = true;
-            }
-        }
-    }
-    true
 }
 
 impl ServerInstance {

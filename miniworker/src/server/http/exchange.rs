@@ -15,10 +15,11 @@ use hyper::body::{Body, Incoming};
 use hyper::{Request, Response, StatusCode, header};
 
 use super::connections::{Client, Outgoing, Sender};
-use super::stream::{self, StreamBounds};
-use super::{Answer, ServerResponse};
+use super::{Answer, passage};
 use crate::call::InstanceCall;
 use crate::server::CHUNK;
+use crate::server::answer::ServerResponse;
+use crate::server::stream::StreamBounds;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -118,8 +119,8 @@ impl Exchange {
             return Err(ExchangeError::new(ErrorKind::Cancelled, "the call has ended"));
         }
         let end = match self.upgrade {
-            Some(client) if is_upgrade => stream::tunnel(head, (response, client), to, &self.meter, bounds).await,
-            _ => stream::pass_on(head, response.into_body(), to, &self.meter, bounds).await,
+            Some(client) if is_upgrade => passage::tunnel(head, (response, client), to, &self.meter, bounds).await,
+            _ => passage::pass_on(head, response.into_body(), to, &self.meter, bounds).await,
         };
         if end.failure.is_none() && !is_upgrade {
             self.client.keep(sender);

@@ -4,15 +4,17 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use faena_domain::limits::{MAX_RESULT, STDERR_TAIL};
-use faena_domain::{CallError, ErrorKind, Layer, Reuse};
+use faena_domain::{CallError, CallStatus, ErrorKind, Layer, Reuse};
 use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
+use faena_invoker::WINDOW;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
 use super::{EndReason, Task};
 use crate::call::InstanceEnd;
 use crate::result;
-use crate::server::{CHUNK, InFlight, http, widen};
+use crate::server::answer::ServerResponse;
+use crate::server::{CHUNK, InFlight, widen};
 
 impl Task {
     /// Takes the answers that have come apart.
@@ -22,8 +24,11 @@ impl Task {
             let Some(head) = self.incoming.first_chunk::<HEADER>() else { return Ok(()) };
             let header = Header::decode(head).ok_or_else(|| lost("its process sent bytes that are no frame"))?;
             let length = header.length as usize;
-            if !matches!(header.kind, Kind::Result | Kind::Reply | Kind::Exception | Kind::Ended) {
+            if matches!(header.kind, Kind::Call | Kind::Begin | Kind::Credit | Kind::Stop | Kind::Ready) {
                 return Err(lost("its process sent a frame that is not expected now"));
+            }
+            if header.kind == Kind::Piece && length > WINDOW {
+                return Err(lost("it sent a piece of an answer that is larger than its credit"));
             }
             if u64::from(header.length) > MAX_RESULT {
                 self.too_large(header.id);
@@ -45,20 +50,36 @@ impl Task {
                 self.own_process_ended(header.id, &body)?;
                 continue;
             }
-            let Some(flight) = self.take(header.id) else {
-                return Err(lost("it answered a call that is not in flight"));
-            };
-            let end = match header.kind {
-                Kind::Ended => return Err(lost("its process sent a frame that is not expected now")),
-                Kind::Exception => exception(&flight, &body),
-                Kind::Reply => reply(&flight, &body),
-                _ => InstanceEnd::done(&flight.call, flight.began, body),
-            };
-            self.finish(flight, end);
+            match header.kind {
+                Kind::Stream => self.stream_begins(header.id, &body)?,
+                Kind::Piece => self.stream_piece(header.id, body)?,
+                Kind::Done => self.stream_done(header.id)?,
+                kind => self.take_answer(kind, header.id, body)?,
+            }
         }
     }
 
-    fn too_large(&mut self, id: u64) {
+    /// An answer that is here whole.
+    fn take_answer(&mut self, kind: Kind, id: u64, body: Bytes) -> Result<(), EndReason> {
+        let lost = |why: &str| EndReason::Lost(why.to_owned());
+        let mut flight = self.take(id).ok_or_else(|| lost("it answered a call that is not in flight"))?;
+        let end = match (kind, flight.broken_stream(String::new)) {
+            (Kind::Exception, None) => exception(&flight, &body),
+            (Kind::Exception, Some(broken)) if broken.status == CallStatus::Failed => {
+                let InstanceEnd { error, .. } = exception(&flight, &body);
+                InstanceEnd { error, ..broken }
+            }
+            // It was told to stop.
+            (Kind::Exception, Some(stopped)) => stopped,
+            (Kind::Reply, None) => reply(&flight, &body),
+            (Kind::Result, None) => InstanceEnd::done(&flight.call, flight.began, body),
+            _ => return Err(lost("its process sent a frame that is not expected now")),
+        };
+        self.finish(flight, end);
+        Ok(())
+    }
+
+    pub(super) fn too_large(&mut self, id: u64) {
         // What it goes on to send is not looked at, so it takes no other call.
         self.server.traffic().closed = true;
         if let Some(flight) = self.take(id) {
@@ -92,10 +113,7 @@ fn reply(flight: &InFlight, frame: &Bytes) -> InstanceEnd {
     };
     let Some((head, body)) = split(frame) else { return invalid("no head") };
     match serde_json::from_slice(head) {
-        Ok(head) => {
-            let answer = http::ServerResponse { head, body: frame.slice_ref(body) };
-            http::answered(&flight.call, flight.began, answer)
-        }
+        Ok(head) => ServerResponse { head, body: frame.slice_ref(body) }.end(&flight.call, flight.began),
         Err(error) => invalid(&format!("a head that cannot be read: {error}")),
     }
 }

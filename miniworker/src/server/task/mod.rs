@@ -1,6 +1,7 @@
 //! The task that owns an instance.
 
 mod answers;
+mod handler_streams;
 mod renewal;
 mod streams;
 
@@ -25,6 +26,7 @@ use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::result;
 use answers::read_frames;
+pub(super) use handler_streams::HandlerStream;
 use renewal::Used;
 
 /// How long the end of a process may take to be told that closed its pipes.
@@ -93,8 +95,10 @@ impl Task {
                 self.move_on(flight.call);
                 continue;
             }
-            let error = self.why(&over, " before it answered");
-            let end = InstanceEnd::failed(&flight.call, flight.began, error);
+            let end = match flight.broken_stream(|| "its process has ended".to_owned()) {
+                Some(end) => InstanceEnd { error: Some(self.why(&over, " while it answered")), ..end },
+                None => InstanceEnd::failed(&flight.call, flight.began, self.why(&over, " before it answered")),
+            };
             self.end(flight, end);
         }
         self.return_orders();
@@ -119,7 +123,7 @@ impl Task {
                 Order::Begin(call) => calls.push(call),
                 Order::Cancel(num) => cancelled.push(num),
                 // The call was ended with the instance.
-                Order::Answered(..) => {}
+                Order::Answered(..) | Order::StreamStopped(..) => {}
             }
         }
         for call in calls {
@@ -343,6 +347,10 @@ impl Task {
                 }
                 Ok(())
             }
+            Order::StreamStopped(id, why) => {
+                self.stream_stopped(id, why);
+                Ok(())
+            }
             Order::Answered(id, answer) => {
                 let Some(mut flight) = self.take(id) else { return Ok(()) };
                 let answer = match answer {
@@ -402,8 +410,9 @@ impl Task {
             traffic.in_flight.iter().filter(|flight| flight.call.deadline <= now).map(|flight| flight.id).collect()
         };
         for id in late {
-            if let Some(flight) = self.take(id) {
-                let end = InstanceEnd::late(&flight.call, flight.began);
+            if let Some(mut flight) = self.take(id) {
+                let broken = flight.broken_stream(|| "it did not end when it was told to".to_owned());
+                let end = broken.unwrap_or_else(|| InstanceEnd::late(&flight.call, flight.began));
                 self.abandon(flight, end);
             }
         }

@@ -22,7 +22,7 @@ impl Task {
                 }
                 Ok(Some(Order::Begin(call))) => self.server.owner.returned(call),
                 // It ends all the same.
-                Ok(Some(Order::Cancel(_))) => {}
+                Ok(Some(Order::Cancel(_) | Order::StreamStopped(..))) => {}
                 Ok(None) | Err(_) => return,
             }
         }

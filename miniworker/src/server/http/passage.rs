@@ -1,118 +1,45 @@
-//! Answers that are passed on while they come, and WebSockets.
+//! Answers of a server that are passed on while they come, and WebSockets.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use faena_domain::{CallStatus, ErrorKind};
-use faena_invoker::{BodyStream, Direction, Meter, PIECE, PipeSender, WINDOW};
-use faena_protocol::direct::{HttpHead, Streamed};
+use faena_invoker::{BodyStream, Direction, Meter, PIECE, PipeSender};
+use faena_protocol::direct::HttpHead;
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::server::answer::{Kept, StreamEnd};
+use crate::server::stream::{StreamBounds, StreamFailure, overdue};
+
 /// How long a function may take to close a WebSocket whose client has closed it.
 const CLOSING: Duration = Duration::from_secs(5);
-
-/// How long a stream may be open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamBounds {
-    /// Without a byte in either direction.
-    pub idle: Duration,
-    /// Altogether.
-    pub max: Duration,
-}
-
-impl Default for StreamBounds {
-    fn default() -> Self {
-        Self { idle: Duration::from_secs(60), max: Duration::from_secs(3600) }
-    }
-}
-
-/// Why a stream ended before its function had ended it.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::server) enum StreamFailure {
-    #[error("the client left while the function answered")]
-    ClientLeft,
-    #[error("the stream had no byte for {} ms, the setting stream_idle", .0.as_millis())]
-    Idle(Duration),
-    #[error("the stream was open for {} ms, the setting stream_max", .0.as_millis())]
-    TooLong(Duration),
-    #[error("the function broke its answer off: {0}")]
-    Broken(String),
-}
-
-impl StreamFailure {
-    /// The status and the kind that a call ends with.
-    pub(super) fn told(&self) -> (CallStatus, ErrorKind) {
-        match self {
-            Self::ClientLeft => (CallStatus::Cancelled, ErrorKind::Cancelled),
-            Self::Idle(_) | Self::TooLong(_) => (CallStatus::Timeout, ErrorKind::Timeout),
-            Self::Broken(_) => (CallStatus::Failed, ErrorKind::Exception),
-        }
-    }
-}
-
-/// How a stream ended.
-pub(in crate::server) struct StreamEnd {
-    pub(super) head: HttpHead,
-    pub(super) streamed: Streamed,
-    /// The beginning of the answer's body, as much as a record keeps.
-    pub(super) kept: Bytes,
-    pub(super) failure: Option<StreamFailure>,
-}
 
 /// What is passed on of an answer, with what a record keeps of it.
 struct Passage<'a> {
     to: PipeSender,
     meter: &'a Meter,
-    kept: BytesMut,
+    kept: Kept,
 }
 
 impl Passage<'_> {
     async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), StreamFailure> {
         if let Some(data) = frame.data_ref() {
             self.meter.add(Direction::Response, data.len());
-            let room = WINDOW - self.kept.len();
-            self.kept.extend_from_slice(&data[..data.len().min(room)]);
+            self.kept.add(data);
         }
         self.to.send(frame).await.map_err(|_| StreamFailure::ClientLeft)
     }
 
     async fn finish(self, head: HttpHead, ended: Result<(), StreamFailure>) -> StreamEnd {
-        let streamed = Streamed {
-            request_bytes: self.meter.passed(Direction::Request),
-            response_bytes: self.meter.passed(Direction::Response),
-        };
         if ended.is_ok() {
             self.to.finish().await;
         }
-        StreamEnd { head, streamed, kept: self.kept.freeze(), failure: ended.err() }
+        StreamEnd::new(head, self.kept, self.meter, ended.err())
     }
 }
-
-/// Returns when a stream has been open, or without a byte, for too long.
-async fn overdue(meter: &Meter, bounds: StreamBounds) -> StreamFailure {
-    let end = tokio::time::Instant::now() + bounds.max;
-    let (mut passed, mut since) = (meter.total(), Instant::now());
-    loop {
-        // A byte that passes early in a span is noticed at its end: no stream ends before it was idle for so long.
-        let left = bounds.idle.saturating_sub(since.elapsed());
-        tokio::select! {
-            () = tokio::time::sleep(left.max(Duration::from_millis(1)).min(LOOK)) => {}
-            () = tokio::time::sleep_until(end) => return StreamFailure::TooLong(bounds.max),
-        }
-        if meter.total() != passed {
-            (passed, since) = (meter.total(), Instant::now());
-        } else if since.elapsed() >= bounds.idle {
-            return StreamFailure::Idle(bounds.idle);
-        }
-    }
-}
-
-/// How often a stream is looked at for bytes that have passed.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Passes an answer on while it comes.
 pub(super) async fn pass_on(
@@ -124,7 +51,7 @@ pub(super) async fn pass_on(
 ) -> StreamEnd {
     // A client that leaves ends a stream of events as it is meant to.
     let may_leave = head.is_event_stream();
-    let mut passage = Passage { to, meter, kept: BytesMut::new() };
+    let mut passage = Passage { to, meter, kept: Kept::default() };
     let ended = tokio::select! {
         ended = pass_frames(body, &mut passage) => ended,
         failure = overdue(meter, bounds) => Err(failure),
@@ -158,7 +85,7 @@ pub(super) async fn tunnel(
     meter: &Meter,
     bounds: StreamBounds,
 ) -> StreamEnd {
-    let mut passage = Passage { to, meter, kept: BytesMut::new() };
+    let mut passage = Passage { to, meter, kept: Kept::default() };
     let ended = tokio::select! {
         ended = pass_both(response, client, &mut passage) => ended,
         failure = overdue(meter, bounds) => Err(failure),

@@ -1,0 +1,89 @@
+//! How calls end whose function answered with a head of its own.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use faena_domain::{CallError, ErrorKind, Layer};
+use faena_invoker::{Direction, Meter, WINDOW};
+use faena_protocol::direct::{HttpHead, Streamed};
+
+use super::stream::StreamFailure;
+use crate::call::{InstanceCall, InstanceEnd};
+
+/// An answer that is here whole.
+pub(super) struct ServerResponse {
+    pub(super) head: HttpHead,
+    pub(super) body: Bytes,
+}
+
+impl ServerResponse {
+    /// How the call ended: a status of 500 and above says that it failed, and is passed on all the same.
+    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InstanceEnd {
+        let Self { head, body } = self;
+        if !is_passed_on(head.status) {
+            let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
+            return InstanceEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
+        }
+        if head.status < 500 {
+            return InstanceEnd { head: Some(head), ..InstanceEnd::done(call, began, body) };
+        }
+        let message = format!("the function answered with the status {}", head.status);
+        let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
+        InstanceEnd { head: Some(head), result: body, ..InstanceEnd::failed(call, began, error) }
+    }
+}
+
+/// Whether a status can be that of an answer.
+pub(super) fn is_passed_on(status: u16) -> bool {
+    (200..600).contains(&status)
+}
+
+/// What a record keeps of an answer that is a stream: its first [`WINDOW`] bytes.
+#[derive(Debug, Default)]
+pub(super) struct Kept(BytesMut);
+
+impl Kept {
+    pub(super) fn add(&mut self, data: &[u8]) {
+        let room = WINDOW - self.0.len();
+        self.0.extend_from_slice(&data[..data.len().min(room)]);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// How an answer ended that was a stream.
+pub(super) struct StreamEnd {
+    pub(super) head: HttpHead,
+    streamed: Streamed,
+    /// The beginning of its body.
+    kept: Bytes,
+    pub(super) failure: Option<StreamFailure>,
+}
+
+impl StreamEnd {
+    pub(super) fn new(head: HttpHead, kept: Kept, meter: &Meter, failure: Option<StreamFailure>) -> Self {
+        let streamed = Streamed {
+            request_bytes: meter.passed(Direction::Request),
+            response_bytes: meter.passed(Direction::Response),
+        };
+        Self { head, streamed, kept: kept.0.freeze(), failure }
+    }
+
+    /// How the call ended.
+    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InstanceEnd {
+        let Self { head, streamed, kept, failure } = self;
+        let ended = match failure {
+            None if head.status == 101 => InstanceEnd { head: Some(head), ..InstanceEnd::done(call, began, kept) },
+            None => ServerResponse { head, body: kept }.end(call, began),
+            Some(failure) => {
+                let (status, kind) = failure.told();
+                let error = CallError::new(kind, Layer::Run, failure.to_string());
+                let end = InstanceEnd::of(call, began, status);
+                InstanceEnd { head: Some(head), result: kept, error: Some(error), ..end }
+            }
+        };
+        InstanceEnd { streamed: Some(streamed), ..ended }
+    }
+}
