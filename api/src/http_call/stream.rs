@@ -89,7 +89,7 @@ pub(super) fn respond(
         return handshake.accept(app, (head, entrance), body, meter, (drain, waiting));
     }
     let ends = head.is_event_stream().then(|| Box::pin(drain.begun()) as Pin<Box<dyn Future<Output = ()> + Send>>);
-    let body = Outgoing { body, meter: meter.clone(), ends, _waiting: waiting };
+    let body = Outgoing { body, meter: meter.clone(), ends, is_broken: false, _waiting: waiting };
     reply::streamed(head, entrance, Body::new(body))
 }
 
@@ -115,6 +115,8 @@ struct Outgoing {
     meter: Meter,
     /// When an event stream ends, which has no end of its own: its client connects again, elsewhere.
     ends: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Its function has broken it off.
+    is_broken: bool,
     /// A client that reads a stream counts as one that waits.
     _waiting: Share,
 }
@@ -127,6 +129,11 @@ impl http_body::Body for Outgoing {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
             self.meter.add(Direction::Response, frame.data_ref().map_or(0, Bytes::len));
+        }
+        if matches!(frame, Poll::Ready(Some(Err(_)))) && !std::mem::replace(&mut self.is_broken, true) {
+            // The connection is closed at once then: what came before is written first.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         if frame.is_pending()
             && let Some(ends) = &mut self.ends
