@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, Method, Uri, header};
 use bytes::Bytes;
 use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
-use faena_header_case::{Head, canonical};
+use faena_header_case::{Head, HeadNames, canonical};
 use faena_protocol::direct::{Header, HttpRequest};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
@@ -37,6 +37,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) entrance: Entrance,
     /// Whether its body and its answer may have trailers: both pass through as they come.
     pub(crate) has_trailers: bool,
+    /// The connection, where interim answers can be sent on it.
+    pub(crate) interim: Option<HeadNames>,
     /// Headers that no record keeps, besides credentials; in lower case.
     pub(crate) private_headers: &'a [String],
 }
@@ -215,6 +217,7 @@ mod tests {
             client: IpAddr::from([127, 0, 0, 1]),
             entrance: Entrance::Path,
             has_trailers: false,
+            interim: None,
             private_headers: &[],
         };
         hand(&head, contract, &Bytes::copy_from_slice(body))

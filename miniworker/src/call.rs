@@ -222,6 +222,13 @@ impl InstanceCall {
         matches!(self.told, Told::Caller { .. })
     }
 
+    /// Tells of an interim answer.
+    pub(crate) fn inform(&mut self, head: HttpHead) {
+        if let Told::Caller { caller, .. } = &mut self.told {
+            caller.informs(head);
+        }
+    }
+
     /// Tells that its answer has begun.
     pub(crate) fn stream(&mut self, answer: StreamedAnswer) {
         if let Told::Caller { caller, .. } = &mut self.told {

@@ -276,6 +276,11 @@ impl Wire {
                     self.finish(pending, *end);
                 }
             }
+            Ok(WorkerMessage::Interim(num, head)) => {
+                if let Some(pending) = self.lines().calls.get_mut(&num) {
+                    pending.caller.informs(head);
+                }
+            }
             Ok(WorkerMessage::Answer(answer)) => self.answer(*answer),
             Ok(WorkerMessage::Part(num, part)) => {
                 if let Some(pending) = self.lines().calls.get_mut(&num) {

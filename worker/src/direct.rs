@@ -10,10 +10,10 @@ use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
 use faena_invoker::remote::{Incoming, PartSender, Streams};
 use faena_invoker::{Caller, Invocation, Invoker, RequestBody, StreamedAnswer};
 use faena_pool::Pool;
-use faena_protocol::direct::InvocationEnd;
 use faena_protocol::direct::wire::{
     self, AnswerHead, CallHead, DirectMessage, Part, PartTold, RequestStream, WireError,
 };
+use faena_protocol::direct::{HttpHead, InvocationEnd};
 use faena_protocol::records::Code;
 use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
 use http_body::Body;
@@ -215,6 +215,10 @@ impl Reporter {
 }
 
 impl Caller for Reporter {
+    fn informs(&mut self, head: HttpHead) {
+        self.to_api.tell(wire::interim(self.to_api.num, head), "an interim answer");
+    }
+
     fn streams(&mut self, answer: StreamedAnswer) {
         let head = AnswerHead {
             num: self.to_api.num,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
+use faena_header_case::HeadNames;
 use faena_invoker::{Caller, Direction, Invocation, Invoker, Meter, StreamedAnswer};
 use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
@@ -128,6 +129,9 @@ struct Teller {
     permit: BacklogPermit,
     /// The call holds memory for its body until it is written.
     held: Option<body::Whole>,
+    /// The client's connection, where the client takes interim answers.
+    interim: Option<HeadNames>,
+    entrance: Entrance,
     tell: Option<oneshot::Sender<Told>>,
 }
 
@@ -141,6 +145,12 @@ impl Teller {
 }
 
 impl Caller for Teller {
+    fn informs(&mut self, head: HttpHead) {
+        if let (Some(connection), Some(_)) = (&self.interim, &self.tell) {
+            connection.write_interim(&reply::interim(&head, self.entrance));
+        }
+    }
+
     fn streams(&mut self, answer: StreamedAnswer) {
         self.tell(Told::Streams(answer));
     }
@@ -171,7 +181,7 @@ pub(super) async fn run(
     (permit, waiting): (BacklogPermit, Share),
     handshake: Option<Handshake>,
 ) -> Reply<Response<Body>> {
-    let HttpCall { num, request, private, params, body, traceparent, held, is_head, entrance } = call;
+    let HttpCall { num, request, private, params, body, traceparent, held, is_head, interim, entrance } = call;
     let meter = Meter::default();
     let (body, recorded) = stream::recorded(body, &meter);
     let begun = Arc::new(RunningDirect {
@@ -188,7 +198,8 @@ pub(super) async fn run(
     });
     app.in_flight().direct(begun.function.namespace.clone(), num, Arc::<RunningDirect>::clone(&begun));
     let (tell, told) = oneshot::channel();
-    let caller = Teller { app: app.clone(), begun: Arc::clone(&begun), permit, held, tell: Some(tell) };
+    let caller =
+        Teller { app: app.clone(), begun: Arc::clone(&begun), permit, held, interim, entrance, tell: Some(tell) };
     let timeout_ms = current.code.limits.timeout.0;
     let call = Invocation {
         num,

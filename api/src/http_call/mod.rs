@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use faena_domain::limits::MAX_BODY;
@@ -62,6 +62,8 @@ struct HttpCall {
     /// The memory of its body.
     held: Option<body::Whole>,
     is_head: bool,
+    /// The client's connection, where the client takes interim answers.
+    interim: Option<HeadNames>,
     entrance: Entrance,
 }
 
@@ -154,6 +156,7 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         client: client.address,
         entrance,
         has_trailers: is_server && path == CallPath::Direct,
+        interim: (is_server && parts.version == Version::HTTP_11).then(|| client.names.clone()),
         private_headers: app.private_headers(),
     };
     let response = match (path, invoker) {
@@ -223,7 +226,8 @@ async fn number(
 ) -> Reply<HttpCall> {
     let num = app.call_ids().next().await?;
     let (traceparent, is_head) = (trace::parent(head.headers), *head.method == Method::HEAD);
-    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, entrance: head.entrance })
+    let (interim, entrance) = (head.interim.clone(), head.entrance);
+    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, interim, entrance })
 }
 
 /// Runs a call by the scheduler: without a row before its end, or with one.

@@ -108,6 +108,22 @@ pub(super) fn streamed(head: HttpHead, entrance: Entrance, body: Body) -> Respon
     response
 }
 
+/// An interim answer of a function, as it is written to its client.
+pub(super) fn interim(head: &HttpHead, entrance: Entrance) -> Vec<u8> {
+    let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::PROCESSING);
+    let mut out =
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    let own = head.headers.iter().filter(|Header(name, _)| !entrance.refuses(&name.to_ascii_lowercase()));
+    for Header(name, value) in own.take(MAX_HEADERS) {
+        // Parsed again: nothing that is written by hand may hold the end of a line.
+        if let (Ok(_), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+            out.extend([name.as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
 /// A redirection of a server to a path of its own leads below the function's prefix, where the client reaches it; one
 /// that knows the prefix (`X-Forwarded-Prefix`) is left as it is.
 pub(super) fn below_prefix(mut response: Response, function: &FunctionName) -> Response {

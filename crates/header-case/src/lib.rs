@@ -5,13 +5,15 @@
 //! written through a [`HeadStream`]: it keeps a copy of the head that was read last, and puts names into the next head that
 //! is written. Whatever is in doubt (requests that were sent without waiting for an answer, a head beyond the bound) has
 //! its names in canonical form, `X-Request-Id`: a name's case never decides anything.
+//!
+//! hyper's server can send no interim answer (RFC 9110, 15.2) but 100. A [`HeadStream`] writes one before the next head.
 
 mod head;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -48,6 +50,10 @@ struct State {
     /// The names for the next head.
     next: Vec<String>,
     renamed: Option<Renamed>,
+    /// An interim answer that is to be written before the next head.
+    interim: Vec<u8>,
+    /// Who reads, to be woken when there is one.
+    reader: Option<Waker>,
 }
 
 /// The beginning of a message with its names replaced, as long as the original.
@@ -59,7 +65,16 @@ struct Renamed {
 
 impl Default for State {
     fn default() -> Self {
-        Self { read: Vec::new(), has_head: false, has_written: true, is_flushed: true, next: Vec::new(), renamed: None }
+        Self {
+            read: Vec::new(),
+            has_head: false,
+            has_written: true,
+            is_flushed: true,
+            next: Vec::new(),
+            renamed: None,
+            interim: Vec::new(),
+            reader: None,
+        }
     }
 }
 
@@ -79,6 +94,20 @@ impl HeadNames {
         let names: Vec<String> = names.filter(|name| !head::is_canonical(name)).map(str::to_owned).collect();
         if !names.is_empty() {
             self.state().next = names;
+        }
+    }
+
+    /// Writes an interim answer, as soon as the connection is read from, which is at once, and before the head that is written
+    /// next. Only while a request waits for its answer; a client of HTTP/1.0 understands none.
+    pub fn write_interim(&self, answer: &[u8]) {
+        let mut state = self.state();
+        if state.interim.len() + answer.len() <= MAX_HEAD {
+            state.interim.extend_from_slice(answer);
+        }
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
         }
     }
 }
@@ -142,6 +171,27 @@ impl State {
     }
 }
 
+impl State {
+    /// Remembers who reads.
+    fn read_by(&mut self, cx: &Context<'_>) {
+        if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+            self.reader = Some(cx.waker().clone());
+        }
+    }
+
+    /// Writes what there is of an interim answer, between two messages. What cannot be written now is written later.
+    fn poll_interim<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() && self.is_flushed {
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.interim))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S> HeadStream<S> {
     /// Wraps a stream at the beginning of a connection.
     pub fn new(stream: S) -> Self {
@@ -154,9 +204,15 @@ impl<S> HeadStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for HeadStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HeadStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        {
+            let mut state = this.names.state();
+            state.read_by(cx);
+            // A failure to write shows when the answer is written.
+            let _ = state.poll_interim(&mut this.stream, cx);
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         this.names.state().keep(&buffer.filled()[before..]);
@@ -176,6 +232,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadStream<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let mut state = this.names.state();
+        ready!(state.poll_interim(&mut this.stream, cx))?;
         let stream = Pin::new(&mut this.stream);
         let count = ready!(match state.replaced(bytes) {
             Some(copy) => stream.poll_write(cx, copy),
@@ -278,6 +335,27 @@ mod tests {
         sent(&mut client, 4096).await;
         let head = client.names().take_head().expect("a head");
         assert_eq!((head.name("link"), head.name("etag")), (None, Some("ETAG")));
+    }
+
+    #[tokio::test]
+    async fn an_interim_answer_is_written_while_the_connection_is_read() {
+        const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+        let (mut client, server) = tokio::io::duplex(4096);
+        let mut server = HeadStream::new(server);
+        let names = server.names();
+        let reading = tokio::spawn(async move {
+            let read = sent(&mut server, 4096).await;
+            (server, read)
+        });
+        tokio::task::yield_now().await;
+        names.write_interim(HINTS);
+        assert_eq!(sent(&mut client, 4096).await.as_bytes(), HINTS);
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
+        let (mut server, _) = reading.await.expect("a task");
+        // One that nobody read meanwhile goes before the head.
+        names.write_interim(HINTS);
+        server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
+        assert_eq!(sent(&mut client, 4096).await, "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");
     }
 
     #[tokio::test]

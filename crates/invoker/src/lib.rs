@@ -52,6 +52,9 @@ impl fmt::Debug for Invocation {
 
 /// Who handed a call over.
 pub trait Caller: Send {
+    /// The function has sent an interim answer, such as 103. Any number, before the answer begins.
+    fn informs(&mut self, head: HttpHead);
+
     /// The answer has begun and is a stream. At most once, and before the end.
     fn streams(&mut self, answer: StreamedAnswer);
 

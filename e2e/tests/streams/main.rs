@@ -1,5 +1,6 @@
 //! Bodies of servers that pass through while they are made, and WebSockets: in one process and between processes.
 
+mod bad;
 mod client;
 mod handlers;
 
@@ -113,6 +114,7 @@ fn streams_pass_through_in_one_process() {
     events_arrive_one_by_one(&platform, "s");
     both_directions_flow_at_once(&platform, "s");
     uploads_have_no_bound_but_time(&platform, "s");
+    hints_come_before_the_answer(&platform, "s");
     websockets_pass_through(&platform, "s");
 }
 
@@ -123,6 +125,7 @@ fn streams_pass_through_between_processes() {
     events_arrive_one_by_one(&platform, "s");
     both_directions_flow_at_once(&platform, "s");
     uploads_have_no_bound_but_time(&platform, "s");
+    hints_come_before_the_answer(&platform, "s");
     websockets_pass_through(&platform, "s");
     a_slow_reader_slows_the_function(&platform);
     a_broken_answer_breaks_the_connection(&platform, "s");
@@ -135,6 +138,19 @@ fn streams_pass_through_on_docker() {
     events_arrive_one_by_one(&platform, "s");
     both_directions_flow_at_once(&platform, "s");
     websockets_pass_through(&platform, "s");
+}
+
+fn hints_come_before_the_answer(platform: &Platform, name: &str) {
+    let mut hints = Connection::get(platform, &format!("/f/{name}/hints"), "");
+    let early = hints.head();
+    assert!(early.starts_with("HTTP/1.1 103 Early Hints\r\n") && early.contains("Link: </style.css>"), "{early}");
+    go(platform, name);
+    assert!(hints.head().starts_with("HTTP/1.1 200"));
+    hints.until(b"done");
+    let old = format!("GET /f/{name}/hints HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let mut old = Connection::send(platform, &old);
+    go(platform, name);
+    assert!(old.head().contains(" 200 "), "a client of HTTP/1.0 gets none");
 }
 
 fn a_slow_reader_slows_the_function(platform: &Platform) {

@@ -68,6 +68,11 @@ const routes = {
     response.addTrailers({ "X-Sum": "42" });
     response.end();
   },
+  async "/hints"(request, response) {
+    response.writeEarlyHints({ link: "</style.css>; rel=preload" });
+    await wait();
+    response.end("done");
+  },
   "/head"(request, response) {
     response.setHeader("Content-Type", "application/json");
     response.end(JSON.stringify({ method: request.method, url: request.url, headers: request.headers }));

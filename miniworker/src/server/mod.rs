@@ -262,7 +262,9 @@ impl ServerInstance {
     /// Exchanges a call with a process that speaks HTTP, and tells the task how that went.
     async fn exchange(self: Arc<Self>, id: u64, exchange: Exchange) {
         let begin = |head, body| self.begin_stream(id, head, body) && self.set_streaming(id);
-        let answer = exchange.run(self.node.streams, begin).await;
+        let server = Arc::clone(&self);
+        let inform = move |head| server.inform(id, head);
+        let answer = exchange.run(self.node.streams, inform, begin).await;
         if http::is_failure(&answer) {
             // Frameworks write the traceback behind the answer.
             tokio::time::sleep(TRACEBACK).await;
@@ -286,6 +288,14 @@ impl ServerInstance {
         };
         flight.call.stream(answer);
         true
+    }
+
+    /// Tells who called of an interim answer.
+    fn inform(&self, id: u64, head: HttpHead) {
+        let mut traffic = self.traffic();
+        if let Some(flight) = traffic.in_flight.iter_mut().find(|flight| flight.id == id) {
+            flight.call.inform(head);
+        }
     }
 
     /// Notes that an exchange tells how much of an answer has passed.

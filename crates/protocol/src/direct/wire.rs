@@ -7,6 +7,7 @@
 //!   │ ── call: number, params ──────────▶ │
 //!   │ ── cancel ────────────────────────▶ │   whenever
 //!   │ ── forget: every number ──────────▶ │   whenever
+//!   │ ◀── interim: head, such as 103 ──── │
 //!   │ ◀── answer: head of a stream ────── │   where the answer is one
 //!   │ ◀─ part: of a body, or credit ────▶ │   where a body is a stream
 //!   │ ◀──────────────── end: result ───── │
@@ -33,6 +34,7 @@ const FORGET: u8 = 4;
 const END: u8 = 5;
 const ANSWER: u8 = 6;
 const PART: u8 = 7;
+const INTERIM: u8 = 8;
 /// The bytes before a head.
 const PREFIX: usize = 5;
 
@@ -136,6 +138,12 @@ pub fn cost(part: &Part) -> u32 {
 }
 
 #[derive(Serialize, Deserialize)]
+struct InterimHead {
+    num: CallNum,
+    head: HttpHead,
+}
+
+#[derive(Serialize, Deserialize)]
 struct PartHead {
     num: CallNum,
     told: Option<PartTold>,
@@ -185,6 +193,8 @@ pub enum DirectMessage {
 pub enum WorkerMessage {
     /// A call has ended.
     End(CallNum, Box<InvocationEnd>),
+    /// The function has sent an interim answer.
+    Interim(CallNum, HttpHead),
     /// The answer of a call begins, and is a stream.
     Answer(Box<AnswerHead>),
     /// A part of a call's answer, or what is told of its request.
@@ -248,6 +258,14 @@ pub fn forget() -> Result<Bytes, WireError> {
     encode(FORGET, &(), &[])
 }
 
+/// An interim answer, as bytes.
+///
+/// # Errors
+/// What serde says.
+pub fn interim(num: CallNum, head: HttpHead) -> Result<Bytes, WireError> {
+    encode(INTERIM, &InterimHead { num, head }, &[])
+}
+
 /// The head of an answer that is a stream, as bytes.
 ///
 /// # Errors
@@ -309,6 +327,7 @@ impl WorkerMessage {
         let (kind, head, body) = split(bytes)?;
         match kind {
             END => decode_end(head, body),
+            INTERIM => parse(head).map(|InterimHead { num, head }| Self::Interim(num, head)),
             ANSWER => Ok(Self::Answer(parse(head)?)),
             PART => decode_part(head, body).map(|(num, part)| Self::Part(num, part)),
             _ => Err(WireError::Unknown),

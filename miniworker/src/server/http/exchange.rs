@@ -91,13 +91,26 @@ impl Exchange {
     }
 
     /// Sends the request and reads the answer. Where that is a stream it is passed on while it comes, to whom `begin` hands
-    /// the reading side; it says false where the call has ended meanwhile.
+    /// the reading side; it says false where the call has ended meanwhile. Interim answers go to `inform`.
     pub(in crate::server) async fn run(
         self,
         bounds: StreamBounds,
+        inform: impl Fn(HttpHead) + Send + Sync + 'static,
         begin: impl FnOnce(HttpHead, PipeReceiver) -> bool,
     ) -> Result<Answer, ExchangeError> {
-        let sent = send(&self.client, self.request?, self.head.as_deref(), &self.is_sent).await;
+        let mut request = self.request?;
+        if self.takes_stream {
+            hyper::ext::on_informational(&mut request, move |interim| {
+                // We said ourselves whether to go on with the body.
+                if interim.status() != StatusCode::CONTINUE {
+                    let headers = interim.headers().iter();
+                    let headers =
+                        headers.map(|(name, value)| Header(canonical(name.as_str()), value.as_bytes().to_vec()));
+                    inform(HttpHead { status: interim.status().as_u16(), headers: headers.collect() });
+                }
+            });
+        }
+        let sent = send(&self.client, request, self.head.as_deref(), &self.is_sent).await;
         let (sender, response) = match sent {
             Ok(sent) => sent,
             Err(error) => {
@@ -168,6 +181,7 @@ fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
     Some(copy)
 }
 
