@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -37,6 +38,45 @@ ADA = json.dumps({"name": "Ada"})
 COMMAND = "import json, sys\nprint('Hello, ' + json.load(sys.stdin)['name'])\n"
 HANDLER = "def handle(params, context):\n    return 'Hello, ' + params['name']\n"
 ECHO = "def handle(params, context):\n    return params\n"
+# Streams both ways, and events that say when they were written.
+STREAMS = """
+import http.server, os, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def head(self, kind, length=None):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))))
+        self.end_headers()
+
+    def do_GET(self):
+        if self.path == "/events":
+            self.head("text/event-stream")
+            for _ in range(20):
+                time.sleep(0.01)
+                event = f"data: {time.monotonic_ns()}\\n\\n".encode()
+                self.wfile.write(b"%x\\r\\n%s\\r\\n" % (len(event), event))
+            self.wfile.write(b"0\\r\\n\\r\\n")
+        else:
+            block = bytes(1 << 20)
+            self.head("application/octet-stream", 100 << 20)
+            for _ in range(100):
+                self.wfile.write(block)
+
+    def do_POST(self):
+        left = int(self.headers["Content-Length"])
+        while left > 0:
+            left -= len(self.rfile.read(min(left, 1 << 20)))
+        self.head("text/plain", 2)
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
 ASGI = """
 import json
 
@@ -165,6 +205,39 @@ class Platform:
             process.wait(60)
 
 
+class Pieces:
+    """A body of so many megabytes, read piece by piece."""
+
+    def __init__(self, megabytes):
+        self.left = megabytes
+
+    def read(self, _size):
+        if self.left == 0:
+            return b""
+        self.left -= 1
+        return bytes(1 << 20)
+
+
+class PeakMemory:
+    """How much a process grows until this is stopped, in MB."""
+
+    def __init__(self, pid):
+        self.pid, self.running = pid, True
+        self.before = self.peak = memory_mb(pid)
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+
+    def watch(self):
+        while self.running:
+            self.peak = max(self.peak, memory_mb(self.pid))
+            time.sleep(0.005)
+
+    def stop(self):
+        self.running = False
+        self.thread.join()
+        return max(self.peak - self.before, 0.01)
+
+
 class Row:
     """One measurement and its raw limit, round by round."""
 
@@ -254,6 +327,33 @@ class Bench:
         before = cpu_us(apart.pids())
         ours = self.wrk(apart.port, "/f/native", 1, POST)
         self.rows["apart"].add(ours[0], raw[0], (cpu_us(apart.pids()) - before) / (ours[2] * round(max(1, SECONDS))))
+
+    def streams(self, up):
+        """Servers: the raw one as a function, and one whose bodies are streams."""
+        nat = self.raw["hyper"]
+        raw, ours = self.wrk(nat[0], "/", 1, POST), self.wrk(up.port, "/f/served", 1, POST)
+        assert ours[3]
+        self.rows["served"].add(ours[0], raw[0])
+        raw_echo, echo = self.wrk(nat[0], "/echo", 1, ECHO_POST), self.wrk(up.port, "/f/served/echo", 1, ECHO_POST)
+        self.rows["stream-echo"].add(echo[2], raw_echo[2])
+        grown = PeakMemory(up.pids()[0])
+        status, text = up.request("POST", "/f/streams/count", Pieces(100), {"Content-Length": str(100 << 20)})
+        assert (status, text) == (200, b"ok"), (status, text)
+        connection = up.connect()
+        connection.request("GET", "/f/streams/large")
+        reply, left = connection.getresponse(), 100 << 20
+        while left > 0:
+            left -= len(reply.read(1 << 20))
+        connection.close()
+        self.rows["through"].add(grown.stop(), 1.0)
+        connection = up.connect()
+        connection.request("GET", "/f/streams/events")
+        reply, late = connection.getresponse(), []
+        while line := reply.readline():
+            if line.startswith(b"data: "):
+                late.append((time.monotonic_ns() - int(line[6:])) / 1e6)
+        connection.close()
+        self.rows["event"].add(statistics.median(late), 1.0)
 
     def docker_run(self, count=3):
         command = ["docker", "run", "--rm", "-i", "--network", "none", "-v", f"{self.folder}/code:/ws:ro", "-w", "/ws", "pythonruntime", "python3", "test.py"]
@@ -474,6 +574,10 @@ def define(bench):
     row("many", "p50 with 10,000 functions, 100 warm ÷ with 1", "µs", 1.1, 1.02)
     row("idle", "idle memory of a warm instance above its process", "MB", 3, 0.5)
     row("echo", "1 MiB echo, requests/s ÷ raw", "1/s", 0.4, 0.8, higher=True)
+    row("served", "warm, a server (`http`), c=1: p50 ÷ the same raw", "µs", None, None)
+    row("stream-echo", "1 MiB echo by a server, requests/s ÷ raw", "1/s", 0.5, 0.8, higher=True)
+    row("through", "growth while 100 MB pass, each way", "MB", 16, 4)
+    row("event", "an event, from the server's write to the client's read", "ms", 5, 1)
     row("deploy", "deploy to first answer, Python hello", "ms of 1 s", 0.1, 0.05)
 
 
@@ -484,6 +588,10 @@ def prepare(bench, up, apart, many):
     handler = 'contract = "handler"\n'
     up.function("native", {"hello": native}, handler + "parallel = 8\n", **program)
     up.function("echo", {"hello": echo}, handler, **program)
+    raw = (TARGET / "raw").read_bytes()
+    up.function("served", {"raw": raw}, 'contract = "http"\n', engine="sandbox", image="bashruntime", run="./raw")
+    up.function("streams", {"server.py": STREAMS}, 'contract = "http"\n', engine="sandbox", run="python3 server.py")
+    up.request("GET", "/f/streams/events")
     up.function("frozen", {"hello": native}, handler, **program)
     up.function("single", {"hello": native}, handler, **program)
     up.function("dnative", {"hello": native}, handler + "parallel = 8\n", engine="docker", image="bashruntime", run="./hello")
@@ -503,7 +611,7 @@ def prepare(bench, up, apart, many):
         up.upload("dr", f"dbig{turn}", {"handler.py": HANDLER, **big, "faena.toml": handler})
         for index in range(2):
             up.upload("dr", f"dnew{turn}x{index}", {"handler.py": HANDLER, "faena.toml": handler})
-    for name in ["native", "echo", "dnative", "python", "python8", "dpython", "frozen", "single"]:
+    for name in ["native", "echo", "served", "dnative", "python", "python8", "dpython", "frozen", "single"]:
         up.request("POST", f"/f/{name}", ADA, JSON)
     apart.function("native", {"hello": native}, handler, **program)
     apart.call("native")
@@ -536,7 +644,7 @@ def main():
         apart = Platform(bench.folder / "apart", roles=("db", "api", "worker"))
         many = Platform(bench.folder / "many")
         prepare(bench, up, apart, many)
-        steps = {"warm": lambda turn: bench.warm(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        steps = {"warm": lambda turn: bench.warm(up), "streams": lambda turn: bench.streams(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.

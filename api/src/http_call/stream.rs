@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use faena_invoker::{
-    BodyStream, BrokenOff, Direction, Meter, Observed, PipeReceiver, RequestBody, StreamedAnswer, WINDOW,
+    BodyStream, BrokenOff, Direction, Kept, Meter, Observed, PipeReceiver, RequestBody, StreamedAnswer, WINDOW,
 };
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -34,19 +34,13 @@ pub(super) fn of_request(body: Incoming) -> BodyStream {
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// What a record keeps of a stream: its first [`WINDOW`] bytes.
+/// What a record keeps of a stream that still comes; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeptBody(Arc<Mutex<BytesMut>>);
+pub(super) struct KeptBody(Arc<Mutex<Kept>>);
 
 impl KeptBody {
-    fn add(&self, data: &[u8]) {
-        let mut kept = self.0.lock();
-        let room = WINDOW - kept.len();
-        kept.extend_from_slice(&data[..data.len().min(room)]);
-    }
-
     pub(super) fn bytes(&self) -> Bytes {
-        self.0.lock().clone().freeze()
+        self.0.lock().bytes()
     }
 }
 
@@ -56,7 +50,7 @@ pub(super) fn recorded(body: RequestBody, meter: &Meter) -> (RequestBody, Record
         let meter = meter.clone();
         let observe = move |data: &Bytes| {
             meter.add(Direction::Request, data.len());
-            kept.add(data);
+            kept.0.lock().add(data);
         };
         Observed::new(body, observe).boxed_unsync()
     };

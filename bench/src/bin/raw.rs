@@ -1,6 +1,7 @@
 //! The handler of `crates/handler/examples/hello.rs` served raw: hyper on one thread, and nothing else.
 //!
-//! `raw PORT` answers `POST /` like the example, and `POST /echo` with the body.
+//! `raw PORT` answers `POST /` like the example, and `POST /echo` with the body. Without an argument it takes `$PORT`, as a
+//! function does.
 
 use std::convert::Infallible;
 
@@ -36,7 +37,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::io::Result<()> {
-    let port = std::env::args().nth(1).and_then(|text| text.parse::<u16>().ok()).unwrap_or(0);
+    let port = std::env::args().nth(1).or_else(|| std::env::var("PORT").ok());
+    let port = port.and_then(|text| text.parse::<u16>().ok()).unwrap_or(0);
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;

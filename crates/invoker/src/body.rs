@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::mpsc;
@@ -17,6 +17,9 @@ use tokio::sync::mpsc;
 pub const WINDOW: usize = 64 * 1024;
 /// The largest piece that travels at once, in bytes.
 pub const PIECE: usize = 16 * 1024;
+
+/// What a record keeps of a stream that is longer than [`WINDOW`], in bytes.
+pub const EXCERPT: usize = 4 * 1024;
 
 /// Why a body has no end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -128,6 +131,36 @@ impl Body for PipeReceiver {
 
     fn size_hint(&self) -> SizeHint {
         self.left.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+/// What a record keeps of a stream: all of it where that is at most [`WINDOW`] bytes, else its first [`EXCERPT`].
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    bytes: BytesMut,
+    is_cut: bool,
+}
+
+impl Kept {
+    /// Bytes that pass.
+    pub fn add(&mut self, data: &[u8]) {
+        if self.is_cut {
+            return;
+        }
+        if self.bytes.len() + data.len() <= WINDOW {
+            return self.bytes.extend_from_slice(data);
+        }
+        self.is_cut = true;
+        let room = EXCERPT.saturating_sub(self.bytes.len());
+        self.bytes.truncate(EXCERPT);
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+        // What was there for the whole is given back.
+        self.bytes = BytesMut::from(&self.bytes[..]);
+    }
+
+    /// What is kept until now.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes.clone().freeze()
     }
 }
 
@@ -252,6 +285,19 @@ mod tests {
         drop(receiver);
         sender.closed().await;
         assert_eq!(sender.send(data(1)).await, Err(BrokenOff));
+    }
+
+    #[test]
+    fn a_record_keeps_all_of_a_short_stream_and_the_beginning_of_a_long_one() {
+        let kept = |pieces: &[usize]| {
+            let mut kept = Kept::default();
+            pieces.iter().for_each(|length| kept.add(&vec![7; *length]));
+            kept.bytes().len()
+        };
+        assert_eq!(kept(&[1000, WINDOW - 1000]), WINDOW);
+        assert_eq!(kept(&[1000, WINDOW - 999]), EXCERPT);
+        assert_eq!(kept(&[WINDOW, 1, WINDOW]), EXCERPT);
+        assert_eq!(kept(&[WINDOW + 1]), EXCERPT);
     }
 
     #[tokio::test]

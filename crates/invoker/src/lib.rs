@@ -16,8 +16,8 @@ use faena_protocol::records::Code;
 use tokio_util::sync::CancellationToken;
 
 pub use body::{
-    BodyError, BodyStream, BrokenOff, Direction, Meter, Observed, PIECE, PipeReceiver, PipeSender, RequestBody, WINDOW,
-    pipe,
+    BodyError, BodyStream, BrokenOff, Direction, EXCERPT, Kept, Meter, Observed, PIECE, PipeReceiver, PipeSender,
+    RequestBody, WINDOW, pipe,
 };
 
 /// A call on its way to an instance.

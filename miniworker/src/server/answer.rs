@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use faena_domain::{CallError, ErrorKind, Layer};
-use faena_invoker::{Direction, Meter, WINDOW};
+use faena_invoker::{Direction, Kept, Meter};
 use faena_protocol::direct::{HttpHead, Streamed};
 
 use super::stream::StreamFailure;
@@ -38,26 +38,11 @@ pub(super) fn is_passed_on(status: u16) -> bool {
     (200..600).contains(&status)
 }
 
-/// What a record keeps of an answer that is a stream: its first [`WINDOW`] bytes.
-#[derive(Debug, Default)]
-pub(super) struct Kept(BytesMut);
-
-impl Kept {
-    pub(super) fn add(&mut self, data: &[u8]) {
-        let room = WINDOW - self.0.len();
-        self.0.extend_from_slice(&data[..data.len().min(room)]);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
-    }
-}
-
 /// How an answer ended that was a stream.
 pub(super) struct StreamEnd {
     pub(super) head: HttpHead,
     streamed: Streamed,
-    /// The beginning of its body.
+    /// What the record keeps of its body.
     kept: Bytes,
     pub(super) failure: Option<StreamFailure>,
 }
@@ -68,7 +53,7 @@ impl StreamEnd {
             request_bytes: meter.passed(Direction::Request),
             response_bytes: meter.passed(Direction::Response),
         };
-        Self { head, streamed, kept: kept.0.freeze(), failure }
+        Self { head, streamed, kept: kept.bytes(), failure }
     }
 
     /// How the call ended.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use faena_invoker::{BodyStream, Direction, Meter, PIECE, PipeSender};
+use faena_invoker::{BodyStream, Direction, Kept, Meter, PIECE, PipeSender};
 use faena_protocol::direct::HttpHead;
 use http_body_util::BodyExt;
 use hyper::Response;
@@ -11,7 +11,7 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::server::answer::{Kept, StreamEnd};
+use crate::server::answer::StreamEnd;
 use crate::server::stream::{StreamBounds, StreamFailure, overdue};
 
 /// How long a function may take to close a WebSocket whose client has closed it.
@@ -91,7 +91,7 @@ pub(super) async fn tunnel(
         failure = overdue(meter, bounds) => Err(failure),
     };
     // What the two say to each other is no result.
-    passage.kept.clear();
+    passage.kept = Kept::default();
     passage.finish(head, ended).await
 }
 

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use faena_domain::limits::MAX_RESULT;
 use faena_instance_protocol::handler::{Kind, LEAST_COST, STREAM_CREDIT};
-use faena_invoker::{Direction, Meter, PipeSender, WINDOW, pipe};
+use faena_invoker::{Direction, Kept, Meter, PipeSender, WINDOW, pipe};
 use faena_protocol::direct::HttpHead;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
 use super::{EndReason, Task};
 use crate::call::{InstanceCall, InstanceEnd};
-use crate::server::answer::{Kept, ServerResponse, StreamEnd, is_passed_on};
+use crate::server::answer::{ServerResponse, StreamEnd, is_passed_on};
 use crate::server::stream::{StreamFailure, overdue};
 use crate::server::{InFlight, Order, ServerInstance};
 
