@@ -54,7 +54,7 @@ unit: images ## tests of every crate, conformance of both engines among them
 	$(CARGO) test --release --locked --workspace --exclude faena-e2e
 
 e2e: images build ## the built binary over real HTTP, on real engines
-	@scripts/install.sh python node shell network browser
+	@scripts/install.sh python node shell network browser go
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
 
 api: export API_VENV = $(TARGET_DIR)/api-venv

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks, and nothing that is there.
 #
-#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | browser | bench …
+#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | browser | go | bench …
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -38,6 +38,7 @@ for tool in "$@"; do
     docker) command -v docker >/dev/null && { command -v dockerd >/dev/null || [ -x /usr/sbin/dockerd ]; } || packages docker.io ;;
     images) command -v mmdebstrap >/dev/null || packages mmdebstrap ;;
     deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
+    go) [ -x /usr/bin/go ] || packages golang-go ;;
     browser) command -v chromium >/dev/null || packages chromium ;;
     network) command -v ip >/dev/null || packages iproute2 ;;
     bench) # what calls are measured against, beside cargo's output: $BENCH_VENV

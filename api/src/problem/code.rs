@@ -85,6 +85,7 @@ codes! {
     NoFile, "no_file", BAD_REQUEST, "The field holds a text instead of a file";
     NotJson, "not_json", UNSUPPORTED_MEDIA_TYPE, "The body does not say that it is JSON";
     NotMultipart, "not_multipart", UNSUPPORTED_MEDIA_TYPE, "The upload is not multipart/form-data";
+    NotReplayable, "not_replayable", CONFLICT, "The record does not hold all of the call";
     QueueFull, "queue_full", TOO_MANY_REQUESTS, "The queue is full";
     RepeatedField, "repeated_field", BAD_REQUEST, "A field is there twice";
     RepeatedHeader, "repeated_header", BAD_REQUEST, "A header is there more than once";

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::MAX_PAGE;
-use faena_domain::{CallNum, FunctionName, Namespace, Version};
+use faena_domain::{CallNum, FunctionName, Namespace, Payload, Version};
 use faena_protocol::db::{CallList, CallReplay, DeadLetterForget};
 use faena_protocol::records::CallRecord;
 use serde::Deserialize;
@@ -45,9 +45,28 @@ async fn again(
     Ok(app.db().ask(&request).await?)
 }
 
+/// Whether a record holds all that a call was: the beginning of a body is another body, and a WebSocket is none.
+fn is_whole(call: &CallRecord) -> Reply<()> {
+    let refused = |why: String| {
+        let detail = format!("call {} cannot be replayed: {why}", call.num);
+        Err(Problem::new(ErrorCode::NotReplayable, detail).hint("send the request again"))
+    };
+    if call.head.as_ref().is_some_and(|head| head.status == 101) {
+        return refused("it was a WebSocket".to_owned());
+    }
+    let kept = call.body.as_ref().map_or(0, Payload::len);
+    match call.streamed {
+        Some(streamed) if streamed.request_bytes > kept => refused(format!(
+            "its body was a stream of {} bytes, of which the record has {kept}",
+            streamed.request_bytes
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a new call of an old one, with the same params, on the version that a new call runs or on the one named.
 #[utoipa::path(post, path = "/call/{callNum}/replay", tag = "calls", params(("callNum" = i64, Path,)), request_body(content = Object, content_type = "application/json", description = "nothing, or `version`"),
-    responses((status = 202, description = "The new call, with `replayOf`", body = CallView), (status = 404, description = "There is no such call, function or version", body = Problem)))]
+    responses((status = 202, description = "The new call, with `replayOf`", body = CallView), (status = 404, description = "There is no such call, function or version", body = Problem), (status = 409, description = "The record does not hold all of the call", body = Problem)))]
 pub(crate) async fn one(
     State(app): State<App>,
     Authenticated(principal): Authenticated,
@@ -62,6 +81,7 @@ pub(crate) async fn one(
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
     let call = actions::calls::written(&app, namespace, num).await?;
+    is_whole(&call)?;
     let call = again(&app, namespace, &headers, (call.num, options.version.map(Version))).await?;
     app.scheduler().poke();
     let (num, traceparent) = (call.num.0, call.traceparent.clone());

@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use faena_test_support::{Platform, Reply, eventually, raw, zip};
+use faena_test_support::{Platform, Reply, binary, eventually, raw, zip};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Makes a server a function, with what it needs from a registry.
+/// Makes a server of one file a function, with what it needs from a registry.
 fn server(platform: &Platform, name: &str, image: &str, dependencies: &str, (file, code): (&str, &str)) {
     let program = if image == "noderuntime" { "node" } else { "python3" };
-    let runtime = json!({
-        "name": name, "image": image, "path": "/ws", "dependencies": dependencies, "run": format!("{program} {file}"), "allow": {"egress": true}
-    });
+    built(platform, name, (image, dependencies, &format!("{program} {file}")), &[(file, code.as_bytes())]);
+}
+
+/// Makes a server a function: the image, what is run to build it, and what is run then.
+fn built(platform: &Platform, name: &str, (image, dependencies, run): (&str, &str, &str), files: &[(&str, &[u8])]) {
+    let runtime = json!({"name": name, "image": image, "path": "/ws", "dependencies": dependencies, "run": run, "engine": "sandbox"});
     let reply = platform.post("/registerRuntime", &runtime);
     assert_eq!(reply.status, 201, "{}", reply.text());
-    let archive = zip(&[(file, code.as_bytes()), ("faena.toml", b"contract = \"http\"\n[limits]\ntimeout = \"2m\"\n")]);
+    let toml: (&str, &[u8]) = ("faena.toml", b"contract = \"http\"\n[limits]\ntimeout = \"2m\"\n");
+    let archive = zip(&[files, &[toml]].concat());
     let reply = platform.upload(name, name, &archive);
     assert_eq!(reply.status, 201, "{}", reply.text());
     let built = platform.built(name);
@@ -168,21 +172,67 @@ fn djangos_admin_takes_a_sign_in() {
     assert!(client.get("/admin/auth/user/").contains("ada@example.org"));
 }
 
+/// What every server here does alike.
+fn greets_and_echoes(platform: &Platform, name: &str) {
+    let hello = at_origin(platform, name, "GET", "/hello/Ada?x=1", b"").json();
+    assert_eq!(hello, json!({"name": "Ada", "query": {"x": "1"}}), "{name}");
+    let echo = at_origin(platform, name, "POST", "/echo", b"{\"a\":[1]}");
+    assert_eq!((echo.status, echo.json()), (201, json!({"a": [1]})), "{name}");
+}
+
 #[test]
 fn express_and_fastify_serve() {
     let platform = Platform::start();
-    for (name, package, file, code) in [
-        ("express", "npm install express@4", "server.mjs", include_str!("express.mjs")),
-        ("fastify", "npm install fastify@5", "server.mjs", include_str!("fastify.mjs")),
+    for (name, package, code) in [
+        ("express", "npm install express@4", include_str!("express.mjs")),
+        ("fastify", "npm install fastify@5", include_str!("fastify.mjs")),
     ] {
-        server(&platform, name, "noderuntime", package, (file, code));
-        let hello = at_origin(&platform, name, "GET", "/hello/Ada?x=1", b"").json();
-        assert_eq!(hello, json!({"name": "Ada", "query": {"x": "1"}}), "{name}");
-        let echo = at_origin(&platform, name, "POST", "/echo", b"{\"a\":[1]}");
-        assert_eq!((echo.status, echo.json()), (201, json!({"a": [1]})), "{name}");
+        server(&platform, name, "noderuntime", package, ("server.mjs", code));
+        greets_and_echoes(&platform, name);
     }
     let mut client = Client::new(&platform, "express");
     assert!(client.get("/login").contains("user=Ada"));
     assert_eq!(at_origin(&platform, "fastify", "GET", "/stream", b"").text(), "one,two,three");
     assert_eq!(platform.get("/f/express/hello/Ada").json()["query"], Value::Object(serde_json::Map::new()));
+}
+
+#[test]
+fn compiled_servers_of_go_and_axum_serve() {
+    let platform = Platform::start();
+    let files: [(&str, &[u8]); 2] =
+        [("go.mod", b"module server\n\ngo 1.19\n"), ("server.go", include_bytes!("server.go"))];
+    built(&platform, "go", ("bashruntime", "go build -o server .", "./server"), &files);
+    let program = binary().with_file_name("examples").join("axum_server");
+    let program = std::fs::read(&program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    built(&platform, "axum", ("bashruntime", "", "./server"), &[("server", &program)]);
+    for name in ["go", "axum"] {
+        greets_and_echoes(&platform, name);
+        assert_eq!(
+            at_origin(&platform, name, "GET", "/events", b"").text(),
+            "data: 0\n\ndata: 1\n\ndata: 2\n\n",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_server_that_astro_builds_serves() {
+    let platform = Platform::start();
+    let package: &[u8] =
+        br#"{"name": "site", "type": "module", "dependencies": {"astro": "5.*", "@astrojs/node": "9.*"}}"#;
+    let files: [(&str, &[u8]); 4] = [
+        ("package.json", package),
+        ("astro.config.mjs", include_bytes!("astro/astro.config.mjs")),
+        ("src/pages/index.astro", include_bytes!("astro/index.astro")),
+        ("src/pages/api.json.ts", include_bytes!("astro/api.json.ts")),
+    ];
+    let build = "npm install --no-audit --no-fund && ASTRO_TELEMETRY_DISABLED=1 npx astro build";
+    built(&platform, "site", ("noderuntime", build, "/bin/sh -c 'HOST=127.0.0.1 node dist/server/entry.mjs'"), &files);
+    let page = at_origin(&platform, "site", "GET", "/?name=Ada", b"");
+    assert!(page.text().contains("<h1>Hello, Ada</h1>"), "{}", page.text());
+    let host = format!("site.localhost:{}", platform.port);
+    let origin = format!("http://{host}");
+    let headers = [("Host", host.as_str()), ("Origin", &origin), ("Content-Type", "application/json")];
+    let echo = platform.send("POST", "/api.json", &headers, b"{\"a\":1}");
+    assert_eq!((echo.status, echo.text().as_str()), (201, "{\"a\":1}"));
 }

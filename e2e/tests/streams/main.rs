@@ -91,6 +91,19 @@ fn both_directions_flow_at_once(platform: &Platform, name: &str) {
     let call = record(platform, &answer);
     assert_eq!(call["streamed"], json!({"requestBytes": 11, "responseBytes": 11}), "{call}");
     assert_eq!((&call["status"], &call["result"]), (&json!("DONE"), &json!("onetwothree")), "{call}");
+    let replay = platform.post(&format!("/call/{}/replay", number(&answer)), &json!({})).json();
+    let again = platform.ended(replay["callNum"].as_i64().expect("a number"));
+    assert_eq!(again["result"], "onetwothree", "what is kept whole is sent again: {again}");
+
+    let size = 100_000;
+    let head = format!("POST /f/{name}/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+    let mut long = Connection::send(platform, &head);
+    long.write(&vec![b'x'; size]);
+    let answer = long.head();
+    let call = record(platform, &answer);
+    assert_eq!(call["streamed"], json!({"requestBytes": size, "responseBytes": size}), "{call}");
+    assert_eq!(call["result"].as_str().map(str::len), Some(4096), "the beginning of a long body");
+    assert_eq!(platform.post(&format!("/call/{}/replay", number(&answer)), &json!({})).problem(409), "not_replayable");
 }
 
 fn uploads_have_no_bound_but_time(platform: &Platform, name: &str) {
@@ -291,6 +304,8 @@ fn websockets_pass_through(platform: &Platform, name: &str) {
     let call = record(platform, &head);
     assert_eq!((&call["status"], &call["responseStatus"]), (&json!("DONE"), &json!(101)), "{call}");
     assert_eq!(call["streamed"], json!({"requestBytes": 30, "responseBytes": 18}), "{call}");
+
+    assert_eq!(platform.post(&format!("/call/{}/replay", number(&head)), &json!({})).problem(409), "not_replayable");
 
     // One whose client only goes away.
     let mut socket = Connection::get(platform, &format!("/f/{name}/chat"), HANDSHAKE);
