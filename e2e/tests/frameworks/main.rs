@@ -204,7 +204,7 @@ fn compiled_servers_of_go_and_axum_serve() {
     built(&platform, "go", ("bashruntime", "go build -o server .", "./server"), &files);
     let program = binary().with_file_name("examples").join("axum_server");
     let program = std::fs::read(&program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    built(&platform, "axum", ("bashruntime", "", "./server"), &[("server", &program)]);
+    built(&platform, "axum", ("bashruntime", "chmod +x server", "./server"), &[("server", &program)]);
     for name in ["go", "axum"] {
         greets_and_echoes(&platform, name);
         assert_eq!(
