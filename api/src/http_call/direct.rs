@@ -18,7 +18,8 @@ use faena_scheduler::statistics::CallSample;
 use faena_scheduler::{BacklogPermit, DirectInFlight, unix_ms};
 use tokio::sync::oneshot;
 
-use super::stream::{self, KeptBody};
+use super::recorded::{self, RecordedBody};
+use super::stream;
 use super::websocket::Handshake;
 use super::{HttpCall, QUEUE_MS, reply};
 use crate::app::App;
@@ -43,26 +44,6 @@ struct RunningDirect {
     meter: Meter,
     /// What has it.
     invoker: Arc<dyn Invoker>,
-}
-
-/// What a record keeps of a request's body.
-pub(super) enum RecordedBody {
-    /// The params are the body, or there is none.
-    None,
-    /// All of it.
-    Whole(Bytes),
-    /// The beginning of a stream.
-    Beginning(KeptBody),
-}
-
-impl RecordedBody {
-    fn bytes(&self) -> Option<Bytes> {
-        match self {
-            Self::None => None,
-            Self::Whole(bytes) => Some(bytes.clone()),
-            Self::Beginning(kept) => Some(kept.bytes()).filter(|bytes| !bytes.is_empty()),
-        }
-    }
 }
 
 impl RunningDirect {
@@ -183,7 +164,7 @@ pub(super) async fn run(
 ) -> Reply<Response<Body>> {
     let HttpCall { num, request, private, params, body, traceparent, held, is_head, interim, entrance } = call;
     let meter = Meter::default();
-    let (body, recorded) = stream::recorded(body, &meter);
+    let (body, recorded) = recorded::observe(body, &meter);
     let begun = Arc::new(RunningDirect {
         num,
         function: current.code.function_id(),

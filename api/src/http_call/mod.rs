@@ -4,6 +4,8 @@
 //! runs where it may take its time.
 
 mod direct;
+mod drain;
+mod recorded;
 mod reply;
 mod stream;
 mod websocket;

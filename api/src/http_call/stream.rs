@@ -1,22 +1,17 @@
 //! Bodies that pass through while they come.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response};
 use bytes::Bytes;
-use faena_invoker::{
-    BodyStream, BrokenOff, Direction, Kept, Meter, Observed, PipeReceiver, RequestBody, StreamedAnswer, WINDOW,
-};
+use faena_invoker::{BodyStream, BrokenOff, Direction, Meter, PipeReceiver, StreamedAnswer, WINDOW};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 
-use super::direct::RecordedBody;
+use super::drain::Drain;
 use super::reply;
 use super::websocket::Handshake;
 use crate::admission;
@@ -32,41 +27,6 @@ pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
 /// A request's body as a stream.
 pub(super) fn of_request(body: Incoming) -> BodyStream {
     body.map_err(Into::into).boxed_unsync()
-}
-
-/// What a record keeps of a stream that still comes; clones share it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct KeptBody(Arc<Mutex<Kept>>);
-
-impl KeptBody {
-    pub(super) fn bytes(&self) -> Bytes {
-        self.0.lock().bytes()
-    }
-}
-
-/// Has a record keep what is to be kept of a body, and counts the rest.
-pub(super) fn recorded(body: RequestBody, meter: &Meter) -> (RequestBody, RecordedBody) {
-    let observed = |body: BodyStream, kept: KeptBody| {
-        let meter = meter.clone();
-        let observe = move |data: &Bytes| {
-            meter.add(Direction::Request, data.len());
-            kept.0.lock().add(data);
-        };
-        Observed::new(body, observe).boxed_unsync()
-    };
-    match body {
-        RequestBody::None => (RequestBody::None, RecordedBody::None),
-        RequestBody::Whole(bytes) => (RequestBody::Whole(bytes.clone()), RecordedBody::Whole(bytes)),
-        RequestBody::Stream(body) => {
-            let kept = KeptBody::default();
-            (RequestBody::Stream(observed(body, kept.clone())), RecordedBody::Beginning(kept))
-        }
-        RequestBody::Upgrade(body) => {
-            let meter = meter.clone();
-            let count = move |data: &Bytes| meter.add(Direction::Request, data.len());
-            (RequestBody::Upgrade(Observed::new(body, count).boxed_unsync()), RecordedBody::None)
-        }
-    }
 }
 
 /// The reply whose body is still being made.
@@ -85,22 +45,6 @@ pub(super) fn respond(
     let ends = head.is_event_stream().then(|| Box::pin(drain.begun()) as Pin<Box<dyn Future<Output = ()> + Send>>);
     let body = Outgoing { body, meter: meter.clone(), ends, is_broken: false, _waiting: waiting };
     reply::streamed(head, entrance, Body::new(body))
-}
-
-/// Whether the worker or the api of a stream drains.
-pub(super) struct Drain {
-    api: CancellationToken,
-    worker: CancellationToken,
-}
-
-impl Drain {
-    /// Returns when one of them begins to drain.
-    pub(super) async fn begun(self) {
-        tokio::select! {
-            () = self.api.cancelled() => {}
-            () = self.worker.cancelled() => {}
-        }
-    }
 }
 
 /// The body of a reply.

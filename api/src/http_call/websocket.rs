@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
 
+use super::drain::Drain;
 use super::reply;
-use super::stream::Drain;
 use crate::app::App;
 use crate::entrance::Entrance;
 use crate::problem::{ErrorCode, Problem, Reply};

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 
-use super::exchange::ExchangeError;
+use super::error::ExchangeError;
 use crate::server::Protocol;
 
 /// The body of a request to the process.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use faena_domain::ErrorKind;
 use faena_domain::limits::MAX_RESULT;
-use faena_domain::{CallError, ErrorKind, Layer};
 use faena_header_case::{Head, canonical};
 use faena_invoker::{BodyStream, Direction, Meter, Observed, PipeReceiver, RequestBody, pipe};
 use faena_protocol::direct::{Header, HttpHead, HttpRequest};
@@ -15,41 +15,12 @@ use hyper::body::{Body, Incoming};
 use hyper::{Request, Response, StatusCode, header};
 
 use super::connections::{Client, Outgoing, Sender};
+use super::error::ExchangeError;
 use super::{Answer, passage};
 use crate::call::InstanceCall;
 use crate::server::CHUNK;
 use crate::server::answer::ServerResponse;
 use crate::server::stream::StreamBounds;
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(in crate::server) struct ExchangeError {
-    kind: ErrorKind,
-    message: String,
-    /// Nothing of the request was written: another instance may have it.
-    pub(in crate::server) is_unsent: bool,
-    /// The body that was not sent, where that is a stream.
-    pub(in crate::server) body: Option<RequestBody>,
-}
-
-impl ExchangeError {
-    fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), is_unsent: false, body: None }
-    }
-
-    pub(super) fn unsent(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { is_unsent: true, ..Self::new(kind, message) }
-    }
-
-    fn broken(error: &hyper::Error) -> Self {
-        Self::new(ErrorKind::Exception, format!("the function's HTTP: {error}"))
-    }
-
-    /// The same for the call's record.
-    pub(super) fn into_call_error(self) -> CallError {
-        CallError::new(self.kind, Layer::Run, self.message)
-    }
-}
 
 /// A request on its way to the process, with all that it needs.
 pub(in crate::server) struct Exchange {
@@ -63,15 +34,21 @@ pub(in crate::server) struct Exchange {
     /// Whether the answer may be a stream.
     takes_stream: bool,
     meter: Meter,
+    /// Set when the client left before it had sent all of its body.
+    client_left: Arc<AtomicBool>,
 }
 
 impl Exchange {
     /// Takes the request out of a call.
     pub(in crate::server) fn new(client: &Client, code: &Code, call: &mut InstanceCall) -> Self {
         call.is_sent.store(false, Ordering::Relaxed);
-        let meter = Meter::default();
+        let (meter, client_left) = (Meter::default(), Arc::<AtomicBool>::default());
         let metered = |body: BodyStream| {
-            let meter = meter.clone();
+            let (meter, left) = (meter.clone(), Arc::clone(&client_left));
+            let body = body.map_err(move |error| {
+                left.store(true, Ordering::Relaxed);
+                error
+            });
             Observed::new(body, move |data: &Bytes| meter.add(Direction::Request, data.len())).boxed_unsync()
         };
         let (body, upgrade) = match call.take_stream() {
@@ -87,6 +64,7 @@ impl Exchange {
             is_sent: Arc::clone(&call.is_sent),
             takes_stream: call.takes_stream(),
             meter,
+            client_left,
         }
     }
 
@@ -113,6 +91,8 @@ impl Exchange {
         let sent = send(&self.client, request, self.head.as_deref(), &self.is_sent).await;
         let (sender, response) = match sent {
             Ok(sent) => sent,
+            // The function is told by its connection, and is not to blame.
+            Err(_) if self.client_left.load(Ordering::Relaxed) => return Err(ExchangeError::client_left()),
             Err(error) => {
                 let body = error.body.or(self.upgrade.map(RequestBody::Upgrade));
                 return Err(ExchangeError { body, ..error });
@@ -133,7 +113,10 @@ impl Exchange {
         }
         let end = match self.upgrade {
             Some(client) if is_upgrade => passage::tunnel(head, (response, client), to, &self.meter, bounds).await,
-            _ => passage::pass_on(head, response.into_body(), to, &self.meter, bounds).await,
+            _ => {
+                let has_left = || self.client_left.load(Ordering::Relaxed);
+                passage::pass_on(head, (response.into_body(), has_left), to, &self.meter, bounds).await
+            }
         };
         if end.failure.is_none() && !is_upgrade {
             self.client.keep(sender);

@@ -1,17 +1,21 @@
 //! Calls of a process that speaks HTTP on its own loopback, over connections that its agent makes and hands out.
 
 mod connections;
+mod error;
 mod exchange;
 mod passage;
 
 use std::time::Instant;
+
+use faena_domain::{CallStatus, ErrorKind};
 
 use super::answer::{ServerResponse, StreamEnd};
 use crate::call::{InstanceCall, InstanceEnd};
 
 pub(crate) use connections::Client;
 pub(super) use connections::wanted;
-pub(super) use exchange::{Exchange, ExchangeError};
+pub(super) use error::ExchangeError;
+pub(super) use exchange::Exchange;
 
 /// Where the process listens: `$PORT`.
 pub(crate) const PORT: u16 = 8080;
@@ -39,6 +43,10 @@ pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<Answer, Ex
     match answer {
         Ok(Answer::Whole(response)) => response.end(call, began),
         Ok(Answer::Streamed(end)) => end.end(call, began),
-        Err(error) => InstanceEnd::failed(call, began, error.into_call_error()),
+        Err(error) => {
+            let error = error.into_call_error();
+            let status = if error.kind == ErrorKind::Cancelled { CallStatus::Cancelled } else { CallStatus::Failed };
+            InstanceEnd { error: Some(error), ..InstanceEnd::of(call, began, status) }
+        }
     }
 }

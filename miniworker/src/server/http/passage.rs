@@ -41,10 +41,11 @@ impl Passage<'_> {
     }
 }
 
-/// Passes an answer on while it comes.
+/// Passes an answer on while it comes. The second of the body's pair says whether the client has left while it sent its own:
+/// the function's answer breaks off then.
 pub(super) async fn pass_on(
     head: HttpHead,
-    body: Incoming,
+    (body, has_left): (Incoming, impl Fn() -> bool),
     to: PipeSender,
     meter: &Meter,
     bounds: StreamBounds,
@@ -53,7 +54,10 @@ pub(super) async fn pass_on(
     let may_leave = head.is_event_stream();
     let mut passage = Passage { to, meter, kept: Kept::default() };
     let ended = tokio::select! {
-        ended = pass_frames(body, &mut passage) => ended,
+        ended = pass_frames(body, &mut passage) => match ended {
+            Err(StreamFailure::Broken(_)) if has_left() => Err(StreamFailure::ClientLeft),
+            ended => ended,
+        },
         failure = overdue(meter, bounds) => Err(failure),
     };
     let ended = match ended {
