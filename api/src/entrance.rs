@@ -139,7 +139,13 @@ impl Entrance {
     /// Whether a header of a request is not the function's business: of one connection, or the platform's own.
     pub(crate) fn withholds(self, name: &str, headers: &HeaderMap) -> bool {
         const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "host"];
-        if HOP_BY_HOP.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-") {
+        // Servers that follow CGI take `_` for `-`, so a name with one could pass for the platform's.
+        let name = &*if name.contains('_') { Cow::from(name.replace('_', "-")) } else { Cow::from(name) };
+        if is_listed(name, headers)
+            || HOP_BY_HOP.contains(&name)
+            || name.starts_with("proxy-")
+            || name.starts_with("faena-")
+        {
             return true;
         }
         match self {
@@ -151,13 +157,30 @@ impl Entrance {
     /// Whether a header of an answer is not the function's to set: of one connection, the platform's own, or one that
     /// reaches beyond the answer (docs/reference/safety.md).
     pub(crate) fn refuses(self, name: &str) -> bool {
-        const BEYOND: [&str; 5] =
-            ["set-cookie", "clear-site-data", "service-worker-allowed", "strict-transport-security", "alt-svc"];
+        const BEYOND: [&str; 17] = [
+            "server-timing",
+            "set-cookie",
+            "set-login",
+            "clear-site-data",
+            "service-worker-allowed",
+            "strict-transport-security",
+            "alt-svc",
+            "nel",
+            "report-to",
+            "reporting-endpoints",
+            "refresh",
+            "www-authenticate",
+            "accept-ch",
+            "critical-ch",
+            "link",
+            "speculation-rules",
+            "sourcemap",
+        ];
         if HOP_BY_HOP.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-") {
             return true;
         }
         match self {
-            Self::Path => name == "server-timing" || BEYOND.contains(&name) || name.starts_with("access-control-"),
+            Self::Path => BEYOND.contains(&name) || name.starts_with("access-control-"),
             Self::Host => false,
         }
     }
@@ -169,10 +192,15 @@ const HOP_BY_HOP: [&str; 7] =
 
 /// Whether the credentials of a request are a token of the platform.
 fn is_platforms_token(headers: &HeaderMap) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    given
-        .and_then(|value| value.split_once(' '))
-        .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token.trim_start().starts_with("fna_"))
+    let mut given =
+        headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| value.to_str().ok()?.split_once(' '));
+    given.any(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token.trim_start().starts_with("fna_"))
+}
+
+/// Whether `Connection` names a header: it is of that connection alone then (RFC 9110, 7.6.1).
+fn is_listed(name: &str, headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.any(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case(name)))
 }
 
 /// A cookie without the attribute that would give it to siblings of its origin.
@@ -248,7 +276,15 @@ mod tests {
             assert_eq!(withheld, [by_path, by_host], "{name}");
         }
         assert!(Entrance::Host.withholds("authorization", &platforms));
-        for name in ["set-cookie", "access-control-allow-origin", "server-timing"] {
+        for name in ["x_forwarded_for", "faena_call"] {
+            assert_eq!(Entrance::Host.withholds(name, &own), name.starts_with("faena"), "{name}");
+        }
+        let mut listed = with("Basic dTpw");
+        listed.insert(header::CONNECTION, "close, X-Mine".parse().expect("a value"));
+        assert!(Entrance::Path.withholds("x-mine", &listed) && !Entrance::Path.withholds("x-other", &listed));
+        listed.append(header::AUTHORIZATION, "Bearer fna_abc".parse().expect("a value"));
+        assert!(Entrance::Host.withholds("authorization", &listed), "any of several");
+        for name in ["set-cookie", "access-control-allow-origin", "server-timing", "link", "www-authenticate"] {
             assert!(Entrance::Path.refuses(name) && !Entrance::Host.refuses(name), "{name}");
         }
     }

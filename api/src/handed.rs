@@ -101,7 +101,7 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 
 /// Whether a header says how a client reached the function, which the platform does.
 pub(crate) fn is_forwarded(name: &str) -> bool {
-    name.to_ascii_lowercase().starts_with("x-forwarded-")
+    name.to_ascii_lowercase().replace('_', "-").starts_with("x-forwarded-")
 }
 
 /// Headers that tell a server how its client reached it. The client's own headers of these names are replaced: no proxy is

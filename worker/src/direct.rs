@@ -157,38 +157,45 @@ impl PartSender for ToApi {
 }
 
 impl ToApi {
-    /// Tells the end, once. That of a call whose caller has gone is nobody's.
-    fn end(&self, end: InvocationEnd) {
-        if self.calls.lock().remove(&self.num).is_none() {
-            return;
-        }
-        self.tell(wire::end(self.num, end), "the end of a call");
+    /// The end of the call as a message, once. That of a call whose caller has gone is nobody's.
+    fn end(&self, end: InvocationEnd) -> Option<Bytes> {
+        self.calls.lock().remove(&self.num)?;
+        self.checked(wire::end(self.num, end))
     }
 
-    fn tell(&self, message: Result<Bytes, WireError>, what: &str) {
-        match message {
-            Ok(bytes) if self.handle.try_send(&self.peer, bytes.clone()) => {}
-            Ok(_) => warn!(call = %self.num, "{what} cannot be told: too much waits to be sent"),
-            Err(error) => warn!(%error, call = %self.num, "{what} cannot be told"),
+    fn checked(&self, message: Result<Bytes, WireError>) -> Option<Bytes> {
+        message.inspect_err(|error| warn!(%error, call = %self.num, "a call cannot be told of")).ok()
+    }
+
+    /// Sends a message now, or as soon as there is room for it: an end that is lost is a call that never ends.
+    fn tell(&self, message: Option<Bytes>) {
+        if let Some(bytes) = message
+            && !self.handle.try_send(&self.peer, bytes.clone())
+        {
+            let to_api = self.clone();
+            tokio::spawn(async move { to_api.send(bytes).await });
         }
     }
 
-    /// Sends the body of an answer, and the call's end behind it.
-    async fn stream(self, answer: StreamedAnswer, end: oneshot::Receiver<InvocationEnd>) {
+    /// Sends an answer while it is made, and the call's end behind it.
+    async fn stream(self, head: AnswerHead, answer: StreamedAnswer, end: oneshot::Receiver<InvocationEnd>) {
         let outgoing = self.calls.lock().get(&self.num).map(|streams| streams.outgoing.clone());
-        if let Some(outgoing) = outgoing {
+        if let (Some(outgoing), Some(head)) = (outgoing, self.checked(wire::answer(&head))) {
+            self.send(head).await;
             let sending = outgoing.send(self.num, answer.body, &self);
             tokio::pin!(sending);
             tokio::select! {
                 () = &mut sending => {}
                 () = answer.draining.cancelled() => {
-                    self.tell(wire::part(self.num, Part::Told(PartTold::Draining)), "a drain");
+                    self.tell(self.checked(wire::part(self.num, Part::Told(PartTold::Draining))));
                     sending.await;
                 }
             }
         }
-        if let Ok(end) = end.await {
-            self.end(end);
+        if let Ok(end) = end.await
+            && let Some(bytes) = self.end(end)
+        {
+            self.send(bytes).await;
         }
     }
 }
@@ -209,14 +216,17 @@ impl Reporter {
         match self.stream.take() {
             // Its task has everything that is to be told.
             Some(stream) => drop(stream.send(end)),
-            None => self.to_api.end(end),
+            None => self.to_api.tell(self.to_api.end(end)),
         }
     }
 }
 
 impl Caller for Reporter {
     fn informs(&mut self, head: HttpHead) {
-        self.to_api.tell(wire::interim(self.to_api.num, head), "an interim answer");
+        // A hint: where too much waits to be sent it is left out.
+        if let Some(bytes) = self.to_api.checked(wire::interim(self.to_api.num, head)) {
+            self.to_api.handle.try_send(&self.to_api.peer, bytes);
+        }
     }
 
     fn streams(&mut self, answer: StreamedAnswer) {
@@ -227,10 +237,9 @@ impl Caller for Reporter {
             run_ms: answer.run_ms,
             length: answer.body.size_hint().exact(),
         };
-        self.to_api.tell(wire::answer(&head), "the answer of a call");
         let (tell, end) = oneshot::channel();
         self.stream = Some(tell);
-        tokio::spawn(self.to_api.clone().stream(answer, end));
+        tokio::spawn(self.to_api.clone().stream(head, answer, end));
     }
 
     fn ended(mut self: Box<Self>, end: InvocationEnd) {

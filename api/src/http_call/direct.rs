@@ -53,12 +53,26 @@ impl RunningDirect {
         CallRecord { request: Some(Arc::clone(&self.request)), ..head }
     }
 
-    /// What has passed until now.
+    /// What has passed until now, where a body is a stream.
     fn streamed(&self) -> Option<Streamed> {
-        (self.meter.total() > 0).then(|| Streamed {
+        (self.body.is_stream() || self.meter.total() > 0).then(|| Streamed {
             request_bytes: self.meter.passed(Direction::Request),
             response_bytes: self.meter.passed(Direction::Response),
+            request_cut: self.body.is_cut(),
         })
+    }
+
+    /// What has passed in all; `answered` is what the worker counted of an answer that was a stream, and `whole` the length of
+    /// one that was not.
+    fn streamed_in_all(&self, answered: Option<Streamed>, whole: usize) -> Option<Streamed> {
+        let passed = self.meter.passed(Direction::Response);
+        if answered.is_none() && !self.body.is_stream() && passed == 0 {
+            return None;
+        }
+        // One that was cancelled while it passed was counted here alone.
+        let response_bytes = answered.map_or(passed.max(whole as u64), |streamed| streamed.response_bytes);
+        let request_bytes = self.meter.passed(Direction::Request);
+        Some(Streamed { request_bytes, response_bytes, request_cut: self.body.is_cut() })
     }
 }
 
@@ -248,6 +262,7 @@ fn record(
     }
     // Its headers went with the answer; the record tells its status.
     let head = head.map(|head| HttpHead { headers: Vec::new(), ..head });
+    let streamed = begun.streamed_in_all(streamed, result.len());
     let ended_at = Some(unix_ms());
     let call = CallRecord { status, error, head, streamed, attempts: vec![attempt], ended_at, ..begun.head() };
     let ended = EndedCall { namespace: begun.code.namespace.clone(), call, direct: true, timeout_ms: None };

@@ -158,7 +158,9 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         client: client.address,
         entrance,
         has_trailers: is_server && path == CallPath::Direct,
-        interim: (is_server && parts.version == Version::HTTP_11).then(|| client.names.clone()),
+        // On our own origin an interim answer would reach a browser before the answer that is kept apart.
+        interim: (is_server && entrance == Entrance::Host && parts.version == Version::HTTP_11)
+            .then(|| client.names.clone()),
         private_headers: app.private_headers(),
     };
     let response = match (path, invoker) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use faena_invoker::{BodyStream, Direction, Kept, Meter, Observed, RequestBody};
+use faena_invoker::{BodyStream, Direction, Kept, Meter, Observed, RequestBody, Seen};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 
@@ -18,6 +18,16 @@ pub(super) enum RecordedBody {
 }
 
 impl RecordedBody {
+    /// Whether it is a stream that has not ended.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(self, Self::Beginning(kept) if !kept.0.lock().has_ended)
+    }
+
+    /// Whether it is a stream.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Beginning(_))
+    }
+
     pub(super) fn bytes(&self) -> Option<Bytes> {
         match self {
             Self::None => None,
@@ -29,11 +39,26 @@ impl RecordedBody {
 
 /// What a record keeps of a stream that still comes; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeptBody(Arc<Mutex<Kept>>);
+pub(super) struct KeptBody(Arc<Mutex<Coming>>);
+
+#[derive(Debug, Default)]
+struct Coming {
+    kept: Kept,
+    has_ended: bool,
+}
 
 impl KeptBody {
-    pub(super) fn bytes(&self) -> Bytes {
-        self.0.lock().bytes()
+    fn bytes(&self) -> Bytes {
+        self.0.lock().kept.bytes()
+    }
+
+    fn see(&self, seen: &Seen<'_>) {
+        let mut coming = self.0.lock();
+        match seen {
+            Seen::Data(data) => coming.kept.add(data),
+            Seen::End => coming.has_ended = true,
+            Seen::Broken => {}
+        }
     }
 }
 
@@ -41,9 +66,11 @@ impl KeptBody {
 pub(super) fn observe(body: RequestBody, meter: &Meter) -> (RequestBody, RecordedBody) {
     let observed = |body: BodyStream, kept: KeptBody| {
         let meter = meter.clone();
-        let observe = move |data: &Bytes| {
-            meter.add(Direction::Request, data.len());
-            kept.0.lock().add(data);
+        let observe = move |seen: Seen<'_>| {
+            if let Seen::Data(data) = &seen {
+                meter.add(Direction::Request, data.len());
+            }
+            kept.see(&seen);
         };
         Observed::new(body, observe).boxed_unsync()
     };
@@ -56,7 +83,11 @@ pub(super) fn observe(body: RequestBody, meter: &Meter) -> (RequestBody, Recorde
         }
         RequestBody::Upgrade(body) => {
             let meter = meter.clone();
-            let count = move |data: &Bytes| meter.add(Direction::Request, data.len());
+            let count = move |seen: Seen<'_>| {
+                if let Seen::Data(data) = seen {
+                    meter.add(Direction::Request, data.len());
+                }
+            };
             (RequestBody::Upgrade(Observed::new(body, count).boxed_unsync()), RecordedBody::None)
         }
     }

@@ -22,7 +22,19 @@ pub(super) struct WrittenNames(pub(super) Vec<String>);
 /// Takes over the headers that a function may set, as many as are kept.
 fn keep_headers(told: Vec<Header>, entrance: Entrance, response: &mut Response) {
     let (mut bytes, mut written) = (0, Vec::new());
-    let own = told.into_iter().filter(|Header(name, _)| !entrance.refuses(&name.to_ascii_lowercase()));
+    let listed: Vec<String> = told
+        .iter()
+        .filter(|Header(name, _)| name.eq_ignore_ascii_case("connection"))
+        .flat_map(|Header(_, value)| {
+            String::from_utf8_lossy(value)
+                .to_ascii_lowercase()
+                .split(',')
+                .map(|name| name.trim().to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let is_refused = |name: &str| entrance.refuses(name) || listed.iter().any(|listed| listed == name);
+    let own = told.into_iter().filter(|Header(name, _)| !is_refused(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
         let value = if name.eq_ignore_ascii_case("set-cookie") { without_domain(&value) } else { value };
         bytes += name.len() + value.len();
@@ -113,7 +125,9 @@ pub(super) fn interim(head: &HttpHead, entrance: Entrance) -> Vec<u8> {
     let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::PROCESSING);
     let mut out =
         format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
-    let own = head.headers.iter().filter(|Header(name, _)| !entrance.refuses(&name.to_ascii_lowercase()));
+    // A cookie belongs to an answer.
+    let is_refused = |name: &str| name == "set-cookie" || entrance.refuses(name);
+    let own = head.headers.iter().filter(|Header(name, _)| !is_refused(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
         // Parsed again: nothing that is written by hand may hold the end of a line.
         if let (Ok(_), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {

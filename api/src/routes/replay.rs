@@ -60,6 +60,7 @@ fn is_whole(call: &CallRecord) -> Reply<()> {
             "its body was a stream of {} bytes, of which the record has {kept}",
             streamed.request_bytes
         )),
+        Some(streamed) if streamed.request_cut => refused("its body had not ended when it did".to_owned()),
         _ => Ok(()),
     }
 }

@@ -101,7 +101,8 @@ impl HeadNames {
     /// next. Only while a request waits for its answer; a client of HTTP/1.0 understands none.
     pub fn write_interim(&self, answer: &[u8]) {
         let mut state = self.state();
-        if state.interim.len() + answer.len() <= MAX_HEAD {
+        // An earlier answer that has not gone out yet is not written into.
+        if state.is_flushed && state.interim.len() + answer.len() <= MAX_HEAD {
             state.interim.extend_from_slice(answer);
         }
         let reader = state.reader.take();
@@ -124,20 +125,19 @@ impl State {
         if self.has_head {
             return;
         }
-        let mut from = self.read.len().saturating_sub(3);
+        let (mut begin, mut from) = (0, self.read.len().saturating_sub(3));
         let room = MAX_HEAD - self.read.len();
         self.read.extend_from_slice(&bytes[..bytes.len().min(room)]);
         while let Some(end) = head::end(&self.read, from) {
-            if head::is_interim(&self.read) {
-                // Another head follows.
-                self.read.drain(..end);
-                from = 0;
-                continue;
+            if !head::is_interim(&self.read[begin..]) {
+                self.read.truncate(end);
+                self.has_head = true;
+                break;
             }
-            self.read.truncate(end);
-            self.has_head = true;
-            return;
+            // Another head follows.
+            (begin, from) = (end, end);
         }
+        self.read.drain(..begin);
     }
 
     /// What is to be written in place of these bytes, where names are to be replaced.
@@ -181,7 +181,11 @@ impl State {
 
     /// Writes what there is of an interim answer, between two messages. What cannot be written now is written later.
     fn poll_interim<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.interim.is_empty() && self.is_flushed {
+        if !self.is_flushed {
+            // Its time is over.
+            self.interim.clear();
+        }
+        while !self.interim.is_empty() {
             let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.interim))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));

@@ -129,6 +129,10 @@ impl Body for PipeReceiver {
         })
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
     fn size_hint(&self) -> SizeHint {
         self.left.map(SizeHint::with_exact).unwrap_or_default()
     }
@@ -207,28 +211,49 @@ impl Meter {
     }
 }
 
-/// A body whose bytes are shown to a closure while they pass.
+/// What is seen of a body that passes.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// Bytes.
+    Data(&'a Bytes),
+    /// It is whole. May be seen twice.
+    End,
+    /// It was broken off.
+    Broken,
+}
+
+/// A body that is shown to a closure while it passes.
 pub struct Observed<B, F> {
     body: B,
     observe: F,
 }
 
 impl<B, F> Observed<B, F> {
-    /// Shows the bytes of a body to a closure.
+    /// Shows a body to a closure.
     pub fn new(body: B, observe: F) -> Self {
         Self { body, observe }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin, F: FnMut(&Bytes) + Unpin> Body for Observed<B, F> {
+impl<B: Body<Data = Bytes> + Unpin, F: FnMut(Seen<'_>) + Unpin> Body for Observed<B, F> {
     type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            (this.observe)(data);
+        match &frame {
+            None => (this.observe)(Seen::End),
+            Some(Err(_)) => (this.observe)(Seen::Broken),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    (this.observe)(Seen::Data(data));
+                }
+                // A reader that knows the length asks no further.
+                if this.body.is_end_stream() {
+                    (this.observe)(Seen::End);
+                }
+            }
         }
         Poll::Ready(frame)
     }
@@ -303,11 +328,15 @@ mod tests {
     #[tokio::test]
     async fn a_meter_counts_each_direction() {
         let meter = Meter::default();
-        let shared = meter.clone();
-        let body = Observed::new(http_body_util::Full::new(Bytes::from_static(b"seven!!")), move |data: &Bytes| {
-            shared.add(Direction::Request, data.len());
-        });
+        let (shared, mut has_ended) = (meter.clone(), false);
+        let observe = |seen: Seen<'_>| match seen {
+            Seen::Data(data) => shared.add(Direction::Request, data.len()),
+            Seen::End => has_ended = true,
+            Seen::Broken => panic!("it is whole"),
+        };
+        let body = Observed::new(http_body_util::Full::new(Bytes::from_static(b"seven!!")), observe);
         body.collect().await.expect("whole");
+        assert!(has_ended);
         assert_eq!((meter.passed(Direction::Request), meter.passed(Direction::Response), meter.total()), (7, 0, 7));
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::{
     BodyError, BodyStream, BrokenOff, Direction, EXCERPT, Kept, Meter, Observed, PIECE, PipeReceiver, PipeSender,
-    RequestBody, WINDOW, pipe,
+    RequestBody, Seen, WINDOW, pipe,
 };
 
 /// A call on its way to an instance.

@@ -53,7 +53,10 @@ impl Outgoing {
             Some(false) => PartTold::BrokenOff,
             None => return,
         };
-        self.put(num, Part::Told(last), sender).await;
+        // The last part costs nothing: there is always room for it, whether or not anybody reads on.
+        if let Ok(bytes) = wire::part(num, Part::Told(last)) {
+            sender.send(bytes).await;
+        }
     }
 
     /// Sends every frame; false where the body was broken off.
@@ -189,6 +192,13 @@ impl Streams {
     }
 }
 
+impl Drop for Streams {
+    /// Whatever waits for credit waits in vain from now on.
+    fn drop(&mut self) {
+        self.outgoing.hangup.cancel();
+    }
+}
+
 /// The most credit that one message gives, in bytes: that of one part.
 const MAX_CREDIT: u32 = 64 * 1024;
 
@@ -269,6 +279,32 @@ mod tests {
         let (_held, endless) = pipe(None);
         drop(body);
         outgoing.send(CallNum(1), endless, &to_right).await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_has_used_its_credit_up_ends_all_the_same() {
+        let (sender, mut messages) = mpsc::unbounded_channel();
+        let outgoing = Outgoing::default();
+        let exact = Full::new(Bytes::from(vec![7; WINDOW]));
+        outgoing.send(CallNum(1), exact, &Line(sender)).await;
+        let mut last = None;
+        while let Ok(bytes) = messages.try_recv() {
+            last = Some(bytes);
+        }
+        let last = wire::WorkerMessage::decode(&last.expect("parts")).expect("a part");
+        assert!(matches!(last, wire::WorkerMessage::Part(_, Part::Told(PartTold::End))), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn streams_that_are_dropped_stop_what_waits_for_credit() {
+        let (sender, _messages) = mpsc::unbounded_channel();
+        let streams = Streams::default();
+        let outgoing = streams.outgoing.clone();
+        let long = Full::new(Bytes::from(vec![7; 2 * WINDOW]));
+        let sending = tokio::spawn(async move { outgoing.send(CallNum(1), long, &Line(sender)).await });
+        tokio::task::yield_now().await;
+        drop(streams);
+        sending.await.expect("it ends");
     }
 
     #[tokio::test]

@@ -73,6 +73,12 @@ export async function handle(params, context) {
   }), { status: 201, headers: { "Content-Type": "text/event-stream" } });
   if (params.kind === "whole") return new Response("all of it", { status: 202 });
   if (params.kind === "breaks") return (async function* () { yield "the beginning"; throw new Error("in the middle"); })();
+  if (params.kind === "ticks") return (async function* () {
+    for (let tick = 0; ; tick += 1) {
+      yield `${tick}\n`;
+      await new Promise((go) => setTimeout(go, params.every));
+    }
+  })();
   if (params.kind === "stopped") return stopped;
   return numbers(params.count);
 }
@@ -227,4 +233,23 @@ fn streams_of_node_are_streams() {
         let stopped = platform.post("/f/node", &json!({"kind": "stopped"})).text();
         if stopped == "2" { Ok(()) } else { Err(stopped) }
     });
+}
+
+#[test]
+fn a_stream_that_is_cancelled_ends_no_other() {
+    let platform = Platform::start();
+    function(&platform, "node", ("noderuntime", "handler.mjs", NODE), "parallel = 4\n");
+    let mut ticks = begun(&platform, "node", &json!({"kind": "ticks", "every": 10}));
+    let own = ticks.head();
+    ticks.until(b"0\n");
+    let mut other = begun(&platform, "node", &json!({"kind": "ticks", "every": 100}));
+    let head = other.head();
+    other.until(b"0\n");
+    assert_eq!(platform.send("DELETE", &format!("/call/{}", number(&head)), &[], b"").status, 200);
+    assert_eq!(record(&platform, &head)["status"], "CANCELLED");
+    assert!(!other.rest().ends_with(b"0\r\n\r\n"), "it is broken off");
+    // The cancelled generator wakes several times meanwhile, and what it yields is nobody's.
+    ticks.until(b"\n60\n");
+    drop(ticks);
+    assert_eq!(record(&platform, &own)["error"]["kind"], "cancelled");
 }

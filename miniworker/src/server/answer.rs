@@ -52,6 +52,8 @@ impl StreamEnd {
         let streamed = Streamed {
             request_bytes: meter.passed(Direction::Request),
             response_bytes: meter.passed(Direction::Response),
+            // The edge knows.
+            request_cut: false,
         };
         Self { head, streamed, kept: kept.bytes(), failure }
     }

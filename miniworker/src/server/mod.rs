@@ -10,6 +10,7 @@ mod stream;
 mod task;
 mod traffic;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,6 +148,7 @@ impl ServerInstance {
             is_spent: false,
             used: None,
             usage: Usage::default(),
+            given_up: HashSet::new(),
         };
         tokio::spawn(task.run());
         server

@@ -167,6 +167,9 @@ pub struct Streamed {
     pub request_bytes: u64,
     /// Bytes from the function to the client.
     pub response_bytes: u64,
+    /// Whether the client's body had not ended when the call did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub request_cut: bool,
 }
 
 /// How a call ended.

@@ -247,6 +247,7 @@ impl Write for CallReplay {
         let old = old.ok_or_else(|| not_found(Resource::Call, &self.of))?;
         let spec = CallSpec {
             num: self.num,
+            private_headers: Vec::new(),
             replay_of: Some(self.of),
             run_at: None,
             key: None,

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ExchangeError;
 use crate::server::Protocol;
@@ -30,6 +31,8 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Sender {
     pub(super) requests: SendRequest<Outgoing>,
     pub(super) names: HeadNames,
+    /// What reads and writes it: a connection that is not kept is closed, whatever is still on its way.
+    _connection: AbortOnDropHandle<Result<(), hyper::Error>>,
 }
 
 impl Sender {
@@ -147,8 +150,8 @@ impl Client {
             http1::Builder::new().title_case_headers(true).max_buf_size(BUFFER).handshake(TokioIo::new(stream));
         let (requests, connection) = handshake.await.map_err(broken)?;
         // It ends with the process, or when the process closes it; the next request on it learns that.
-        tokio::spawn(connection.with_upgrades());
-        Ok(Sender { requests, names })
+        let running = AbortOnDropHandle::new(tokio::spawn(connection.with_upgrades()));
+        Ok(Sender { requests, names, _connection: running })
     }
 
     /// A connection that was kept, and still stands.

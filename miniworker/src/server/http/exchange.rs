@@ -1,26 +1,30 @@
 //! One request to the process, and its answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use faena_domain::ErrorKind;
 use faena_domain::limits::MAX_RESULT;
 use faena_header_case::{Head, canonical};
-use faena_invoker::{BodyStream, Direction, Meter, Observed, PipeReceiver, RequestBody, pipe};
+use faena_invoker::{BodyStream, Direction, Meter, Observed, PipeReceiver, RequestBody, Seen, pipe};
 use faena_protocol::direct::{Header, HttpHead, HttpRequest};
 use faena_protocol::records::Code;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::{Request, Response, StatusCode, header};
+use hyper::{HeaderMap, Request, Response, StatusCode, header};
+use tokio_util::sync::CancellationToken;
 
 use super::connections::{Client, Outgoing, Sender};
 use super::error::ExchangeError;
 use super::{Answer, passage};
 use crate::call::InstanceCall;
 use crate::server::CHUNK;
-use crate::server::answer::ServerResponse;
+use crate::server::answer::{ServerResponse, is_passed_on};
 use crate::server::stream::StreamBounds;
+
+/// The most interim answers (1xx) of one request: servers send one or two.
+const MAX_INTERIMS: usize = 16;
 
 /// A request on its way to the process, with all that it needs.
 pub(in crate::server) struct Exchange {
@@ -34,27 +38,39 @@ pub(in crate::server) struct Exchange {
     /// Whether the answer may be a stream.
     takes_stream: bool,
     meter: Meter,
-    /// Set when the client left before it had sent all of its body.
-    client_left: Arc<AtomicBool>,
+    upload: Arc<Upload>,
+}
+
+/// How a request's body stands that is a stream.
+#[derive(Debug, Default)]
+struct Upload {
+    /// All of it has passed.
+    has_ended: AtomicBool,
+    /// The client left before it had sent all of it.
+    has_left: AtomicBool,
 }
 
 impl Exchange {
     /// Takes the request out of a call.
     pub(in crate::server) fn new(client: &Client, code: &Code, call: &mut InstanceCall) -> Self {
         call.is_sent.store(false, Ordering::Relaxed);
-        let (meter, client_left) = (Meter::default(), Arc::<AtomicBool>::default());
+        let (meter, upload) = (Meter::default(), Arc::<Upload>::default());
         let metered = |body: BodyStream| {
-            let (meter, left) = (meter.clone(), Arc::clone(&client_left));
-            let body = body.map_err(move |error| {
-                left.store(true, Ordering::Relaxed);
-                error
-            });
-            Observed::new(body, move |data: &Bytes| meter.add(Direction::Request, data.len())).boxed_unsync()
+            let (meter, upload) = (meter.clone(), Arc::clone(&upload));
+            let observe = move |seen: Seen<'_>| match seen {
+                Seen::Data(data) => meter.add(Direction::Request, data.len()),
+                Seen::End => upload.has_ended.store(true, Ordering::Relaxed),
+                Seen::Broken => upload.has_left.store(true, Ordering::Relaxed),
+            };
+            Observed::new(body, observe).boxed_unsync()
         };
         let (body, upgrade) = match call.take_stream() {
             Some((body, false)) => (Either::Right(metered(body)), None),
             Some((body, true)) => (Either::Left(Full::default()), Some(metered(body))),
-            None => (Either::Left(Full::new(call.raw_body())), None),
+            None => {
+                upload.has_ended.store(true, Ordering::Relaxed);
+                (Either::Left(Full::new(call.raw_body())), None)
+            }
         };
         Self {
             client: client.clone(),
@@ -64,7 +80,7 @@ impl Exchange {
             is_sent: Arc::clone(&call.is_sent),
             takes_stream: call.takes_stream(),
             meter,
-            client_left,
+            upload,
         }
     }
 
@@ -77,22 +93,20 @@ impl Exchange {
         begin: impl FnOnce(HttpHead, PipeReceiver) -> bool,
     ) -> Result<Answer, ExchangeError> {
         let mut request = self.request?;
-        if self.takes_stream {
-            hyper::ext::on_informational(&mut request, move |interim| {
-                // We said ourselves whether to go on with the body.
-                if interim.status() != StatusCode::CONTINUE {
-                    let headers = interim.headers().iter();
-                    let headers =
-                        headers.map(|(name, value)| Header(canonical(name.as_str()), value.as_bytes().to_vec()));
-                    inform(HttpHead { status: interim.status().as_u16(), headers: headers.collect() });
-                }
-            });
-        }
-        let sent = send(&self.client, request, self.head.as_deref(), &self.is_sent).await;
+        let flooded = CancellationToken::new();
+        let take = interims(inform, flooded.clone());
+        hyper::ext::on_informational(&mut request, move |interim| take(interim.status(), interim.headers()));
+        let sent = tokio::select! {
+            sent = send(&self.client, request, self.head.as_deref(), &self.is_sent) => sent,
+            () = flooded.cancelled() => {
+                let message = format!("the function sent more than {MAX_INTERIMS} interim answers");
+                return Err(ExchangeError::new(ErrorKind::Output, message));
+            }
+        };
         let (sender, response) = match sent {
             Ok(sent) => sent,
             // The function is told by its connection, and is not to blame.
-            Err(_) if self.client_left.load(Ordering::Relaxed) => return Err(ExchangeError::client_left()),
+            Err(_) if self.upload.has_left.load(Ordering::Relaxed) => return Err(ExchangeError::client_left()),
             Err(error) => {
                 let body = error.body.or(self.upgrade.map(RequestBody::Upgrade));
                 return Err(ExchangeError { body, ..error });
@@ -102,9 +116,10 @@ impl Exchange {
         let length = response.body().size_hint().exact();
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let is_short = length.is_some_and(|length| length <= CHUNK as u64);
-        if (is_upgrade && self.upgrade.is_none()) || !self.takes_stream || (is_short && !is_upgrade) {
+        let is_wanted = if is_upgrade { self.upgrade.is_some() } else { is_passed_on(head.status) };
+        if !is_wanted || !self.takes_stream || (is_short && !is_upgrade) {
             let body = read(response).await?;
-            self.client.keep(sender);
+            keep(&self.client, sender, &self.upload);
             return Ok(Answer::Whole(ServerResponse { head, body }));
         }
         let (to, receiver) = pipe(length);
@@ -114,14 +129,41 @@ impl Exchange {
         let end = match self.upgrade {
             Some(client) if is_upgrade => passage::tunnel(head, (response, client), to, &self.meter, bounds).await,
             _ => {
-                let has_left = || self.client_left.load(Ordering::Relaxed);
+                let has_left = || self.upload.has_left.load(Ordering::Relaxed);
                 passage::pass_on(head, (response.into_body(), has_left), to, &self.meter, bounds).await
             }
         };
         if end.failure.is_none() && !is_upgrade {
-            self.client.keep(sender);
+            keep(&self.client, sender, &self.upload);
         }
         Ok(Answer::Streamed(end))
+    }
+}
+
+/// What takes interim answers: the first ones are told, and too many end the exchange.
+fn interims(
+    inform: impl Fn(HttpHead) + Send + Sync + 'static,
+    flooded: CancellationToken,
+) -> impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static {
+    let count = AtomicUsize::new(0);
+    move |status, headers| {
+        if count.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIMS {
+            return flooded.cancel();
+        }
+        // We said ourselves whether to go on with the body.
+        if status != StatusCode::CONTINUE {
+            let headers =
+                headers.iter().map(|(name, value)| Header(canonical(name.as_str()), value.as_bytes().to_vec()));
+            inform(HttpHead { status: status.as_u16(), headers: headers.collect() });
+        }
+    }
+}
+
+/// Keeps a connection for the next call, unless its function answered before all of the request had passed: the rest of it
+/// is nobody's business any more.
+fn keep(client: &Client, sender: Sender, upload: &Upload) {
+    if upload.has_ended.load(Ordering::Relaxed) {
+        client.keep(sender);
     }
 }
 

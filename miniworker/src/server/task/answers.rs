@@ -50,12 +50,27 @@ impl Task {
                 self.own_process_ended(header.id, &body)?;
                 continue;
             }
+            if self.is_given_up(header) {
+                continue;
+            }
             match header.kind {
+                // A fork hears of no credit, so it has nothing to be told of.
+                Kind::Stream if self.server.code.serving.reuse == Reuse::Fork => {
+                    return Err(lost("a fork began a stream"));
+                }
                 Kind::Stream => self.stream_begins(header.id, &body)?,
                 Kind::Piece => self.stream_piece(header.id, body)?,
                 Kind::Done => self.stream_done(header.id)?,
                 kind => self.take_answer(kind, header.id, body)?,
             }
+        }
+    }
+
+    /// Whether a frame is of a call that was given up. Its last frame is the last that is not looked at.
+    fn is_given_up(&mut self, header: Header) -> bool {
+        match header.kind {
+            Kind::Stream | Kind::Piece => self.given_up.contains(&header.id),
+            _ => self.given_up.remove(&header.id),
         }
     }
 
@@ -79,9 +94,14 @@ impl Task {
         Ok(())
     }
 
-    pub(super) fn too_large(&mut self, id: u64) {
-        // What it goes on to send is not looked at, so it takes no other call.
+    fn too_large(&mut self, id: u64) {
+        // What it goes on to send cannot be told apart, so it takes no other call.
         self.server.traffic().closed = true;
+        self.end_too_large(id);
+    }
+
+    /// Ends a call whose result is over the limit.
+    pub(super) fn end_too_large(&mut self, id: u64) {
         if let Some(flight) = self.take(id) {
             let message = format!("the result is over the limit of {MAX_RESULT} bytes");
             let end =

@@ -23,6 +23,8 @@ use crate::server::{InFlight, Order, ServerInstance};
 
 /// How long a handler may take to end an answer that nobody reads any more.
 const STOPPING: Duration = Duration::from_secs(10);
+/// Shorter pieces are copied.
+const COPIED: usize = 16 * 1024;
 /// The most pieces that credit permits.
 const PIECES: usize = WINDOW / LEAST_COST as usize + 2;
 
@@ -129,8 +131,10 @@ impl Task {
         match &mut stream.to {
             Destination::Result(result) if (result.len() + piece.len()) as u64 > MAX_RESULT => {
                 drop(traffic);
-                self.too_large(id);
-                Err(EndReason::Retired)
+                server.tell_of_stream(id, Kind::Stop, &[]);
+                self.given_up.insert(id);
+                self.end_too_large(id);
+                Ok(())
             }
             Destination::Result(result) => {
                 result.extend_from_slice(&piece);
@@ -146,6 +150,8 @@ impl Task {
                 passing.kept.add(&piece);
                 // The last piece may be larger than what was left.
                 let is_within = used <= 2 * STREAM_CREDIT;
+                // A small piece would hold all of the buffer that it came in.
+                let piece = if piece.len() < COPIED { Bytes::copy_from_slice(&piece) } else { piece };
                 match passing.pieces.try_send(Some(piece)) {
                     Err(mpsc::error::TrySendError::Full(_)) => Err(lost("without credit")),
                     _ if !is_within => Err(lost("without credit")),

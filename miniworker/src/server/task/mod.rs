@@ -5,6 +5,7 @@ mod handler_streams;
 mod renewal;
 mod streams;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use faena_domain::log::{LogBuffer, StoredLog, plain};
 use faena_domain::units::Millis;
 use faena_domain::{CallError, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Usage};
+use faena_instance_protocol::handler::Kind;
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
@@ -66,6 +68,9 @@ pub(super) struct Task {
     pub(super) is_ending: bool,
     /// What its processes had used when that was read last.
     pub(super) usage: Usage,
+    /// Calls that were given up while their process worked at them: what it says of them is not looked at. The instance takes
+    /// no more calls then, or they are as many as it works at.
+    pub(super) given_up: HashSet<u64>,
 }
 
 /// Why an instance ends.
@@ -422,6 +427,10 @@ impl Task {
     /// instance goes at once, otherwise when the others have ended. A call that may run again elsewhere takes the whole
     /// instance with it: nothing of it may run on.
     pub(super) fn abandon(&mut self, flight: InFlight, end: InstanceEnd) {
+        self.given_up.insert(flight.id);
+        if flight.stream.is_some() {
+            self.server.tell_of_stream(flight.id, Kind::Stop, &[]);
+        }
         let may_run_again = flight.call.lease.is_some();
         if self.server.code.serving.reuse == Reuse::Fork {
             self.used = Some(Used::of(&flight));

@@ -152,6 +152,8 @@ impl Task {
         let mounted = guard.mount_code(self.tree.path()).await;
         *self.server.guard.lock() = Some(guard);
         mounted.map_err(|error| lost(&error))?;
+        // No process of a call is left that could say something.
+        self.given_up.clear();
         self.server.traffic().is_renewing = false;
         self.server.owner.finished();
         Ok(())
