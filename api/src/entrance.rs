@@ -1,8 +1,7 @@
 //! How a request addresses a function: by a path below `/f/`, or by a host of the function's own.
 //!
-//! A path below `/f/` lies on the origin of the API, so a function may not do there what concerns an origin as a whole. On
-//! its own origin it may: nothing is taken from a request or an answer but what belongs to one connection, and what is the
-//! platform's.
+//! A path below `/f/` lies on the origin of the API, so headers that affect a whole origin are removed there. On its own origin a
+//! function gets and sends all headers but those of one connection and those of the platform.
 
 use std::borrow::Cow;
 
@@ -39,7 +38,7 @@ pub(crate) struct Address<'a> {
 /// The hosts of functions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts {
-    /// What stands behind a function's name, beside `localhost`; in lower case.
+    /// The domain below which functions have hosts, besides `localhost`; in lower case.
     domain: Option<String>,
 }
 
@@ -51,7 +50,7 @@ pub(crate) fn host_name(host: &str) -> &str {
     }
 }
 
-/// What stands before a domain and the dot between them.
+/// The labels of a host before a domain.
 fn below<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
     let at = host.len().checked_sub(domain.len() + 1)?;
     let (labels, rest) = (host.get(..at)?, host.get(at..)?);
@@ -86,14 +85,14 @@ impl Hosts {
             return Some(Address { entrance: Entrance::Host, name: name.into(), namespace });
         }
         let name = request.uri().path().strip_prefix(PREFIX)?.split('/').next()?;
-        // What is no text is refused when the name is parsed.
+        // Bytes that are no UTF-8 are replaced here, and refused when the name is parsed.
         let name = percent_decode_str(name).decode_utf8_lossy();
         (!name.is_empty()).then_some(Address { entrance: Entrance::Path, name, namespace: None })
     }
 }
 
 impl Address<'_> {
-    /// Whether the host says more than a name, or what may be none.
+    /// Whether the host has a namespace, or a name that may be invalid.
     pub(crate) fn is_qualified(&self) -> bool {
         self.entrance == Entrance::Host && (self.namespace.is_some() || !is_label(&self.name))
     }
@@ -125,7 +124,7 @@ fn is_label(name: &str) -> bool {
 }
 
 impl Entrance {
-    /// The path that the function gets: what follows its name, or all of it.
+    /// The path that the function gets: the part after its name, or the whole path.
     pub(crate) fn path(self, uri: &Uri) -> &str {
         match self {
             Self::Host => uri.path(),
@@ -210,7 +209,7 @@ pub(crate) fn without_domain(cookie: &[u8]) -> Vec<u8> {
         name.trim_ascii().eq_ignore_ascii_case(b"domain")
     };
     let mut parts = cookie.split(|byte| *byte == b';');
-    // The first part is the cookie itself, whatever its name.
+    // The first part is the cookie itself; it may be called `domain`.
     let first = parts.next().unwrap_or_default();
     [first].into_iter().chain(parts.filter(|part| !is_domain(part))).collect::<Vec<_>>().join(&b';')
 }

@@ -49,7 +49,7 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
     }
 }
 
-/// What is judged of every request of the API.
+/// Checks that apply to every request of the API.
 fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     declared_size(headers)?;
     bounded(headers)?;
@@ -57,7 +57,7 @@ fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     not_a_page(app, headers)
 }
 
-/// What is judged of every request for a function, however it is addressed.
+/// Checks that apply to every request for a function.
 pub(crate) fn judge_call(app: &App, entrance: Entrance, head: (&Method, &Uri, &HeaderMap)) -> Reply<()> {
     let (method, uri, headers) = head;
     bounded(headers)?;
@@ -68,14 +68,14 @@ pub(crate) fn judge_call(app: &App, entrance: Entrance, head: (&Method, &Uri, &H
     }
 }
 
-/// Refuses what another site's page sends to a function's own origin, but for following a link to it: while nobody signs in,
-/// being able to send a request is all the authority that there is.
+/// Refuses requests that a page of another site sends to a function's own origin. Following a link is permitted. The platform
+/// has no accounts yet, so every request that reaches a function has full authority.
 fn not_another_site(method: &Method, headers: &HeaderMap) -> Reply<()> {
     let host = text(headers, "host").unwrap_or_default();
     let site = text(headers, "sec-fetch-site");
     let is_own = |origin: &str| is_origin_of(origin, host);
     let is_foreign = match (site, text(headers, "origin")) {
-        // A page that tells nobody where it is says `null`; the browser says that it is ours.
+        // A page that hides its origin sends `null`; `Sec-Fetch-Site` still tells that it is the same one.
         (Some("same-origin"), Some("null")) => false,
         (_, Some(origin)) => !is_own(origin),
         (Some(site), None) => !is_same_site(site),

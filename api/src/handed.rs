@@ -83,7 +83,7 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
             (Contract::Http, None) => canonical(name.as_str()),
             (Contract::Handler | Contract::Command, _) => name.to_string(),
         };
-        // Of what a client takes, trailers alone concern the function (RFC 9110, 10.1.4).
+        // Only `trailers` concerns the function; the other values are for our connection (RFC 9110, 10.1.4).
         let value = if name.eq_ignore_ascii_case("te") { b"trailers" } else { value.as_bytes() };
         Header(name, value.to_vec())
     });

@@ -133,7 +133,7 @@ impl Edge {
         open.close();
         let finished = async {
             open.wait().await;
-            // What was a connection may have become a WebSocket meanwhile.
+            // Connections may have become WebSockets until now.
             tunnels.close();
             tunnels.wait().await;
         };

@@ -42,7 +42,7 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
-    /// What is known when the answer of a call begins that waited for nothing but its instance.
+    /// The times that are known when a streamed answer begins; direct calls wait in no queue.
     pub(crate) fn begun(start: Millis, run: Millis) -> Self {
         Self { queue: Millis::default(), start, run }
     }

@@ -28,7 +28,7 @@ pub(crate) struct CallView {
     /// The status code of its answer, where the function gave one.
     #[serde(skip_serializing_if = "Option::is_none")]
     response_status: Option<u16>,
-    /// What has passed of its bodies, where they are streams; the record keeps the beginning of each.
+    /// The bytes that have passed, if a body was a stream; the record keeps the beginning of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     streamed: Option<Streamed>,

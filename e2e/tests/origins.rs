@@ -1,5 +1,4 @@
-//! Functions on origins of their own: nothing but what is one connection's is taken from a request or an answer, and nothing
-//! of the API is there.
+//! Functions on origins of their own: requests and answers pass unchanged, and no route of the API exists there.
 
 use faena_test_support::{Platform, Role, zip};
 use serde_json::{Value, json};

@@ -113,7 +113,7 @@ pub struct InstanceEnd {
     pub result: Bytes,
     /// Status and headers of the reply, where the function gave some.
     pub head: Option<HttpHead>,
-    /// What has passed, where its answer was a stream.
+    /// The bytes that have passed, if its answer was a stream.
     pub(crate) streamed: Option<Streamed>,
     /// Why it did not succeed.
     pub error: Option<CallError>,

@@ -12,7 +12,7 @@ const HEADER = 16;
 const LENGTHS = 8;
 const [CALL, CREDIT] = [1, 3];
 const [READY, RESULT, EXCEPTION, REPLY, STREAM, PIECE, DONE] = [0x80, 0x81, 0x82, 0x84, 0x85, 0x86, 0x87];
-// What may be sent of an answer before the worker has given credit, the largest piece, and what the smallest costs, in bytes.
+// The credit at the beginning, the largest piece, and the least cost of a piece, in bytes.
 const [WINDOW, LARGEST, LEAST] = [64 * 1024, 16 * 1024, 64];
 const OURS = fileURLToPath(import.meta.url);
 
@@ -165,7 +165,7 @@ class Stream {
     this.stop = stop;
   }
 
-  /** What the worker tells of it. */
+  /** Handles a frame of the worker. */
   told(kind, body) {
     if (kind === CREDIT) this.credit += body.readUInt32LE(0);
     else {
@@ -193,7 +193,7 @@ class Stream {
 /** The streams that are being made, by the ids of their calls. */
 const streams = new Map();
 
-/** Whether a result is made piece by piece: a stream, an asynchronous iterator or a generator. */
+/** Whether a result is to be streamed: a stream, an asynchronous iterator or a generator. */
 function isMadeInPieces(result) {
   if (typeof result !== "object" || result === null) return false;
   return typeof result[Symbol.asyncIterator] === "function"

@@ -347,10 +347,10 @@ class Pieces(Exception):
 
 
 def stream_module():
-    """What answers piece by piece; few do."""
+    """The module for streamed answers, loaded when the first one begins."""
     module = sys.modules.get("_faena_stream")
     if module is None:
-        # Our folder is not on the path any more.
+        # Our folder has left sys.path.
         from importlib.util import module_from_spec, spec_from_file_location
 
         spec = spec_from_file_location("_faena_stream", os.path.join(os.path.dirname(__file__), "_faena_stream.py"))
@@ -360,8 +360,8 @@ def stream_module():
 
 
 def answer(handle, frame, begin_stream=None):
-    """One call; the kind of the last frame of its answer and what that carries. Results that are made piece by piece go out
-    as `begin_stream` has them sent; where there is none they are whole."""
+    """Answers one call; returns the kind and the payload of the last frame. Generators are streamed by `begin_stream`; without
+    it they are joined."""
     first = LENGTHS + int.from_bytes(frame[:4], "little")
     end = first + int.from_bytes(frame[4:LENGTHS], "little")
     try:
@@ -390,13 +390,13 @@ def answer_in_pieces(made, begin_stream):
         out = streams.whole(made.result)
         return (RESULT, out) if made.head is None else (REPLY, len(made.head).to_bytes(4, "little") + made.head + out)
     except Exception as error:
-        # That the result was no JSON is nobody's business.
+        # The failed conversion to JSON is ours, not the user's.
         error.__context__ = None
         return EXCEPTION, exception(error)
 
 
 def exception(error):
-    """What an exception says, and where it came from."""
+    """The payload of an exception: its message and its traceback."""
     message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
     return len(message).to_bytes(4, "little") + message + origin(error).encode("utf-8", "replace")
 
@@ -470,8 +470,8 @@ def send_all(out):
 
 
 def batches(calls, told):
-    """Calls, number and body of each, as many as came at once, until there are no more. What comes between them goes to
-    `told`; a batch may be empty then."""
+    """Yields batches of calls (number and body) until there are no more. Frames of other kinds go to `told`; a batch may be empty
+    then."""
     read, pending = os.read, b""
     while True:
         chunk = read(calls, CHUNK)
@@ -519,7 +519,7 @@ class Calls:
         return self.stream
 
     def hear(self, stream, waits):
-        """Reads what the worker tells: nothing else comes while a call is under way."""
+        """Reads frames of the worker: they belong to the stream while a call is under way."""
         if not waits:
             import select
 

@@ -154,7 +154,7 @@ class Turns:
 
         def put(kind, out):
             with self.lock:
-                # What was answered before goes out before it.
+                # Earlier replies are sent first.
                 self.replies.append(framed(kind, number, out))
                 self.send()
 
@@ -169,7 +169,7 @@ class Turns:
         return stream
 
     def told(self, kind, number, body):
-        """What the worker tells of a stream; the thread that reads hears it."""
+        """Handles a frame of the worker about a stream; called by the thread that reads."""
         stream, changed = self.streams.get(number, (None, None))
         if stream:
             with changed:

@@ -2,23 +2,23 @@
 
 from _faena import CREDIT, DONE, PIECE, STREAM, dumps, settle
 
-# What may be sent before the worker has given credit, the largest piece, and what the smallest costs, in bytes.
+# The credit at the beginning, the largest piece, and the least cost of a piece, in bytes.
 WINDOW, LARGEST, LEAST = 64 * 1024, 16 * 1024, 64
 
 
 class Stopped(Exception):
-    """Nobody reads the answer any more."""
+    """The reader of the answer is gone."""
 
 
 class Stream:
-    """One answer. `send` sends a frame; `hear` takes what the worker tells, and may wait for that."""
+    """One streamed answer. `send` sends a frame; `hear` reads frames of the worker, and may wait for one."""
 
     def __init__(self, send, hear):
         self.send, self.hear = send, hear
         self.credit, self.stopped = WINDOW, False
 
     def told(self, kind, body):
-        """What the worker tells of it."""
+        """Handles a frame of the worker."""
         if kind == CREDIT:
             self.credit += int.from_bytes(body, "little")
         else:
@@ -51,7 +51,7 @@ def as_bytes(piece):
 
 
 def pieces(result):
-    """The pieces of a generator, or of one that is asynchronous; closed at the end, whatever happens."""
+    """The pieces of a generator or an async generator, which is closed in the end."""
     if hasattr(result, "__next__"):
         try:
             yield from result
@@ -82,7 +82,7 @@ def kind_of(piece):
 
 
 def run(result, head, stream):
-    """Sends an answer while it is made; the kind of the frame that ends it, and what that carries."""
+    """Streams an answer; returns the kind and the payload of its last frame."""
     made, has_begun = pieces(result), False
     try:
         for piece in made:

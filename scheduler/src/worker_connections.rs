@@ -38,7 +38,7 @@ struct Pending {
     until: Option<Instant>,
     caller: Box<dyn Caller>,
     streams: Streams,
-    /// What sends its request's body.
+    /// The task that sends its request's body.
     _upload: Option<AbortOnDropHandle<()>>,
 }
 
@@ -341,7 +341,7 @@ impl Wire {
     }
 }
 
-/// What a worker is told of a call, beside its bodies.
+/// The head of a call, as a worker gets it.
 fn head(call: &Invocation, code: u32) -> CallHead {
     let left = call.deadline.saturating_duration_since(Instant::now());
     let stream = match &call.body {

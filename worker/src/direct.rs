@@ -79,7 +79,7 @@ impl Direct {
                 None => {
                     warn!(call = %head.num, "a call of a version that was not named");
                     caller.calls.lock().insert(head.num, Streams::default());
-                    // One that is refused is told so when it is dropped.
+                    // A refused call reports its end when it is dropped.
                     drop(self.reporter(head.num, Arc::clone(&caller.calls), peer, EngineKind::Sandbox));
                 }
             },
@@ -120,7 +120,7 @@ impl Direct {
             traceparent: head.traceparent.into(),
             caller: Box::new(reporter),
         };
-        // One that is refused is told so when it is dropped.
+        // A refused call reports its end when it is dropped.
         drop(self.pool.submit(call));
     }
 
@@ -141,7 +141,7 @@ fn cancel(pool: &Pool, num: CallNum) {
     Invoker::cancel(pool, num);
 }
 
-/// Sends what concerns one call to its api.
+/// Sends messages about one call to its api.
 #[derive(Clone)]
 struct ToApi {
     num: CallNum,
@@ -157,7 +157,7 @@ impl PartSender for ToApi {
 }
 
 impl ToApi {
-    /// The end of the call as a message, once. That of a call whose caller has gone is nobody's.
+    /// The end of the call as a message, once; none if the api is gone.
     fn end(&self, end: InvocationEnd) -> Option<Bytes> {
         self.calls.lock().remove(&self.num)?;
         self.checked(wire::end(self.num, end))
@@ -200,7 +200,7 @@ impl ToApi {
     }
 }
 
-/// Tells how a call goes on and ends, whatever becomes of it here.
+/// Reports the answer and the end of a call. Dropping it reports a refusal.
 struct Reporter {
     to_api: ToApi,
     worker: String,

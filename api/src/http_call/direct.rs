@@ -40,7 +40,7 @@ struct RunningDirect {
     request: Arc<HttpRequest>,
     created_at: i64,
     traceparent: Arc<str>,
-    /// What has passed of its bodies, where they are streams.
+    /// Counts the bytes of bodies that are streams.
     meter: Meter,
     /// What has it.
     invoker: Arc<dyn Invoker>,
@@ -53,7 +53,7 @@ impl RunningDirect {
         CallRecord { request: Some(Arc::clone(&self.request)), ..head }
     }
 
-    /// What has passed until now, where a body is a stream.
+    /// The bytes that have passed until now; none if no body is a stream.
     fn streamed(&self) -> Option<Streamed> {
         (self.body.is_stream() || self.meter.total() > 0).then(|| Streamed {
             request_bytes: self.meter.passed(Direction::Request),
@@ -62,14 +62,14 @@ impl RunningDirect {
         })
     }
 
-    /// What has passed in all; `answered` is what the worker counted of an answer that was a stream, and `whole` the length of
-    /// one that was not.
+    /// The bytes that have passed in all. `answered` is the worker's count, if the answer was a stream; `whole` is the length of an
+    /// answer that was not.
     fn streamed_in_all(&self, answered: Option<Streamed>, whole: usize) -> Option<Streamed> {
         let passed = self.meter.passed(Direction::Response);
         if answered.is_none() && !self.body.is_stream() && passed == 0 {
             return None;
         }
-        // One that was cancelled while it passed was counted here alone.
+        // The worker sends no count of a stream that was cancelled.
         let response_bytes = answered.map_or(passed.max(whole as u64), |streamed| streamed.response_bytes);
         let request_bytes = self.meter.passed(Direction::Request);
         Some(Streamed { request_bytes, response_bytes, request_cut: self.body.is_cut() })
@@ -100,7 +100,7 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
     Some(Payload::Text(std::str::from_utf8(bytes).ok()?.to_owned()))
 }
 
-/// What the client of a call is told.
+/// An event for the client of a call.
 enum Told {
     /// All of its answer, or why there is none.
     Ended(Ended),

@@ -110,7 +110,7 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
     let principal = authorize::authenticate();
     authorize::permit(&principal, request.method(), ROUTE)?;
     app.admission().disk()?;
-    // On its own origin a header means what the function says that it means.
+    // On its own origin a function may use this header for itself.
     let has_key = entrance == Entrance::Path && request.headers().contains_key("idempotency-key");
     let current = match app.versions().known(&principal.namespace, &address.name).filter(|_| !address.is_qualified()) {
         Some(current) => current,

@@ -37,7 +37,7 @@ impl RecordedBody {
     }
 }
 
-/// What a record keeps of a stream that still comes; clones share it.
+/// The part of a stream that the record keeps; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeptBody(Arc<Mutex<Coming>>);
 
@@ -62,7 +62,7 @@ impl KeptBody {
     }
 }
 
-/// Has a record keep what is to be kept of a body, and counts the rest.
+/// Wraps a body so that the record keeps its beginning and its bytes are counted.
 pub(super) fn observe(body: RequestBody, meter: &Meter) -> (RequestBody, RecordedBody) {
     let observed = |body: BodyStream, kept: KeptBody| {
         let meter = meter.clone();

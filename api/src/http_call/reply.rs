@@ -155,8 +155,8 @@ pub(super) fn below_prefix(mut response: Response, function: &FunctionName) -> R
     response
 }
 
-/// Adds what every reply of a function has: whose call it was, and, on our own origin, that what a function puts out is no
-/// page of ours.
+/// Adds the headers that every reply of a function has: the call's number and times, and, on the origin of the API, a sandbox for
+/// pages.
 pub(super) fn complete(
     headers: &mut HeaderMap,
     entrance: Entrance,

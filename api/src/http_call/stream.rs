@@ -69,7 +69,7 @@ impl http_body::Body for Outgoing {
             self.meter.add(Direction::Response, frame.data_ref().map_or(0, Bytes::len));
         }
         if matches!(frame, Poll::Ready(Some(Err(_)))) && !std::mem::replace(&mut self.is_broken, true) {
-            // The connection is closed at once then: what came before is written first.
+            // hyper closes the connection on an error, so it must write the earlier frames first.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -1,4 +1,4 @@
-//! WebSockets: the handshake, and what passes once it is over (RFC 6455).
+//! WebSockets: the handshake, and the tunnel after it (RFC 6455).
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ fn is_asked(method: &Method, version: Version, headers: &HeaderMap) -> Reply<boo
     }
 }
 
-/// The handshake that a request asks for, and what its client sends after it.
+/// The handshake that a request asks for, and a stream of the bytes that its client sends after it.
 pub(super) fn asked<B>(request: &mut Request<B>) -> Reply<Option<(Handshake, BodyStream)>> {
     if !is_asked(request.method(), request.version(), request.headers())? {
         return Ok(None);
@@ -83,7 +83,7 @@ pub(super) fn not_now(current: &Current) -> Problem {
 }
 
 impl Handshake {
-    /// Accepts it as the function did, and passes on what the two send.
+    /// Sends the function's 101 to the client, and starts the tunnel between them.
     pub(super) fn accept(
         self,
         app: &App,
@@ -145,7 +145,7 @@ async fn tunnel(
     tokio::pin!(up, down);
     tokio::select! {
         () = &mut up => {
-            // What the function still sends is its answer to the end.
+            // The function may still answer the close.
             let _ = tokio::time::timeout(CLOSING, down).await;
         }
         is_whole = &mut down => {
@@ -156,7 +156,7 @@ async fn tunnel(
     }
 }
 
-/// Passes on what the function sends; at a drain the client is told that we are going away. False where it was broken off.
+/// Passes the function's bytes to the client, and sends a close frame at a drain. False if the function broke the stream off.
 async fn pass_down(
     mut answer: PipeReceiver,
     to_client: &mut (impl AsyncWrite + Unpin),

@@ -179,7 +179,7 @@ impl State {
         }
     }
 
-    /// Writes what there is of an interim answer, between two messages. What cannot be written now is written later.
+    /// Writes a waiting interim answer, between two messages. Bytes that cannot be written now are written later.
     fn poll_interim<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_flushed {
             // Its time is over.
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(sent(&mut client, 4096).await.as_bytes(), HINTS);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         let (mut server, _) = reading.await.expect("a task");
-        // One that nobody read meanwhile goes before the head.
+        // If nothing was read, it is written before the next head.
         names.write_interim(HINTS);
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
         assert_eq!(sent(&mut client, 4096).await, "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");

@@ -20,9 +20,9 @@ pub const ANSWERS: i32 = 3;
 pub const HEADER: usize = 16;
 /// The id of a ready frame whose process forks for each call; 0 for any other.
 pub const FORKS: u64 = 1;
-/// What a process may send of a stream before it has been given credit, in bytes.
+/// The credit of a stream at its beginning, in bytes.
 pub const STREAM_CREDIT: u32 = 64 * 1024;
-/// What the smallest piece of a stream costs, in bytes: every piece takes memory.
+/// The least credit that a piece of a stream costs, in bytes: every piece takes memory.
 pub const LEAST_COST: u32 = 64;
 /// The bytes at the beginning of a call's frame, before its context: the lengths of the context and of the params.
 pub const LENGTHS: usize = 8;
@@ -37,9 +37,9 @@ pub enum Kind {
     Call,
     /// To an interpreter that waits without code: what [`begin`] makes. Only our own shim is ever sent this.
     Begin,
-    /// To the process: so many more bytes of a stream may be sent, a `u32`; [`STREAM_CREDIT`] are to begin with.
+    /// To the process: more credit for a stream, in bytes, a `u32`; a stream begins with [`STREAM_CREDIT`].
     Credit,
-    /// To the process: nobody reads a stream any more.
+    /// To the process: the reader of a stream is gone.
     Stop,
     /// From the process: it may be called.
     Ready,
@@ -50,7 +50,7 @@ pub enum Kind {
     Reply,
     /// From the process: a call failed; the message's length as `u32`, the message, and where it came from.
     Exception,
-    /// From the process: an answer begins that is made piece by piece: its head in JSON, as that of a reply.
+    /// From the process: a streamed answer begins; its head in JSON, as in a reply.
     Stream,
     /// From the process: a piece of a stream, which costs as many bytes of credit, and [`LEAST_COST`] at least.
     Piece,

@@ -13,12 +13,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::mpsc;
 
-/// What a pipe holds of a body, in bytes.
+/// The most bytes that a pipe holds.
 pub const WINDOW: usize = 64 * 1024;
 /// The largest piece that travels at once, in bytes.
 pub const PIECE: usize = 16 * 1024;
 
-/// What a record keeps of a stream that is longer than [`WINDOW`], in bytes.
+/// How many bytes a record keeps of a stream that is longer than [`WINDOW`].
 pub const EXCERPT: usize = 4 * 1024;
 
 /// Why a body has no end.
@@ -37,7 +37,7 @@ pub enum RequestBody {
     Whole(Bytes),
     /// As it comes.
     Stream(BodyStream),
-    /// The request asks for a WebSocket: what its client sends once the handshake is over.
+    /// The request asks for a WebSocket; the bytes that its client sends after the handshake.
     Upgrade(BodyStream),
 }
 
@@ -87,7 +87,7 @@ impl PipeSender {
     /// Sends a frame, as soon as there is room for it.
     ///
     /// # Errors
-    /// Nobody reads any more.
+    /// The reader is gone.
     pub async fn send(&self, frame: Frame<Bytes>) -> Result<(), BrokenOff> {
         let put = async |frame| self.0.send(Piece::Frame(frame)).await.map_err(|_| BrokenOff);
         match frame.into_data() {
@@ -107,7 +107,7 @@ impl PipeSender {
         let _ = self.0.send(Piece::End).await;
     }
 
-    /// Returns when nobody reads any more.
+    /// Returns when the reader is gone.
     pub async fn closed(&self) {
         self.0.closed().await;
     }
@@ -138,7 +138,7 @@ impl Body for PipeReceiver {
     }
 }
 
-/// What a record keeps of a stream: all of it where that is at most [`WINDOW`] bytes, else its first [`EXCERPT`].
+/// The part of a stream that a record keeps: the whole if it has at most [`WINDOW`] bytes, else the first [`EXCERPT`] bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     bytes: BytesMut,
@@ -158,11 +158,11 @@ impl Kept {
         let room = EXCERPT.saturating_sub(self.bytes.len());
         self.bytes.truncate(EXCERPT);
         self.bytes.extend_from_slice(&data[..data.len().min(room)]);
-        // What was there for the whole is given back.
+        // The memory for the whole is freed.
         self.bytes = BytesMut::from(&self.bytes[..]);
     }
 
-    /// What is kept until now.
+    /// The bytes that are kept until now.
     pub fn bytes(&self) -> Bytes {
         self.bytes.clone().freeze()
     }
@@ -211,7 +211,7 @@ impl Meter {
     }
 }
 
-/// What is seen of a body that passes.
+/// An event of a body that passes.
 #[derive(Debug)]
 pub enum Seen<'a> {
     /// Bytes.

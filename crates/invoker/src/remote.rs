@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::body::{PIECE, PipeReceiver, PipeSender, WINDOW, pipe};
 
-/// Parts that may be on their way at once: the credit divided by what the smallest costs.
+/// The most parts on their way at once: the credit divided by the least cost.
 const PARTS: usize = WINDOW / 64 + 2;
 
 /// Sends messages over a connection.
@@ -27,7 +27,7 @@ pub trait PartSender: Clone + Send + Sync + 'static {
     fn send(&self, message: Bytes) -> impl Future<Output = bool> + Send;
 }
 
-/// What is sent of a call's body from here. The other side steers it.
+/// The sending side of a body. The other side gives it credit, or stops it.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     credit: Arc<Semaphore>,
@@ -104,15 +104,15 @@ impl Outgoing {
     }
 }
 
-/// What comes of a call's body from the other side.
+/// The receiving side of a body.
 #[derive(Debug)]
 pub struct Incoming {
     parts: mpsc::Sender<Part>,
 }
 
 impl Incoming {
-    /// A body that comes in parts. A task of this runtime passes them on, and tells the other side when nobody reads the body
-    /// any more. Dropping this breaks the body off.
+    /// A body that comes in parts. A task of this runtime passes them on, and tells the other side when the reader is gone.
+    /// Dropping this breaks the body off.
     pub fn begin(num: CallNum, length: Option<u64>, sender: impl PartSender) -> (Self, PipeReceiver) {
         let (parts, coming) = mpsc::channel(PARTS);
         let (to, body) = pipe(length);
@@ -120,7 +120,7 @@ impl Incoming {
         (Self { parts }, body)
     }
 
-    /// Takes a part. False where the other side has sent more than it had credit for; nobody may be reading any more.
+    /// Takes a part. False if the other side has sent more than its credit.
     pub fn take(&self, part: Part) -> bool {
         !matches!(self.parts.try_send(part), Err(mpsc::error::TrySendError::Full(_)))
     }
@@ -168,16 +168,16 @@ fn trailers_of(listed: Vec<Header>) -> HeaderMap {
 /// Both directions of a call's streams, as one side sees them.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// What is sent from here.
+    /// The sending side.
     pub outgoing: Outgoing,
-    /// What comes from the other side, where something does.
+    /// The receiving side, once a body comes.
     pub incoming: Option<Incoming>,
     /// Cancelled when the other side drains.
     pub draining: CancellationToken,
 }
 
 impl Streams {
-    /// Takes what the other side sent.
+    /// Handles a message of the other side.
     pub fn take(&mut self, part: Part) {
         match part {
             Part::Told(PartTold::Credit(bytes)) => self.outgoing.credit.add_permits(bytes.min(MAX_CREDIT) as usize),
@@ -193,7 +193,7 @@ impl Streams {
 }
 
 impl Drop for Streams {
-    /// Whatever waits for credit waits in vain from now on.
+    /// No more credit comes, so senders stop.
     fn drop(&mut self) {
         self.outgoing.hangup.cancel();
     }

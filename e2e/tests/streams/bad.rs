@@ -1,4 +1,4 @@
-//! What servers and clients send that nobody should: each harms its own call alone.
+//! Invalid answers of servers and invalid requests: each harms its own call alone.
 
 use faena_test_support::{Platform, raw, zip};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Handlers whose answers are made piece by piece.
+//! Handlers with streamed answers.
 
 use faena_test_support::{Platform, Role, zip};
 use serde_json::{Value, json};
@@ -248,7 +248,7 @@ fn a_stream_that_is_cancelled_ends_no_other() {
     assert_eq!(platform.send("DELETE", &format!("/call/{}", number(&head)), &[], b"").status, 200);
     assert_eq!(record(&platform, &head)["status"], "CANCELLED");
     assert!(!other.rest().ends_with(b"0\r\n\r\n"), "it is broken off");
-    // The cancelled generator wakes several times meanwhile, and what it yields is nobody's.
+    // The cancelled generator wakes several times meanwhile; its pieces are ignored.
     ticks.until(b"\n60\n");
     drop(ticks);
     assert_eq!(record(&platform, &own)["error"]["kind"], "cancelled");

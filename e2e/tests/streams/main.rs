@@ -252,7 +252,7 @@ fn a_function_may_refuse_a_body_before_it_has_come() {
     upload.write(&[7; 100_000]);
     let answer = upload.head();
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    // What the client still sends concerns no other call, and the record tells that it had not ended.
+    // The rest of the body affects no other call, and the record tells that the body had not ended.
     assert_eq!(platform.get("/f/s/written").status, 200);
     let call = record(&platform, &answer);
     assert_eq!(call["streamed"]["requestCut"], true, "{call}");

@@ -1,4 +1,4 @@
-// A server for the tests of streams. Nothing in it depends on time: whatever waits is let go on by another request.
+// A server for the tests of streams. Nothing in it depends on time: a request that waits goes on when another one tells it to.
 import http from "node:http";
 import { createHash } from "node:crypto";
 

@@ -42,7 +42,7 @@ pub(super) fn is_passed_on(status: u16) -> bool {
 pub(super) struct StreamEnd {
     pub(super) head: HttpHead,
     streamed: Streamed,
-    /// What the record keeps of its body.
+    /// The part of its body that the record keeps.
     kept: Bytes,
     pub(super) failure: Option<StreamFailure>,
 }

@@ -63,7 +63,7 @@ enum Order {
     Cancel(CallNum),
     /// A call over HTTP has ended.
     Answered(u64, Result<http::Answer, http::ExchangeError>),
-    /// The answer of a handler is not read any more: its client has gone as it may, or why else.
+    /// The answer of a handler is to stop, and why; without a reason its client may leave.
     StreamStopped(u64, Option<StreamFailure>),
 }
 
@@ -275,39 +275,38 @@ impl ServerInstance {
         let _ = self.orders.send(Order::Answered(id, answer)).await;
     }
 
-    /// Tells who called that the answer has begun; from now on the bounds of streams apply. False where the call has ended
-    /// meanwhile.
+    /// Changes a call in flight; none if it has ended.
+    fn with_flight<T>(&self, id: u64, change: impl FnOnce(&mut InFlight) -> T) -> Option<T> {
+        self.traffic().in_flight.iter_mut().find(|flight| flight.id == id).map(change)
+    }
+
+    /// Tells the caller that the answer has begun; from now on the bounds of streams apply. False if the call has ended.
     fn begin_stream(&self, id: u64, head: HttpHead, body: PipeReceiver) -> bool {
-        let mut traffic = self.traffic();
-        let Some(flight) = traffic.in_flight.iter_mut().find(|flight| flight.id == id) else { return false };
-        flight.call.deadline = Instant::now() + self.node.streams.max + AFTER_STREAM;
-        let answer = StreamedAnswer {
-            head,
-            start_ms: flight.began.saturating_duration_since(flight.call.since).into(),
-            run_ms: flight.began.elapsed().into(),
-            body,
-            draining: self.node.draining.clone(),
-        };
-        flight.call.stream(answer);
-        true
+        let begun = self.with_flight(id, |flight| {
+            flight.call.deadline = Instant::now() + self.node.streams.max + AFTER_STREAM;
+            let answer = StreamedAnswer {
+                head,
+                start_ms: flight.began.saturating_duration_since(flight.call.since).into(),
+                run_ms: flight.began.elapsed().into(),
+                body,
+                draining: self.node.draining.clone(),
+            };
+            flight.call.stream(answer);
+        });
+        begun.is_some()
     }
 
-    /// Tells who called of an interim answer.
+    /// Passes an interim answer to the caller.
     fn inform(&self, id: u64, head: HttpHead) {
-        let mut traffic = self.traffic();
-        if let Some(flight) = traffic.in_flight.iter_mut().find(|flight| flight.id == id) {
-            flight.call.inform(head);
-        }
+        self.with_flight(id, |flight| flight.call.inform(head));
     }
 
-    /// Notes that an exchange tells how much of an answer has passed.
+    /// Notes that the answer of a server is a stream, whose exchange reports its end.
     fn set_streaming(&self, id: u64) -> bool {
-        let mut traffic = self.traffic();
-        let flight = traffic.in_flight.iter_mut().find(|flight| flight.id == id);
-        flight.map(|flight| flight.is_streaming = true).is_some()
+        self.with_flight(id, |flight| flight.is_streaming = true).is_some()
     }
 
-    /// Tells the process something of an answer that it makes piece by piece.
+    /// Sends the process a frame about one of its streams.
     fn tell_of_stream(&self, id: u64, kind: Kind, body: &[u8]) {
         let Protocol::Frames(calls) = &self.protocol else { return };
         let length = u32::try_from(body.len()).unwrap_or(u32::MAX);

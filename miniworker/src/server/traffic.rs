@@ -1,4 +1,4 @@
-//! The calls of an instance, and what is written to its process.
+//! The calls of an instance, and the bytes that wait for its process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,9 +21,9 @@ pub(super) struct InFlight {
     pub(super) call: Box<InstanceCall>,
     /// The answer of a server has begun, and is a stream.
     pub(super) is_streaming: bool,
-    /// The answer of a handler that is made piece by piece.
+    /// The streamed answer of a handler.
     pub(super) stream: Option<HandlerStream>,
-    /// What exchanges it with a process that speaks HTTP; a call that is taken out takes its connection with it.
+    /// The exchange with a process that speaks HTTP. Dropping it closes the connection.
     pub(super) _exchange: Option<AbortOnDropHandle<()>>,
 }
 

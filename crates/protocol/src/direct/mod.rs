@@ -40,8 +40,8 @@ mod header_value {
     }
 }
 
-/// The HTTP request that a call is, but for its body; headers that are not the function's business are left out, and in what
-/// is recorded those that are nobody else's.
+/// The HTTP request that a call is, without its body and without headers of the connection and of the platform. A recorded one
+/// has no credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRequest {
@@ -159,7 +159,7 @@ impl HttpHead {
     }
 }
 
-/// What has passed of a call's bodies, where they were streams: a record keeps the beginning of each.
+/// The bytes that passed in a call with a streamed body; its record keeps the beginning of each body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Streamed {
@@ -187,7 +187,7 @@ pub struct InvocationEnd {
     pub log: Vec<u8>,
     /// What it was, for the call's record.
     pub attempt: Attempt,
-    /// What has passed, where its answer was a stream.
+    /// The bytes that have passed, if its answer was a stream.
     pub streamed: Option<Streamed>,
 }
 

@@ -80,7 +80,7 @@ pub struct CallHead {
 pub enum RequestStream {
     /// As a body, whose length may be known.
     Body(Option<u64>),
-    /// As what a client sends over a WebSocket.
+    /// As the bytes of a WebSocket.
     Upgrade,
 }
 
@@ -100,16 +100,16 @@ pub struct AnswerHead {
     pub length: Option<u64>,
 }
 
-/// A part of a stream, or what one side tells the other of it.
+/// A message about a stream: bytes, or an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Bytes of the body.
     Data(Bytes),
-    /// What is told of it.
+    /// An event.
     Told(PartTold),
 }
 
-/// What one side of a stream tells the other.
+/// An event of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PartTold {
@@ -119,15 +119,15 @@ pub enum PartTold {
     End,
     /// The body was broken off.
     BrokenOff,
-    /// So many more bytes may be sent, as [`cost`] counts them.
+    /// More credit, in bytes as [`cost`] counts them.
     Credit(u32),
-    /// Nobody reads the answer any more.
+    /// The reader is gone.
     Hangup,
     /// The worker drains.
     Draining,
 }
 
-/// What a part costs of the credit, in bytes: a small part takes memory too.
+/// The credit that a part costs, in bytes: a small part takes memory too.
 pub fn cost(part: &Part) -> u32 {
     /// More than a part's own bookkeeping.
     const LEAST: u32 = 64;
@@ -184,7 +184,7 @@ pub enum DirectMessage {
     Cancel(CallNum),
     /// No number stands for anything any more.
     Forget,
-    /// A part of a call's request, or what is told of its answer.
+    /// A part of a call's request, or an event of its answer.
     Part(CallNum, Part),
 }
 
@@ -197,7 +197,7 @@ pub enum WorkerMessage {
     Interim(CallNum, HttpHead),
     /// The answer of a call begins, and is a stream.
     Answer(Box<AnswerHead>),
-    /// A part of a call's answer, or what is told of its request.
+    /// A part of a call's answer, or an event of its request.
     Part(CallNum, Part),
 }
 

@@ -154,7 +154,7 @@ pub struct CallRecord {
     /// The head of its answer, where the function gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<HttpHead>,
-    /// What has passed of its bodies, where they were streams: [`Self::body`] and [`Self::result`] are their beginnings.
+    /// The bytes that have passed, if a body was a stream: [`Self::body`] and [`Self::result`] are the beginnings then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streamed: Option<Streamed>,
     /// Why it did not end in DONE.

@@ -23,7 +23,7 @@ use crate::server::Protocol;
 /// The body of a request to the process.
 pub(super) type Outgoing = Either<Full<Bytes>, BodyStream>;
 
-/// The longest head of an answer, and what is read of an answer before it is passed on, in bytes.
+/// The longest head of an answer, and the most bytes that are read ahead of its reader.
 const BUFFER: usize = 64 * 1024;
 
 /// A connection on which a request can be sent.
@@ -31,7 +31,7 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Sender {
     pub(super) requests: SendRequest<Outgoing>,
     pub(super) names: HeadNames,
-    /// What reads and writes it: a connection that is not kept is closed, whatever is still on its way.
+    /// The task that reads and writes it. Dropping a sender closes the connection.
     _connection: AbortOnDropHandle<Result<(), hyper::Error>>,
 }
 

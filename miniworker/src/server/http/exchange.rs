@@ -32,7 +32,7 @@ pub(in crate::server) struct Exchange {
     request: Result<Request<Outgoing>, ExchangeError>,
     /// The request as it came, for the names of its headers.
     head: Option<Arc<HttpRequest>>,
-    /// What the client sends after the handshake of a WebSocket.
+    /// The bytes that the client sends after the handshake of a WebSocket.
     upgrade: Option<BodyStream>,
     is_sent: Arc<AtomicBool>,
     /// Whether the answer may be a stream.
@@ -84,8 +84,8 @@ impl Exchange {
         }
     }
 
-    /// Sends the request and reads the answer. Where that is a stream it is passed on while it comes, to whom `begin` hands
-    /// the reading side; it says false where the call has ended meanwhile. Interim answers go to `inform`.
+    /// Sends the request and reads the answer. An answer that is a stream is written to a pipe, whose reading side `begin` takes;
+    /// `begin` returns false if the call has ended meanwhile. Interim answers go to `inform`.
     pub(in crate::server) async fn run(
         self,
         bounds: StreamBounds,
@@ -140,7 +140,7 @@ impl Exchange {
     }
 }
 
-/// What takes interim answers: the first ones are told, and too many end the exchange.
+/// Handles interim answers: passes the first ones on, and ends the exchange if there are too many.
 fn interims(
     inform: impl Fn(HttpHead) + Send + Sync + 'static,
     flooded: CancellationToken,
@@ -159,8 +159,8 @@ fn interims(
     }
 }
 
-/// Keeps a connection for the next call, unless its function answered before all of the request had passed: the rest of it
-/// is nobody's business any more.
+/// Keeps a connection for the next call, unless the function answered before the whole request had passed: hyper would go on
+/// sending it.
 fn keep(client: &Client, sender: Sender, upload: &Upload) {
     if upload.has_ended.load(Ordering::Relaxed) {
         client.keep(sender);

@@ -17,7 +17,7 @@ use crate::server::stream::{StreamBounds, StreamFailure, overdue};
 /// How long a function may take to close a WebSocket whose client has closed it.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// What is passed on of an answer, with what a record keeps of it.
+/// An answer on its way to the client, and the part of it that the record keeps.
 struct Passage<'a> {
     to: PipeSender,
     meter: &'a Meter,
@@ -94,7 +94,7 @@ pub(super) async fn tunnel(
         ended = pass_both(response, client, &mut passage) => ended,
         failure = overdue(meter, bounds) => Err(failure),
     };
-    // What the two say to each other is no result.
+    // A record keeps no messages of a WebSocket.
     passage.kept = Kept::default();
     passage.finish(head, ended).await
 }

@@ -95,7 +95,7 @@ impl Task {
     }
 
     fn too_large(&mut self, id: u64) {
-        // What it goes on to send cannot be told apart, so it takes no other call.
+        // Its next bytes belong to no known frame, so it takes no other call.
         self.server.traffic().closed = true;
         self.end_too_large(id);
     }

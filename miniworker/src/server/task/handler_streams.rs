@@ -1,7 +1,7 @@
-//! Answers of handlers that are made piece by piece.
+//! Streamed answers of handlers.
 //!
-//! Pieces come as frames, against credit that a process gets back when its client has room. Where nobody reads the answer
-//! while it comes (the call is queued, or waited for by `POST /invokeFunction`) the pieces are put together and are the result.
+//! Pieces come as frames, against credit that a process gets back when its client has room. If the call is queued, or its client
+//! waits for the whole result (`POST /invokeFunction`), the pieces are joined.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,7 +21,7 @@ use crate::server::answer::{ServerResponse, StreamEnd, is_passed_on};
 use crate::server::stream::{StreamFailure, overdue};
 use crate::server::{InFlight, Order, ServerInstance};
 
-/// How long a handler may take to end an answer that nobody reads any more.
+/// How long a handler may take to end an answer whose reader is gone.
 const STOPPING: Duration = Duration::from_secs(10);
 /// Shorter pieces are copied.
 const COPIED: usize = 16 * 1024;
@@ -35,13 +35,13 @@ pub(in crate::server) struct HandlerStream {
 }
 
 enum Destination {
-    /// To who called, while it comes.
+    /// To the caller, while it comes.
     Caller(Passing),
     /// Into the result.
     Result(BytesMut),
 }
 
-/// What passes to who called.
+/// An answer that passes to the caller.
 struct Passing {
     pieces: mpsc::Sender<Option<Bytes>>,
     kept: Kept,
@@ -142,7 +142,7 @@ impl Task {
                 server.tell_of_stream(id, Kind::Credit, &cost(&piece).to_le_bytes());
                 Ok(())
             }
-            // What comes after the stop is nobody's.
+            // Pieces after the stop are ignored.
             Destination::Caller(Passing { reading: Reading::Stopped(_), .. }) => Ok(()),
             Destination::Caller(passing) => {
                 let used = passing.used.fetch_add(cost(&piece), Ordering::Relaxed).saturating_add(cost(&piece));
@@ -168,7 +168,7 @@ impl Task {
         let mut flight = self.take(id).ok_or_else(lost)?;
         let stream = flight.stream.take().ok_or_else(lost)?;
         if let Destination::Caller(passing) = &stream.to {
-            // One that is full is broken off, which cannot be: the end costs nothing.
+            // There is room for it: the end costs no credit.
             let _ = passing.pieces.try_send(None);
         }
         let end = stream.end(&flight.call, flight.began, None);
@@ -176,7 +176,7 @@ impl Task {
         Ok(())
     }
 
-    /// Nobody reads an answer any more, or it took too long: the process is told, and has a moment to end it.
+    /// The reader of an answer is gone, or the answer took too long: tells the process, which has a moment to end it.
     pub(super) fn stream_stopped(&mut self, id: u64, why: Option<StreamFailure>) {
         {
             let mut traffic = self.server.traffic();
@@ -205,7 +205,7 @@ impl Pump {
         };
         let failure = match passed {
             Ok(true) => return to.finish().await,
-            // Its call has ended otherwise, and what is dropped here breaks the answer off.
+            // The call has ended otherwise; dropping the pipe breaks the answer off.
             Ok(false) => return,
             // A client that leaves ends a stream of events as it is meant to.
             Err(StreamFailure::ClientLeft) if may_leave => None,

@@ -68,8 +68,8 @@ pub(super) struct Task {
     pub(super) is_ending: bool,
     /// What its processes had used when that was read last.
     pub(super) usage: Usage,
-    /// Calls that were given up while their process worked at them: what it says of them is not looked at. The instance takes
-    /// no more calls then, or they are as many as it works at.
+    /// Calls that were ended while their process still worked at them; frames of these are ignored. At most as many as the
+    /// instance takes at once.
     pub(super) given_up: HashSet<u64>,
 }
 

@@ -6,8 +6,8 @@ use super::{EndReason, LAST_WORDS, Task};
 use crate::server::{Order, http};
 
 impl Task {
-    /// Ends the calls whose answers had begun when their process ended: their connections have broken, and what reads them
-    /// tells what has passed.
+    /// Ends the calls whose answers had begun when their process ended. Their connections have broken, and the exchanges report
+    /// the bytes that had passed.
     pub(super) async fn end_streams(&mut self, over: &EndReason) {
         let until = tokio::time::Instant::now() + LAST_WORDS;
         while self.server.traffic().in_flight.iter().any(|flight| flight.is_streaming) {
