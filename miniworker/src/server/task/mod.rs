@@ -2,6 +2,7 @@
 
 mod answers;
 mod handler_streams;
+mod output;
 mod renewal;
 mod streams;
 
@@ -11,9 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use faena_domain::limits::{MAX_CALL_LOG, STDERR_TAIL};
-use faena_domain::log::{LogBuffer, StoredLog, plain};
-use faena_domain::units::Millis;
+use faena_domain::log::LogBuffer;
 use faena_domain::{CallError, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Usage};
 use faena_instance_protocol::handler::Kind;
@@ -23,7 +22,6 @@ use tokio::sync::mpsc;
 
 use super::{InFlight, Order, Protocol, ServerInstance, http};
 use crate::call::{InstanceCall, InstanceEnd};
-use crate::capture;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::result;
@@ -33,12 +31,8 @@ use renewal::Used;
 
 /// How long the end of a process may take to be told that closed its pipes.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// What is read at once of what a process writes beside its answers.
-const OUTPUT: usize = 1024 * 1024;
 /// The most bytes that are kept of output which is written while no call runs.
 pub(crate) const MAX_LOG_BETWEEN: usize = 64 * 1024;
-/// More cores than an instance is ever given.
-const MAX_CORES: u64 = 1024;
 /// A sleep that nothing waits for.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
@@ -261,84 +255,6 @@ impl Task {
     pub(super) fn end(&mut self, flight: InFlight, end: InstanceEnd) {
         let end = self.complete(end);
         flight.call.end(end);
-    }
-
-    /// Adds to an end what the process wrote, and whom it called.
-    pub(super) fn complete(&mut self, mut end: InstanceEnd) -> InstanceEnd {
-        end.log = self.take_log().into_bytes();
-        self.account(&mut end);
-        if let Some(egress) = &self.egress {
-            let is_alone = self.server.traffic().in_flight.is_empty();
-            end.hosts = if is_alone { egress.end_call() } else { egress.hosts() };
-        }
-        if let Some(error) = &mut end.error
-            && error.stderr_tail.is_empty()
-            && !end.log.is_empty()
-        {
-            error.stderr_tail = result::tail(&plain(&String::from_utf8_lossy(&end.log)), STDERR_TAIL).to_owned();
-        }
-        end
-    }
-
-    /// The log of a call that ends, as it is stored: first what was written since the call before had ended, marked.
-    fn take_log(&mut self) -> String {
-        let log = self.server.log().take();
-        let mut stored = StoredLog::new(MAX_CALL_LOG);
-        if !self.between.is_empty() {
-            let now = capture::now();
-            stored.remark(now, "[written before this call]");
-            stored.add(&[&self.between.take()]);
-            stored.remark(now, "[this call]");
-        }
-        stored.add(&[&log]);
-        stored.into_text()
-    }
-
-    /// Adds to an end what the processes have used. That is read after a call that took a millisecond, and
-    /// before there is any reading: it costs as much as a short call.
-    fn account(&mut self, end: &mut InstanceEnd) {
-        if end.run_ms >= Millis::from_millis(1) || self.usage.peak_memory.is_none() {
-            let before = std::mem::replace(&mut self.usage, self.server.usage());
-            let used = self.usage.cpu_us.zip(before.cpu_us).map(|(now, before)| now.saturating_sub(before));
-            // What the instance used before its first call is no call's.
-            end.cpu_ms = used.map(|used| Millis::from_micros(used.min(end.run_ms.micros().saturating_mul(MAX_CORES))));
-        }
-        end.cpu_ms = end.cpu_ms.or(self.usage.cpu_us.map(|_| Millis::default()));
-        end.peak_memory = self.usage.peak_memory;
-    }
-
-    /// Keeps what the process has written since it was looked at last.
-    pub(super) fn drain_output(&mut self) {
-        let Some(output) = &self.output else { return };
-        let (mut chunk, mut left) = ([0; 8192], OUTPUT);
-        let is_calls = self.is_ending || !self.server.traffic().in_flight.is_empty();
-        while left > 0 {
-            match output.try_read(&mut chunk) {
-                Ok(0) => return self.output = None,
-                Ok(read) => {
-                    left = left.saturating_sub(read);
-                    if is_calls {
-                        self.server.log().push(capture::now(), &chunk[..read]);
-                    } else {
-                        self.between.push(capture::now(), &chunk[..read]);
-                        self.between.keep_end(MAX_LOG_BETWEEN);
-                    }
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// What a process wrote that has ended: all of it is dead, so that has an end.
-    async fn last_output(&mut self) {
-        let rest = async {
-            while self.output.is_some() {
-                readable(self.output.as_ref()).await;
-                self.drain_output();
-            }
-        };
-        // A process that holds the pipe open all the same is not waited for.
-        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
     }
 
     async fn order(&mut self, order: Order) -> Result<(), EndReason> {
