@@ -249,8 +249,8 @@ impl<B: Body<Data = Bytes> + Unpin, F: FnMut(Seen<'_>) + Unpin> Body for Observe
                 if let Some(data) = frame.data_ref() {
                     (this.observe)(Seen::Data(data));
                 }
-                // A reader that knows the length asks no further.
-                if this.body.is_end_stream() {
+                // Nothing follows trailers, and a reader that knows the length asks no further.
+                if frame.is_trailers() || this.body.is_end_stream() {
                     (this.observe)(Seen::End);
                 }
             }

@@ -66,7 +66,11 @@ impl Exchange {
         };
         let (body, upgrade) = match call.take_stream() {
             Some((body, false)) => (Either::Right(metered(body)), None),
-            Some((body, true)) => (Either::Left(Full::default()), Some(metered(body))),
+            Some((body, true)) => {
+                // The handshake itself has no body.
+                upload.has_ended.store(true, Ordering::Relaxed);
+                (Either::Left(Full::default()), Some(metered(body)))
+            }
             None => {
                 upload.has_ended.store(true, Ordering::Relaxed);
                 (Either::Left(Full::new(call.raw_body())), None)

@@ -97,18 +97,17 @@ impl Task {
     fn too_large(&mut self, id: u64) {
         // Its next bytes belong to no known frame, so it takes no other call.
         self.server.traffic().closed = true;
-        self.end_too_large(id);
-    }
-
-    /// Ends a call whose result is over the limit.
-    pub(super) fn end_too_large(&mut self, id: u64) {
         if let Some(flight) = self.take(id) {
-            let message = format!("the result is over the limit of {MAX_RESULT} bytes");
-            let end =
-                InstanceEnd::failed(&flight.call, flight.began, CallError::new(ErrorKind::Output, Layer::Run, message));
+            let end = result_too_large(&flight);
             self.finish(flight, end);
         }
     }
+}
+
+/// The end of a call whose result is over the limit.
+pub(super) fn result_too_large(flight: &InFlight) -> InstanceEnd {
+    let message = format!("the result is over the limit of {MAX_RESULT} bytes");
+    InstanceEnd::failed(&flight.call, flight.began, CallError::new(ErrorKind::Output, Layer::Run, message))
 }
 
 /// Reads what there is of frames.

@@ -15,6 +15,7 @@ use faena_protocol::direct::HttpHead;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
+use super::answers::result_too_large;
 use super::{EndReason, Task};
 use crate::call::{InstanceCall, InstanceEnd};
 use crate::server::answer::{ServerResponse, StreamEnd, is_passed_on};
@@ -131,9 +132,10 @@ impl Task {
         match &mut stream.to {
             Destination::Result(result) if (result.len() + piece.len()) as u64 > MAX_RESULT => {
                 drop(traffic);
-                server.tell_of_stream(id, Kind::Stop, &[]);
-                self.given_up.insert(id);
-                self.end_too_large(id);
+                if let Some(flight) = self.take(id) {
+                    let end = result_too_large(&flight);
+                    self.abandon(flight, end);
+                }
                 Ok(())
             }
             Destination::Result(result) => {

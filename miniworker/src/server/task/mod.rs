@@ -332,6 +332,9 @@ impl Task {
         };
         for id in late {
             if let Some(mut flight) = self.take(id) {
+                if flight.stream.is_some() {
+                    self.server.tell_of_stream(id, Kind::Stop, &[]);
+                }
                 let broken = flight.broken_stream(|| "it did not end when it was told to".to_owned());
                 let end = broken.unwrap_or_else(|| InstanceEnd::late(&flight.call, flight.began));
                 self.abandon(flight, end);
