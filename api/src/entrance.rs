@@ -139,12 +139,10 @@ impl Entrance {
     pub(crate) fn withholds(self, name: &str, headers: &HeaderMap) -> bool {
         const CREDENTIALS: [&str; 3] = ["authorization", "cookie", "host"];
         // Servers that follow CGI take `_` for `-`, so a name with one could pass for the platform's.
-        let name = &*if name.contains('_') { Cow::from(name.replace('_', "-")) } else { Cow::from(name) };
-        if is_listed(name, headers)
-            || HOP_BY_HOP.contains(&name)
-            || name.starts_with("proxy-")
-            || name.starts_with("faena-")
-        {
+        let dashed = if name.contains('_') { Cow::from(name.replace('_', "-")) } else { Cow::from(name) };
+        let is_listed = is_listed(name, headers);
+        let name = &*dashed;
+        if is_listed || HOP_BY_HOP.contains(&name) || name.starts_with("proxy-") || name.starts_with("faena-") {
             return true;
         }
         match self {

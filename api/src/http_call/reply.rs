@@ -19,20 +19,17 @@ use crate::trace::{self, Timing};
 #[derive(Clone, Debug)]
 pub(super) struct WrittenNames(pub(super) Vec<String>);
 
+/// The options of `Connection`, in lower case: headers of these names are of that connection alone (RFC 9110, 7.6.1).
+fn options_of(headers: &[Header]) -> Vec<String> {
+    let given = headers.iter().filter(|Header(name, _)| name.eq_ignore_ascii_case("connection"));
+    let texts = given.map(|Header(_, value)| String::from_utf8_lossy(value).to_ascii_lowercase());
+    texts.flat_map(|text| text.split(',').map(|option| option.trim().to_owned()).collect::<Vec<_>>()).collect()
+}
+
 /// Takes over the headers that a function may set, as many as are kept.
 fn keep_headers(told: Vec<Header>, entrance: Entrance, response: &mut Response) {
     let (mut bytes, mut written) = (0, Vec::new());
-    let listed: Vec<String> = told
-        .iter()
-        .filter(|Header(name, _)| name.eq_ignore_ascii_case("connection"))
-        .flat_map(|Header(_, value)| {
-            String::from_utf8_lossy(value)
-                .to_ascii_lowercase()
-                .split(',')
-                .map(|name| name.trim().to_owned())
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let listed = options_of(&told);
     let is_refused = |name: &str| entrance.refuses(name) || listed.iter().any(|listed| listed == name);
     let own = told.into_iter().filter(|Header(name, _)| !is_refused(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
@@ -125,8 +122,10 @@ pub(super) fn interim(head: &HttpHead, entrance: Entrance) -> Vec<u8> {
     let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::PROCESSING);
     let mut out =
         format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    let listed = options_of(&head.headers);
     // A cookie belongs to an answer.
-    let is_refused = |name: &str| name == "set-cookie" || entrance.refuses(name);
+    let is_refused =
+        |name: &str| name == "set-cookie" || entrance.refuses(name) || listed.iter().any(|listed| listed == name);
     let own = head.headers.iter().filter(|Header(name, _)| !is_refused(&name.to_ascii_lowercase()));
     for Header(name, value) in own.take(MAX_HEADERS) {
         // Parsed again: nothing that is written by hand may hold the end of a line.

@@ -227,8 +227,9 @@ fn trailers_pass_both_ways() {
     let mut request = Connection::send(&platform, head);
     request.chunk(b"body");
     request.write(b"0\r\nX-Mine: yes\r\n\r\n");
-    request.head();
+    let head = request.head();
     request.until(b"\"trailers\":{\"x-mine\":\"yes\"}");
+    assert_eq!(record(&platform, &head)["streamed"]["requestCut"], Value::Null);
 }
 
 #[test]
