@@ -70,7 +70,7 @@ const routes = {
   },
   async "/hints"(request, response) {
     response.writeEarlyHints({ link: "</style.css>; rel=preload" });
-    await wait();
+    if (!request.url.endsWith("?now")) await wait();
     response.end("done");
   },
   "/head"(request, response) {
