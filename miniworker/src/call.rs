@@ -217,7 +217,7 @@ impl InstanceCall {
         }
     }
 
-    /// Whether its answer may be a stream: somebody reads it while it comes.
+    /// Whether its answer may be a stream: its caller reads it at once.
     pub(crate) fn takes_stream(&self) -> bool {
         matches!(self.told, Told::Caller { .. })
     }

@@ -15,7 +15,7 @@ fn server(platform: &Platform, name: &str, image: &str, dependencies: &str, (fil
     built(platform, name, (image, dependencies, &format!("{program} {file}")), &[(file, code.as_bytes())]);
 }
 
-/// Makes a server a function: the image, what is run to build it, and what is run then.
+/// Makes a server a function, by its image, its build command and its run command.
 fn built(platform: &Platform, name: &str, (image, dependencies, run): (&str, &str, &str), files: &[(&str, &[u8])]) {
     let runtime = json!({"name": name, "image": image, "path": "/ws", "dependencies": dependencies, "run": run, "engine": "sandbox"});
     let reply = platform.post("/registerRuntime", &runtime);

@@ -225,14 +225,7 @@ impl ServerInstance {
         match &self.protocol {
             Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut traffic, id, &call);
-                traffic.in_flight.push(InFlight {
-                    id,
-                    began,
-                    call,
-                    is_streaming: false,
-                    stream: None,
-                    _exchange: None,
-                });
+                traffic.in_flight.push(InFlight::new(id, began, call, None));
                 if !written {
                     drop(traffic);
                     self.look_again.notify_one();
@@ -243,14 +236,7 @@ impl ServerInstance {
                 let exchange = Exchange::new(client, &self.code, &mut call);
                 let running = tokio::spawn(Arc::clone(self).exchange(id, exchange));
                 let exchange = Some(AbortOnDropHandle::new(running));
-                traffic.in_flight.push(InFlight {
-                    id,
-                    began,
-                    call,
-                    is_streaming: false,
-                    stream: None,
-                    _exchange: exchange,
-                });
+                traffic.in_flight.push(InFlight::new(id, began, call, exchange));
             }
         }
         let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);

@@ -27,6 +27,18 @@ pub(super) struct InFlight {
     pub(super) _exchange: Option<AbortOnDropHandle<()>>,
 }
 
+impl InFlight {
+    /// A call whose answer has not begun.
+    pub(super) fn new(
+        id: u64,
+        began: Instant,
+        call: Box<InstanceCall>,
+        exchange: Option<AbortOnDropHandle<()>>,
+    ) -> Self {
+        Self { id, began, call, is_streaming: false, stream: None, _exchange: exchange }
+    }
+}
+
 /// The calls of an instance: what those that hand calls over share with its task.
 #[derive(Default)]
 pub(super) struct Traffic {
@@ -52,7 +64,7 @@ pub(super) fn widen(pipe: &impl std::os::fd::AsFd) {
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
 }
 
-/// Writes what is unsent; true where nothing is left to be written.
+/// Writes the waiting bytes; true if none are left.
 pub(super) fn flush(calls: &Sender, traffic: &mut Traffic) -> bool {
     while let Some(first) = traffic.unsent.front_mut() {
         match calls.try_write(first) {

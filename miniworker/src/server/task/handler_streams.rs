@@ -49,7 +49,7 @@ struct Passing {
     meter: Meter,
     /// Credit that was used and not given back, in bytes.
     used: Arc<AtomicU32>,
-    /// Whether somebody reads it, or the process was told to stop, and why.
+    /// Whether the reader is there, or the process was told to stop.
     reading: Reading,
 }
 
