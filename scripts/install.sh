@@ -48,6 +48,15 @@ for tool in "$@"; do
             say "installing uvicorn"
             python3 -m venv "$BENCH_VENV" && "$BENCH_VENV/bin/pip" install --quiet uvicorn uvloop httptools
         } ;;
+    services) # what functions reach in tests, beside cargo's output: $SERVICES_VENV
+        compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || packages postgresql
+        command -v redis-server >/dev/null || packages redis-server
+        command -v git >/dev/null && command -v openssl >/dev/null && command -v runuser >/dev/null ||
+            packages git openssl util-linux
+        [ -x "$SERVICES_VENV/bin/python" ] || {
+            say "installing grpcio"
+            /usr/bin/python3 -m venv "$SERVICES_VENV" && "$SERVICES_VENV/bin/pip" install --quiet grpcio
+        } ;;
     api) # what the API is held against, beside cargo's output: $API_VENV
         [ -x "$API_VENV/bin/schemathesis" ] || {
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages python3-venv

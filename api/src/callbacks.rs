@@ -15,7 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::Timestamp;
-use faena_egress::EgressPolicy;
+use faena_egress::{EgressPolicy, Reach, Tunnel};
 use faena_protocol::db::{CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{Callback, CallbackJob};
 use hmac::{Hmac, KeyInit, Mac};
@@ -105,13 +105,10 @@ pub(crate) fn accept(policy: &EgressPolicy, headers: &HeaderMap, url: Option<&st
         return Err(invalid(&format!("is longer than {MAX_URL} bytes")));
     }
     let target = Target::parse(url).map_err(invalid)?;
-    if !policy.ports.contains(&target.port) {
-        return Err(invalid(&format!("leads to port {}; only {:?} may be reached", target.port, policy.ports)));
-    }
-    if let Ok(address) = target.host.parse::<IpAddr>()
-        && !policy.permits(address, &std::collections::HashSet::new())
-    {
-        return Err(invalid(&format!("leads to {address}, which is no address of the public internet")));
+    policy.judge_port(target.port).map_err(|denial| invalid(&format!("cannot be reached: {denial}")))?;
+    if let Ok(address) = target.host.parse::<IpAddr>() {
+        let judged = policy.judge(&Reach::public(), None, address, target.port);
+        judged.map_err(|denial| invalid(&format!("leads to {address}, which cannot be reached: {denial}")))?;
     }
     Ok(Some(Callback { url: url.to_owned(), depth }))
 }
@@ -157,7 +154,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
         hosts: Arc::default(),
         room: Arc::new(Semaphore::new(AT_ONCE)),
         shares: Shares::new(AT_ONCE as u64),
-        asker: faena_egress::Asker::default(),
+        asker: faena_egress::Asker::new(app.egress(), None),
     };
     let mut ends = app.scheduler().ends();
     let mut tick = tokio::time::interval(TICK);
@@ -241,8 +238,9 @@ impl Sender {
     async fn tell(&self, job: CallbackJob) -> Result<(), String> {
         let target = Target::parse(&job.callback.url)?;
         let request = self.request(&target, job).await?;
-        let stream = faena_egress::direct(self.app.egress(), &self.asker, &target.host, target.port).await;
-        let stream = stream.map_err(|(_, why)| why)?;
+        let (reach, host) = (Reach::public(), (target.host.as_str(), target.port));
+        let connected = faena_egress::connect(self.app.egress(), (&reach, &self.asker), host, Tunnel::Yes).await;
+        let (stream, _) = connected.map_err(|refusal| refusal.to_string())?;
         if !target.is_tls {
             return exchange(stream, request).await;
         }
@@ -313,7 +311,7 @@ mod tests {
 
     #[test]
     fn only_what_may_be_reached_is_taken() {
-        let policy = EgressPolicy::web();
+        let policy = EgressPolicy::public(faena_egress::Resolvers::of_host());
         let code = |url: &str, depth: &'static str| {
             let headers = HeaderMap::from_iter([(
                 header::HeaderName::from_static(DEPTH),
@@ -328,7 +326,7 @@ mod tests {
         for url in [
             "ftp://hooks.example/",
             "https://me:secret@hooks.example/",
-            "http://hooks.example:22/",
+            "http://hooks.example:25/",
             "http://127.0.0.1/",
             "http://[::1]/",
             "http://169.254.169.254/latest",

@@ -18,8 +18,8 @@ use arguments::{Arguments, Role, Task};
 use settings::Settings;
 
 fn main() -> ExitCode {
-    // The sandbox runs this program again as its launcher, which must not have threads.
-    if let Some(code) = faena_launcher::run_if_asked() {
+    // A worker runs this program again as its launcher and as its gateway, which must not have threads.
+    if let Some(code) = faena_launcher::run_if_asked().or_else(faena_gateway::run_if_asked) {
         return code;
     }
     match run(Arguments::parse()) {

@@ -13,8 +13,10 @@ use faena_engine::{
     install_zygote,
 };
 use faena_worker::node::{
-    Askers, BuildLimits, CodeStore, EgressPolicy, LiveLogs, Node, PoolConfig, PoolPolicy, StreamBounds, Upstream,
+    BuildLimits, CodeStore, EgressPolicy, Gateway, LiveLogs, Node, NodeEgress, PoolConfig, PoolPolicy, Ports,
+    Resolvers, StreamBounds, Upstream,
 };
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -82,8 +84,7 @@ pub(crate) async fn node(
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
-        egress: Arc::new(egress_policy(settings)?),
-        askers: Askers::default(),
+        egress: NodeEgress::new(egress_policy(settings)?, Gateway::new(place.launcher, Handle::current())),
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
     })
@@ -130,13 +131,15 @@ pub(crate) fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy>
             "instances reach the world through an upstream proxy, which judges addresses; names are judged here"
         );
     }
-    Ok(EgressPolicy {
-        ports: settings.egress_ports.clone(),
-        refused: settings.egress_refused.iter().copied().collect(),
-        bytes: settings.egress_bytes,
-        upstream,
-        ..EgressPolicy::web()
-    })
+    let mut policy = EgressPolicy::public(Resolvers::of_servers(settings.egress_resolvers.clone()));
+    if !settings.egress_ports.is_empty() {
+        policy.ports = Ports::Only(settings.egress_ports.clone());
+    }
+    policy.refused = settings.egress_refused.iter().copied().collect();
+    policy.networks = settings.egress_networks.clone();
+    policy.bytes = settings.egress_bytes;
+    policy.upstream = upstream;
+    Ok(policy)
 }
 
 async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {

@@ -109,6 +109,13 @@ struct ApiParts {
     shards: Vec<Handle>,
 }
 
+/// Callbacks use no proxy: their addresses are judged here.
+fn callback_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
+    let mut policy = node::egress_policy(settings)?;
+    policy.upstream = None;
+    Ok(policy)
+}
+
 async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> anyhow::Result<Running> {
     let ApiParts { db, blobs, metrics, drained, invoker, shards } = parts;
     let config = ApiConfig {
@@ -121,7 +128,7 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         connections: settings.connections,
         grace: settings.grace.duration(),
         disk_reserve: settings.disk_reserve,
-        egress: EgressPolicy { upstream: None, ..node::egress_policy(settings)? },
+        egress: callback_policy(settings)?,
         ca_bundle: settings.ca_bundle.clone(),
         invoker,
         shards,

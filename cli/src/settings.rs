@@ -9,7 +9,7 @@ use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
 use faena_domain::units::{ByteSize, GB, Span};
-use faena_domain::{AskedLimits, Limits, Preload};
+use faena_domain::{AskedLimits, Limits, NetworkRule, Preload};
 use faena_engine::Layer;
 use faena_telemetry::LogFormat;
 use figment::Figment;
@@ -85,8 +85,12 @@ pub(crate) struct Settings {
     /// Certificate authorities for builds and for what has egress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca_bundle: Option<PathBuf>,
-    /// Ports that instances with egress may reach.
+    /// The only ports that instances with egress may reach; all but 25, where there are none.
     pub(crate) egress_ports: Vec<u16>,
+    /// Private networks that every function with egress may reach, as `10.1.0.0/16` or `10.1.0.5:5432`.
+    pub(crate) egress_networks: Vec<NetworkRule>,
+    /// Name servers, as `address:port`; those of `/etc/resolv.conf`, where there are none.
+    pub(crate) egress_resolvers: Vec<SocketAddr>,
     /// Addresses that instances may not reach, besides this host's own and what is not the public internet.
     pub(crate) egress_refused: Vec<IpAddr>,
     /// What may pass in one call or build, both ways together.
@@ -197,7 +201,9 @@ impl Default for Settings {
             ],
             pull: true,
             ca_bundle: default_ca_bundle(),
-            egress_ports: vec![80, 443],
+            egress_ports: Vec::new(),
+            egress_networks: Vec::new(),
+            egress_resolvers: Vec::new(),
             egress_refused: Vec::new(),
             egress_bytes: ByteSize(GB),
             egress_proxy: ["HTTPS_PROXY", "https_proxy"].iter().find_map(|name| std::env::var(name).ok()),

@@ -9,8 +9,10 @@ use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network, reason};
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
 use faena_domain::log::{LogBuffer, LogStream, StoredLog};
 use faena_domain::program::Program;
-use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit, ImageName, Payload};
+use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit, ImageName, Network, Payload};
+use faena_egress::Reach;
 use faena_engine::{CA_BUNDLE, Engine, EngineError, ImageId, Instance, InstanceSpec, Pull};
+use faena_gateway::Counters;
 use faena_instance_protocol::{EGRESS_PORT, Run, ToAgent, ToMiniworker};
 use faena_protocol::records::{BuildJob, BuildOutcome};
 use tokio::io::AsyncReadExt;
@@ -18,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::egress::Egress;
+use crate::egress::{Connections, Ways};
 use crate::process::{self, Cut, Finished, LeaseEnd, ProcessSpec, RunError};
 use crate::{Node, capture, instance, live, names, result};
 
@@ -90,12 +92,13 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
         chosen = choose(node, &job.runtime.image, job.runtime.engine, node.pull) => chosen,
         () = stop.cancelled() => return None,
     };
-    let mut log = LogBuffer::new(LogStream::Output, MAX_LOG);
+    let (mut log, mut refusals) =
+        (LogBuffer::new(LogStream::Output, MAX_LOG), LogBuffer::new(LogStream::Platform, MAX_LOG));
     let (engine, image, made) = match chosen {
         Err(failure) => (None, None, Err(BuildStop::Build(failure))),
         Ok((engine, image)) => {
             let made = if job.runtime.needs_build() {
-                build(node, job, (&engine, &image), (lease, stop), &mut log).await
+                build(node, job, (&engine, &image), (lease, stop), (&mut log, &mut refusals)).await
             } else {
                 Ok(job.code.archive)
             };
@@ -108,7 +111,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
         Err(BuildStop::Stopped) => return None,
     };
     let log_tail = result::tail(&String::from_utf8_lossy(log.bytes()), LOG_TAIL).to_owned();
-    let log = match node.blobs.payload(live::stored(&[log]).into_bytes()).await {
+    let log = match node.blobs.payload(live::stored(&[log, refusals]).into_bytes()).await {
         Ok(log) => log,
         Err(error) => {
             let mut log = StoredLog::new(MAX_LOG);
@@ -146,7 +149,7 @@ async fn build(
     job: &BuildJob,
     (engine, image): (&Arc<dyn Engine>, &ImageId),
     (lease, stop): (LeaseEnd, &CancellationToken),
-    log: &mut LogBuffer,
+    (log, refusals): (&mut LogBuffer, &mut LogBuffer),
 ) -> Result<BlobKey, BuildStop> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
     let code = node.code.get(&job.code).await.map_err(platform)?;
@@ -166,12 +169,18 @@ async fn build(
         }
         error => platform(error),
     })?;
-    let egress = instance
-        .listener
-        .take()
-        .map(|listener| Egress::serve(listener, node.egress.clone(), node.askers.of(job.code.function_id())));
-    let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;
-    drop(egress);
+    // A build reaches what the platform permits; what its function may reach is for calls.
+    let reach = Reach { network: Network::Public, networks: job.code.networks.clone() };
+    let egress = Ways::of(&mut instance).map(|ways| node.egress.serve(&job.code, reach, ways)).transpose();
+    let made = match egress {
+        Ok(egress) => {
+            let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;
+            let report = egress.map(|egress| egress.end_call(Counters::default(), Connections::Reset));
+            *refusals = report.unwrap_or_default().refusals;
+            made
+        }
+        Err(error) => Err(platform(error)),
+    };
     instance.guard.destroy().await;
     made
 }

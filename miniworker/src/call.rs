@@ -10,7 +10,7 @@ use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::units::{MB, Millis};
-use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
+use faena_domain::{Attempt, CallError, CallNum, CallStatus, EgressUse, EngineKind, Epoch, ErrorKind, Layer};
 use faena_invoker::{BodyStream, Caller, Invocation, RequestBody, StreamedAnswer};
 use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
 use faena_protocol::records::{CallJob, Code};
@@ -122,7 +122,8 @@ pub struct InstanceEnd {
     pub(crate) start: StartKind,
     pub(crate) start_ms: Millis,
     pub(crate) run_ms: Millis,
-    pub(crate) hosts: Vec<String>,
+    /// What passed between its instance and the world meanwhile.
+    pub(crate) egress: Option<EgressUse>,
     /// The most memory that its instance has held, and the CPU time that the instance used meanwhile.
     pub(crate) peak_memory: Option<u64>,
     pub(crate) cpu_ms: Option<Millis>,
@@ -320,7 +321,7 @@ impl InstanceEnd {
             start: if call.is_cold { StartKind::Cold } else { StartKind::Warm },
             start_ms: began.saturating_duration_since(call.since).into(),
             run_ms: began.elapsed().into(),
-            hosts: Vec::new(),
+            egress: None,
             peak_memory: None,
             cpu_ms: None,
         }
@@ -374,7 +375,7 @@ impl InstanceEnd {
             peak_memory_bytes: self.peak_memory,
             cpu_ms: self.cpu_ms,
             missing_layers: node.engines.get(&engine).map(|engine| engine.missing_layers()).unwrap_or_default(),
-            egress_hosts: std::mem::take(&mut self.hosts),
+            egress: self.egress.take(),
             error: None,
         }
     }

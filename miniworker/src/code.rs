@@ -327,6 +327,7 @@ mod tests {
             env: std::collections::BTreeMap::new(),
             limits: faena_domain::Limits::DEFAULT,
             network: faena_domain::Network::None,
+            networks: Vec::new(),
             concurrency: None,
             serving: faena_domain::Serving::default(),
             since: 1,

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Node;
 use crate::call::CallInput;
-use crate::egress::Egress;
+use crate::egress::Connections;
 use crate::exec::{ExecInstance, InstanceState};
 use crate::failure::AttemptFailure;
 use crate::process::{self, Cut, LeaseEnd, ProcessSpec};
@@ -76,6 +76,7 @@ pub async fn run_command(
         stop,
         log: node.logs.of_command(job.num),
     };
+    let before = exec.egress.as_ref().map(|egress| egress.outlet().account.total()).unwrap_or_default();
     let at = &mut report.started;
     let finished = process::run(&mut exec.instance.agent, process, || {
         *at = Some(Instant::now());
@@ -86,10 +87,11 @@ pub async fn run_command(
         return Err(AttemptFailure::Stopped);
     }
     let is_whole = finished.cut.is_none() && finished.ended.oom_kills == 0;
-    let hosts = exec.egress.as_ref().map(Egress::end_call).unwrap_or_default();
-    let attempt = report.attempt(Some(&finished), hosts);
+    let egress = exec.egress.as_ref().map(|egress| egress.end_call(before, Connections::Reset)).unwrap_or_default();
+    let attempt = report.attempt(Some(&finished), egress.used);
     let late = (finished.cut == Some(Cut::Deadline)).then(|| report.late(Layer::Run, "its process ran"));
-    let answer = result::answer(finished, job.direct, job.timeout_ms, &job.code.limits.memory.to_string());
+    let answer =
+        result::answer(finished, egress.refusals, (job.direct, job.timeout_ms, &job.code.limits.memory.to_string()));
     let mut outcome = Outcome {
         status: answer.status,
         result: node.blobs.payload(answer.result).await?,

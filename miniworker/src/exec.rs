@@ -4,10 +4,11 @@ use std::io;
 
 use faena_domain::Layer;
 use faena_engine::{EngineError, Instance};
+use faena_gateway::Counters;
 use faena_instance_protocol::ToAgent;
 
 use crate::code::CodeLease;
-use crate::egress::Egress;
+use crate::egress::{Connections, Egress};
 use crate::failure::AttemptFailure;
 use crate::instance::{self, Unclean};
 use crate::process::{self, LeaseEnd, RunError};
@@ -58,7 +59,8 @@ impl ExecInstance {
             message: error.to_string(),
         };
         if let Some(egress) = &self.egress {
-            egress.end_call();
+            // What the call has done is told already.
+            egress.end_call(Counters::default(), Connections::Reset);
         }
         let agent = &mut self.instance.agent;
         agent.send(&ToAgent::Lease { until_ms: u64::MAX }, &[]).await.map_err(|error| lost(&error))?;

@@ -39,9 +39,9 @@ pub use build::{find_image, run_build};
 pub use call::{CallInput, InstanceCall, InstanceEnd};
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use command::run_command;
-pub use egress::Askers;
+pub use egress::{Gateway, NodeEgress};
 pub use exec::{ExecInstance, InstanceState};
-pub use faena_egress::{EgressPolicy, Upstream};
+pub use faena_egress::{EgressPolicy, Ports, Resolvers, Upstream};
 pub use failure::{AttemptFailure, StartError};
 pub use image::{ImageError, import_image};
 pub use live::LiveLogs;
@@ -64,10 +64,8 @@ pub struct Node {
     pub code: CodeStore,
     /// Certificate authorities for what has egress.
     pub ca_bundle: Option<PathBuf>,
-    /// Whom instances may reach.
-    pub egress: Arc<EgressPolicy>,
-    /// On whose behalf names are looked up.
-    pub askers: Askers,
+    /// Whom instances may reach, and how.
+    pub egress: NodeEgress,
     /// Whether images may be fetched.
     pub pull: Pull,
     /// What builds may use.

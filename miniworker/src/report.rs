@@ -2,7 +2,7 @@
 
 use faena_domain::call::StartKind;
 use faena_domain::units::Millis;
-use faena_domain::{Attempt, CallError, CallStatus, EngineKind, ErrorKind, Layer, Payload};
+use faena_domain::{Attempt, CallError, CallStatus, EgressUse, EngineKind, ErrorKind, Layer, Payload};
 use faena_protocol::records::{CallJob, Outcome};
 use tokio::time::Instant;
 
@@ -36,7 +36,7 @@ impl<'a> AttemptReport<'a> {
         self.begun
     }
 
-    pub(crate) fn attempt(&self, finished: Option<&Finished>, hosts: Vec<String>) -> Attempt {
+    pub(crate) fn attempt(&self, finished: Option<&Finished>, egress: Option<EgressUse>) -> Attempt {
         let now = Instant::now();
         Attempt {
             attempt: self.job.attempt,
@@ -51,7 +51,7 @@ impl<'a> AttemptReport<'a> {
             peak_memory_bytes: finished.and_then(|finished| finished.ended.peak_memory),
             cpu_ms: finished.map(|finished| Millis::from_micros(finished.ended.cpu_us)),
             missing_layers: self.missing_layers.clone(),
-            egress_hosts: hosts,
+            egress,
             error: None,
         }
     }
@@ -63,7 +63,7 @@ impl<'a> AttemptReport<'a> {
             ErrorKind::Expired => CallStatus::Expired,
             _ => CallStatus::Failed,
         };
-        let attempt = self.attempt(None, Vec::new());
+        let attempt = self.attempt(None, None);
         Outcome { status, result: Payload::empty(), error: Some(error), logs: Payload::empty(), attempt, head: None }
     }
 

@@ -120,8 +120,12 @@ fn output(finished: &Finished) -> Result<(Vec<u8>, bool), String> {
     }
 }
 
-/// Judges a finished process. `direct` lets any bytes be a result.
-pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: &str) -> CommandResult {
+/// Judges a finished process. `direct` lets any bytes be a result; `remarks` of the platform go to the log.
+pub(crate) fn answer(
+    finished: Finished,
+    remarks: LogBuffer,
+    (direct, timeout_ms, memory): (bool, u64, &str),
+) -> CommandResult {
     let invalid = |message: String| CallError::new(ErrorKind::Output, Layer::Run, message);
     let failure = failure(&finished, timeout_ms, memory);
     let (result, mut error, from_file) = match (failure, output(&finished)) {
@@ -134,7 +138,7 @@ pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: 
         error = Some(invalid("the output is no UTF-8; call it on /f/ where bytes are meant".to_owned()));
     }
     let Finished { stdout, stderr, .. } = finished;
-    let written: Vec<LogBuffer> = {
+    let mut written: Vec<LogBuffer> = {
         // Standard output is the log where it is not the result: output.json was, or there is none.
         let is_log = from_file || error.is_some();
         is_log.then_some(stdout).into_iter().chain(stderr).collect()
@@ -142,6 +146,7 @@ pub(crate) fn answer(finished: Finished, direct: bool, timeout_ms: u64, memory: 
     if let (Some(error), Some(stderr)) = (&mut error, written.last()) {
         error.stderr_tail = tail(&String::from_utf8_lossy(stderr.bytes()), STDERR_TAIL).to_owned();
     }
+    written.push(remarks);
     let log = live::stored(&written);
     let status = match &error {
         None => CallStatus::Done,
@@ -174,8 +179,12 @@ mod tests {
         }
     }
 
+    fn no_remarks() -> LogBuffer {
+        LogBuffer::new(LogStream::Platform, MAX_RESULT)
+    }
+
     fn of(finished: Finished) -> CommandResult {
-        answer(finished, false, 1000, "256 MB")
+        answer(finished, no_remarks(), (false, 1000, "256 MB"))
     }
 
     #[test]
@@ -205,7 +214,7 @@ mod tests {
         }
         let binary = of(finished(wire::Exit::Code(0), &[0xff], None));
         assert_eq!(binary.error.unwrap().kind, ErrorKind::Output);
-        let direct = answer(finished(wire::Exit::Code(0), &[0xff], None), true, 1, "");
+        let direct = answer(finished(wire::Exit::Code(0), &[0xff], None), no_remarks(), (true, 1, ""));
         assert_eq!((direct.status, direct.result), (CallStatus::Done, vec![0xff]));
     }
 

@@ -311,7 +311,12 @@ mod tests {
     use super::*;
 
     fn node(worker: &str, slots: u32) -> NodeInfo {
-        let engine = EngineInfo { engine: EngineKind::Sandbox, version: String::new(), missing_layers: Vec::new() };
+        let engine = EngineInfo {
+            engine: EngineKind::Sandbox,
+            version: String::new(),
+            missing_layers: Vec::new(),
+            egress: faena_protocol::node::EgressWay::Proxy,
+        };
         let owner = Owner { worker: worker.to_owned(), incarnation: "1".to_owned() };
         NodeInfo { owner, engines: vec![engine], slots, build_slots: 2, memory_bytes: 0, direct: Vec::new() }
     }

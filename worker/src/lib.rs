@@ -18,7 +18,7 @@ use faena_engine::Engine;
 use faena_miniworker::Node;
 use faena_pool::Pool;
 use faena_protocol::db::WorkerJoin;
-use faena_protocol::node::{EngineInfo, NodeInfo};
+use faena_protocol::node::{EgressWay, EngineInfo, NodeInfo};
 use faena_transport::{Endpoint, Link};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -121,7 +121,12 @@ impl Worker {
 
 /// An engine as the api hears of it.
 pub(crate) fn engine_info(engine: &dyn Engine) -> EngineInfo {
-    EngineInfo { engine: engine.kind(), version: engine.version(), missing_layers: engine.missing_layers() }
+    EngineInfo {
+        engine: engine.kind(),
+        version: engine.version(),
+        missing_layers: engine.missing_layers(),
+        egress: if engine.no_device().is_none() { EgressWay::Sockets } else { EgressWay::Proxy },
+    }
 }
 
 async fn remove_orphans(node: &Node) {
@@ -133,8 +138,8 @@ async fn remove_orphans(node: &Node) {
 /// What a node is made of.
 pub mod node {
     pub use faena_miniworker::{
-        Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, StreamBounds, Upstream, import_image,
-        run_build,
+        BuildLimits, CodeStore, EgressPolicy, Gateway, LeaseEnd, LiveLogs, Node, NodeEgress, Ports, Resolvers,
+        StreamBounds, Upstream, import_image, run_build,
     };
     pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy};
 

@@ -14,8 +14,8 @@ use faena_engine::{Engine, Pull};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_worker::node::{
-    Askers, BuildLimits, CodeStore, EgressPolicy, LeaseEnd, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy,
-    StreamBounds, run_attempt, run_build,
+    BuildLimits, CodeStore, EgressPolicy, Gateway, LeaseEnd, LiveLogs, Node, NodeEgress, Pool, PoolConfig, PoolMetrics,
+    PoolPolicy, Resolvers, StreamBounds, run_attempt, run_build,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -46,8 +46,10 @@ impl Bench {
             code: CodeStore::open(folder.path().join("code"), blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
             blobs,
             ca_bundle: None,
-            egress: Arc::new(EgressPolicy::web()),
-            askers: Askers::default(),
+            egress: NodeEgress::new(
+                EgressPolicy::public(Resolvers::of_host()),
+                Gateway::new("/dev/null".into(), tokio::runtime::Handle::current()),
+            ),
             pull: Pull::Never,
             build: BuildLimits::default(),
             streams: StreamBounds::default(),

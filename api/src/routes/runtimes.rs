@@ -56,7 +56,7 @@ impl From<InvalidRuntime> for Problem {
             InvalidRuntime::Command { .. } => Self::new(ErrorCode::InvalidCommand, error),
             InvalidRuntime::Engine { .. } => Self::new(ErrorCode::UnknownEngine, error),
             InvalidRuntime::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
-            InvalidRuntime::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
+            InvalidRuntime::Limit(_) | InvalidRuntime::Networks(_) => Self::new(ErrorCode::LimitExceeded, error),
         }
     }
 }

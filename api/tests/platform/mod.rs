@@ -13,13 +13,14 @@ use faena_db::{SqliteStore, StoreSettings};
 use faena_db_client::DbClient;
 use faena_domain::units::ByteSize;
 use faena_domain::{EngineKind, Limits, Owner, Preload};
-use faena_egress::EgressPolicy;
+use faena_egress::{EgressPolicy, Resolvers};
 use faena_engine::{Engine, Pull};
 use faena_telemetry::Metrics;
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_transport::Endpoint;
 use faena_worker::node::{
-    Askers, BuildLimits, CodeStore, LiveLogs, Node, Pool, PoolConfig, PoolMetrics, PoolPolicy, StreamBounds,
+    BuildLimits, CodeStore, Gateway, LiveLogs, Node, NodeEgress, Pool, PoolConfig, PoolMetrics, PoolPolicy,
+    StreamBounds,
 };
 use faena_worker::{Worker, WorkerConfig};
 use http_body_util::BodyExt;
@@ -77,7 +78,7 @@ impl Parts<'_> {
             connections: 100,
             grace: Duration::ZERO,
             disk_reserve: ByteSize(0),
-            egress: EgressPolicy::web(),
+            egress: EgressPolicy::public(Resolvers::of_host()),
             ca_bundle: None,
             invoker: Some(Arc::new(pool)),
             shards: Vec::new(),
@@ -97,8 +98,10 @@ impl Parts<'_> {
             code: CodeStore::open(code, self.blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
             blobs: self.blobs.clone(),
             ca_bundle: None,
-            egress: Arc::new(EgressPolicy::web()),
-            askers: Askers::default(),
+            egress: NodeEgress::new(
+                EgressPolicy::public(Resolvers::of_host()),
+                Gateway::new("/dev/null".into(), tokio::runtime::Handle::current()),
+            ),
             pull: Pull::Never,
             build: BuildLimits::default(),
             streams: StreamBounds::default(),

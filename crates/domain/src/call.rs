@@ -184,12 +184,27 @@ pub struct Attempt {
     /// Layers of the sandbox that this worker was told to do without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing_layers: Vec<String>,
-    /// Hosts that it reached through the egress proxy.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub egress_hosts: Vec<String>,
+    /// What passed between its instance and the world while it ran, where anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressUse>,
     /// What ended it, where that was no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<CallError>,
+}
+
+/// What passed between an instance and the world. Calls that an instance has at the same time are told the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressUse {
+    /// Hosts that were reached, a hundred at most, as they were named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Connections that were opened.
+    pub connections: u64,
+    /// Bytes that the instance sent.
+    pub sent_bytes: u64,
+    /// Bytes that it received.
+    pub received_bytes: u64,
 }
 
 /// How an instance came to a call.

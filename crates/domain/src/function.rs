@@ -32,14 +32,3 @@ impl FunctionStatus {
         [Self::Pending, Self::Building, Self::Ready, Self::Error].into_iter().find(|status| status.as_str() == text)
     }
 }
-
-/// What a function's instances reach of the world.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// Nothing but their own loopback.
-    #[default]
-    None,
-    /// What the egress proxy lets through.
-    Egress,
-}

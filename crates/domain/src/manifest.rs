@@ -101,6 +101,9 @@ impl Manifest {
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
             check_keys(limits, &LIMIT_KEYS)?;
         }
+        if let Some(network) = table.get("network").and_then(toml::Value::as_table) {
+            check_keys(network, &["egress"])?;
+        }
         let manifest: Self = table.try_into().map_err(malformed)?;
         check_env(&manifest.env)?;
         manifest.serving.check()?;
@@ -115,7 +118,7 @@ impl Manifest {
     /// # Errors
     /// What it asks for and is not granted.
     pub fn grant(&self, runtime: &RuntimeSpec, maximum: &Limits) -> Result<Limits, InvalidManifest> {
-        if self.network == Network::Egress && !runtime.allow.egress {
+        if self.network.has_egress() && !runtime.allow.egress {
             return Err(InvalidManifest::Egress(runtime.name.to_string()));
         }
         let waiting = [
@@ -145,7 +148,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(manifest.retries, Some(1));
-        assert_eq!(manifest.network, Network::Egress);
+        assert_eq!(manifest.network, Network::Public);
         assert_eq!(manifest.limits.timeout, Some(crate::units::Span(5000)));
     }
 
@@ -154,6 +157,16 @@ mod tests {
         let error = Manifest::parse("netwrok = \"egress\"").unwrap_err();
         assert_eq!(error.to_string(), "faena.toml: unknown key `netwrok`; did you mean `network`?");
         assert!(Manifest::parse("[limits]\nmemroy = \"1 GB\"").unwrap_err().to_string().contains("`memory`"));
+    }
+
+    #[test]
+    fn a_rule_that_is_none_is_named() {
+        let listed = Manifest::parse("[network]\negress = [\"*.example.org:443\"]").unwrap();
+        assert!(listed.network.has_egress());
+        let error = |text| Manifest::parse(text).unwrap_err().to_string();
+        assert!(error("[network]\negress = [\"a b\"]").contains("\"a b\" is no destination"));
+        assert!(error("[network]\negres = []").contains("did you mean `egress`?"));
+        assert!(error("network = \"world\"").contains("\"egress\""));
     }
 
     #[test]

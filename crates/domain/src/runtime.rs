@@ -11,7 +11,8 @@ use crate::json::{InvalidJson, parse_object};
 use crate::limits::{LimitExceeded, Limits};
 use crate::name::InvalidName;
 use crate::near::nearest;
-use crate::{AskedLimits, ImageName, RuntimeName};
+use crate::network::MAX_RULES;
+use crate::{AskedLimits, ImageName, NetworkRule, RuntimeName};
 
 /// What makes instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,7 +46,7 @@ impl fmt::Display for EngineKind {
 }
 
 /// What a runtime lets its functions ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Allow {
     /// `network = "egress"`.
@@ -57,6 +58,9 @@ pub struct Allow {
     /// `preload = "function"`.
     #[serde(default = "granted")]
     pub preload: bool,
+    /// Private networks that functions with egress may reach, besides those that the platform permits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkRule>,
 }
 
 fn granted() -> bool {
@@ -65,7 +69,7 @@ fn granted() -> bool {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self { egress: true, minimum: true, preload: true }
+        Self { egress: true, minimum: true, preload: true, networks: Vec::new() }
     }
 }
 
@@ -142,6 +146,9 @@ pub enum InvalidRuntime {
     /// A variable.
     #[error(transparent)]
     Env(#[from] InvalidEnv),
+    /// More networks than a runtime may permit.
+    #[error("allow.networks: {0} networks are more than {MAX_RULES}")]
+    Networks(usize),
 }
 
 const FIELDS: [&str; 9] = ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow"];
@@ -184,6 +191,9 @@ impl RuntimeSpec {
         let engine = body.engine.as_deref().map(parse_engine).transpose()?;
         body.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
         check_env(&body.env)?;
+        if body.allow.networks.len() > MAX_RULES {
+            return Err(InvalidRuntime::Networks(body.allow.networks.len()));
+        }
         Ok(Self {
             name,
             image,

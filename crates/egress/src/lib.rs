@@ -1,15 +1,25 @@
 //! Whom instances and callbacks may reach.
 //!
-//! Every name is resolved here, every answer is judged, and what is connected to is an address that was judged: so
-//! nobody is led to a neighbour, to the host itself, or to a cloud's metadata.
+//! Every name is resolved here, every answer is judged, and what is connected to is an address that was judged: so nothing
+//! leads to a neighbour, to the host itself, or to a cloud's metadata. [`EgressPolicy`] is the one judge, for connections of
+//! instances, for their proxy and for callbacks.
 
 use std::net::Ipv6Addr;
 
-mod judge;
-mod reach;
+mod address;
+mod connect;
+mod dns;
+mod instance;
+mod names;
+mod policy;
+mod resolver;
+mod upstream;
 
-pub use judge::{EgressPolicy, InvalidUpstream, Upstream};
-pub use reach::{Asker, PATIENCE, Refusal, Way, connect, direct, read_head};
+pub use connect::{Asker, PATIENCE, Reason, Refusal, Tunnel, Way, connect, read_head};
+pub use instance::InstanceEgress;
+pub use policy::{Denial, EgressPolicy, Ports, Reach};
+pub use resolver::Resolvers;
+pub use upstream::{InvalidUpstream, Upstream};
 
 /// Host and port of an authority; an IPv6 address stands in brackets. None for one with a user in it, or without a port
 /// where there is no default.

@@ -36,18 +36,21 @@ pub enum AgentError {
 
 /// A stream of frames, with the descriptors that come with them.
 #[derive(Debug)]
-pub(crate) struct FrameSocket {
+pub struct FrameSocket {
     stream: Arc<UnixStream>,
     decoder: Decoder,
 }
 
 /// Sends through a [`FrameSocket`].
 #[derive(Clone, Debug)]
-pub(crate) struct FrameSender(Arc<UnixStream>);
+pub struct FrameSender(Arc<UnixStream>);
 
 impl FrameSender {
     /// Sends a frame whole. If this is cancelled, the socket has to be closed.
-    pub(crate) async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
+    ///
+    /// # Errors
+    /// [`AgentError`]; the socket has to be closed.
+    pub async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
         let mut outgoing = Outgoing::new(message, fds)?;
         while !self.0.async_io(Interest::WRITABLE, || outgoing.write(self.0.as_fd())).await? {}
         Ok(())
@@ -56,18 +59,24 @@ impl FrameSender {
 
 impl FrameSocket {
     /// Takes over our end of a socket.
-    pub(crate) fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// A socket that cannot be registered with the runtime.
+    pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream: Arc::new(UnixStream::from_std(stream)?), decoder: Decoder::default() })
     }
 
     /// The sending half, beside the receiving one.
-    pub(crate) fn sender(&self) -> FrameSender {
+    pub fn sender(&self) -> FrameSender {
         FrameSender(Arc::clone(&self.stream))
     }
 
     /// The next frame; cancel-safe.
-    pub(crate) async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), AgentError> {
+    ///
+    /// # Errors
+    /// [`AgentError`]; the socket has to be closed.
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), AgentError> {
         loop {
             if let Some(frame) = self.decoder.decode()? {
                 return Ok(frame);

@@ -10,6 +10,7 @@ mod docker;
 mod host;
 mod meter;
 mod sandbox;
+mod spawner;
 mod uids;
 
 use std::io;
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use faena_domain::{EngineKind, Limits};
 use faena_instance_protocol::Run;
 
-pub use agent::{AgentError, AgentSocket, install_agent, install_shims, install_zygote};
+pub use agent::{AgentError, AgentSocket, FrameSender, FrameSocket, install_agent, install_shims, install_zygote};
 pub use docker::{CodeBy, Docker, DockerConfig};
 pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
@@ -52,7 +53,7 @@ pub struct InstanceSpec {
     pub path: String,
     /// What it may use.
     pub limits: Limits,
-    /// Whether its agent listens for the egress proxy.
+    /// Whether it has egress: an agent that listens for the proxy, and a network device where the engine can make one.
     pub egress: bool,
     /// A bundle of certificate authorities to mount at [`CA_BUNDLE`].
     pub ca_bundle: Option<PathBuf>,
@@ -88,6 +89,8 @@ pub struct Instance {
     pub agent: AgentSocket,
     /// The listener of the egress proxy, where one was asked for.
     pub listener: Option<std::net::TcpListener>,
+    /// Its network device, where it has one: who holds this reads what the instance sends, and writes what it receives.
+    pub device: Option<OwnedFd>,
     /// Whether its [`PreloadedProcess`] runs already.
     pub is_inhabited: bool,
     /// What destroys it.
@@ -230,6 +233,9 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     async fn is_available(&self) -> bool {
         true
     }
+
+    /// Why instances with egress have no network device, where they have none: the proxy is their only way out.
+    fn no_device(&self) -> Option<&str>;
 
     /// Removes what dead incarnations of this very worker left, and nothing else.
     async fn remove_orphans(&self);

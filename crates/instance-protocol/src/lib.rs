@@ -25,6 +25,7 @@
 
 mod frame;
 pub mod handler;
+pub mod link;
 
 use serde::{Deserialize, Serialize};
 

@@ -7,41 +7,65 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use faena_confine::privileges::{drop_bounding_set, drop_capabilities};
 use rustix::process::{Gid, Uid};
 
 use crate::preloaded::{PreloadedProcess, UserProcess};
-use crate::{INSIDE_ID, Inherited, SpawnFailure, Spec, Step, mounts, network, restrict, root};
+use crate::{INSIDE_ID, Inherited, SpawnFailure, Spec, Step, device, mounts, network, restrict, root};
 
 /// Lets the child go on, with the code's tree where its owner could be mapped.
 pub(crate) fn send_go(child: &UnixStream, code: Option<&OwnedFd>) -> io::Result<()> {
+    send(child, GO, code)
+}
+
+/// The bytes that go with a descriptor. No step's name begins with either.
+const GO: u8 = b'\x01';
+const DEVICE: u8 = b'\x02';
+
+fn send(to: &UnixStream, byte: u8, fd: Option<&OwnedFd>) -> io::Result<()> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use std::os::fd::AsFd;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = code.iter().map(|fd| fd.as_fd()).collect();
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
-    sendmsg(child, &[io::IoSlice::new(b"g")], &mut control, SendFlags::empty())?;
+    sendmsg(to, &[io::IoSlice::new(&[byte])], &mut control, SendFlags::empty())?;
     Ok(())
 }
 
-fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
+/// Receives one byte and the descriptor that came with it; no byte at the end. With `PEEK` the byte stays.
+fn receive(from: &UnixStream, flags: rustix::net::RecvFlags) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let received = recvmsg(parent, &mut [io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
-        return Err(io::Error::other("the parent gave up"));
-    }
-    let mut tree = None;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(from, &mut [io::IoSliceMut::new(&mut byte)], &mut control, flags)?;
+    let mut last = None;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            tree = fds.last();
+            last = fds.last();
         }
     }
-    Ok(tree)
+    Ok(((received.bytes > 0).then_some(byte[0]), last))
+}
+
+fn wait_for_go(parent: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    match receive(parent, rustix::net::RecvFlags::empty())? {
+        (Some(GO), tree) => Ok(tree),
+        _ => Err(io::Error::other("the parent gave up")),
+    }
+}
+
+/// The device that a child has made, if that comes next.
+pub(crate) fn receive_device(child: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    use rustix::net::RecvFlags;
+    if receive(child, RecvFlags::PEEK)?.0 != Some(DEVICE) {
+        return Ok(None);
+    }
+    Ok(receive(child, RecvFlags::empty())?.1)
 }
 
 /// Becomes the agent, or says which step failed. Returns in the process beside the agent, where the clone of an
@@ -81,6 +105,10 @@ fn confine(
     let code = wait_for_go(parent).step("waiting for the parent")?;
     let words = inherited.arguments(spec)?;
     mounts::make_private().step("making mounts private")?;
+    if spec.device && !spec.privileged {
+        let device = device::make().step("making a network device")?;
+        send(parent, DEVICE, Some(&device)).step("handing over the network device")?;
+    }
     let trees = root::Trees::open(spec, base, code)?;
     become_inside_user(spec.privileged).step("becoming the instance's user")?;
     silence().step("closing the streams")?;
@@ -92,7 +120,7 @@ fn confine(
     rustix::system::sethostname(b"faena").step("naming the host")?;
     rustix::process::setsid().step("beginning a session")?;
     restrict::limits(spec.files).step("setting limits")?;
-    restrict::capabilities().step("dropping capabilities")?;
+    drop_bounding_set().and_then(|()| drop_capabilities()).step("dropping capabilities")?;
     restrict::landlock(spec.without_landlock).step("landlock")?;
     Ok(words)
 }

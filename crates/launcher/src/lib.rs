@@ -15,6 +15,7 @@
 mod bases;
 mod child;
 mod clone;
+mod device;
 mod idmap;
 mod mounts;
 mod network;
@@ -91,6 +92,8 @@ pub struct Spec {
     pub peak: Option<PathBuf>,
     /// Whether the agent listens for the egress proxy.
     pub egress: bool,
+    /// Whether it has a network device; its descriptor comes with the reply, after that of the first process.
+    pub device: bool,
     /// Whether Landlock may be missing.
     pub without_landlock: bool,
     /// What the interpreter goes on with, where the instance is a clone of one ([`zygote`]); its standard input, what takes
@@ -122,6 +125,8 @@ pub enum Order {
     Launch(Box<Spec>),
     /// Mount code again; the instance's descriptor comes with this.
     Remount(Remount),
+    /// Make a network device in the namespace whose descriptor comes with this; that of the device comes with the reply.
+    MakeDevice,
 }
 
 /// An order with a number of its own.
@@ -136,7 +141,7 @@ pub struct Numbered {
 /// The number of the reply that a spawner sends of itself when it takes orders; none of an order's.
 pub const READY: u64 = 0;
 
-/// How an order went. The descriptor of a new instance's first process comes with its reply.
+/// How an order went. The descriptors of what was made come with it: a new instance's first process, and a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// Which order.

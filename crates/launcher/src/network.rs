@@ -7,16 +7,36 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// How many wait at first, and at most: twice as many each time that there were too few.
+use crate::device;
+
+/// How many wait at first, and at most: twice as many each time that there were too few. With a device they are rarer, and
+/// none waits before the first was asked for.
 const LEAST: usize = 16;
+const LEAST_WITH_DEVICE: usize = 4;
 const MOST: usize = 64;
 
-/// Namespaces with nothing but a loopback that is up. Each is used once: what its last user left is nobody else's.
+/// A namespace that waits.
+#[derive(Debug)]
+struct Made {
+    namespace: OwnedFd,
+    device: Option<OwnedFd>,
+}
+
+/// Namespaces of one kind.
+#[derive(Debug)]
+struct Shelf {
+    has_device: bool,
+    made: VecDeque<Made>,
+    wanted: usize,
+}
+
+/// Namespaces with nothing but a loopback that is up, and others with a network device. Each is used once: what its last
+/// user left is nobody else's.
 #[derive(Debug)]
 pub(crate) struct Pool {
     home: OwnedFd,
-    made: VecDeque<OwnedFd>,
-    wanted: usize,
+    plain: Shelf,
+    with_device: Shelf,
 }
 
 fn current() -> io::Result<OwnedFd> {
@@ -27,39 +47,75 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-impl Pool {
-    /// An empty pool of this process, which has one thread.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { home: current()?, made: VecDeque::new(), wanted: LEAST })
-    }
-
-    /// Whether fewer wait than should.
-    pub(crate) fn wants_more(&self) -> bool {
+impl Shelf {
+    fn wants_more(&self) -> bool {
         self.made.len() < self.wanted
     }
 
-    /// Makes one.
-    pub(crate) fn fill(&mut self) -> io::Result<()> {
+    /// Makes a namespace, and goes back to `home`.
+    fn fill(&mut self, home: &OwnedFd) -> io::Result<()> {
         // SAFETY: a new network namespace shares nothing that safe code relies on; this process has one thread.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
-        let made = raise_loopback().and_then(|()| current());
-        enter(&self.home)?;
+        let has_device = self.has_device;
+        let make = || {
+            raise_loopback()?;
+            let device = has_device.then(device::make).transpose()?;
+            Ok(Made { namespace: current()?, device })
+        };
+        let made: io::Result<Made> = make();
+        enter(home)?;
         self.made.push_back(made?);
         Ok(())
     }
 
-    /// Enters a network namespace, which is not used again; a process that is cloned now is born in it.
-    pub(crate) fn enter(&mut self) -> io::Result<()> {
+    fn take(&mut self, home: &OwnedFd) -> io::Result<Made> {
         if self.made.is_empty() {
-            self.wanted = MOST.min(2 * self.wanted);
-            self.fill()?;
+            let least = if self.has_device { LEAST_WITH_DEVICE } else { LEAST };
+            self.wanted = MOST.min(2 * self.wanted).max(least);
+            self.fill(home)?;
         }
-        enter(&self.made.pop_front().ok_or(io::ErrorKind::NotFound)?)
+        Ok(self.made.pop_front().ok_or(io::ErrorKind::NotFound)?)
+    }
+}
+
+impl Pool {
+    /// An empty pool of this process, which has one thread.
+    pub(crate) fn new() -> io::Result<Self> {
+        let shelf = |has_device, wanted| Shelf { has_device, made: VecDeque::new(), wanted };
+        Ok(Self { home: current()?, plain: shelf(false, LEAST), with_device: shelf(true, 0) })
+    }
+
+    /// Whether fewer wait than should.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.plain.wants_more() || self.with_device.wants_more()
+    }
+
+    /// Makes one that is wanted.
+    pub(crate) fn fill(&mut self) -> io::Result<()> {
+        let shelf = if self.plain.wants_more() { &mut self.plain } else { &mut self.with_device };
+        shelf.fill(&self.home)
+    }
+
+    /// Enters a network namespace, which is not used again; a process that is cloned now is born in it. Returns its device,
+    /// where it was to have one.
+    pub(crate) fn enter(&mut self, has_device: bool) -> io::Result<Option<OwnedFd>> {
+        let shelf = if has_device { &mut self.with_device } else { &mut self.plain };
+        let Made { namespace, device } = shelf.take(&self.home)?;
+        enter(&namespace)?;
+        Ok(device)
     }
 
     /// Goes back to where we came from.
     pub(crate) fn leave(&self) -> io::Result<()> {
         enter(&self.home)
+    }
+
+    /// Makes a device in another's namespace.
+    pub(crate) fn make_device(&self, namespace: &OwnedFd) -> io::Result<OwnedFd> {
+        enter(namespace)?;
+        let made = device::make();
+        enter(&self.home)?;
+        made
     }
 }
 

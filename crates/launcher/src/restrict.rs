@@ -7,9 +7,6 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-};
 
 /// The newest rules that this launcher knows; an older kernel enforces what it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -23,23 +20,6 @@ pub(crate) fn limits(files: u64) -> io::Result<()> {
     setrlimit(Resource::Msgqueue, at_most(64 * 1024))?;
     setrlimit(Resource::Sigpending, at_most(1024))?;
     setrlimit(Resource::Rtprio, at_most(0))?;
-    Ok(())
-}
-
-/// Drops every capability, and the means to get one back.
-pub(crate) fn capabilities() -> io::Result<()> {
-    for number in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        match remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // The first number that the kernel does not know is the end of them.
-            Err(rustix::io::Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
-    set_no_new_privs(true)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -31,12 +31,27 @@ struct Pending {
     pipe: UnixStream,
     /// What names a new instance; a child that only lays code has none.
     pidfd: Option<OwnedFd>,
+    /// The instance's network device; a child without privilege makes its own, and sends it.
+    device: Option<OwnedFd>,
+}
+
+impl Pending {
+    /// Takes the device that a child has made, where that is what it says; all else is its last word, or its end.
+    fn takes_device(&mut self) -> io::Result<bool> {
+        if self.device.is_some() {
+            return Ok(false);
+        }
+        self.device = child::receive_device(&self.pipe)?;
+        Ok(self.device.is_some())
+    }
 }
 
 /// What has become of an order.
 enum Begun {
     /// A child is on its way.
     Pending(Pending),
+    /// It is carried out, and this was made.
+    Done(OwnedFd),
     /// We are the child, and this is what its process is to do.
     Inside(UserProcess),
 }
@@ -125,12 +140,14 @@ impl Spawner {
     }
 
     fn run(&mut self) -> io::Result<Option<UserProcess>> {
-        self.reply(&Reply { id: READY, result: Ok(()) }, None)?;
+        self.reply(&Reply { id: READY, result: Ok(()) }, &[])?;
         loop {
             let (has_orders, ended) = self.wait()?;
             for index in ended.into_iter().rev() {
-                let pending = self.pending.swap_remove(index);
-                self.report(pending)?;
+                if !self.pending[index].takes_device()? {
+                    let pending = self.pending.swap_remove(index);
+                    self.report(pending)?;
+                }
             }
             if !has_orders {
                 continue;
@@ -174,8 +191,9 @@ impl Spawner {
             let begun = self.begin_order(id, order, fds.into());
             match begun {
                 Ok(Begun::Pending(pending)) => self.pending.push(pending),
+                Ok(Begun::Done(made)) => self.reply(&Reply { id, result: Ok(()) }, &[made.as_fd()])?,
                 Ok(Begun::Inside(begun)) => return Ok(Served::Inside(begun)),
-                Err(failure) => self.reply(&Reply { id, result: Err(failure.into()) }, None)?,
+                Err(failure) => self.reply(&Reply { id, result: Err(failure.into()) }, &[])?,
             }
         }
         Ok(Served::All)
@@ -197,6 +215,7 @@ impl Spawner {
                 self.launch(id, &spec, fd, streams.as_ref())
             }
             Order::Remount(relay) => lay(id, &relay, &fd).map(Begun::Pending),
+            Order::MakeDevice => self.networks.make_device(&fd).step("making a network device").map(Begun::Done),
         }
     }
 
@@ -211,9 +230,10 @@ impl Spawner {
         let base = spec.privileged.then(|| self.bases.of(spec)).transpose()?;
         let (ours, theirs) = UnixStream::pair().step("making a socket pair")?;
         let group = inherited.birth_group.as_ref();
-        if spec.privileged {
-            self.networks.enter().step("entering a network namespace")?;
-        }
+        let device = match spec.privileged {
+            true => self.networks.enter(spec.device).step("entering a network namespace")?,
+            false => None,
+        };
         let into = clone::Into { group, network: !spec.privileged };
         let made = match clone::into_namespaces(into) {
             Ok(None) => {
@@ -239,17 +259,17 @@ impl Spawner {
             // A child that had given up knows better why.
             return Err(last_word(&ours).unwrap_or(failure));
         }
-        Ok(Begun::Pending(Pending { id, pipe: ours, pidfd: Some(made.pidfd) }))
+        Ok(Begun::Pending(Pending { id, pipe: ours, pidfd: Some(made.pidfd), device }))
     }
 
     fn report(&self, pending: Pending) -> io::Result<()> {
         let result = last_word(&pending.pipe).map_or(Ok(()), |failure| Err(failure.into()));
-        self.reply(&Reply { id: pending.id, result }, pending.pidfd.as_ref())
+        let made: Vec<_> = pending.pidfd.iter().chain(&pending.device).map(AsFd::as_fd).collect();
+        self.reply(&Reply { id: pending.id, result }, &made)
     }
 
-    fn reply(&self, reply: &Reply, pidfd: Option<&OwnedFd>) -> io::Result<()> {
-        let fds: Vec<_> = pidfd.iter().map(|fd| fd.as_fd()).collect();
-        let mut outgoing = Outgoing::new(reply, &fds).map_err(io::Error::other)?;
+    fn reply(&self, reply: &Reply, made: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut outgoing = Outgoing::new(reply, made).map_err(io::Error::other)?;
         while !outgoing.write(&self.control)? {}
         Ok(())
     }
@@ -283,7 +303,7 @@ fn lay(id: u64, order: &Remount, instance: &OwnedFd) -> Result<Pending, SpawnFai
         drop(ours);
         relay::run(order, instance, &code, &theirs);
     }
-    Ok(Pending { id, pipe: ours, pidfd: None })
+    Ok(Pending { id, pipe: ours, pidfd: None, device: None })
 }
 
 /// Marks whatever we inherited: what the worker forgot to close is nobody's in an instance.

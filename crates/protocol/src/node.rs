@@ -98,6 +98,18 @@ pub struct EngineInfo {
     pub version: String,
     /// Layers of safety that this node was told to do without.
     pub missing_layers: Vec<String>,
+    /// How its instances with egress reach the world.
+    pub egress: EgressWay,
+}
+
+/// How instances with egress reach the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressWay {
+    /// By ordinary sockets: they have a network device. The proxy is there too.
+    Sockets,
+    /// By the proxy that variables name, where no device can be made.
+    Proxy,
 }
 
 /// What a node's pool of instances holds, and has done since it began.

@@ -87,7 +87,17 @@ impl Engine for FakeEngine {
         let agent = AgentSocket::new(ours).expect("a runtime");
         std::thread::spawn(move || Agent { stream: theirs, decoder: Decoder::default() }.serve());
         self.live.fetch_add(1, Ordering::SeqCst);
-        Ok(Instance { agent, listener: None, is_inhabited: false, guard: Box::new(FakeGuard(Arc::clone(&self.live))) })
+        Ok(Instance {
+            agent,
+            listener: None,
+            device: None,
+            is_inhabited: false,
+            guard: Box::new(FakeGuard(Arc::clone(&self.live))),
+        })
+    }
+
+    fn no_device(&self) -> Option<&str> {
+        Some("its instances are threads")
     }
 
     async fn remove_orphans(&self) {}

@@ -24,6 +24,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         env: BTreeMap::new(),
         limits: Limits::DEFAULT,
         network: Network::None,
+        networks: Vec::new(),
         concurrency: None,
         serving,
         since: 1,

@@ -282,6 +282,7 @@ pub(super) fn code(
                         env,
                         limits,
                         network: manifest.network,
+                        networks: spec.allow.networks,
                         concurrency,
                         serving: manifest.serving,
                         since: row.get(7)?,

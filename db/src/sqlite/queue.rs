@@ -237,7 +237,7 @@ fn lost_attempt(kept: &Kept, cause: &TransitionContext, now: i64) -> Attempt {
         peak_memory_bytes: None,
         cpu_ms: None,
         missing_layers: Vec::new(),
-        egress_hosts: Vec::new(),
+        egress: None,
         error: Some(cause.error.clone().unwrap_or_else(lost)),
     }
 }

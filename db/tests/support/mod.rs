@@ -232,7 +232,7 @@ pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
             peak_memory_bytes: None,
             cpu_ms: None,
             missing_layers: vec![],
-            egress_hosts: vec![],
+            egress: None,
             error: None,
         },
     }

@@ -1,6 +1,11 @@
 //! Requests to the proxy: what they ask for, and how they go on from here (RFC 9110, 9.3.6; RFC 9112, 3.2).
 
-use faena_egress::{Refusal, authority};
+use faena_egress::authority;
+
+/// What is no request to a proxy.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this proxy takes CONNECT host:port and http:// URLs")]
+pub(super) struct Malformed;
 
 /// One request to the proxy.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,19 +50,18 @@ impl Plain {
 }
 
 impl Request {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        let bad = || (400, "this proxy takes CONNECT host:port and http:// URLs".to_owned());
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut headers = [httparse::EMPTY_HEADER; 100];
         let mut parsed = httparse::Request::new(&mut headers);
-        let Ok(httparse::Status::Complete(head)) = parsed.parse(bytes) else { return Err(bad()) };
-        let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(bad()) };
+        let Ok(httparse::Status::Complete(head)) = parsed.parse(bytes) else { return Err(Malformed) };
+        let (Some(method), Some(target)) = (parsed.method, parsed.path) else { return Err(Malformed) };
         if method.eq_ignore_ascii_case("CONNECT") {
-            let (host, port) = authority(target, None).ok_or_else(bad)?;
+            let (host, port) = authority(target, None).ok_or(Malformed)?;
             return Ok(Self { host, port, head, plain: None });
         }
-        let rest = target.strip_prefix("http://").ok_or_else(bad)?;
+        let rest = target.strip_prefix("http://").ok_or(Malformed)?;
         let (at, path) = rest.find(['/', '?']).map_or((rest, "/"), |at| rest.split_at(at));
-        let (host, port) = authority(at, Some(80)).ok_or_else(bad)?;
+        let (host, port) = authority(at, Some(80)).ok_or(Malformed)?;
         let path = if path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
         let plain =
             Plain { method: method.to_owned(), authority: at.to_owned(), path, headers: passed_on(parsed.headers) };
@@ -84,7 +88,7 @@ fn passed_on(headers: &[httparse::Header<'_>]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Request, Refusal> {
+    fn parse(text: &str) -> Result<Request, Malformed> {
         Request::parse(text.as_bytes())
     }
 

@@ -34,7 +34,7 @@ use tracing::debug;
 use crate::Node;
 use crate::call::InstanceCall;
 use crate::code::CodeLease;
-use crate::egress::Egress;
+use crate::egress::{Egress, Outlet};
 use crate::live::{self, SharedBuffer};
 use crate::owner::InstanceOwner;
 use http::Exchange;
@@ -80,6 +80,8 @@ pub struct ServerInstance {
     owner: Arc<dyn InstanceOwner>,
     code: Arc<Code>,
     node: Arc<Node>,
+    /// What counts what passes between it and the world, where it has egress.
+    outlet: Option<Arc<Outlet>>,
     protocol: Protocol,
     traffic: Mutex<Traffic>,
     guard: Mutex<Option<Box<dyn InstanceHandle>>>,
@@ -122,6 +124,7 @@ impl ServerInstance {
             owner,
             code,
             node,
+            outlet: egress.as_ref().map(|egress| Arc::clone(egress.outlet())),
             protocol: begun.protocol,
             traffic: Mutex::default(),
             guard: Mutex::new(Some(begun.instance.guard)),
@@ -222,10 +225,11 @@ impl ServerInstance {
         if let Some(started) = call.started.take() {
             started();
         }
+        let egress_before = self.outlet.as_ref().map(|outlet| outlet.account.total()).unwrap_or_default();
         match &self.protocol {
             Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut traffic, id, &call);
-                traffic.in_flight.push(InFlight::new(id, began, call, None));
+                traffic.in_flight.push(InFlight::new(id, began, call, egress_before, None));
                 if !written {
                     drop(traffic);
                     self.look_again.notify_one();
@@ -236,7 +240,7 @@ impl ServerInstance {
                 let exchange = Exchange::new(client, &self.code, &mut call);
                 let running = tokio::spawn(Arc::clone(self).exchange(id, exchange));
                 let exchange = Some(AbortOnDropHandle::new(running));
-                traffic.in_flight.push(InFlight::new(id, began, call, exchange));
+                traffic.in_flight.push(InFlight::new(id, began, call, egress_before, exchange));
             }
         }
         let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);

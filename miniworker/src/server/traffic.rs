@@ -5,6 +5,7 @@ use std::io;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
+use faena_gateway::Counters;
 use tokio::net::unix::pipe::Sender;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -23,6 +24,8 @@ pub(super) struct InFlight {
     pub(super) is_streaming: bool,
     /// The streamed answer of a handler.
     pub(super) stream: Option<HandlerStream>,
+    /// What had passed between the instance and the world when it began.
+    pub(super) egress_before: Counters,
     /// The exchange with a process that speaks HTTP. Dropping it closes the connection.
     pub(super) _exchange: Option<AbortOnDropHandle<()>>,
 }
@@ -33,9 +36,10 @@ impl InFlight {
         id: u64,
         began: Instant,
         call: Box<InstanceCall>,
+        egress_before: Counters,
         exchange: Option<AbortOnDropHandle<()>>,
     ) -> Self {
-        Self { id, began, call, is_streaming: false, stream: None, _exchange: exchange }
+        Self { id, began, call, is_streaming: false, stream: None, egress_before, _exchange: exchange }
     }
 }
 

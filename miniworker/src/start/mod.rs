@@ -12,7 +12,8 @@ mod wiring;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faena_domain::{CallError, Contract, EngineKind, ErrorKind, Layer, Network};
+use faena_domain::{CallError, Contract, EngineKind, ErrorKind, Layer};
+use faena_egress::Reach;
 use faena_engine::{ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
@@ -21,7 +22,7 @@ use tracing::debug;
 pub use prewarm::{PrewarmKey, Prewarmed};
 
 use crate::code::CodeLease;
-use crate::egress::Egress;
+use crate::egress::Ways;
 use crate::exec::ExecInstance;
 use crate::failure::StartError;
 use crate::owner::InstanceOwner;
@@ -123,7 +124,7 @@ impl Preparation {
         let kind = code.engine.unwrap_or(EngineKind::Sandbox);
         let none = || CallError::new(ErrorKind::Unavailable, Layer::Start, format!("this worker has no engine {kind}"));
         let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
-        let has_egress = code.network == Network::Egress;
+        let has_egress = code.network.has_egress();
         let spec = InstanceSpec {
             name: names::unique('c'),
             image: ImageId(code.image_id.clone().unwrap_or_else(|| code.image.clone())),
@@ -155,9 +156,9 @@ impl Created {
         let Self { preparation: Preparation { node, code, tree, wiring }, mut instance } = self;
         let lease = ToAgent::Lease { until_ms: u64::MAX };
         instance.agent.send(&lease, &[]).await.map_err(|error| StartError::agent_gone(&error))?;
-        let asker = node.askers.of(code.function_id());
-        let listener = instance.listener.take();
-        let egress = listener.map(|listener| Egress::serve(listener, Arc::clone(&node.egress), asker));
+        let reach = Reach { network: code.network.clone(), networks: code.networks.clone() };
+        let egress = Ways::of(&mut instance).map(|ways| node.egress.serve(&code, reach, ways)).transpose();
+        let egress = egress.map_err(|error| StartError::of_node(&error))?;
         let Some(wiring) = wiring else {
             return Ok(Made::Exec(Box::new(ExecInstance::new(instance.finish(), egress, tree))));
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use faena_domain::{EngineKind, Limits, Network};
+use faena_domain::{EngineKind, Limits};
 use faena_engine::{Engine, EngineError, ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
@@ -50,7 +50,7 @@ impl PrewarmKey {
             image: code.image_id.clone().unwrap_or_else(|| code.image.clone()),
             path: code.path.clone(),
             limits: Limits { timeout: Limits::DEFAULT.timeout, ..code.limits },
-            has_egress: code.network == Network::Egress,
+            has_egress: code.network.has_egress(),
             domain,
         };
         Some((key, Arc::clone(maker)))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
 use faena_domain::program::{Language, Program};
-use faena_domain::{Command, Contract, Network, Reuse};
+use faena_domain::{Command, Contract, Reuse};
 use faena_engine::CA_BUNDLE;
 use faena_instance_protocol::{EGRESS_PORT, RESIDENT, Run, SHIMS};
 use faena_protocol::records::Code;
@@ -17,7 +17,7 @@ use crate::server::PORT;
 /// The environment of every process of a version.
 pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, String> {
     let mut env = package_variables(&code.path);
-    if code.network == Network::Egress {
+    if code.network.has_egress() {
         env.extend(proxy_variables(EGRESS_PORT));
         if node.ca_bundle.is_some() {
             env.extend(ca_variables(CA_BUNDLE));

@@ -5,7 +5,7 @@
 //! answers the kernel takes the stricter (seccomp(2)). Foreign architectures end the process, and x32 numbers are unknown
 //! ones.
 
-mod tree;
+pub(crate) mod tree;
 
 use std::collections::BTreeMap;
 

@@ -28,7 +28,7 @@ const OURS: u32 = 0xc000_00b7;
 
 /// What is done about a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is let through.
     Allow,
     /// It is not made, and this error is its answer; 0 for none.
@@ -49,7 +49,7 @@ fn step(code: u16, k: u32) -> sock_filter {
 }
 
 /// The filter that answers these numbers so, and every other one `otherwise`.
-pub(super) fn program(answers: &BTreeMap<u32, Verdict>, otherwise: Verdict) -> BpfProgram {
+pub(crate) fn program(answers: &BTreeMap<u32, Verdict>, otherwise: Verdict) -> BpfProgram {
     // Where each stretch of numbers begins that have one answer.
     let mut stretches: Vec<(u32, Verdict)> = vec![(0, otherwise)];
     let mut begin = |number: u32, answer: Verdict| match stretches.last_mut() {

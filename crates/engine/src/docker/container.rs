@@ -15,6 +15,7 @@ use faena_launcher::CA_BUNDLE;
 use super::DockerConfig;
 use super::code::{self, CodeBy};
 use crate::InstanceSpec;
+use crate::host::RESOLV_CONF;
 
 /// The platform's id; all labels together say whose a container is.
 pub(super) const LABEL_PLATFORM: &str = "faena";
@@ -41,11 +42,12 @@ const MASKED: [&str; 13] = [
 ];
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
-/// Files of /etc that name the user and the host; they replace the image's. `ID` stands for the user's id.
-const IDENTITY: [(&str, &str); 3] = [
+/// Files of /etc that name the user, the host and the resolver; they replace the image's. `ID` stands for the user's id.
+const IDENTITY: [(&str, &str); 4] = [
     ("passwd", "root:x:0:0:root:/:/bin/false\nfunction:x:ID:ID:function:/tmp:/bin/sh\n"),
     ("group", "root:x:0:\nfunction:x:ID:\n"),
     ("hosts", "127.0.0.1 localhost faena\n::1 localhost faena\n"),
+    ("resolv.conf", RESOLV_CONF),
 ];
 
 /// Writes those files into a container's folder.

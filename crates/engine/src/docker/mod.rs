@@ -8,6 +8,7 @@ mod processors;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +21,14 @@ use bollard::query_parameters::{
 };
 use faena_domain::EngineKind;
 use faena_instance_protocol::ToMiniworker;
+use faena_launcher::{Order, SPAWNER};
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use crate::cgroup::{Freezer, meter_paths_of_process};
 use crate::meter::Meter;
+use crate::spawner::Spawner;
 use crate::uids::Uids;
 use crate::{
     AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
@@ -77,6 +80,10 @@ pub struct Docker {
     code_by: CodeBy,
     /// The processors that its containers keep to, where those are not all.
     processors: Option<String>,
+    /// What makes network devices in containers.
+    spawner: Spawner,
+    /// Why containers with egress have no network device, where they have none.
+    no_device: Option<String>,
 }
 
 fn unavailable(error: impl std::fmt::Display) -> EngineError {
@@ -111,7 +118,9 @@ impl Docker {
             Some(bound) => bound.where_known(&docker).await.map_err(unavailable)?,
             None => None,
         };
-        let mut docker = Self { docker, config, uids, creations, version, code_by, processors };
+        let spawner = Spawner::new(config.launcher.clone(), vec![SPAWNER.to_owned()]);
+        let no_device = why_no_device();
+        let mut docker = Self { docker, config, uids, creations, version, code_by, processors, spawner, no_device };
         if docker.config.code_by.is_none() && probe::is_needed(docker.config.socket.as_deref()).await {
             docker.code_by = docker.probe().await?;
         }
@@ -197,7 +206,30 @@ impl Docker {
         }
         // The agent is connected, and no other process should find the socket.
         let _ = std::fs::remove_file(&socket);
-        Ok(Connected { agent, listener })
+        let device = if spec.egress && self.no_device.is_none() { self.make_device(pid).await } else { None };
+        Ok(Connected { agent, listener, device })
+    }
+
+    /// Makes a network device in the namespace of an agent, before any process of the user's runs there. Without one, the
+    /// proxy is the way out.
+    async fn make_device(&self, agent: Option<i32>) -> Option<OwnedFd> {
+        let Some(pid) = agent else {
+            warn!(
+                "the daemon lives among other processes: a container has no network device, and egress is by the proxy"
+            );
+            return None;
+        };
+        let made = match std::fs::File::open(format!("/proc/{pid}/ns/net")) {
+            Ok(namespace) => self.spawner.order(Order::MakeDevice, &[namespace.as_fd()]).await,
+            Err(error) => Err(EngineError::create("opening a network namespace", error)),
+        };
+        match made {
+            Ok(made) => made.into_iter().next(),
+            Err(error) => {
+                warn!(%error, "a container has no network device: egress is by the proxy");
+                None
+            }
+        }
     }
 
     /// What the image declares as volumes; each is covered, so that nothing is written to the host's disk.
@@ -207,10 +239,20 @@ impl Docker {
     }
 }
 
+/// Why no device can be made in a container, as far as that is known before one is there.
+fn why_no_device() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("only root may make a device in a container".to_owned());
+    }
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    opened.err().map(|error| format!("/dev/net/tun: {error}"))
+}
+
 /// What is new of an instance, before its guard is joined to it.
 struct Connected {
     agent: AgentSocket,
     listener: Option<std::net::TcpListener>,
+    device: Option<OwnedFd>,
 }
 
 /// An agent that has connected.
@@ -282,7 +324,9 @@ impl Engine for Docker {
         let mut held =
             Box::new(DockerGuard { docker, container: None, code: None, freezer: None, meter: Meter::default() });
         match self.make(&spec, &mut held).await {
-            Ok(Connected { agent, listener }) => Ok(Instance { agent, listener, is_inhabited: false, guard: held }),
+            Ok(Connected { agent, listener, device }) => {
+                Ok(Instance { agent, listener, device, is_inhabited: false, guard: held })
+            }
             Err(error) => {
                 held.destroy().await;
                 Err(error)
@@ -296,6 +340,10 @@ impl Engine for Docker {
 
     async fn is_available(&self) -> bool {
         matches!(tokio::time::timeout(PING, self.docker.ping()).await, Ok(Ok(_)))
+    }
+
+    fn no_device(&self) -> Option<&str> {
+        self.no_device.as_deref()
     }
 
     async fn remove_orphans(&self) {

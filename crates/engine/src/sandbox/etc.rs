@@ -67,7 +67,7 @@ fn write_ours(etc: &Path) -> io::Result<()> {
         ("hosts", "127.0.0.1 localhost faena\n::1 localhost faena\n".to_owned()),
         ("hostname", "faena\n".to_owned()),
         ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("resolv.conf", "# This instance has no network of its own.\n".to_owned()),
+        ("resolv.conf", crate::host::RESOLV_CONF.to_owned()),
     ];
     for (name, text) in files {
         let path = etc.join(name);

@@ -10,7 +10,7 @@ use faena_launcher::{Order, Remount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::warn;
 
-use super::spawner::Spawner;
+use crate::spawner::Spawner;
 
 use crate::cgroup::{Freezer, Group};
 use crate::uids::Uid;

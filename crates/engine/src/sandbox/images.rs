@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::host::RESOLV_CONF;
 use crate::{EngineError, ImageId};
 
 /// Before the hash, in an image's id.
@@ -66,6 +67,7 @@ impl Images {
             let passing = self.folder.join(format!("{hash}.{}", uuid::Uuid::new_v4().simple()));
             std::fs::create_dir_all(&passing).map_err(|error| self.failed(error))?;
             let unpacked = unpack(&passing)
+                .and_then(|()| name_resolver(&passing).map_err(|error| self.failed(error).into()))
                 .and_then(|()| std::fs::rename(&passing, &place).map_err(|error| self.failed(error).into()));
             if passing.exists() {
                 // The error is reported; what stays is removed when the data folder is cleaned.
@@ -103,6 +105,22 @@ impl Images {
     }
 }
 
+/// Gives an image the `/etc/resolv.conf` of every instance. An `/etc` that is a link stays as it is.
+fn name_resolver(root: &Path) -> io::Result<()> {
+    let etc = root.join("etc");
+    match std::fs::symlink_metadata(&etc) {
+        Ok(metadata) if !metadata.is_dir() => return Ok(()),
+        Ok(_) => {}
+        Err(_) => std::fs::create_dir(&etc)?,
+    }
+    let file = etc.join("resolv.conf");
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::write(file, RESOLV_CONF)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +137,7 @@ mod tests {
         assert_eq!(images.find("a").unwrap(), Some(second.clone()));
         let root = images.root(&second).unwrap().unwrap();
         assert_eq!(std::fs::read_to_string(root.join("text")).unwrap(), "two");
+        assert_eq!(std::fs::read_to_string(root.join("etc/resolv.conf")).unwrap(), RESOLV_CONF);
         assert!(images.find("b").unwrap().is_none());
         assert!(images.root(&ImageId("rootfs:3333".into())).is_err());
         assert!(images.root(&ImageId("host:1".into())).unwrap().is_none());

@@ -5,7 +5,6 @@ mod groups;
 mod handle;
 mod images;
 mod layers;
-mod spawner;
 mod zygotes;
 
 use std::io;
@@ -26,11 +25,11 @@ use groups::Groups;
 use handle::SandboxHandle;
 pub use images::{Images, ImportError};
 pub use layers::Layer;
-use spawner::Spawner;
 use zygotes::Zygotes;
 
 use crate::cgroup::{Controller, Group, Trees};
 use crate::host::host_program;
+use crate::spawner::Spawner;
 use crate::uids::{Uid, Uids};
 use crate::{AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull};
 
@@ -96,6 +95,8 @@ pub struct Sandbox {
     uids: Uids,
     privileged: bool,
     missing: Vec<Layer>,
+    /// Why instances with egress have no network device, where they have none.
+    no_device: Option<String>,
     host_id: ImageId,
     images: Images,
     spawner: Arc<Spawner>,
@@ -121,6 +122,7 @@ impl Sandbox {
             trees,
             privileged: rustix::process::geteuid().is_root(),
             missing: Vec::new(),
+            no_device: None,
             host_id: host_id(),
             images: Images::at(&config.folder),
             spawner: Arc::new(Spawner::new(config.launcher.clone(), vec![SPAWNER.to_owned()])),
@@ -130,8 +132,40 @@ impl Sandbox {
             config,
         };
         let mut refused = sandbox.accept(sandbox.find_missing());
-        refused.extend(sandbox.probe(empty).await);
-        if refused.is_empty() { Ok(sandbox) } else { Err(SandboxError::Missing(refused)) }
+        refused.extend(sandbox.probe(empty.clone()).await);
+        if !refused.is_empty() {
+            return Err(SandboxError::Missing(refused));
+        }
+        sandbox.no_device = sandbox.probe_device(empty).await;
+        Ok(sandbox)
+    }
+
+    /// Makes an instance with a network device; why there was none.
+    async fn probe_device(&self, code: PathBuf) -> Option<String> {
+        match self.create(InstanceSpec { egress: true, ..self.probe_spec(code) }).await {
+            Ok(instance) => {
+                tokio::spawn(instance.guard.destroy());
+                None
+            }
+            Err(error) => {
+                let why = error.to_string();
+                info!(why, "instances have no network device here: egress is by the proxy alone");
+                Some(why)
+            }
+        }
+    }
+
+    fn probe_spec(&self, code: PathBuf) -> InstanceSpec {
+        InstanceSpec {
+            name: format!("probe-{}", uuid::Uuid::new_v4().simple()),
+            image: self.host_id.clone(),
+            code: Some(code),
+            path: "/ws".to_owned(),
+            limits: Limits::DEFAULT,
+            egress: false,
+            ca_bundle: None,
+            resident: None,
+        }
     }
 
     /// Goes without the layers that may be missing; those that may not are given back.
@@ -166,18 +200,9 @@ impl Sandbox {
 
     /// One instance of nothing: its agent is ready only after every step of the launcher and its own filter.
     async fn probe(&mut self, code: PathBuf) -> Vec<(Layer, String)> {
-        let image = self.host_id.clone();
-        let spec = || InstanceSpec {
-            name: format!("probe-{}", uuid::Uuid::new_v4().simple()),
-            image: image.clone(),
-            code: Some(code.clone()),
-            path: "/ws".to_owned(),
-            limits: Limits::DEFAULT,
-            egress: false,
-            ca_bundle: None,
-            resident: None,
-        };
-        let Err(error) = self.create(spec()).await.map(|instance| tokio::spawn(instance.guard.destroy())) else {
+        let Err(error) =
+            self.create(self.probe_spec(code.clone())).await.map(|instance| tokio::spawn(instance.guard.destroy()))
+        else {
             return Vec::new();
         };
         let why = error.to_string();
@@ -192,7 +217,7 @@ impl Sandbox {
             return refused;
         }
         // Without Landlock an instance can still be made; without namespaces there is none.
-        match self.create(spec()).await {
+        match self.create(self.probe_spec(code.clone())).await {
             Ok(instance) => {
                 tokio::spawn(instance.guard.destroy());
                 Vec::new()
@@ -224,6 +249,7 @@ impl Sandbox {
             oom,
             peak,
             egress: spec.egress,
+            device: spec.egress && self.no_device.is_none(),
             without_landlock: self.missing.contains(&Layer::Landlock),
             process: None,
         }
@@ -278,16 +304,20 @@ impl Sandbox {
             fds.extend([&resident.input, &resident.output].into_iter().chain(&resident.answers).map(AsFd::as_fd));
         }
         let is_inhabited = wanted.process.is_some();
-        match spawner.order(Order::Launch(Box::new(wanted)), &fds).await {
-            Ok(pidfd) => held.pidfd = pidfd.map(Arc::new),
+        let device = match spawner.order(Order::Launch(Box::new(wanted)), &fds).await {
+            Ok(made) => {
+                let mut made = made.into_iter();
+                held.pidfd = made.next().map(Arc::new);
+                made.next()
+            }
             Err(error) => {
                 held.destroy().await;
                 return Err(error);
             }
-        }
+        };
         drop(theirs);
         match ready(ours).await {
-            Ok((agent, listener)) => Ok(Instance { agent, listener, is_inhabited, guard: held }),
+            Ok((agent, listener)) => Ok(Instance { agent, listener, device, is_inhabited, guard: held }),
             Err(error) => {
                 held.destroy().await;
                 Err(error)
@@ -389,6 +419,10 @@ impl Engine for Sandbox {
 
     fn interpreters(&self) -> u64 {
         self.zygotes.as_ref().map_or(0, Zygotes::count)
+    }
+
+    fn no_device(&self) -> Option<&str> {
+        self.no_device.as_deref()
     }
 
     async fn remove_orphans(&self) {

@@ -10,7 +10,7 @@ use faena_launcher::ZYGOTE;
 use parking_lot::{Mutex, MutexGuard};
 use tracing::debug;
 
-use super::spawner::Spawner;
+use crate::spawner::Spawner;
 
 /// The most zygotes; beyond it the one that was unused for the longest goes.
 const MOST: usize = 16;

@@ -207,7 +207,7 @@ impl InvocationEnd {
             peak_memory_bytes: None,
             cpu_ms: None,
             missing_layers: Vec::new(),
-            egress_hosts: Vec::new(),
+            egress: None,
             error: None,
         };
         let (result, log) = (Bytes::new(), Vec::new());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use faena_domain::{
     BlobKey, BuildFailure, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest, Namespace, Network,
-    Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+    NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +126,9 @@ pub struct Code {
     pub limits: Limits,
     /// What its instances reach.
     pub network: Network,
+    /// Private networks that its runtime permits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkRule>,
     /// Calls of the function at once; none is no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,

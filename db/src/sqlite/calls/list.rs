@@ -76,7 +76,7 @@ fn shorten(call: &mut CallRecord) {
     call.logs = Payload::empty();
     call.attempts.drain(..call.attempts.len().saturating_sub(LISTED_ATTEMPTS));
     for attempt in &mut call.attempts {
-        attempt.egress_hosts.clear();
+        attempt.egress.iter_mut().for_each(|used| used.hosts.clear());
         if let Some(error) = &mut attempt.error {
             error.stderr_tail.clear();
         }

@@ -238,7 +238,7 @@ impl Task {
 
     /// Tells the end of a call, and before that that its slot is free: a client that gets the reply may call again at once.
     pub(super) fn finish(&mut self, flight: InFlight, end: InstanceEnd) {
-        let end = self.complete(end);
+        let end = self.complete(end, flight.egress_before);
         let ServerInstance { owner, code, .. } = &*self.server;
         match code.serving.reuse {
             Reuse::Version => owner.finished(),
@@ -253,7 +253,7 @@ impl Task {
     }
 
     pub(super) fn end(&mut self, flight: InFlight, end: InstanceEnd) {
-        let end = self.complete(end);
+        let end = self.complete(end, flight.egress_before);
         flight.call.end(end);
     }
 

@@ -1,11 +1,14 @@
 //! What a process writes and uses while it works at calls.
 
+use faena_domain::Reuse;
 use faena_domain::limits::{MAX_CALL_LOG, STDERR_TAIL};
-use faena_domain::log::{StoredLog, plain};
+use faena_domain::log::{LogBuffer, StoredLog, plain};
 use faena_domain::units::Millis;
+use faena_gateway::Counters;
 
 use super::{LAST_WORDS, MAX_LOG_BETWEEN, Task, readable};
 use crate::call::InstanceEnd;
+use crate::egress::{Connections, EgressReport};
 use crate::{capture, result};
 
 /// What is read at once of what a process writes beside its answers.
@@ -15,13 +18,11 @@ const MAX_CORES: u64 = 1024;
 
 impl Task {
     /// Adds to an end what the process wrote, and whom it called.
-    pub(super) fn complete(&mut self, mut end: InstanceEnd) -> InstanceEnd {
-        end.log = self.take_log().into_bytes();
+    pub(super) fn complete(&mut self, mut end: InstanceEnd, egress_before: Counters) -> InstanceEnd {
+        let EgressReport { used, refusals } = self.egress_report(egress_before);
+        end.egress = used;
+        end.log = self.take_log(&refusals).into_bytes();
         self.account(&mut end);
-        if let Some(egress) = &self.egress {
-            let is_alone = self.server.traffic().in_flight.is_empty();
-            end.hosts = if is_alone { egress.end_call() } else { egress.hosts() };
-        }
         if let Some(error) = &mut end.error
             && error.stderr_tail.is_empty()
             && !end.log.is_empty()
@@ -31,8 +32,18 @@ impl Task {
         end
     }
 
+    /// What passed between the instance and the world since a reading. Connections outlive a call where the process does.
+    fn egress_report(&self, since: Counters) -> EgressReport {
+        let Some(egress) = &self.egress else { return EgressReport::default() };
+        if !self.server.traffic().in_flight.is_empty() {
+            return egress.outlet().account.report(since, false);
+        }
+        let is_kept = self.server.code.serving.reuse == Reuse::Version;
+        egress.end_call(since, if is_kept { Connections::Keep } else { Connections::Reset })
+    }
+
     /// The log of a call that ends, as it is stored: first what was written since the call before had ended, marked.
-    fn take_log(&mut self) -> String {
+    fn take_log(&mut self, refusals: &LogBuffer) -> String {
         let log = self.server.log().take();
         let mut stored = StoredLog::new(MAX_CALL_LOG);
         if !self.between.is_empty() {
@@ -41,7 +52,7 @@ impl Task {
             stored.add(&[&self.between.take()]);
             stored.remark(now, "[this call]");
         }
-        stored.add(&[&log]);
+        stored.add(&[&log, refusals]);
         stored.into_text()
     }
 

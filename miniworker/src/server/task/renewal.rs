@@ -8,12 +8,14 @@ use std::io;
 
 use bytes::Buf;
 use faena_domain::Layer;
+use faena_gateway::Counters;
 use faena_instance_protocol::Exit;
 use faena_instance_protocol::handler::{HEADER, Header, Kind};
 use tokio::net::unix::pipe::Receiver;
 
 use super::{EndReason, Task};
 use crate::call::InstanceEnd;
+use crate::egress::Connections;
 use crate::instance::{self, CLEAN, Unclean};
 use crate::server::InFlight;
 use crate::{capture, result};
@@ -141,7 +143,7 @@ impl Task {
         // What came after the answer is nobody's.
         drop(self.server.log().take());
         if let Some(egress) = &self.egress {
-            egress.end_call();
+            egress.end_call(Counters::default(), Connections::Reset);
         }
         if oom_kills > 0 {
             // What the process that forks has of memory may be what was missing.

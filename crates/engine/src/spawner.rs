@@ -21,7 +21,7 @@ use crate::agent::{FrameSender, FrameSocket};
 /// How long an order may take.
 const ORDER: Duration = Duration::from_secs(10);
 
-type SpawnerReply = Result<Option<OwnedFd>, Refusal>;
+type SpawnerReply = Result<Vec<OwnedFd>, Refusal>;
 type Asked = Arc<Mutex<HashMap<u64, oneshot::Sender<SpawnerReply>>>>;
 
 /// A spawner that runs.
@@ -93,7 +93,7 @@ async fn listen(mut socket: FrameSocket, asked: Asked, is_ready: Arc<AtomicBool>
         if reply.id == READY {
             is_ready.store(true, Ordering::Release);
         }
-        let answer = reply.result.map(|()| fds.into_iter().next());
+        let answer = reply.result.map(|()| fds);
         if let Some(waiting) = lock(&asked).remove(&reply.id) {
             let _ = waiting.send(answer);
         }
@@ -131,8 +131,8 @@ impl Spawner {
         false
     }
 
-    /// Has an order carried out; returns the descriptor of a new instance's first process.
-    pub(crate) async fn order(&self, order: Order, fds: &[BorrowedFd<'_>]) -> Result<Option<OwnedFd>, EngineError> {
+    /// Has an order carried out; returns the descriptors of what was made.
+    pub(crate) async fn order(&self, order: Order, fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, EngineError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let answer = self.ask(Numbered { id, order }, fds).await?;
         match tokio::time::timeout(ORDER, answer).await {

@@ -1,0 +1,298 @@
+//! The way to the gateway: one process for all instances of a node, started when the first has a device, and again
+//! should it end.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use faena_egress::Reason;
+use faena_engine::{FrameSender, FrameSocket};
+use faena_gateway::{Blocked, DeviceId, NET, Refuse, ToGateway, ToWorker};
+use faena_instance_protocol::link;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::{debug, warn};
+
+use super::Outlet;
+
+/// How long a gateway that has ended is waited for before the next is started.
+const AGAIN: Duration = Duration::from_millis(200);
+/// From how many bytes on the allocator maps memory for a block of its own, and gives it back when that is freed
+/// (mallopt(3), `M_MMAP_THRESHOLD`): buffers of connections then take what was written to them, and no more.
+const OWN_BLOCK: &str = "65536";
+/// The longest query by TCP (RFC 1035, 4.2.2); a query has one name.
+const MAX_QUERY: usize = 4096;
+
+/// A message with its descriptors.
+type Message = (ToGateway, Vec<OwnedFd>);
+
+/// The gateway of a node.
+#[derive(Debug)]
+pub struct Gateway {
+    program: PathBuf,
+    /// Where its messages are sent and received: instances live on runtimes that may be busy.
+    home: Handle,
+    devices: Arc<Mutex<Devices>>,
+    messages: OnceLock<UnboundedSender<Message>>,
+}
+
+#[derive(Debug, Default)]
+struct Devices {
+    last: u64,
+    attached: HashMap<DeviceId, Attachment>,
+}
+
+/// A device, while its instance lives. It is kept here too, so that another gateway can serve it.
+#[derive(Debug)]
+struct Attachment {
+    device: Arc<OwnedFd>,
+    outlet: Arc<Outlet>,
+    owner: u64,
+}
+
+/// A device that is served until this is dropped.
+#[derive(Debug)]
+pub(super) struct Attached {
+    id: DeviceId,
+    devices: Arc<Mutex<Devices>>,
+    messages: UnboundedSender<Message>,
+}
+
+impl Attached {
+    /// Resets the connections of a call that has ended.
+    pub(super) fn end_call(&self) {
+        self.send(ToGateway::EndCall { device: self.id });
+    }
+
+    /// Lets pass what may pass in a call.
+    pub(super) fn renew(&self) {
+        self.send(ToGateway::Renew { device: self.id });
+    }
+
+    fn send(&self, message: ToGateway) {
+        // Without a driver the process is about to end.
+        let _ = self.messages.send((message, Vec::new()));
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.send(ToGateway::Detach { device: self.id });
+        let attachment = self.devices.lock().attached.remove(&self.id);
+        // The kernel takes milliseconds for the last descriptor of a device.
+        if let (Some(attachment), Ok(runtime)) = (attachment, Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(attachment));
+        }
+    }
+}
+
+impl Gateway {
+    /// One that is `program`, run again, when it is needed; its messages are handled on this runtime.
+    pub fn new(program: PathBuf, home: Handle) -> Self {
+        Self { program, home, devices: Arc::default(), messages: OnceLock::new() }
+    }
+
+    /// Has a device served.
+    pub(super) fn attach(&self, device: OwnedFd, outlet: Arc<Outlet>, owner: u64) -> Attached {
+        let messages = self.messages.get_or_init(|| {
+            let (sender, receiver) = unbounded_channel();
+            let driver =
+                Driver { program: self.program.clone(), devices: Arc::clone(&self.devices), messages: sender.clone() };
+            self.home.spawn(driver.run(receiver));
+            sender
+        });
+        let device = Arc::new(device);
+        let id = {
+            let mut devices = self.devices.lock();
+            devices.last += 1;
+            let id = DeviceId(devices.last);
+            let attachment = Attachment { device: Arc::clone(&device), outlet: Arc::clone(&outlet), owner };
+            devices.attached.insert(id, attachment);
+            id
+        };
+        let attached = Attached { id, devices: Arc::clone(&self.devices), messages: messages.clone() };
+        if let Ok(message) = attach_message(id, &device, &outlet, owner) {
+            let _ = messages.send(message);
+        }
+        attached
+    }
+}
+
+fn attach_message(id: DeviceId, device: &OwnedFd, outlet: &Outlet, owner: u64) -> io::Result<Message> {
+    let budget = outlet.account.budget();
+    let fds = vec![device.try_clone()?, outlet.account.counters().try_clone()?];
+    Ok((ToGateway::Attach { device: id, owner, budget }, fds))
+}
+
+/// Starts the process, and carries messages.
+#[derive(Clone)]
+struct Driver {
+    program: PathBuf,
+    devices: Arc<Mutex<Devices>>,
+    messages: UnboundedSender<Message>,
+}
+
+fn start(program: &Path) -> io::Result<(Child, FrameSocket)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let child = Command::new(program)
+        .arg(NET)
+        .env_clear()
+        .env("MALLOC_MMAP_THRESHOLD_", OWN_BLOCK)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, FrameSocket::new(ours)?))
+}
+
+impl Driver {
+    async fn run(self, mut messages: UnboundedReceiver<Message>) {
+        let mut is_first = true;
+        loop {
+            let (_child, mut socket) = match start(&self.program) {
+                Ok(started) => started,
+                Err(error) => {
+                    warn!(%error, "the gateway of instances cannot be started");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            if !std::mem::take(&mut is_first) {
+                self.attach_again();
+            }
+            let sender = socket.sender();
+            tokio::select! {
+                () = send_all(&sender, &mut messages) => {}
+                () = self.receive_all(&mut socket) => {}
+            }
+            warn!("the gateway of instances has ended; its connections are reset, and another is started");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Has a new gateway serve the devices of one that ended. What was on its way to that one is about connections that are
+    /// gone, and comes to nothing.
+    fn attach_again(&self) {
+        let devices = self.devices.lock();
+        for (id, Attachment { device, outlet, owner }) in &devices.attached {
+            if let Ok(message) = attach_message(*id, device, outlet, *owner) {
+                let _ = self.messages.send(message);
+            }
+        }
+    }
+
+    async fn receive_all(&self, socket: &mut FrameSocket) {
+        loop {
+            match socket.receive::<ToWorker>().await {
+                Ok((message, _)) => self.take(message),
+                Err(error) => return debug!(%error, "the gateway of instances says no more"),
+            }
+        }
+    }
+
+    fn outlet(&self, device: DeviceId) -> Option<Arc<Outlet>> {
+        self.devices.lock().attached.get(&device).map(|attachment| Arc::clone(&attachment.outlet))
+    }
+
+    fn take(&self, message: ToWorker) {
+        match message {
+            ToWorker::Dial { device, flow, target } => {
+                let (Some(outlet), messages) = (self.outlet(device), self.messages.clone()) else { return };
+                let end_of_call = outlet.end_of_call();
+                tokio::spawn(async move {
+                    // The gateway has forgotten what its call has asked for, once that has ended.
+                    let dialed = end_of_call.run_until_cancelled(dial(&outlet, target)).await;
+                    let message = match dialed {
+                        Some(Ok(socket)) => (ToGateway::Dialed { device, flow }, vec![socket]),
+                        Some(Err(how)) => (ToGateway::Refused { device, flow, how }, Vec::new()),
+                        None => return,
+                    };
+                    let _ = messages.send(message);
+                });
+            }
+            ToWorker::Query { device, query, message } => {
+                let (Some(outlet), messages) = (self.outlet(device), self.messages.clone()) else { return };
+                tokio::spawn(async move {
+                    let message = outlet.answer(&message, true).await;
+                    let _ = messages.send((ToGateway::Answer { device, query, message }, Vec::new()));
+                });
+            }
+            ToWorker::Blocked { device, why, target } => {
+                if let Some(outlet) = self.outlet(device) {
+                    outlet.account.refused(explained(why, target, outlet.account.budget()));
+                }
+            }
+        }
+    }
+}
+
+fn explained(why: Blocked, target: SocketAddrV4, budget: u64) -> String {
+    match why {
+        Blocked::Udp => format!("egress to {target} refused: UDP; only look-ups are passed on"),
+        Blocked::Connections => {
+            format!("egress to {target} refused: as many connections as may be open at once are open")
+        }
+        Blocked::Budget => {
+            let most = faena_domain::units::ByteSize(budget);
+            format!(
+                "egress to {target} refused: the {most} that may pass in one call have passed (setting egress_bytes)"
+            )
+        }
+    }
+}
+
+async fn send_all(sender: &FrameSender, messages: &mut UnboundedReceiver<Message>) {
+    while let Some((message, fds)) = messages.recv().await {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = sender.send(&message, &fds).await {
+            return debug!(%error, "the gateway of instances takes no more");
+        }
+    }
+}
+
+/// A socket that leads to a destination.
+async fn dial(outlet: &Arc<Outlet>, target: SocketAddrV4) -> Result<OwnedFd, Refuse> {
+    if *target.ip() == link::RESOLVER {
+        return if target.port() == link::DNS_PORT { answer_stream(outlet) } else { Err(Refuse::Reset) };
+    }
+    match outlet.dial(target).await {
+        Ok(stream) => Ok(stream.into_std().map_err(|_| Refuse::Reset)?.into()),
+        Err(Reason::Denied(_) | Reason::ConnectionRefused) => Err(Refuse::Reset),
+        Err(_) => Err(Refuse::Unreachable),
+    }
+}
+
+/// A connection to the resolver: each query and each answer has its length before it (RFC 7766).
+fn answer_stream(outlet: &Arc<Outlet>) -> Result<OwnedFd, Refuse> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|_| Refuse::Reset)?;
+    ours.set_nonblocking(true).map_err(|_| Refuse::Reset)?;
+    let mut stream = tokio::net::UnixStream::from_std(ours).map_err(|_| Refuse::Reset)?;
+    let (outlet, end_of_call) = (Arc::clone(outlet), outlet.end_of_call());
+    tokio::spawn(async move {
+        let answers = async {
+            loop {
+                let length = usize::from(stream.read_u16().await?);
+                if length > MAX_QUERY {
+                    return io::Result::Ok(());
+                }
+                let mut query = vec![0; length];
+                stream.read_exact(&mut query).await?;
+                let answer = outlet.answer(&query, false).await;
+                let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+                stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+            }
+        };
+        // Its end is the end of the connection, whatever it was.
+        let _ = end_of_call.run_until_cancelled(answers).await;
+    });
+    Ok(theirs.into())
+}
