@@ -154,7 +154,7 @@ pub(crate) async fn run(app: App, ca_bundle: Option<PathBuf>, stop: Cancellation
         hosts: Arc::default(),
         room: Arc::new(Semaphore::new(AT_ONCE)),
         shares: Shares::new(AT_ONCE as u64),
-        asker: faena_egress::Asker::new(app.egress(), None),
+        asker: faena_egress::Asker::new(None),
     };
     let mut ends = app.scheduler().ends();
     let mut tick = tokio::time::interval(TICK);

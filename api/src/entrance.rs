@@ -91,6 +91,13 @@ impl Hosts {
     }
 }
 
+impl<'a> Address<'a> {
+    /// A function by its name; it gets and sends what it does on its own origin.
+    pub(crate) fn of(name: &'a FunctionName) -> Self {
+        Self { entrance: Entrance::Host, name: name.as_str().into(), namespace: None }
+    }
+}
+
 impl Address<'_> {
     /// Whether the host has a namespace, or a name that may be invalid.
     pub(crate) fn is_qualified(&self) -> bool {

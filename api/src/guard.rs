@@ -8,11 +8,13 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use faena_domain::identity::MAX_DEPTH;
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
 use crate::authorize;
 use crate::entrance::{Entrance, host_name};
+use crate::internal::CallingFunction;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// What a multipart body may add to the archive in it.
@@ -66,6 +68,20 @@ pub(crate) fn judge_call(app: &App, entrance: Entrance, head: (&Method, &Uri, &H
         Entrance::Path => not_a_page(app, headers),
         Entrance::Host => not_another_site(method, headers),
     }
+}
+
+/// Judges a request of a function to another one.
+pub(crate) fn judge_internal(calling: &CallingFunction, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
+    bounded(headers)?;
+    single(uri, headers)?;
+    if calling.depth > MAX_DEPTH {
+        let detail = format!("{MAX_DEPTH} calls of functions led to this one, which is the most");
+        return Err(Problem::new(ErrorCode::CallLoop, detail));
+    }
+    if calling.left_ms() == 0 {
+        return Err(Problem::new(ErrorCode::Timeout, "the call that this request comes from has no time left"));
+    }
+    Ok(())
 }
 
 /// Refuses requests that a page of another site sends to a function's own origin. Following a link is permitted. The platform

@@ -11,11 +11,13 @@ use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
 use faena_header_case::{Head, HeadNames, canonical};
 use faena_protocol::direct::{Header, HttpRequest};
+use faena_protocol::internal::{CALLER, DEPTH};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::body;
 use crate::entrance::{Entrance, PREFIX};
+use crate::internal::CallingFunction;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The route that its requests are counted and authorised under.
@@ -41,6 +43,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) interim: Option<HeadNames>,
     /// Headers that no record keeps, besides credentials; in lower case.
     pub(crate) private_headers: &'a [String],
+    /// The function that sent it, where one did.
+    pub(crate) calling: Option<&'a CallingFunction>,
 }
 
 impl RequestHead<'_> {
@@ -87,10 +91,18 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
         let value = if name.eq_ignore_ascii_case("te") { b"trailers" } else { value.as_bytes() };
         Header(name, value.to_vec())
     });
+    let caller = request.calling.into_iter().flat_map(|calling| of_caller(calling, contract));
     if contract != Contract::Http {
-        return passed.collect();
+        return passed.chain(caller).collect();
     }
-    passed.filter(|Header(name, _)| !is_forwarded(name)).chain(forwarded(request)).collect()
+    passed.filter(|Header(name, _)| !is_forwarded(name)).chain(forwarded(request)).chain(caller).collect()
+}
+
+/// Headers that tell a function which other one calls it.
+fn of_caller(calling: &CallingFunction, contract: Contract) -> [Header; 2] {
+    let named = |name: &str| if contract == Contract::Http { name.to_owned() } else { name.to_ascii_lowercase() };
+    let told = [(CALLER, calling.name.to_string()), (DEPTH, calling.depth.to_string())];
+    told.map(|(name, value)| Header(named(name), value.into_bytes()))
 }
 
 /// Whether the client of a request takes trailers.
@@ -219,6 +231,7 @@ mod tests {
             has_trailers: false,
             interim: None,
             private_headers: &[],
+            calling: None,
         };
         hand(&head, contract, &Bytes::copy_from_slice(body))
     }

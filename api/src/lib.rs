@@ -16,6 +16,7 @@ mod guard;
 mod handed;
 mod http_call;
 mod idempotency;
+mod internal;
 mod logs;
 pub mod metrics;
 mod path;
@@ -45,6 +46,7 @@ use faena_invoker::Invoker;
 use faena_scheduler::{Scheduler, WorkerConnections};
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
+use internal::InternalListener;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +65,8 @@ pub struct ApiConfig {
     pub listen: SocketAddr,
     /// Where it listens for workers.
     pub workers: Endpoint,
+    /// Where it listens for connections of functions that call others, which workers open.
+    pub internal: PathBuf,
     /// Names besides `localhost` by which people may call it.
     pub host_names: Vec<String>,
     /// The domain below which functions have origins of their own, besides `localhost`.
@@ -103,6 +107,15 @@ pub enum ApiError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The socket for calls from functions cannot be bound.
+    #[error("cannot bind the socket for calls from functions at {path}")]
+    Internal {
+        /// Where.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The workers' socket cannot be bound.
     #[error("cannot bind the workers' socket")]
     Workers(#[source] std::io::Error),
@@ -115,6 +128,7 @@ pub struct Api {
     app: App,
     scheduler: Scheduler,
     workers: Server,
+    internal: InternalListener,
     config: ApiConfig,
 }
 
@@ -130,11 +144,13 @@ impl Api {
         let listen = |source| ApiError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
+        let internal = InternalListener::bind(&config.internal)
+            .map_err(|source| ApiError::Internal { path: config.internal.clone(), source })?;
         let draining = CancellationToken::new();
         let connections = WorkerConnections::new(config.shards.clone());
         let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
         let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
-        Ok(Self { listener, app, scheduler, workers, config })
+        Ok(Self { listener, app, scheduler, workers, internal, config })
     }
 
     /// What answers every request but those of functions (`/f/`), for tests that need no connection.
@@ -149,6 +165,8 @@ impl Api {
         let scheduling = tokio::spawn(self.scheduler.run(self.workers));
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
+        // Functions that still run may call others; they end with the workers.
+        tokio::spawn(self.internal.serve(self.app.clone(), drained.clone()));
         let served =
             server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         if let Err(error) = served {

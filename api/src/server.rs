@@ -32,11 +32,11 @@ use crate::routes::{self, invoke};
 use crate::stall::WriteTimeout;
 
 /// How long a client may take to send the head of a request.
-const HEADER_READ: Duration = Duration::from_secs(10);
+pub(crate) const HEADER_READ: Duration = Duration::from_secs(10);
 /// The most bytes that are read before they are parsed: the headers that are permitted, and the first line.
-const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
+pub(crate) const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
 /// The pause after an accept that failed: descriptors may come free meanwhile.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until told to stop, then waits for running requests, at most as long as the grace and a little.
 pub(crate) async fn serve(
@@ -97,7 +97,7 @@ impl Edge {
             let Some((stream, peer, permit)) = accepted else { continue };
             let edge = self.clone();
             let stream = HeadStream::new(WriteTimeout::new(stream));
-            let client = Client { names: stream.names(), address: peer.ip() };
+            let client = Client { names: stream.names(), address: peer.ip(), calling: None };
             // More than MAX_HEADERS headers are refused: that is hyper's own bound, which costs more where it is named.
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

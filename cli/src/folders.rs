@@ -10,6 +10,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::settings::Settings;
 
+/// The socket of calls from functions, beside those of the roles.
+const INTERNAL_SOCKET: &str = "internal.sock";
+
 /// A folder that only we can enter.
 pub(crate) fn private(path: &Path) -> anyhow::Result<()> {
     let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -86,11 +89,16 @@ impl Folders {
         self.data.join("worker")
     }
 
+    /// Where the api listens for connections of functions that call others.
+    pub(crate) fn internal_socket(&self) -> PathBuf {
+        self.run.join(INTERNAL_SOCKET)
+    }
+
     /// Removes the folder of the sockets; the next start makes it again.
     pub(crate) fn leave(&self) {
         // A folder that the settings name may hold more than ours.
         let _ = fs::remove_dir_all(self.run.join("containers"));
-        for name in ["db.sock", "api.sock"] {
+        for name in ["db.sock", "api.sock", INTERNAL_SOCKET] {
             let _ = fs::remove_file(self.run.join(name));
         }
         let _ = fs::remove_dir(&self.run);

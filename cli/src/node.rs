@@ -84,7 +84,11 @@ pub(crate) async fn node(
         draining: CancellationToken::new(),
         tasks: TaskTracker::new(),
         ca_bundle: settings.ca_bundle.as_deref().map(|bundle| ca_bundle(bundle, &place.folder)).transpose()?,
-        egress: NodeEgress::new(egress_policy(settings)?, Gateway::new(place.launcher, Handle::current())),
+        egress: NodeEgress::new(
+            egress_policy(settings)?,
+            Gateway::new(place.launcher, Handle::current()),
+            folders.internal_socket(),
+        ),
         pull: if settings.pull { Pull::Missing } else { Pull::Never },
         build: BuildLimits { limits: settings.build_limits(), artifact: ARTIFACT },
     })

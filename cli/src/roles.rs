@@ -121,6 +121,7 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
     let config = ApiConfig {
         listen: settings.listen,
         workers: endpoint(folders, "api.sock")?,
+        internal: folders.internal_socket(),
         host_names: settings.host_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
         functions_domain: settings.functions_domain.clone(),
         private_headers: settings.private_headers.clone(),

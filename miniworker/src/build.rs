@@ -9,7 +9,7 @@ use faena_domain::build::{LOG_TAIL, MAX_LOG, looks_like_network, reason};
 use faena_domain::environment::{ca_variables, package_variables, path_prefix, proxy_variables};
 use faena_domain::log::{LogBuffer, LogStream, StoredLog};
 use faena_domain::program::Program;
-use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit, ImageName, Network, Payload};
+use faena_domain::{BlobKey, BuildFailure, Command, EngineKind, ErrorKind, Exit, ImageName, Payload};
 use faena_egress::Reach;
 use faena_engine::{CA_BUNDLE, Engine, EngineError, ImageId, Instance, InstanceSpec, Pull};
 use faena_gateway::Counters;
@@ -170,8 +170,8 @@ async fn build(
         error => platform(error),
     })?;
     // A build reaches what the platform permits; what its function may reach is for calls.
-    let reach = Reach { network: Network::Public, networks: job.code.networks.clone() };
-    let egress = Ways::of(&mut instance).map(|ways| node.egress.serve(&job.code, reach, ways)).transpose();
+    let reach = Reach { networks: job.code.networks.clone(), ..Reach::public() };
+    let egress = Ways::of(&mut instance).map(|ways| node.egress.serve(&job.code, reach, ways, None)).transpose();
     let made = match egress {
         Ok(egress) => {
             let made = build_in(node, job, &mut instance, (deadline, lease, stop), log).await;

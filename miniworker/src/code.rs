@@ -328,6 +328,7 @@ mod tests {
             limits: faena_domain::Limits::DEFAULT,
             network: faena_domain::Network::None,
             networks: Vec::new(),
+            calls: Vec::new(),
             concurrency: None,
             serving: faena_domain::Serving::default(),
             since: 1,

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Node;
 use crate::call::CallInput;
-use crate::egress::Connections;
+use crate::egress::{Connections, EgressCall};
 use crate::exec::{ExecInstance, InstanceState};
 use crate::failure::AttemptFailure;
 use crate::process::{self, Cut, LeaseEnd, ProcessSpec};
@@ -76,7 +76,8 @@ pub async fn run_command(
         stop,
         log: node.logs.of_command(job.num),
     };
-    let before = exec.egress.as_ref().map(|egress| egress.outlet().account.total()).unwrap_or_default();
+    let depth = job.request.as_ref().map_or(0, |request| request.depth());
+    let call = exec.egress.as_ref().map(|egress| egress.outlet().begin(deadline.into_std(), depth));
     let at = &mut report.started;
     let finished = process::run(&mut exec.instance.agent, process, || {
         *at = Some(Instant::now());
@@ -87,6 +88,7 @@ pub async fn run_command(
         return Err(AttemptFailure::Stopped);
     }
     let is_whole = finished.cut.is_none() && finished.ended.oom_kills == 0;
+    let before = call.map(EgressCall::end).unwrap_or_default();
     let egress = exec.egress.as_ref().map(|egress| egress.end_call(before, Connections::Reset)).unwrap_or_default();
     let attempt = report.attempt(Some(&finished), egress.used);
     let late = (finished.cut == Some(Cut::Deadline)).then(|| report.late(Layer::Run, "its process ran"));

@@ -23,6 +23,9 @@ pub trait InstanceOwner: Send + Sync + Debug {
     /// The process never saw this call, and the instance takes no more: another one may have it.
     fn returned(&self, call: Box<InstanceCall>);
 
+    /// What runs in the instance waits for another function (`is_waiting`), or goes on. Told in turns.
+    fn lends(&self, is_waiting: bool);
+
     /// The instance has ended, and its calls with it.
     fn gone(&self);
 

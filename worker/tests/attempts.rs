@@ -49,6 +49,7 @@ impl Bench {
             egress: NodeEgress::new(
                 EgressPolicy::public(Resolvers::of_host()),
                 Gateway::new("/dev/null".into(), tokio::runtime::Handle::current()),
+                "/dev/null".into(),
             ),
             pull: Pull::Never,
             build: BuildLimits::default(),

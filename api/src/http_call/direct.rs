@@ -176,7 +176,8 @@ pub(super) async fn run(
     (permit, waiting): (BacklogPermit, Share),
     handshake: Option<Handshake>,
 ) -> Reply<Response<Body>> {
-    let HttpCall { num, request, private, params, body, traceparent, held, is_head, interim, entrance } = call;
+    let HttpCall { num, request, private, params, body, traceparent, held, is_head, timeout_ms, interim, entrance } =
+        call;
     let meter = Meter::default();
     let (body, recorded) = recorded::observe(body, &meter);
     let begun = Arc::new(RunningDirect {
@@ -195,7 +196,6 @@ pub(super) async fn run(
     let (tell, told) = oneshot::channel();
     let caller =
         Teller { app: app.clone(), begun: Arc::clone(&begun), permit, held, interim, entrance, tell: Some(tell) };
-    let timeout_ms = current.code.limits.timeout.0;
     let call = Invocation {
         num,
         code: Arc::clone(&begun.code),

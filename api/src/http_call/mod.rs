@@ -19,6 +19,7 @@ use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use faena_auth::Principal;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, Contract};
@@ -30,8 +31,9 @@ use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
-use crate::entrance::Entrance;
+use crate::entrance::{Address, Entrance};
 use crate::handed::{self, Handed, ROUTE, RequestHead};
+use crate::internal::CallingFunction;
 use crate::problem::{Problem, Reply, busy};
 use crate::versions::Current;
 use crate::{actions, authorize, body, guard, idempotency, trace};
@@ -49,6 +51,8 @@ pub(crate) struct Client {
     /// The names of the headers on the connection.
     pub(crate) names: HeadNames,
     pub(crate) address: IpAddr,
+    /// The function that sent it, where one did.
+    pub(crate) calling: Option<Arc<CallingFunction>>,
 }
 
 /// A call that was read from its request.
@@ -64,6 +68,8 @@ struct HttpCall {
     /// The memory of its body.
     held: Option<body::Whole>,
     is_head: bool,
+    /// What it may take, in milliseconds: what its function may, or less where the caller has less time left.
+    timeout_ms: u64,
     /// The client's connection, where the client takes interim answers.
     interim: Option<HeadNames>,
     entrance: Entrance,
@@ -104,10 +110,22 @@ pub(crate) async fn answer(app: &App, request: Request<Incoming>, client: &Clien
 
 async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Reply<Response<Body>> {
     let nowhere = || crate::problem::unknown_route(request.uri());
-    let address = app.hosts().address(&request).ok_or_else(nowhere)?;
+    let address = match &client.calling {
+        // The worker has said which function is called; the request says nothing of it.
+        Some(calling) => Address::of(&calling.target),
+        None => app.hosts().address(&request).ok_or_else(nowhere)?,
+    };
     let entrance = address.entrance;
-    guard::judge_call(app, entrance, (request.method(), request.uri(), request.headers()))?;
-    let principal = authorize::authenticate();
+    let principal = match &client.calling {
+        Some(calling) => {
+            guard::judge_internal(calling, request.uri(), request.headers())?;
+            Arc::new(Principal::function(calling.namespace.clone(), calling.name.clone()))
+        }
+        None => {
+            guard::judge_call(app, entrance, (request.method(), request.uri(), request.headers()))?;
+            authorize::authenticate()
+        }
+    };
     authorize::permit(&principal, request.method(), ROUTE)?;
     app.admission().disk()?;
     // On its own origin a function may use this header for itself.
@@ -162,6 +180,7 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         interim: (is_server && entrance == Entrance::Host && parts.version == Version::HTTP_11)
             .then(|| client.names.clone()),
         private_headers: app.private_headers(),
+        calling: client.calling.as_deref(),
     };
     let response = match (path, invoker) {
         (CallPath::Direct, Some(invoker)) => direct(app, &invoker, &current, &request, (body, handshake)).await?,
@@ -212,26 +231,27 @@ async fn read(app: &App, current: &Current, head: &RequestHead<'_>, incoming: In
     let held = body::read(app.admission(), head.headers, Body::new(incoming), of, MAX_BODY).await?;
     let handed = handed::hand(head, serving.contract, held.bytes())?;
     let body = handed.body.clone().map(RequestBody::Whole).unwrap_or_default();
-    number(app, head, handed, (body, Some(held))).await
+    number(app, current, (head, handed), (body, Some(held))).await
 }
 
 /// A call whose body comes while it runs.
 async fn begin(app: &App, current: &Current, head: &RequestHead<'_>, body: RequestBody) -> Reply<HttpCall> {
     let handed = handed::hand(head, current.code.serving.contract, &Bytes::new())?;
-    number(app, head, handed, (body, None)).await
+    number(app, current, (head, handed), (body, None)).await
 }
 
 /// Gives a call its number.
 async fn number(
     app: &App,
-    head: &RequestHead<'_>,
-    Handed { params, request, private, .. }: Handed,
+    current: &Current,
+    (head, Handed { params, request, private, .. }): (&RequestHead<'_>, Handed),
     (body, held): (RequestBody, Option<body::Whole>),
 ) -> Reply<HttpCall> {
     let num = app.call_ids().next().await?;
     let (traceparent, is_head) = (trace::parent(head.headers), *head.method == Method::HEAD);
     let (interim, entrance) = (head.interim.clone(), head.entrance);
-    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, interim, entrance })
+    let timeout_ms = current.code.limits.timeout.0.min(head.calling.map_or(u64::MAX, CallingFunction::left_ms));
+    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, timeout_ms, interim, entrance })
 }
 
 /// Runs a call by the scheduler: without a row before its end, or with one.
@@ -243,7 +263,7 @@ async fn stored(
     key: Option<IdempotencyKey>,
 ) -> Reply<Response<Body>> {
     let Code { namespace, function, limits, .. } = &*current.code;
-    let timeout_ms = limits.timeout.0;
+    let timeout_ms = call.timeout_ms;
     let body = match call.body.whole() {
         Some(body) => Some(app.blobs().payload(body.clone()).await?),
         None => None,
@@ -257,7 +277,7 @@ async fn stored(
         request: Some(call.request),
         private_headers: call.private,
         direct: true,
-        timeout_ms: None,
+        timeout_ms: Some(timeout_ms).filter(|timeout| *timeout < limits.timeout.0),
         max_age_ms: timeout_ms + QUEUE_MS,
         run_at: None,
         priority: 0,

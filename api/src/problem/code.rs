@@ -40,6 +40,7 @@ codes! {
     BrokenUpload, "broken_upload", BAD_REQUEST, "The upload is damaged";
     BuildFailed, "build_failed", BAD_GATEWAY, "The version could not be built";
     Busy, "busy", SERVICE_UNAVAILABLE, "Too much is going on at once";
+    CallLoop, "call_loop", LOOP_DETECTED, "Functions call each other";
     CallbackLoop, "callback_loop", UNPROCESSABLE_ENTITY, "Callbacks lead to each other";
     Cancelled, "cancelled", CONFLICT, "The call was cancelled";
     Conflict, "conflict", CONFLICT, "The request contradicts what is there";

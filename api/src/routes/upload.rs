@@ -56,7 +56,9 @@ impl From<InvalidManifest> for Problem {
             InvalidManifest::Serving(_) => Self::new(ErrorCode::MalformedManifest, error),
             InvalidManifest::Waiting { .. } => Self::new(ErrorCode::WaitingNotAllowed, error),
             InvalidManifest::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
-            InvalidManifest::Retries(_) | InvalidManifest::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
+            InvalidManifest::Retries(_) | InvalidManifest::Calls(_) | InvalidManifest::Limit(_) => {
+                Self::new(ErrorCode::LimitExceeded, error)
+            }
             InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
         }
     }

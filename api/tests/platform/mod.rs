@@ -71,6 +71,7 @@ impl Parts<'_> {
         let config = ApiConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             workers: self.endpoint("api.sock"),
+            internal: self.folder.path().join("internal.sock"),
             functions_domain: None,
             private_headers: Vec::new(),
             host_names: Vec::new(),
@@ -101,6 +102,7 @@ impl Parts<'_> {
             egress: NodeEgress::new(
                 EgressPolicy::public(Resolvers::of_host()),
                 Gateway::new("/dev/null".into(), tokio::runtime::Handle::current()),
+                "/dev/null".into(),
             ),
             pull: Pull::Never,
             build: BuildLimits::default(),

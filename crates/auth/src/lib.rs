@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use faena_domain::Namespace;
+use faena_domain::{FunctionName, Namespace};
 
 /// What an account may do in its namespace.
 ///
@@ -84,12 +84,15 @@ impl Scopes {
 pub enum Account {
     /// A user of the machine that the platform runs on, while no account was ever made.
     Operator,
+    /// A function that calls another one of its namespace.
+    Function(FunctionName),
 }
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator => f.write_str("operator"),
+            Self::Function(name) => write!(f, "the function {name}"),
         }
     }
 }
@@ -141,6 +144,12 @@ impl Principal {
     /// The local operator, who may do everything.
     pub fn operator() -> Self {
         Self { namespace: Namespace::default(), account: Account::Operator, scopes: Scopes::NONE.with(Scope::Admin) }
+    }
+
+    /// A function, which may call others of its namespace. Which of them is for its `faena.toml` to say, and is judged where
+    /// its connections are made.
+    pub fn function(namespace: Namespace, name: FunctionName) -> Self {
+        Self { namespace, account: Account::Function(name), scopes: Scopes::NONE.with(Scope::Invoke) }
     }
 
     /// Whether an operation that requires this is permitted.

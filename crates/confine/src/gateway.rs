@@ -4,10 +4,14 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid, set_dumpable_behavior, setrlimit};
-use seccompiler::{BpfProgram, apply_filter_all_threads};
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid, getrlimit, set_dumpable_behavior, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter_all_threads,
+};
 
 use crate::privileges::{drop_bounding_set, drop_capabilities};
+use crate::seccomp::ARCH;
 use crate::seccomp::tree::{self, Verdict};
 
 /// A user that owns nothing, on every system (Linux Standard Base, "User & Group Names": nobody).
@@ -40,6 +44,8 @@ const OLDER: &[i64] = &[];
 /// What the kernel says.
 pub fn drop_privileges(files: u64, memory: u64) -> io::Result<()> {
     for (resource, most) in [(Resource::Nofile, files), (Resource::As, memory), (Resource::Core, 0)] {
+        // What is less already stays so.
+        let most = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
     if rustix::process::geteuid().is_root() {
@@ -61,18 +67,38 @@ fn list() -> BpfProgram {
     tree::program(&BTreeMap::from_iter(allowed), refuse)
 }
 
+/// What is refused of calls that are permitted: to connect by sending (tcp(7), `MSG_FASTOPEN`), to send to an address, and
+/// memory that can be executed.
+fn arguments() -> Result<BpfProgram, seccompiler::BackendError> {
+    const FAST_OPEN: u64 = 0x2000_0000;
+    const EXECUTABLE: u64 = 4;
+    let when =
+        |argument, length, op, value| SeccompRule::new(vec![SeccompCondition::new(argument, length, op, value)?]);
+    let has = |argument, flag| when(argument, Len::Dword, Op::MaskedEq(flag), flag);
+    let rules = BTreeMap::from([
+        (libc::SYS_sendto, vec![has(3, FAST_OPEN)?, when(4, Len::Qword, Op::Ne, 0)?]),
+        (libc::SYS_sendmsg, vec![has(2, FAST_OPEN)?]),
+        (libc::SYS_mmap, vec![has(2, EXECUTABLE)?]),
+        (libc::SYS_mprotect, vec![has(2, EXECUTABLE)?]),
+    ]);
+    let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    SeccompFilter::new(rules, SeccompAction::Allow, refuse, ARCH)?.try_into()
+}
+
 /// Installs the list of system calls on every thread.
 ///
 /// # Errors
 /// A kernel without filters.
 pub fn install_list() -> io::Result<()> {
-    apply_filter_all_threads(&list()).map_err(io::Error::other)
+    let arguments = arguments().map_err(io::Error::other)?;
+    // The list knows no call that installs another.
+    [arguments, list()].iter().try_for_each(|filter| apply_filter_all_threads(filter)).map_err(io::Error::other)
 }
 
 #[cfg(test)]
 mod tests {
     use rustix::fs::{Mode, OFlags};
-    use rustix::net::{AddressFamily, SocketType};
+    use rustix::net::{AddressFamily, SendFlags, SocketType};
 
     use super::*;
 
@@ -82,7 +108,10 @@ mod tests {
         let confined = std::thread::spawn(|| {
             let (pipe, _end) = rustix::pipe::pipe().unwrap();
             rustix::thread::set_no_new_privs(true).unwrap();
-            seccompiler::apply_filter(&list()).unwrap();
+            let socket = std::os::unix::net::UnixStream::pair().unwrap();
+            for filter in [arguments().unwrap(), list()] {
+                seccompiler::apply_filter(&filter).unwrap();
+            }
             let there = std::net::SocketAddrV4::new([127, 0, 0, 1].into(), 1);
             let answers = [
                 ("socket", rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).map(drop)),
@@ -90,8 +119,12 @@ mod tests {
                 ("open", rustix::fs::open("/", OFlags::RDONLY, Mode::empty()).map(drop)),
                 ("ioctl", rustix::io::ioctl_fionread(&pipe).map(drop)),
                 ("pipe", rustix::pipe::pipe().map(drop)),
+                ("sendto", rustix::net::sendto(&socket.0, b"x", SendFlags::empty(), &there).map(drop)),
+                ("fast open", rustix::net::send(&socket.0, b"x", SendFlags::from_bits_retain(0x2000_0000)).map(drop)),
                 ("kill", rustix::process::test_kill_process(rustix::process::getpid())),
             ];
+            // What it is for still works.
+            assert_eq!(rustix::net::send(&socket.0, b"x", SendFlags::NOSIGNAL | SendFlags::DONTWAIT), Ok(1));
             let refused = Err(rustix::io::Errno::PERM);
             answers.into_iter().filter(|(_, answer)| *answer != refused).collect::<Vec<_>>()
         });

@@ -10,6 +10,7 @@ pub mod command;
 pub mod environment;
 pub mod function;
 pub mod id;
+pub mod identity;
 pub mod image;
 pub mod json;
 pub mod keep_alive;
@@ -36,6 +37,7 @@ pub use call::{Attempt, CallError, CallStatus, EgressUse, ErrorKind, Exit, Layer
 pub use command::Command;
 pub use function::FunctionStatus;
 pub use id::{BlobKey, CallNum, DigestKind, Epoch, Owner, Revision, Version};
+pub use identity::{CallPattern, Identity};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::Manifest;

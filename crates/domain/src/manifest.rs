@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{InvalidEnv, check_env};
+use crate::identity::MAX_CALLS;
 use crate::limits::{LimitExceeded, Limits};
 use crate::near::nearest;
 use crate::retry::MAX_RETRIES;
 use crate::serving::{InvalidServing, Preload, Serving};
-use crate::{AskedLimits, Network, RuntimeSpec};
+use crate::{AskedLimits, Identity, Network, RuntimeSpec};
 
 /// Its name in the archive.
 pub const FILE: &str = "faena.toml";
@@ -32,6 +33,9 @@ pub struct Manifest {
     /// What it reaches of the world.
     #[serde(default)]
     pub network: Network,
+    /// What it may ask of the platform from inside.
+    #[serde(default, skip_serializing_if = "Identity::is_empty")]
+    pub identity: Identity,
     /// What its process speaks, and which of its instances wait.
     #[serde(flatten)]
     pub serving: Serving,
@@ -54,6 +58,9 @@ pub enum InvalidManifest {
     /// How it wants to be served.
     #[error("faena.toml: {0}")]
     Serving(#[from] InvalidServing),
+    /// More functions to call than one may name.
+    #[error("faena.toml: identity.calls has {0} entries, more than {MAX_CALLS}")]
+    Calls(usize),
     /// More retries than anyone gets.
     #[error("faena.toml: retries = {0} is more than {MAX_RETRIES}")]
     Retries(u32),
@@ -76,8 +83,10 @@ pub enum InvalidManifest {
     },
 }
 
-const KEYS: [&str; 11] =
-    ["limits", "env", "retries", "network", "contract", "handler", "reuse", "preload", "minimum", "idle", "parallel"];
+const KEYS: [&str; 12] = [
+    "limits", "env", "retries", "network", "identity", "contract", "handler", "reuse", "preload", "minimum", "idle",
+    "parallel",
+];
 const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
 fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(), InvalidManifest> {
     match table.keys().find(|key| !known.contains(&key.as_str())) {
@@ -101,12 +110,17 @@ impl Manifest {
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
             check_keys(limits, &LIMIT_KEYS)?;
         }
-        if let Some(network) = table.get("network").and_then(toml::Value::as_table) {
-            check_keys(network, &["egress"])?;
+        for (name, known) in [("network", &["egress"]), ("identity", &["calls"])] {
+            if let Some(inner) = table.get(name).and_then(toml::Value::as_table) {
+                check_keys(inner, known)?;
+            }
         }
         let manifest: Self = table.try_into().map_err(malformed)?;
         check_env(&manifest.env)?;
         manifest.serving.check()?;
+        if manifest.identity.calls.len() > MAX_CALLS {
+            return Err(InvalidManifest::Calls(manifest.identity.calls.len()));
+        }
         match manifest.retries {
             Some(retries) if retries > MAX_RETRIES => Err(InvalidManifest::Retries(retries)),
             _ => Ok(manifest),

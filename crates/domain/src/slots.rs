@@ -85,6 +85,17 @@ impl<F: Clone + Eq + Hash> Slots<F> {
         }
     }
 
+    /// What holds a slot waits for another call, and lends the slot: there is one more until [`Slots::take_back`]. Without that,
+    /// functions that call each other would wait for slots that they hold themselves.
+    pub fn lend(&mut self) {
+        self.total += 1;
+    }
+
+    /// A slot that was lent is its holder's again. More may be held than there are, until one is given back.
+    pub fn take_back(&mut self) {
+        self.total = self.total.saturating_sub(1);
+    }
+
     /// A function holds one less.
     pub fn give_back(&mut self, function: &F) {
         let Some(held) = self.held.get_mut(function).filter(|held| **held > 0) else { return };
@@ -111,6 +122,21 @@ mod tests {
             (0..*count).for_each(|_| slots.take(function));
         }
         slots
+    }
+
+    #[test]
+    fn a_slot_that_is_lent_is_one_more() {
+        let mut slots = held(2, &[("a", 1), ("b", 1)]);
+        assert!(!slots.may_take(&"a", false));
+        slots.lend();
+        assert!(slots.may_take(&"a", false));
+        slots.take(&"a");
+        slots.take_back();
+        assert!(!slots.may_take(&"a", false) && slots.free() == 0);
+        slots.give_back(&"a");
+        assert!(!slots.may_take(&"b", false));
+        slots.give_back(&"a");
+        assert!(slots.may_take(&"b", false));
     }
 
     #[test]

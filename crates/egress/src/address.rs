@@ -78,6 +78,14 @@ pub(crate) fn is_global(address: IpAddr) -> bool {
     }
 }
 
+/// Whether an address leads to whatever host it is used on: the loopback's and the unspecified ones (RFC 1122, 3.2.1.3).
+pub(crate) fn is_this_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => matches!(address.octets()[0], 0 | 127),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unspecified(),
+    }
+}
+
 /// The IPv4 address that an IPv6 address stands for: mapped and compatible (RFC 4291), NAT64 (RFC 6052), 6to4
 /// (RFC 3056), Teredo's client (RFC 4380).
 pub(crate) fn embedded(address: IpAddr) -> Option<IpAddr> {

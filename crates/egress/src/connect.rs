@@ -10,6 +10,7 @@ use faena_domain::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::policy::{Asked, Denial, EgressPolicy, LOOKUPS_EACH, Reach};
 use crate::resolver::{Found, Resolver};
@@ -17,6 +18,12 @@ use crate::{Upstream, address};
 
 /// How long a head, a name or a connection may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one address of several may take.
+const EACH: Duration = Duration::from_secs(3);
+/// How long a connection is silent before its peer is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// The pause before a head that is not whole is looked at again.
+const PEEK_AGAIN: Duration = Duration::from_millis(5);
 /// How long the upstream proxy may take to reach a server.
 const TUNNEL: Duration = Duration::from_secs(30);
 /// The largest head of a request or a reply.
@@ -90,13 +97,13 @@ impl fmt::Display for Refusal {
 #[derive(Clone, Debug)]
 pub struct Asker {
     places: Arc<Semaphore>,
-    resolver: Resolver,
+    namespace: Option<Namespace>,
 }
 
 impl Asker {
     /// A function of this namespace; the platform itself without one.
-    pub fn new(policy: &EgressPolicy, namespace: Option<&Namespace>) -> Self {
-        Self { places: Arc::new(Semaphore::new(LOOKUPS_EACH)), resolver: policy.resolvers.of(namespace) }
+    pub fn new(namespace: Option<&Namespace>) -> Self {
+        Self { places: Arc::new(Semaphore::new(LOOKUPS_EACH)), namespace: namespace.cloned() }
     }
 
     /// A place for one look-up. Its own first: an asker that waits for a slow server takes none of what there is for all.
@@ -116,7 +123,8 @@ impl Asker {
         let refused = |reason| Refusal { target: name.to_owned(), reason };
         let looking = async {
             let _places = self.place(policy).await;
-            look(&self.resolver).await
+            let resolver = policy.resolvers.of(self.namespace.as_ref())?;
+            look(&resolver).await
         };
         match tokio::time::timeout(PATIENCE, looking).await {
             Ok(Ok(Found::Some(found))) => Ok(found),
@@ -199,13 +207,30 @@ pub async fn connect(
     Ok((stream, Way::Direct))
 }
 
+/// Connects to the first address that answers. One that drops packets must not use up the time of the others.
 async fn open(addresses: &[SocketAddr]) -> Result<TcpStream, Reason> {
-    match tokio::time::timeout(PATIENCE, TcpStream::connect(addresses)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(Reason::ConnectionRefused),
-        Ok(Err(error)) => Err(Reason::Unreachable(error.to_string())),
-        Err(_) => Err(Reason::Late),
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = Reason::NoAddress;
+    for (index, address) in addresses.iter().enumerate() {
+        let is_last = index + 1 == addresses.len();
+        let until = if is_last { deadline } else { deadline.min(Instant::now() + EACH) };
+        last = match tokio::time::timeout_at(until, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(prepared(stream)),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
+            Ok(Err(error)) => Reason::Unreachable(error.to_string()),
+            Err(_) => Reason::Late,
+        };
     }
+    Err(last)
+}
+
+/// A connection for others' bytes: what they send goes at once, and a peer that has vanished is noticed.
+fn prepared(stream: TcpStream) -> TcpStream {
+    // Where one of these cannot be set, the connection serves without it.
+    let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+    let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE);
+    stream
 }
 
 /// Asks the operator's proxy; which address a name has is then its affair, so the name was judged.
@@ -213,7 +238,7 @@ async fn through(upstream: &Upstream, host: &str, port: u16, tunnel: Tunnel) -> 
     let credentials = upstream.credentials();
     let connecting = TcpStream::connect((upstream.host.as_str(), upstream.port));
     let mut stream = match tokio::time::timeout(PATIENCE, connecting).await {
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(stream)) => prepared(stream),
         Ok(Err(error)) => return Err(error.to_string()),
         Err(_) => return Err("it does not answer".to_owned()),
     };
@@ -228,7 +253,7 @@ async fn ask_for_tunnel(stream: &mut TcpStream, host: &str, port: u16, credentia
     let head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{credentials}\r\n");
     let ask = async {
         stream.write_all(head.as_bytes()).await?;
-        read_head(stream).await
+        read_head_alone(stream).await
     };
     let reply = tokio::time::timeout(TUNNEL, ask).await.map_err(|_| "it does not answer")?;
     let reply = reply.map_err(|error| error.to_string())?;
@@ -238,6 +263,28 @@ async fn ask_for_tunnel(stream: &mut TcpStream, host: &str, port: u16, credentia
         Ok(_) if response.code.is_some_and(|code| (200..300).contains(&code)) => Ok(()),
         Ok(_) => Err(format!("it answers {}", response.code.unwrap_or_default())),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Reads up to the empty line and not a byte further: what follows is the server's, which may speak first.
+async fn read_head_alone(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut seen = vec![0; MAX_HEAD];
+    let mut before = 0;
+    loop {
+        let there = stream.peek(&mut seen).await?;
+        if let Some(end) = seen[..there].windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            let mut head = vec![0; end + 4];
+            stream.read_exact(&mut head).await?;
+            return Ok(head);
+        }
+        if there == MAX_HEAD || there == 0 {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        if there == before {
+            // A peek does not wait for more than is there already.
+            tokio::time::sleep(PEEK_AGAIN).await;
+        }
+        before = there;
     }
 }
 
@@ -280,14 +327,17 @@ mod tests {
         let upstream = Upstream::parse(&url, vec!["a.example".to_owned()]).unwrap();
         let mut policy = EgressPolicy::public(Resolvers::of_host());
         policy.upstream = Some(upstream);
-        let asker = Asker::new(&policy, None);
+        let asker = Asker::new(None);
         connect(&policy, (&Reach::public(), &asker), (host, 443), Tunnel::Yes).await
     }
 
     #[tokio::test]
     async fn the_upstream_proxy_is_asked_with_its_credentials() {
-        let (port, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n").await;
-        ask(port, "a.example").await.unwrap();
+        let (port, asked) = proxy("HTTP/1.1 200 OK\r\n\r\n220 hello").await;
+        let (mut stream, _) = ask(port, "a.example").await.unwrap();
+        let mut greeting = [0; 9];
+        stream.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"220 hello");
         let asked = asked.await.unwrap();
         assert!(asked.starts_with("CONNECT a.example:443 HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{asked}");
@@ -310,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_is_judged_before_it_is_connected_to() {
         let policy = EgressPolicy::public(Resolvers::of_host());
-        let asker = Asker::new(&policy, None);
+        let asker = Asker::new(None);
         for (host, port) in [("127.0.0.1", 80), ("169.254.169.254", 80), ("::ffff:10.0.0.1", 443), ("1.1.1.1", 25)] {
             let refusal = connect(&policy, (&Reach::public(), &asker), (host, port), Tunnel::Yes).await.unwrap_err();
             assert!(refusal.is_denied(), "{refusal}");

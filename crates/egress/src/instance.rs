@@ -3,12 +3,23 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use faena_domain::FunctionName;
+use faena_domain::identity::{INTERNAL_PORT, internal_name};
 use tokio::net::TcpStream;
 
 use crate::connect::{Asker, Reason, Refusal, Tunnel, Way, connect};
 use crate::dns::{self, Answer, Kind, Question};
 use crate::names::{Names, is_synthetic};
 use crate::policy::{Denial, EgressPolicy, Reach};
+
+/// What a connection of an instance leads to.
+#[derive(Debug)]
+pub enum Destination {
+    /// A server.
+    World(TcpStream, Way),
+    /// Another function of the namespace, which the platform calls.
+    Function(FunctionName),
+}
 
 /// What judges and connects for one instance.
 #[derive(Debug)]
@@ -34,15 +45,27 @@ impl InstanceEgress {
     ///
     /// # Errors
     /// A [`Refusal`] that names the host.
-    pub async fn connect(&self, (host, port): (&str, u16), tunnel: Tunnel) -> Result<(TcpStream, Way), Refusal> {
-        connect(&self.policy, (&self.reach, &self.asker), (host, port), tunnel).await
+    pub async fn connect(&self, (host, port): (&str, u16), tunnel: Tunnel) -> Result<Destination, Refusal> {
+        // As a look-up has it: without the dot of the root, and in lower case.
+        let host = &*host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let Some(name) = internal_name(host) else {
+            let (stream, way) = connect(&self.policy, (&self.reach, &self.asker), (host, port), tunnel).await?;
+            return Ok(Destination::World(stream, way));
+        };
+        let denied = |denial| Refusal { target: format!("{host}:{port}"), reason: Reason::Denied(denial) };
+        self.reach.judge_call(name).map_err(denied)?;
+        match name.parse() {
+            Ok(name) if port == INTERNAL_PORT => Ok(Destination::Function(name)),
+            Ok(_) => Err(denied(Denial::Port(port))),
+            Err(_) => Err(denied(Denial::Uncalled)),
+        }
     }
 
     /// Connects to an address that was dialled; returns the host that it stands for, too.
     ///
     /// # Errors
     /// A [`Refusal`] that names the host.
-    pub async fn dial(&self, target: SocketAddrV4) -> Result<(TcpStream, String), Refusal> {
+    pub async fn dial(&self, target: SocketAddrV4) -> Result<(Destination, String), Refusal> {
         let host = match self.names.name_of(*target.ip()) {
             Some(name) => name,
             // It stood for a name that was forgotten, or never for any.
@@ -51,8 +74,8 @@ impl InstanceEgress {
             }
             None => target.ip().to_string(),
         };
-        let (stream, _) = self.connect((&host, target.port()), Tunnel::Yes).await?;
-        Ok((stream, host))
+        let destination = self.connect((&host, target.port()), Tunnel::Yes).await?;
+        Ok((destination, host))
     }
 
     /// Answers a DNS query. What was refused for want of a rule is returned too.
@@ -65,6 +88,7 @@ impl InstanceEgress {
         let (answer, refusal) = match answered {
             Ok(answer) => (answer, None),
             Err(refusal) => match refusal.reason {
+                Reason::Denied(Denial::Uncalled) => (Answer::NoSuchName, Some(refusal)),
                 Reason::Denied(_) => (Answer::Refused, Some(refusal)),
                 Reason::NoSuchName => (Answer::NoSuchName, None),
                 Reason::NoAddress => (Answer::Nothing, None),
@@ -76,6 +100,11 @@ impl InstanceEgress {
 
     async fn look_up(&self, Question { name, kind, .. }: &Question) -> Result<Answer, Refusal> {
         let denied = |denial| Refusal { target: name.clone(), reason: Reason::Denied(denial) };
+        if let Some(function) = internal_name(name) {
+            self.reach.judge_call(function).map_err(denied)?;
+            let address = || Answer::Address(self.names.address_of(name));
+            return Ok(if *kind == Kind::Address { address() } else { Answer::Nothing });
+        }
         // Before any query leaves: a name can carry data out as well as a connection.
         self.reach.judge_lookup(name).map_err(denied)?;
         match kind {
@@ -167,9 +196,13 @@ mod tests {
 
     fn egress(network: Network, networks: &[&str]) -> InstanceEgress {
         let policy = EgressPolicy::public(Resolvers::of_servers(vec![name_server()]));
-        let asker = Asker::new(&policy, None);
+        let asker = Asker::new(None);
         let networks = networks.iter().map(|rule| rule.parse().unwrap()).collect();
-        InstanceEgress::new(Arc::new(policy), Reach { network, networks }, asker)
+        InstanceEgress::new(
+            Arc::new(policy),
+            Reach { network, networks, calls: vec!["resize".parse().unwrap()] },
+            asker,
+        )
     }
 
     fn listed(rule: &str) -> Network {
@@ -249,5 +282,25 @@ mod tests {
         assert_eq!(host, "here.example");
         let unknown = egress.dial(SocketAddrV4::new([198, 19, 0, 9].into(), 80)).await.unwrap_err();
         assert_eq!(unknown.reason, Reason::NoSuchName);
+    }
+
+    #[tokio::test]
+    async fn another_function_has_a_name_where_it_may_be_called() {
+        let egress = egress(Network::None, &[]);
+        let (reply, refusal) = ask(&egress, "Resize.faena.internal.", RecordType::A).await;
+        assert!(refusal.is_none());
+        let here = address(&reply).unwrap();
+        let (destination, host) = egress.dial(SocketAddrV4::new(here, 80)).await.unwrap();
+        assert!(matches!(destination, Destination::Function(name) if name.as_str() == "resize"));
+        assert_eq!(host, "resize.faena.internal");
+        assert!(egress.dial(SocketAddrV4::new(here, 443)).await.is_err());
+        for name in ["other.faena.internal.", "a.resize.faena.internal."] {
+            let (reply, refusal) = ask(&egress, name, RecordType::A).await;
+            assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
+            assert_eq!(refusal.map(|refusal| refusal.reason), Some(Reason::Denied(Denial::Uncalled)));
+        }
+        // It reaches nothing else.
+        let (reply, _) = ask(&egress, "public.example.", RecordType::A).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
     }
 }

@@ -16,7 +16,7 @@ mod resolver;
 mod upstream;
 
 pub use connect::{Asker, PATIENCE, Reason, Refusal, Tunnel, Way, connect, read_head};
-pub use instance::InstanceEgress;
+pub use instance::{Destination, InstanceEgress};
 pub use policy::{Denial, EgressPolicy, Ports, Reach};
 pub use resolver::Resolvers;
 pub use upstream::{InvalidUpstream, Upstream};

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use faena_domain::units::{ByteSize, GB};
-use faena_domain::{Network, NetworkRule};
+use faena_domain::{CallPattern, Network, NetworkRule};
 use tokio::sync::Semaphore;
 
 use crate::Upstream;
-use crate::address::{OwnAddresses, embedded, is_global};
+use crate::address::{OwnAddresses, embedded, is_global, is_this_host};
 use crate::resolver::Resolvers;
 
 /// Names that are looked up at once, on a whole node.
@@ -107,7 +107,7 @@ impl EgressPolicy {
         permits: impl Fn(&NetworkRule) -> bool,
     ) -> Result<(), Denial> {
         let rules = || self.networks.iter().chain(&reach.networks).filter(|rule| permits(rule));
-        let is_ours = |address| self.refused.contains(&address) || self.own.contain(address);
+        let is_ours = |address| is_this_host(address) || self.refused.contains(&address) || self.own.contain(address);
         let inner = embedded(address);
         if is_ours(address) || inner.is_some_and(is_ours) {
             return if rules().any(NetworkRule::is_exact) { Ok(()) } else { Err(Denial::Own) };
@@ -124,6 +124,8 @@ pub struct Reach {
     pub network: Network,
     /// Private networks that its runtime permits.
     pub networks: Vec<NetworkRule>,
+    /// Functions of its namespace that it may call.
+    pub calls: Vec<CallPattern>,
 }
 
 /// What is asked for.
@@ -136,7 +138,7 @@ pub(crate) enum Asked<'a> {
 impl Reach {
     /// The public internet, and what the platform permits.
     pub fn public() -> Self {
-        Self { network: Network::Public, networks: Vec::new() }
+        Self { network: Network::Public, networks: Vec::new(), calls: Vec::new() }
     }
 
     pub(crate) fn judge(&self, asked: Asked<'_>, port: u16) -> Result<(), Denial> {
@@ -149,6 +151,11 @@ impl Reach {
             }
         };
         if is_listed { Ok(()) } else { Err(Denial::Unlisted) }
+    }
+
+    /// Judges a call of another function.
+    pub(crate) fn judge_call(&self, name: &str) -> Result<(), Denial> {
+        if self.calls.iter().any(|pattern| pattern.permits(name)) { Ok(()) } else { Err(Denial::Uncalled) }
     }
 
     /// Whether a name may be looked up.
@@ -175,6 +182,8 @@ pub enum Denial {
     Unlisted,
     /// The operator's proxy may not be asked for it.
     NotThroughProxy,
+    /// It is another function, which the function may not call.
+    Uncalled,
 }
 
 impl fmt::Display for Denial {
@@ -186,6 +195,7 @@ impl fmt::Display for Denial {
             }
             Self::Own => f.write_str("an address of this platform"),
             Self::Unlisted => f.write_str("no rule of faena.toml permits it ([network] egress)"),
+            Self::Uncalled => f.write_str("no entry of faena.toml permits the call ([identity] calls)"),
             Self::NotThroughProxy => {
                 f.write_str("not among the names that may be reached through the upstream proxy (setting egress_hosts)")
             }
@@ -271,7 +281,11 @@ mod tests {
             (public.clone(), &["10.9.0.1"], None, "10.9.0.1", 5432, Err(Own)),
             (public.clone(), &["10.9.0.1:5432"], None, "10.9.0.1", 5432, Ok(())),
             (public.clone(), &["127.0.0.0/8"], None, "127.0.0.1", 5432, Err(Own)),
-            (public, &["::/0"], None, "::ffff:127.0.0.1", 5432, Err(Own)),
+            (public.clone(), &["0.0.0.0/0"], None, "127.0.0.53", 53, Err(Own)),
+            (public.clone(), &["0.0.0.0/0"], None, "0.0.0.0", 80, Err(Own)),
+            (public.clone(), &["::/0"], None, "::", 80, Err(Own)),
+            (public.clone(), &["::/0"], None, "::1", 80, Err(Own)),
+            (public, &["::/0"], None, "::ffff:127.0.0.2", 5432, Err(Own)),
             (listed(&["a.example:443"]), &[], Some("a.example"), "1.1.1.1", 443, Ok(())),
             (listed(&["a.example:443"]), &[], Some("a.example"), "1.1.1.1", 80, Err(Unlisted)),
             (listed(&["a.example"]), &[], Some("b.example"), "1.1.1.1", 443, Err(Unlisted)),
@@ -285,12 +299,12 @@ mod tests {
         ];
         for (network, permitted, name, address, port, verdict) in cases {
             let networks = permitted.iter().map(|rule| rule.parse().unwrap()).collect();
-            let by_runtime = Reach { network: network.clone(), networks };
+            let by_runtime = Reach { network: network.clone(), networks, calls: Vec::new() };
             let judged = policy().judge(&by_runtime, name, address.parse().unwrap(), port);
             assert_eq!(judged, verdict, "{by_runtime:?} {name:?} {address}:{port}");
             // The platform's networks count as the runtime's do.
             let by_platform = EgressPolicy { networks: by_runtime.networks, ..policy() };
-            let reach = Reach { network, networks: Vec::new() };
+            let reach = Reach { network, ..Reach::public() };
             assert_eq!(by_platform.judge(&reach, name, address.parse().unwrap(), port), verdict);
         }
     }

@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use faena_domain::Namespace;
 use hickory_resolver::TokioResolver;
@@ -21,12 +20,25 @@ const TRIES: usize = 2;
 const ADDRESSES: usize = 64;
 /// Namespaces whose answers are kept; all are forgotten when there are more.
 const NAMESPACES: usize = 1000;
+/// Answers that are kept for one namespace, and for how long at most. An answer may have 64 KiB, and takes several times that
+/// here; what a hostile zone answers must not fill the node's memory.
+const ANSWERS: u64 = 64;
+const KEPT: Duration = Duration::from_secs(300);
+/// The configuration of this host's resolvers (resolv.conf(5)).
+const CONFIGURATION: &str = "/etc/resolv.conf";
 
 /// Resolvers of a node, one for each namespace: what one has looked up is not to be seen by another, nor by its time.
 #[derive(Debug)]
 pub struct Resolvers {
     servers: Vec<SocketAddr>,
-    of: Mutex<HashMap<Option<Namespace>, Resolver>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// When the host's configuration was changed last.
+    since: Option<SystemTime>,
+    of: HashMap<Option<Namespace>, Resolver>,
 }
 
 impl Resolvers {
@@ -37,30 +49,38 @@ impl Resolvers {
 
     /// Those that ask these servers; the host's where there are none.
     pub fn of_servers(servers: Vec<SocketAddr>) -> Self {
-        Self { servers, of: Mutex::default() }
+        Self { servers, known: Mutex::default() }
     }
 
-    /// The resolver of a namespace, or of the platform itself.
-    pub(crate) fn of(&self, namespace: Option<&Namespace>) -> Resolver {
-        let mut resolvers = self.of.lock();
-        if let Some(resolver) = resolvers.get(&namespace.cloned()) {
-            return resolver.clone();
+    /// The resolver of a namespace, or of the platform itself. Where the host's configuration was changed it is a new one.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read; the next look-up tries again.
+    pub(crate) fn of(&self, namespace: Option<&Namespace>) -> Result<Resolver, String> {
+        let changed = std::fs::metadata(CONFIGURATION).and_then(|metadata| metadata.modified()).ok();
+        let mut known = self.known.lock();
+        if self.servers.is_empty() && known.since != changed {
+            *known = Known { since: changed, of: HashMap::new() };
         }
-        let resolver = Resolver::new(&self.servers);
-        // Without a configuration, the next look-up tries again.
-        if resolver.0.is_ok() {
-            if resolvers.len() >= NAMESPACES {
-                resolvers.clear();
-            }
-            resolvers.insert(namespace.cloned(), resolver.clone());
+        if let Some(resolver) = known.of.get(&namespace.cloned()) {
+            return Ok(resolver.clone());
         }
-        resolver
+        let resolver = Resolver::new(&self.servers).map_err(|error| format!("this host's resolvers: {error}"))?;
+        if known.of.len() >= NAMESPACES {
+            known.of.clear();
+        }
+        known.of.insert(namespace.cloned(), resolver.clone());
+        Ok(resolver)
     }
 }
 
 /// Looks names up; clones share what they have found.
 #[derive(Clone, Debug)]
-pub(crate) struct Resolver(Result<TokioResolver, Arc<str>>);
+pub(crate) struct Resolver {
+    addresses: TokioResolver,
+    /// Other records are asked for rarely and may be long: nothing of them is kept.
+    records: TokioResolver,
+}
 
 /// What a look-up has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,46 +94,51 @@ pub(crate) enum Found<T> {
 }
 
 impl Resolver {
-    fn new(servers: &[SocketAddr]) -> Self {
-        let config = if servers.is_empty() {
-            hickory_resolver::system_conf::read_system_conf().map(|(config, _)| config)
-        } else {
-            Ok(ResolverConfig::from_name_servers(servers.iter().map(name_server).collect()))
-        };
-        let built = config.and_then(|config| {
+    fn new(servers: &[SocketAddr]) -> Result<Self, NetError> {
+        let servers = if servers.is_empty() {
             // The search list goes: every name is whole.
-            let config = ResolverConfig::from_name_servers(config.name_servers().to_vec());
+            hickory_resolver::system_conf::read_system_conf()?.0.name_servers().to_vec()
+        } else {
+            servers.iter().map(name_server).collect()
+        };
+        let keeping = |answers| {
+            let config = ResolverConfig::from_name_servers(servers.clone());
             let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-            builder.with_options(options()).build()
-        });
-        Self(built.map_err(|error| format!("this host's resolvers: {error}").into()))
+            builder.with_options(options(answers)).build()
+        };
+        Ok(Self { addresses: keeping(ANSWERS)?, records: keeping(0)? })
     }
 
     /// The addresses of a name.
     pub(crate) async fn addresses(&self, name: &str) -> Result<Found<IpAddr>, String> {
-        let found = self.records(name, RecordType::A).await?;
-        let mut addresses =
-            found.data(|data| if let RData::A(address) = data { Some(IpAddr::V4(address.0)) } else { None });
-        if has_ipv6_route() {
-            let found = self.records(name, RecordType::AAAA).await?;
-            addresses = addresses.and(
-                found.data(|data| if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None }),
-            );
+        let v4 = |data: &RData| if let RData::A(address) = data { Some(IpAddr::V4(address.0)) } else { None };
+        let v6 = |data: &RData| if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None };
+        let found = look_up(&self.addresses, name, RecordType::A).await?.data(v4);
+        if !has_ipv6_route() {
+            return Ok(found);
         }
-        Ok(addresses)
+        match look_up(&self.addresses, name, RecordType::AAAA).await {
+            Ok(more) => Ok(found.and(more.data(v6))),
+            // What was found is good without it.
+            Err(_) if matches!(found, Found::Some(_)) => Ok(found),
+            Err(error) => Err(error),
+        }
     }
 
     /// The records of a name, of one kind.
     pub(crate) async fn records(&self, name: &str, kind: RecordType) -> Result<Found<Record>, String> {
-        let resolver = self.0.as_ref().map_err(ToString::to_string)?;
-        let name = Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())?;
-        match resolver.lookup(name, kind).await {
-            Ok(lookup) => {
-                let of_kind = lookup.answers().iter().filter(|record| record.record_type() == kind);
-                Ok(Found::of(of_kind.take(ADDRESSES).cloned().collect()))
-            }
-            Err(error) => absent(&error).ok_or_else(|| error.to_string()),
+        look_up(&self.records, name, kind).await
+    }
+}
+
+async fn look_up(resolver: &TokioResolver, name: &str, kind: RecordType) -> Result<Found<Record>, String> {
+    let name = Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())?;
+    match resolver.lookup(name, kind).await {
+        Ok(lookup) => {
+            let of_kind = lookup.answers().iter().filter(|record| record.record_type() == kind);
+            Ok(Found::of(of_kind.take(ADDRESSES).cloned().collect()))
         }
+        Err(error) => absent(&error).ok_or_else(|| error.to_string()),
     }
 }
 
@@ -163,11 +188,14 @@ fn name_server(server: &SocketAddr) -> NameServerConfig {
     config
 }
 
-fn options() -> ResolverOpts {
+fn options(answers: u64) -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = ANSWER;
     options.attempts = TRIES;
     options.use_hosts_file = ResolveHosts::Never;
+    options.cache_size = answers;
+    options.positive_max_ttl = Some(KEPT);
+    options.negative_max_ttl = Some(KEPT);
     options
 }
 

@@ -35,15 +35,15 @@ const REPORTS: (u32, u32) = (20, 1);
 /// What a device has done by others.
 pub(crate) trait Effects: Outlet {
     /// Asks the worker for a connection.
-    fn dial(&mut self, flow: FlowId, ends: Ends);
+    fn dial(&mut self, flow: FlowId, call: u64, ends: Ends);
     /// Has the worker answer a query.
     fn query(&mut self, query: QueryId, message: &[u8]);
     /// Reports what was refused here.
     fn blocked(&mut self, why: Blocked, ends: Ends);
     /// Takes a place for a connection; false where the owner or the node has no other.
     fn take_place(&mut self) -> bool;
-    /// Gives a place back.
-    fn give_place(&mut self);
+    /// Gives the place of a connection back.
+    fn give_place(&mut self, flow: FlowId);
     /// Has a connection looked at again at this time.
     fn wake(&mut self, flow: FlowId, at: Instant);
     /// A new number.
@@ -71,6 +71,8 @@ pub(crate) struct Device<P> {
     budget: u64,
     /// What may still pass.
     left: u64,
+    /// The call that runs; connections are asked for in its name.
+    pub(crate) call: u64,
     pub(crate) counters: Counters,
     /// Connections that a panic of their stack has ended.
     panics: u64,
@@ -94,6 +96,7 @@ impl<P: Peer> Device<P> {
             reports: bucket(REPORTS),
             budget,
             left: budget,
+            call: 0,
             counters: Counters::default(),
             panics: 0,
             scratch: Vec::new(),
@@ -155,7 +158,7 @@ impl<P: Peer> Device<P> {
         let flow = FlowId(effects.number());
         self.by_id.insert(flow, ends);
         self.dialing.insert(ends, Dialing { flow, syn: syn.to_vec() });
-        effects.dial(flow, ends);
+        effects.dial(flow, self.call, ends);
     }
 
     fn look_up(&mut self, ends: Ends, message: &[u8], effects: &mut impl Effects, now: Instant) {
@@ -175,7 +178,7 @@ impl<P: Peer> Device<P> {
     fn forget_dialing(&mut self, ends: Ends, effects: &mut impl Effects) -> Option<Vec<u8>> {
         let Dialing { flow, syn } = self.dialing.remove(&ends)?;
         self.by_id.remove(&flow);
-        effects.give_place();
+        effects.give_place(flow);
         Some(syn)
     }
 
@@ -225,18 +228,13 @@ impl<P: Peer> Device<P> {
         }
     }
 
-    /// The time has come at which a connection wanted to be looked at.
-    pub(crate) fn woken(&mut self, flow: FlowId, effects: &mut impl Effects, now: Instant) {
+    /// The time has come for which a connection wanted to be woken. One that has another time meanwhile is left alone.
+    pub(crate) fn woken(&mut self, flow: FlowId, at: Instant, effects: &mut impl Effects, now: Instant) {
         let Some(ends) = self.by_id.get(&flow).copied() else { return };
-        if let Some((_, flow)) = self.flows.get_mut(&ends) {
+        if let Some((_, flow)) = self.flows.get_mut(&ends).filter(|(_, flow)| flow.wakes_at == Some(at)) {
             flow.wakes_at = None;
             self.step(ends, None, effects, now);
         }
-    }
-
-    /// Whether there is a connection of this number, or one is being opened.
-    pub(crate) fn has(&self, flow: FlowId) -> bool {
-        self.by_id.contains_key(&flow)
     }
 
     fn step(&mut self, ends: Ends, packet: Option<&[u8]>, effects: &mut impl Effects, now: Instant) {
@@ -247,6 +245,8 @@ impl<P: Peer> Device<P> {
         // A connection whose stack panicked is dropped with it; whatever its instance sends to it is reset.
         let (Moved { sent, received }, life) = stepped.unwrap_or_else(|_| {
             self.panics += 1;
+            flow.peer.abort();
+            packet.and_then(|bytes| reset(bytes, self.own)).iter().for_each(|packet| effects.send(packet));
             (Moved::default(), Life::Over)
         });
         self.counters.sent += sent;
@@ -255,7 +255,7 @@ impl<P: Peer> Device<P> {
         match life {
             Life::Over => self.forget_flow(ends, effects),
             Life::Goes(at) => {
-                // What it is woken for too early is found to be nothing, and it says again when.
+                // An earlier time takes the place of a later one.
                 if let Some(at) = at.filter(|at| flow.wakes_at.is_none_or(|wakes| *at < wakes)) {
                     flow.wakes_at = Some(at);
                     effects.wake(id, at);
@@ -271,26 +271,28 @@ impl<P: Peer> Device<P> {
     fn forget_flow(&mut self, ends: Ends, effects: &mut impl Effects) {
         if let Some((flow, _)) = self.flows.remove(&ends) {
             self.by_id.remove(&flow);
-            effects.give_place();
+            effects.give_place(flow);
         }
     }
 
     fn reset_flows(&mut self, effects: &mut impl Effects, now: Instant) {
         for (_, (flow, mut connection)) in self.flows.drain() {
             self.by_id.remove(&flow);
-            effects.give_place();
+            effects.give_place(flow);
             let scratch = &mut self.scratch;
             let reset = catch_unwind(AssertUnwindSafe(|| connection.reset(effects, scratch, now)));
             self.panics += u64::from(reset.is_err());
         }
     }
 
-    /// A call has ended: its connections are reset, and those that were asked for are never opened.
-    pub(crate) fn end_call(&mut self, effects: &mut impl Effects, now: Instant) {
+    /// A call has ended: its connections are reset, and those that were asked for are never opened. `next` is the number of
+    /// the next one.
+    pub(crate) fn end_call(&mut self, next: u64, effects: &mut impl Effects, now: Instant) {
+        self.call = next;
         self.reset_flows(effects, now);
         for (_, Dialing { flow, syn }) in self.dialing.drain() {
             self.by_id.remove(&flow);
-            effects.give_place();
+            effects.give_place(flow);
             reset(&syn, self.own).iter().for_each(|packet| effects.send(packet));
         }
         self.queries.clear();

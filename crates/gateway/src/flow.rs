@@ -8,7 +8,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
@@ -21,6 +21,9 @@ use crate::packet::Ends;
 pub(crate) const RECEIVE_BUFFER: usize = 64 * 1024 - 1;
 /// What it buffers of what its instance is sent. Both buffers together are 256 KiB.
 pub(crate) const SEND_BUFFER: usize = 192 * 1024;
+
+/// How long a connection may be silent before its instance is asked whether it is still there.
+const KEEP_ALIVE: StackDuration = StackDuration::from_secs(60);
 
 /// The other side of a connection.
 pub(crate) trait Peer {
@@ -113,6 +116,15 @@ pub(crate) struct Moved {
     pub(crate) received: u64,
 }
 
+/// How a peer has said its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PeerEnd {
+    /// By an end, after all that it had to say.
+    End,
+    /// By an error: a reset, mostly.
+    Reset,
+}
+
 /// Whether a connection goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
@@ -134,9 +146,12 @@ pub(crate) struct Flow<P> {
     /// Whether the peer may have something to read, and may take something.
     pub(crate) is_readable: bool,
     pub(crate) is_writable: bool,
-    /// Whether the peer has said its last, and has been told ours.
-    peer_ended: bool,
+    /// Whether the peer has said its last, and how.
+    peer_end: Option<PeerEnd>,
+    /// Whether it has been told that the instance has said its last.
     peer_told: bool,
+    /// Whether it takes nothing any more: what the instance sends is dropped, what it has sent before still arrives.
+    peer_deaf: bool,
     /// When it is looked at again, as far as that was asked for.
     pub(crate) wakes_at: Option<Instant>,
 }
@@ -160,6 +175,8 @@ impl<P: Peer> Flow<P> {
         let mut socket =
             Socket::new(SocketBuffer::new(vec![0; RECEIVE_BUFFER]), SocketBuffer::new(vec![0; SEND_BUFFER]));
         socket.set_nagle_enabled(false);
+        // A kernel whose socket is gone answers with a reset.
+        socket.set_keep_alive(Some(KEEP_ALIVE));
         socket.set_ack_delay(None);
         // A new socket listens wherever it is told to; the port of a packet that was parsed is none but 0.
         let _ = socket.listen(IpListenEndpoint { addr: Some(here), port: ends.target.port() });
@@ -174,8 +191,9 @@ impl<P: Peer> Flow<P> {
             peer,
             is_readable: true,
             is_writable: true,
-            peer_ended: false,
+            peer_end: None,
             peer_told: false,
+            peer_deaf: false,
             wakes_at: None,
         }
     }
@@ -204,8 +222,9 @@ impl<P: Peer> Flow<P> {
             moved.sent += sent;
             let received = self.pass_to_instance(budget.saturating_sub(moved.sent + moved.received));
             moved.received += received;
-            self.stack.poll_egress(at, &mut wire, &mut self.sockets);
-            if sent + received == 0 {
+            self.end_what_is_over();
+            let polled = self.stack.poll_egress(at, &mut wire, &mut self.sockets);
+            if sent + received == 0 && polled == PollResult::None {
                 break;
             }
         }
@@ -220,7 +239,7 @@ impl<P: Peer> Flow<P> {
             _ => false,
         };
         if is_over {
-            if state != State::TimeWait && !(self.peer_ended && self.peer_told) {
+            if state != State::TimeWait && !(self.peer_end == Some(PeerEnd::End) && self.peer_told) {
                 self.peer.abort();
             }
             return (moved, Life::Over);
@@ -233,32 +252,33 @@ impl<P: Peer> Flow<P> {
 
     /// What the instance has sent goes to the peer, and then its end.
     fn pass_to_peer(&mut self, budget: u64) -> u64 {
-        let Self { sockets, handle, peer, is_writable, peer_told, .. } = self;
+        let Self { sockets, handle, peer, is_writable, peer_told, peer_deaf, .. } = self;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let mut passed = 0;
         while *is_writable && passed < budget {
             let most = usize::try_from(budget - passed).unwrap_or(usize::MAX);
-            let mut failed = false;
             let wrote = socket.recv(|bytes| {
                 let bytes = &bytes[..bytes.len().min(most)];
                 if bytes.is_empty() {
                     return (0, 0);
                 }
+                if *peer_deaf {
+                    return (bytes.len(), bytes.len());
+                }
                 match peer.write(bytes) {
                     Ok(written) => (written, written),
-                    Err(error) => {
-                        failed = error.kind() != io::ErrorKind::WouldBlock;
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         *is_writable = false;
+                        (0, 0)
+                    }
+                    // What it has sent before comes first; then its end shows when it is read.
+                    Err(_) => {
+                        *peer_deaf = true;
                         (0, 0)
                     }
                 }
             });
             match wrote {
-                Ok(0) if failed => {
-                    socket.abort();
-                    peer.abort();
-                    break;
-                }
                 Ok(0) => break,
                 Ok(written) => passed += written as u64,
                 Err(RecvError::Finished) => {
@@ -273,54 +293,54 @@ impl<P: Peer> Flow<P> {
         passed
     }
 
-    /// What the peer has sent goes to the instance, and then its end.
+    /// What the peer has sent goes to the instance.
     fn pass_to_instance(&mut self, budget: u64) -> u64 {
-        let Self { sockets, handle, peer, is_readable, peer_ended, .. } = self;
+        let Self { sockets, handle, peer, is_readable, peer_end, .. } = self;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let mut passed = 0;
         while *is_readable && passed < budget && socket.can_send() {
             let most = usize::try_from(budget - passed).unwrap_or(usize::MAX);
-            let mut ended = None;
             let read = socket.send(|room| {
                 let length = room.len().min(most);
                 if length == 0 {
                     return (0, 0);
                 }
                 match peer.read(&mut room[..length]) {
-                    Ok(0) => {
-                        ended = Some(true);
-                        (0, 0)
-                    }
-                    Ok(read) => (read, read),
-                    Err(error) => {
-                        if error.kind() != io::ErrorKind::WouldBlock {
-                            ended = Some(false);
-                        }
-                        (0, 0)
-                    }
+                    Ok(0) => *peer_end = Some(PeerEnd::End),
+                    Ok(read) => return (read, read),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => *peer_end = Some(PeerEnd::Reset),
                 }
+                (0, 0)
             });
-            match (read, ended) {
-                (_, Some(is_end)) => {
-                    (*is_readable, *peer_ended) = (false, true);
-                    if is_end {
-                        socket.close();
-                    } else {
-                        socket.abort();
-                    }
-                    break;
-                }
-                (Ok(0), None) => *is_readable = false,
-                (Ok(read), None) => passed += read as u64,
-                (Err(_), None) => break,
+            match read {
+                Ok(0) => *is_readable = false,
+                Ok(read) => passed += read as u64,
+                Err(_) => break,
             }
         }
         passed
     }
 
+    /// Tells the instance of the peer's end, when all that came before it is told: a reset when that has arrived, an end when
+    /// nothing waits for the peer any more.
+    fn end_what_is_over(&mut self) {
+        let Self { sockets, handle, peer_end, .. } = self;
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
+        match peer_end {
+            Some(PeerEnd::Reset) if socket.send_queue() == 0 => socket.abort(),
+            // In CLOSE-WAIT the last acknowledgement would end the connection, and what waits with it.
+            Some(PeerEnd::End) if socket.state() != State::CloseWait || socket.recv_queue() == 0 => socket.close(),
+            _ => {}
+        }
+    }
+
     /// Ends the connection by a reset to both sides.
     pub(crate) fn reset(&mut self, outlet: &mut impl Outlet, scratch: &mut Vec<u8>, now: Instant) {
-        self.peer.abort();
+        // An instance that has said its last is not reset: what it sent arrives.
+        if !self.peer_told {
+            self.peer.abort();
+        }
         self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
         let at = self.stack_time(now);
         let mut wire = Wire { incoming: None, outlet, scratch, mtu: self.mtu };

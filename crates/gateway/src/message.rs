@@ -29,6 +29,8 @@ pub enum ToGateway {
         owner: u64,
         /// Bytes that may pass until [`ToGateway::EndCall`], both ways together.
         budget: u64,
+        /// The number of the call that runs.
+        call: u64,
     },
     /// Serve a device no longer.
     Detach {
@@ -39,6 +41,8 @@ pub enum ToGateway {
     EndCall {
         /// Whose.
         device: DeviceId,
+        /// The number of the next call, in whose name connections are asked for from now on.
+        next: u64,
     },
     /// What may pass is as at the beginning; connections stay.
     Renew {
@@ -90,6 +94,8 @@ pub enum ToWorker {
         device: DeviceId,
         /// Which connection.
         flow: FlowId,
+        /// The call that it was asked for in.
+        call: u64,
         /// Where to.
         target: SocketAddrV4,
     },

@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -131,10 +132,10 @@ impl Outlet for Acting<'_> {
 }
 
 impl Effects for Acting<'_> {
-    fn dial(&mut self, flow: FlowId, ends: Ends) {
+    fn dial(&mut self, flow: FlowId, call: u64, ends: Ends) {
         let device = self.line.id;
         self.shared.device_of.insert(flow, device);
-        self.shared.tell(ToWorker::Dial { device, flow, target: ends.target });
+        self.shared.tell(ToWorker::Dial { device, flow, call, target: ends.target });
     }
 
     fn query(&mut self, query: QueryId, message: &[u8]) {
@@ -146,16 +147,17 @@ impl Effects for Acting<'_> {
     }
 
     fn take_place(&mut self) -> bool {
-        let held = self.shared.places.entry(self.line.owner).or_default();
-        let is_there = self.shared.in_use < ALL_FLOWS && *held < OWNER_FLOWS;
+        let held = self.shared.places.get(&self.line.owner).copied().unwrap_or(0);
+        let is_there = self.shared.in_use < ALL_FLOWS && held < OWNER_FLOWS;
         if is_there {
-            *held += 1;
+            self.shared.places.insert(self.line.owner, held + 1);
             self.shared.in_use += 1;
         }
         is_there
     }
 
-    fn give_place(&mut self) {
+    fn give_place(&mut self, flow: FlowId) {
+        self.shared.device_of.remove(&flow);
         self.shared.in_use = self.shared.in_use.saturating_sub(1);
         if let Some(held) = self.shared.places.get_mut(&self.line.owner) {
             *held = held.saturating_sub(1);
@@ -200,8 +202,24 @@ struct Poller {
     packet: Vec<u8>,
 }
 
+/// Panics that are told one by one.
+const TOLD_PANICS: u32 = 20;
+
+/// A panic ends one connection; whoever can cause one can cause many, and only the first are told.
+fn quiet_panics() {
+    let told = AtomicU32::new(0);
+    std::panic::set_hook(Box::new(move |panic| {
+        if told.fetch_add(1, Ordering::Relaxed) < TOLD_PANICS {
+            eprintln!("a connection of an instance was ended: {panic}");
+        }
+    }));
+}
+
 /// Serves the worker that standard input leads to, until that ends.
 pub(crate) fn main() -> io::Result<()> {
+    // What a terminal sends to all of its processes at once is for the worker: we end when it does.
+    let _ = rustix::process::setsid();
+    quiet_panics();
     let worker = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
     worker.set_nonblocking(true)?;
     faena_confine::gateway::drop_privileges(FILES, MEMORY)?;
@@ -275,7 +293,7 @@ impl Poller {
                 return;
             }
             self.shared.timers.pop();
-            self.flow(flow, |device, acting, now| device.woken(flow, acting, now));
+            self.flow(flow, |device, acting, now| device.woken(flow, at, acting, now));
         }
     }
 
@@ -283,9 +301,6 @@ impl Poller {
         let Some(device) = self.shared.device_of.get(&flow) else { return };
         let Some(served) = self.devices.get_mut(device) else { return };
         served.act(&mut self.shared, f);
-        if !served.device.has(flow) {
-            self.shared.device_of.remove(&flow);
-        }
     }
 
     fn ready(&mut self, flow: FlowId, flags: epoll::EventFlags) {
@@ -313,7 +328,7 @@ impl Poller {
 
     fn detach(&mut self, id: DeviceId) {
         let Some(mut served) = self.devices.remove(&id) else { return };
-        served.act(&mut self.shared, |device, acting, now| device.end_call(acting, now));
+        served.act(&mut self.shared, |device, acting, now| device.end_call(0, acting, now));
         self.shared.device_of.retain(|_, device| *device != id);
         let _ = epoll::delete(&self.shared.epoll, &served.line.tun);
         // Where the thread is gone, the device is closed here.
@@ -337,13 +352,16 @@ impl Poller {
 
     fn carry_out(&mut self, message: ToGateway, mut fds: VecDeque<OwnedFd>) {
         match message {
-            ToGateway::Attach { device, owner, budget } => {
+            ToGateway::Attach { device, owner, budget, call } => {
                 if let (Some(tun), Some(memory)) = (fds.pop_front(), fds.pop_front()) {
-                    self.attach(Line { id: device, owner, tun }, memory, budget);
+                    self.attach(Line { id: device, owner, tun }, memory, (budget, call));
                 }
             }
             ToGateway::Detach { device } => self.detach(device),
-            ToGateway::EndCall { device } => self.device(device, |device, acting, now| device.end_call(acting, now)),
+            ToGateway::EndCall { device, next } => {
+                self.drain(device);
+                self.device(device, |device, acting, now| device.end_call(next, acting, now));
+            }
             ToGateway::Renew { device } => self.device(device, |device, _, _| device.renew()),
             ToGateway::Dialed { device, flow } => {
                 if let Some(socket) = fds.pop_front() {
@@ -351,7 +369,6 @@ impl Poller {
                 }
             }
             ToGateway::Refused { device, flow, how } => {
-                self.shared.device_of.remove(&flow);
                 self.device(device, |device, acting, _| device.refused(flow, how, acting));
             }
             ToGateway::Answer { device, query, message } => {
@@ -366,7 +383,18 @@ impl Poller {
         }
     }
 
-    fn attach(&mut self, line: Line, memory: OwnedFd, budget: u64) {
+    /// Drops what the processes of a call that has ended had sent: it opens nothing in the next one.
+    fn drain(&mut self, id: DeviceId) {
+        let Self { devices, packet, .. } = self;
+        let Some(served) = devices.get(&id) else { return };
+        for _ in 0..link::QUEUE {
+            if rustix::io::read(&served.line.tun, &mut packet[..]).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn attach(&mut self, line: Line, memory: OwnedFd, (budget, call): (u64, u64)) {
         let flags = epoll::EventFlags::IN;
         let watched = epoll::add(&self.shared.epoll, &line.tun, Source::Device(line.id).encode(), flags);
         // A device that is served by nothing drops packets, and connections to it time out.
@@ -377,7 +405,7 @@ impl Poller {
         let (proxied, written) = (Counters::proxied(&memory), Counters::read(&memory));
         let mut served = Served { device, line, memory, proxied, written };
         // What an earlier gateway has counted stays counted.
-        served.device.counters = written;
+        (served.device.counters, served.device.call) = (written, call);
         self.devices.insert(served.line.id, served);
     }
 

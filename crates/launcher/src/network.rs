@@ -70,9 +70,9 @@ impl Shelf {
 
     fn take(&mut self, home: &OwnedFd) -> io::Result<Made> {
         if self.made.is_empty() {
+            self.fill(home)?;
             let least = if self.has_device { LEAST_WITH_DEVICE } else { LEAST };
             self.wanted = MOST.min(2 * self.wanted).max(least);
-            self.fill(home)?;
         }
         Ok(self.made.pop_front().ok_or(io::ErrorKind::NotFound)?)
     }
@@ -90,10 +90,12 @@ impl Pool {
         self.plain.wants_more() || self.with_device.wants_more()
     }
 
-    /// Makes one that is wanted.
-    pub(crate) fn fill(&mut self) -> io::Result<()> {
+    /// Makes one that is wanted. Where that fails none is made in advance any more, and who needs one learns why.
+    pub(crate) fn fill(&mut self) {
         let shelf = if self.plain.wants_more() { &mut self.plain } else { &mut self.with_device };
-        shelf.fill(&self.home)
+        if shelf.fill(&self.home).is_err() {
+            shelf.wanted = 0;
+        }
     }
 
     /// Enters a network namespace, which is not used again; a process that is cloned now is born in it. Returns its device,

@@ -144,7 +144,8 @@ impl Spawner {
         loop {
             let (has_orders, ended) = self.wait()?;
             for index in ended.into_iter().rev() {
-                if !self.pending[index].takes_device()? {
+                // One that was killed meanwhile has nothing to say.
+                if !self.pending[index].takes_device().unwrap_or(false) {
                     let pending = self.pending.swap_remove(index);
                     self.report(pending)?;
                 }
@@ -169,7 +170,7 @@ impl Spawner {
             match poll(&mut fds, fills.then_some(&CALM)) {
                 Ok(0) => {
                     drop(fds);
-                    self.networks.fill()?;
+                    self.networks.fill();
                 }
                 Ok(_) => {
                     let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();

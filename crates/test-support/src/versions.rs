@@ -25,6 +25,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         limits: Limits::DEFAULT,
         network: Network::None,
         networks: Vec::new(),
+        calls: Vec::new(),
         concurrency: None,
         serving,
         since: 1,

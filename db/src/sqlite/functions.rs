@@ -283,6 +283,7 @@ pub(super) fn code(
                         limits,
                         network: manifest.network,
                         networks: spec.allow.networks,
+                        calls: manifest.identity.calls,
                         concurrency,
                         serving: manifest.serving,
                         since: row.get(7)?,

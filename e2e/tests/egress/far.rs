@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use faena_test_support::eventually;
+use faena_test_support::{binary, eventually};
 
 /// How long a server may take to begin.
 const BEGIN: Duration = Duration::from_secs(60);
@@ -79,13 +79,15 @@ impl Far {
 
     fn with_servers(mut self) -> Self {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/egress");
-        let venv = std::env::var("SERVICES_VENV").expect("run `make e2e`, which sets SERVICES_VENV");
+        // `make e2e` names it; where it puts it is beside the profiles of cargo's output.
+        let usual = || binary().parent().and_then(Path::parent).expect("a target directory").join("services-venv");
+        let venv = std::env::var_os("SERVICES_VENV").map_or_else(usual, PathBuf::from);
         let script = |name: &str| scripts.join(name).display().to_string();
         let names = [script("names.py"), self.host.clone(), self.address.clone()];
         let mut named = Command::new("/usr/bin/python3");
         self.start(named.args(names), Some("ready"));
         let folder = self.folder.path().display().to_string();
-        let mut served = self.inside(&format!("{venv}/bin/python"));
+        let mut served = self.inside(&venv.join("bin/python").display().to_string());
         served.args([script("servers.py"), self.address.clone(), folder]);
         self.start(&mut served, Some("ready"));
         self.postgres();

@@ -304,7 +304,7 @@ fn a_gateway_that_dies_is_replaced() {
     let waiting = platform.invoke(&json!({"funcName": "waits", "params": {"wait": true}, "retries": 0}));
     platform.running(waiting);
     eventually(LONG, "the call has its connection", || {
-        let streams = std::fs::read_dir(format!("/proc/{first}/fd")).map_or(0, |fds| fds.count());
+        let streams = std::fs::read_dir(format!("/proc/{first}/fd")).map_or(0, Iterator::count);
         if streams > 9 { Ok(()) } else { Err(streams) }
     });
     let killed = Command::new("kill").args(["-KILL", &first.to_string()]).status().expect("kill");

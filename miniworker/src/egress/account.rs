@@ -171,7 +171,11 @@ impl Account {
     /// What may pass is as at the beginning.
     pub(super) fn renew(&self) {
         let total = self.total();
-        self.seen.lock().base = total;
+        let mut seen = self.seen.lock();
+        seen.base = total;
+        if seen.hosts.len() == MAX_HOSTS {
+            seen.hosts.clear();
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use faena_egress::Reason;
@@ -16,12 +17,13 @@ use faena_gateway::{Blocked, DeviceId, NET, Refuse, ToGateway, ToWorker};
 use faena_instance_protocol::link;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{debug, warn};
 
-use super::Outlet;
+use super::{Connected, Outlet, Wait};
 
 /// How long a gateway that has ended is waited for before the next is started.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -30,6 +32,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 const OWN_BLOCK: &str = "65536";
 /// The longest query by TCP (RFC 1035, 4.2.2); a query has one name.
 const MAX_QUERY: usize = 4096;
+
+/// The pause after each of them: datagrams are held to a rate too.
+const BETWEEN_QUERIES: Duration = Duration::from_millis(10);
 
 /// A message with its descriptors.
 type Message = (ToGateway, Vec<OwnedFd>);
@@ -41,13 +46,26 @@ pub struct Gateway {
     /// Where its messages are sent and received: instances live on runtimes that may be busy.
     home: Handle,
     devices: Arc<Mutex<Devices>>,
-    messages: OnceLock<UnboundedSender<Message>>,
+    /// Whether the process is looked after.
+    is_driven: Once,
 }
 
 #[derive(Debug, Default)]
 struct Devices {
     last: u64,
     attached: HashMap<DeviceId, Attachment>,
+    /// The way to the gateway that runs. Each has one of its own: what is late for one that has ended never reaches another,
+    /// whose connections have the same numbers.
+    messages: Option<UnboundedSender<Message>>,
+}
+
+impl Devices {
+    fn send(&self, message: Message) {
+        // One that runs next is told of every device that is attached then.
+        if let Some(messages) = &self.messages {
+            let _ = messages.send(message);
+        }
+    }
 }
 
 /// A device, while its instance lives. It is kept here too, so that another gateway can serve it.
@@ -63,13 +81,12 @@ struct Attachment {
 pub(super) struct Attached {
     id: DeviceId,
     devices: Arc<Mutex<Devices>>,
-    messages: UnboundedSender<Message>,
 }
 
 impl Attached {
-    /// Resets the connections of a call that has ended.
-    pub(super) fn end_call(&self) {
-        self.send(ToGateway::EndCall { device: self.id });
+    /// Resets the connections of a call that has ended; `next` is the number of the next.
+    pub(super) fn end_call(&self, next: u64) {
+        self.send(ToGateway::EndCall { device: self.id, next });
     }
 
     /// Lets pass what may pass in a call.
@@ -78,15 +95,18 @@ impl Attached {
     }
 
     fn send(&self, message: ToGateway) {
-        // Without a driver the process is about to end.
-        let _ = self.messages.send((message, Vec::new()));
+        self.devices.lock().send((message, Vec::new()));
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.send(ToGateway::Detach { device: self.id });
-        let attachment = self.devices.lock().attached.remove(&self.id);
+        let attachment = {
+            let mut devices = self.devices.lock();
+            let attachment = devices.attached.remove(&self.id);
+            devices.send((ToGateway::Detach { device: self.id }, Vec::new()));
+            attachment
+        };
         // The kernel takes milliseconds for the last descriptor of a device.
         if let (Some(attachment), Ok(runtime)) = (attachment, Handle::try_current()) {
             runtime.spawn_blocking(move || drop(attachment));
@@ -97,39 +117,34 @@ impl Drop for Attached {
 impl Gateway {
     /// One that is `program`, run again, when it is needed; its messages are handled on this runtime.
     pub fn new(program: PathBuf, home: Handle) -> Self {
-        Self { program, home, devices: Arc::default(), messages: OnceLock::new() }
+        Self { program, home, devices: Arc::default(), is_driven: Once::new() }
     }
 
     /// Has a device served.
     pub(super) fn attach(&self, device: OwnedFd, outlet: Arc<Outlet>, owner: u64) -> Attached {
-        let messages = self.messages.get_or_init(|| {
-            let (sender, receiver) = unbounded_channel();
-            let driver =
-                Driver { program: self.program.clone(), devices: Arc::clone(&self.devices), messages: sender.clone() };
-            self.home.spawn(driver.run(receiver));
-            sender
+        self.is_driven.call_once(|| {
+            let driver = Driver { program: self.program.clone(), devices: Arc::clone(&self.devices) };
+            self.home.spawn(driver.run());
         });
-        let device = Arc::new(device);
-        let id = {
-            let mut devices = self.devices.lock();
-            devices.last += 1;
-            let id = DeviceId(devices.last);
-            let attachment = Attachment { device: Arc::clone(&device), outlet: Arc::clone(&outlet), owner };
-            devices.attached.insert(id, attachment);
-            id
-        };
-        let attached = Attached { id, devices: Arc::clone(&self.devices), messages: messages.clone() };
-        if let Ok(message) = attach_message(id, &device, &outlet, owner) {
-            let _ = messages.send(message);
+        let mut devices = self.devices.lock();
+        devices.last += 1;
+        let (id, attachment) = (DeviceId(devices.last), Attachment { device: Arc::new(device), outlet, owner });
+        if let Ok(message) = attachment.message(id) {
+            devices.send(message);
         }
-        attached
+        devices.attached.insert(id, attachment);
+        drop(devices);
+        Attached { id, devices: Arc::clone(&self.devices) }
     }
 }
 
-fn attach_message(id: DeviceId, device: &OwnedFd, outlet: &Outlet, owner: u64) -> io::Result<Message> {
-    let budget = outlet.account.budget();
-    let fds = vec![device.try_clone()?, outlet.account.counters().try_clone()?];
-    Ok((ToGateway::Attach { device: id, owner, budget }, fds))
+impl Attachment {
+    fn message(&self, id: DeviceId) -> io::Result<Message> {
+        let Self { device, outlet, owner } = self;
+        let (budget, call) = (outlet.account.budget(), outlet.call_number.load(Ordering::Acquire));
+        let fds = vec![device.try_clone()?, outlet.account.counters().try_clone()?];
+        Ok((ToGateway::Attach { device: id, owner: *owner, budget, call }, fds))
+    }
 }
 
 /// Starts the process, and carries messages.
@@ -137,7 +152,6 @@ fn attach_message(id: DeviceId, device: &OwnedFd, outlet: &Outlet, owner: u64) -
 struct Driver {
     program: PathBuf,
     devices: Arc<Mutex<Devices>>,
-    messages: UnboundedSender<Message>,
 }
 
 fn start(program: &Path) -> io::Result<(Child, FrameSocket)> {
@@ -155,8 +169,7 @@ fn start(program: &Path) -> io::Result<(Child, FrameSocket)> {
 }
 
 impl Driver {
-    async fn run(self, mut messages: UnboundedReceiver<Message>) {
-        let mut is_first = true;
+    async fn run(self) {
         loop {
             let (_child, mut socket) = match start(&self.program) {
                 Ok(started) => started,
@@ -166,34 +179,30 @@ impl Driver {
                     continue;
                 }
             };
-            if !std::mem::take(&mut is_first) {
-                self.attach_again();
-            }
-            let sender = socket.sender();
+            let (sender, (messages, mut queue)) = (socket.sender(), unbounded_channel());
+            self.attach_all(&messages);
             tokio::select! {
-                () = send_all(&sender, &mut messages) => {}
-                () = self.receive_all(&mut socket) => {}
+                () = send_all(&sender, &mut queue) => {}
+                () = self.receive_all(&mut socket, &messages) => {}
             }
-            warn!("the gateway of instances has ended; its connections are reset, and another is started");
+            self.devices.lock().messages = None;
+            warn!("the gateway of instances has ended, and its connections with it; another is started");
             tokio::time::sleep(AGAIN).await;
         }
     }
 
-    /// Has a new gateway serve the devices of one that ended. What was on its way to that one is about connections that are
-    /// gone, and comes to nothing.
-    fn attach_again(&self) {
-        let devices = self.devices.lock();
-        for (id, Attachment { device, outlet, owner }) in &devices.attached {
-            if let Ok(message) = attach_message(*id, device, outlet, *owner) {
-                let _ = self.messages.send(message);
-            }
-        }
+    /// Has a new gateway serve every device that is there.
+    fn attach_all(&self, messages: &UnboundedSender<Message>) {
+        let mut devices = self.devices.lock();
+        let attached = devices.attached.iter().filter_map(|(id, attachment)| attachment.message(*id).ok());
+        attached.for_each(|message| drop(messages.send(message)));
+        devices.messages = Some(messages.clone());
     }
 
-    async fn receive_all(&self, socket: &mut FrameSocket) {
+    async fn receive_all(&self, socket: &mut FrameSocket, messages: &UnboundedSender<Message>) {
         loop {
             match socket.receive::<ToWorker>().await {
-                Ok((message, _)) => self.take(message),
+                Ok((message, _)) => self.take(message, messages),
                 Err(error) => return debug!(%error, "the gateway of instances says no more"),
             }
         }
@@ -203,11 +212,12 @@ impl Driver {
         self.devices.lock().attached.get(&device).map(|attachment| Arc::clone(&attachment.outlet))
     }
 
-    fn take(&self, message: ToWorker) {
+    fn take(&self, message: ToWorker, messages: &UnboundedSender<Message>) {
+        let messages = messages.clone();
         match message {
-            ToWorker::Dial { device, flow, target } => {
-                let (Some(outlet), messages) = (self.outlet(device), self.messages.clone()) else { return };
-                let end_of_call = outlet.end_of_call();
+            ToWorker::Dial { device, flow, call, target } => {
+                let Some(outlet) = self.outlet(device) else { return };
+                let Some(end_of_call) = outlet.end_of(call) else { return };
                 tokio::spawn(async move {
                     // The gateway has forgotten what its call has asked for, once that has ended.
                     let dialed = end_of_call.run_until_cancelled(dial(&outlet, target)).await;
@@ -220,7 +230,7 @@ impl Driver {
                 });
             }
             ToWorker::Query { device, query, message } => {
-                let (Some(outlet), messages) = (self.outlet(device), self.messages.clone()) else { return };
+                let Some(outlet) = self.outlet(device) else { return };
                 tokio::spawn(async move {
                     let message = outlet.answer(&message, true).await;
                     let _ = messages.send((ToGateway::Answer { device, query, message }, Vec::new()));
@@ -265,19 +275,36 @@ async fn dial(outlet: &Arc<Outlet>, target: SocketAddrV4) -> Result<OwnedFd, Ref
         return if target.port() == link::DNS_PORT { answer_stream(outlet) } else { Err(Refuse::Reset) };
     }
     match outlet.dial(target).await {
-        Ok(stream) => Ok(stream.into_std().map_err(|_| Refuse::Reset)?.into()),
+        Ok(Connected::World(stream)) => Ok(stream.into_std().map_err(|_| Refuse::Reset)?.into()),
+        Ok(Connected::Function(stream)) => relay(outlet, stream).map_err(|_| Refuse::Reset),
         Err(Reason::Denied(_) | Reason::ConnectionRefused) => Err(Refuse::Reset),
         Err(_) => Err(Refuse::Unreachable),
     }
+}
+
+/// A connection to another function: bytes pass through here, so that it is known for how long the instance waits.
+fn relay(outlet: &Arc<Outlet>, mut function: UnixStream) -> io::Result<OwnedFd> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let mut inside = UnixStream::from_std(ours)?;
+    let (wait, end_of_call) = (Wait::of(outlet), outlet.end_of_call());
+    tokio::spawn(async move {
+        let passing = tokio::io::copy_bidirectional(&mut inside, &mut function);
+        // Its end is the end of the connection, whatever it was.
+        let _ = end_of_call.run_until_cancelled(passing).await;
+        drop(wait);
+    });
+    Ok(theirs.into())
 }
 
 /// A connection to the resolver: each query and each answer has its length before it (RFC 7766).
 fn answer_stream(outlet: &Arc<Outlet>) -> Result<OwnedFd, Refuse> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|_| Refuse::Reset)?;
     ours.set_nonblocking(true).map_err(|_| Refuse::Reset)?;
-    let mut stream = tokio::net::UnixStream::from_std(ours).map_err(|_| Refuse::Reset)?;
+    let mut stream = UnixStream::from_std(ours).map_err(|_| Refuse::Reset)?;
     let (outlet, end_of_call) = (Arc::clone(outlet), outlet.end_of_call());
     tokio::spawn(async move {
+        let Ok(_place) = outlet.resolver_streams.try_acquire() else { return };
         let answers = async {
             loop {
                 let length = usize::from(stream.read_u16().await?);
@@ -289,6 +316,7 @@ fn answer_stream(outlet: &Arc<Outlet>) -> Result<OwnedFd, Refuse> {
                 let answer = outlet.answer(&query, false).await;
                 let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
                 stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+                tokio::time::sleep(BETWEEN_QUERIES).await;
             }
         };
         // Its end is the end of the connection, whatever it was.

@@ -4,17 +4,16 @@
 use std::io;
 use std::sync::Arc;
 
-use faena_egress::{PATIENCE, Reason, Refusal, Tunnel, Way, read_head};
-use parking_lot::MutexGuard;
+use faena_egress::{Destination, PATIENCE, Reason, Refusal, Tunnel, Way, read_head};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::Outlet;
 use super::account::Account;
 use super::request::{Malformed, Request};
+use super::{Outlet, Wait};
 
 /// Streams of one instance at once.
 const STREAMS: usize = 64;
@@ -73,8 +72,8 @@ async fn accept_all(listener: std::net::TcpListener, outlet: Arc<Outlet>) -> io:
 /// A connection, and what ends it: the end of the call that runs at the moment when it is accepted.
 async fn accept(listener: &TcpListener, outlet: &Outlet) -> io::Result<(TcpStream, CancellationToken)> {
     std::future::poll_fn(|context| {
-        let call: MutexGuard<'_, CancellationToken> = outlet.call.lock();
-        listener.poll_accept(context).map_ok(|(stream, _)| (stream, call.clone()))
+        let call = outlet.call.lock();
+        listener.poll_accept(context).map_ok(|(stream, _)| (stream, call.end.clone()))
     })
     .await
 }
@@ -109,31 +108,48 @@ impl Stream {
         }
         let tunnel = if request.plain.is_none() { Tunnel::Yes } else { Tunnel::No };
         let connected = judge.connect((&request.host, request.port), tunnel).await;
-        let (mut outside, way) = connected.inspect_err(|refusal| {
+        let destination = connected.inspect_err(|refusal| {
             if refusal.is_denied() {
                 account.refused(refusal);
             }
         })?;
         account.reached(request.host.clone());
         account.proxied_connection();
-        let failed = |error: io::Error| refused(Reason::Unreachable(error.to_string()));
-        match &request.plain {
-            None => inside.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(failed)?,
-            Some(plain) => {
-                let rewritten = match &way {
-                    Way::Direct => plain.for_server(),
-                    Way::Through { credentials } => plain.for_proxy(credentials),
-                };
-                outside.write_all(&rewritten).await.map_err(failed)?;
+        let relayed = match destination {
+            Destination::World(stream, way) => relay(inside, stream, (request, head), &way, account).await,
+            Destination::Function(name) => {
+                let (stream, _wait) = (self.0.call(name).await?, Wait::of(&self.0));
+                relay(inside, stream, (request, head), &Way::Direct, account).await
             }
-        }
-        outside.write_all(&head[request.head..]).await.map_err(failed)?;
-        let ((inner_read, inner_write), (outer_read, outer_write)) = (inside.split(), outside.split());
-        let (up, down) = (pass(inner_read, outer_write, account, true), pass(outer_read, inner_write, account, false));
-        // Either side may go at any time; there is nothing left to be told.
-        let _ = tokio::try_join!(up, down);
-        Ok(())
+        };
+        relayed.map_err(|error| refused(Reason::Unreachable(error.to_string())))
     }
+}
+
+/// Passes a request on, and everything after it.
+async fn relay(
+    inside: &mut TcpStream,
+    mut outside: impl AsyncRead + AsyncWrite + Unpin,
+    (request, head): (&Request, &[u8]),
+    way: &Way,
+    account: &Account,
+) -> io::Result<()> {
+    match &request.plain {
+        None => inside.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?,
+        Some(plain) => {
+            let rewritten = match way {
+                Way::Direct => plain.for_server(),
+                Way::Through { credentials } => plain.for_proxy(credentials),
+            };
+            outside.write_all(&rewritten).await?;
+        }
+    }
+    outside.write_all(&head[request.head..]).await?;
+    let ((inner_read, inner_write), (outer_read, outer_write)) = (inside.split(), tokio::io::split(outside));
+    let (up, down) = (pass(inner_read, outer_write, account, true), pass(outer_read, inner_write, account, false));
+    // Either side may go at any time; there is nothing left to be told.
+    let _ = tokio::try_join!(up, down);
+    Ok(())
 }
 
 /// Copies one direction to its end, or until nothing more may pass.

@@ -225,11 +225,12 @@ impl ServerInstance {
         if let Some(started) = call.started.take() {
             started();
         }
-        let egress_before = self.outlet.as_ref().map(|outlet| outlet.account.total()).unwrap_or_default();
+        let depth = call.request.as_ref().map_or(0, |request| request.depth());
+        let egress = self.outlet.as_ref().map(|outlet| outlet.begin(deadline, depth));
         match &self.protocol {
             Protocol::Frames(calls) => {
                 let written = self.send(calls, &mut traffic, id, &call);
-                traffic.in_flight.push(InFlight::new(id, began, call, egress_before, None));
+                traffic.in_flight.push(InFlight::new(id, began, call, egress, None));
                 if !written {
                     drop(traffic);
                     self.look_again.notify_one();
@@ -240,7 +241,7 @@ impl ServerInstance {
                 let exchange = Exchange::new(client, &self.code, &mut call);
                 let running = tokio::spawn(Arc::clone(self).exchange(id, exchange));
                 let exchange = Some(AbortOnDropHandle::new(running));
-                traffic.in_flight.push(InFlight::new(id, began, call, egress_before, exchange));
+                traffic.in_flight.push(InFlight::new(id, began, call, egress, exchange));
             }
         }
         let is_earlier = traffic.armed.is_none_or(|armed| deadline < armed);

@@ -5,12 +5,12 @@ use std::io;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
-use faena_gateway::Counters;
 use tokio::net::unix::pipe::Sender;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::task::HandlerStream;
 use crate::call::InstanceCall;
+use crate::egress::EgressCall;
 
 /// What a pipe holds through which large frames have come (pipe(7): the most that an ordinary user may have).
 const WIDE: usize = 1024 * 1024;
@@ -24,8 +24,8 @@ pub(super) struct InFlight {
     pub(super) is_streaming: bool,
     /// The streamed answer of a handler.
     pub(super) stream: Option<HandlerStream>,
-    /// What had passed between the instance and the world when it began.
-    pub(super) egress_before: Counters,
+    /// What it is to the egress of its instance, where that has some.
+    pub(super) egress: Option<EgressCall>,
     /// The exchange with a process that speaks HTTP. Dropping it closes the connection.
     pub(super) _exchange: Option<AbortOnDropHandle<()>>,
 }
@@ -36,10 +36,10 @@ impl InFlight {
         id: u64,
         began: Instant,
         call: Box<InstanceCall>,
-        egress_before: Counters,
+        egress: Option<EgressCall>,
         exchange: Option<AbortOnDropHandle<()>>,
     ) -> Self {
-        Self { id, began, call, is_streaming: false, stream: None, egress_before, _exchange: exchange }
+        Self { id, began, call, is_streaming: false, stream: None, egress, _exchange: exchange }
     }
 }
 

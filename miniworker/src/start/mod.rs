@@ -124,7 +124,7 @@ impl Preparation {
         let kind = code.engine.unwrap_or(EngineKind::Sandbox);
         let none = || CallError::new(ErrorKind::Unavailable, Layer::Start, format!("this worker has no engine {kind}"));
         let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
-        let has_egress = code.network.has_egress();
+        let has_egress = code.reaches_out();
         let spec = InstanceSpec {
             name: names::unique('c'),
             image: ImageId(code.image_id.clone().unwrap_or_else(|| code.image.clone())),
@@ -156,8 +156,10 @@ impl Created {
         let Self { preparation: Preparation { node, code, tree, wiring }, mut instance } = self;
         let lease = ToAgent::Lease { until_ms: u64::MAX };
         instance.agent.send(&lease, &[]).await.map_err(|error| StartError::agent_gone(&error))?;
-        let reach = Reach { network: code.network.clone(), networks: code.networks.clone() };
-        let egress = Ways::of(&mut instance).map(|ways| node.egress.serve(&code, reach, ways)).transpose();
+        let reach = Reach { network: code.network.clone(), networks: code.networks.clone(), calls: code.calls.clone() };
+        let egress = Ways::of(&mut instance)
+            .map(|ways| node.egress.serve(&code, reach, ways, Some(Arc::clone(&owner))))
+            .transpose();
         let egress = egress.map_err(|error| StartError::of_node(&error))?;
         let Some(wiring) = wiring else {
             return Ok(Made::Exec(Box::new(ExecInstance::new(instance.finish(), egress, tree))));

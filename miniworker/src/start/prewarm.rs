@@ -50,7 +50,7 @@ impl PrewarmKey {
             image: code.image_id.clone().unwrap_or_else(|| code.image.clone()),
             path: code.path.clone(),
             limits: Limits { timeout: Limits::DEFAULT.timeout, ..code.limits },
-            has_egress: code.network.has_egress(),
+            has_egress: code.reaches_out(),
             domain,
         };
         Some((key, Arc::clone(maker)))

@@ -17,7 +17,7 @@ use crate::server::PORT;
 /// The environment of every process of a version.
 pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, String> {
     let mut env = package_variables(&code.path);
-    if code.network.has_egress() {
+    if code.reaches_out() {
         env.extend(proxy_variables(EGRESS_PORT));
         if node.ca_bundle.is_some() {
             env.extend(ca_variables(CA_BUNDLE));

@@ -38,6 +38,10 @@ impl InstanceOwner for Member {
         self.pool.apply(|state, now| state.returned(&self.at, Work::Call(call).waiting(), now));
     }
 
+    fn lends(&self, is_waiting: bool) {
+        self.pool.apply(|state, _| state.lends(is_waiting));
+    }
+
     fn gone(&self) {
         self.pool.apply(|state, _| state.gone(&self.at));
     }

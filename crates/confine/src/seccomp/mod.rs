@@ -16,9 +16,9 @@ use seccompiler::{
 use tree::Verdict;
 
 #[cfg(target_arch = "aarch64")]
-const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
+pub(crate) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
 #[cfg(target_arch = "x86_64")]
-const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
+pub(crate) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
 
 /// Flags of clone(2) that are refused: those that make namespaces, and the one that makes a child a sibling, whose end
 /// its maker would not hear of.

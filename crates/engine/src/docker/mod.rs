@@ -219,7 +219,7 @@ impl Docker {
             );
             return None;
         };
-        let made = match std::fs::File::open(format!("/proc/{pid}/ns/net")) {
+        let made = match foreign_namespace(pid) {
             Ok(namespace) => self.spawner.order(Order::MakeDevice, &[namespace.as_fd()]).await,
             Err(error) => Err(EngineError::create("opening a network namespace", error)),
         };
@@ -237,6 +237,16 @@ impl Docker {
         let found = self.docker.inspect_image(&image.0).await.map_err(unavailable)?;
         Ok(found.config.and_then(|config| config.volumes).unwrap_or_default())
     }
+}
+
+/// The network namespace of a process, if it is not this one's: a number may be another process's by now.
+fn foreign_namespace(pid: i32) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::MetadataExt;
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    if namespace.metadata()?.ino() == std::fs::metadata("/proc/self/ns/net")?.ino() {
+        return Err(io::Error::other("it is this host's own"));
+    }
+    Ok(namespace)
 }
 
 /// Why no device can be made in a container, as far as that is known before one is there.

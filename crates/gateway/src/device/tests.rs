@@ -87,7 +87,7 @@ impl Outlet for Notes {
 }
 
 impl Effects for Notes {
-    fn dial(&mut self, flow: FlowId, _ends: Ends) {
+    fn dial(&mut self, flow: FlowId, _call: u64, _ends: Ends) {
         self.dials.push(flow);
     }
 
@@ -104,7 +104,7 @@ impl Effects for Notes {
         true
     }
 
-    fn give_place(&mut self) {
+    fn give_place(&mut self, _flow: FlowId) {
         self.places -= 1;
     }
 
@@ -311,7 +311,7 @@ fn the_end_of_a_call_resets_what_is_open_and_opens_nothing_else() {
     let (open, remote) = world.connected();
     let waiting = world.kernel.connect();
     world.settle();
-    world.device.end_call(&mut world.notes, world.now);
+    world.device.end_call(1, &mut world.notes, world.now);
     world.settle();
     assert_eq!(world.kernel.socket(open).state(), State::Closed);
     assert_eq!(world.kernel.socket(waiting).state(), State::Closed);
@@ -472,15 +472,15 @@ fn hostile_packets_end_nothing_but_their_own_connection() {
             for remote in &remotes {
                 remote.0.borrow_mut().incoming.extend(std::iter::repeat_n(3, random.usize(0..2000)));
             }
-            for (flow, _) in std::mem::take(&mut world.notes.wakes) {
-                world.device.woken(flow, &mut world.notes, world.now);
+            for (flow, at) in std::mem::take(&mut world.notes.wakes) {
+                world.device.woken(flow, at, &mut world.notes, world.now);
             }
             world.now += Duration::from_millis(random.u64(0..50));
             assert!(world.device.connections() <= FLOWS);
             assert_eq!(world.device.connections(), world.notes.places);
             assert_eq!(world.device.by_id.len(), world.device.connections());
         }
-        world.device.end_call(&mut world.notes, world.now);
+        world.device.end_call(1, &mut world.notes, world.now);
         assert_eq!((world.device.connections(), world.notes.places, world.device.panics()), (0, 0, 0));
     }
 }

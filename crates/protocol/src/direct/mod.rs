@@ -11,6 +11,8 @@ use faena_domain::call::StartKind;
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Epoch};
 
+use crate::internal::DEPTH;
+
 /// A header of a request or an answer. Its value is bytes, which travel as a text where they are one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Header(pub String, #[serde(with = "header_value")] pub Vec<u8>);
@@ -69,6 +71,12 @@ impl HttpRequest {
         let mut whole = Self::clone(request);
         whole.headers.extend_from_slice(more);
         Arc::new(whole)
+    }
+
+    /// How many calls of functions led to this one.
+    pub fn depth(&self) -> u32 {
+        let depth = self.headers.iter().find(|Header(name, _)| name.eq_ignore_ascii_case(DEPTH));
+        depth.and_then(|Header(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
     }
 
     /// The path with the query.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use faena_domain::{
-    BlobKey, BuildFailure, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest, Namespace, Network,
-    NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+    BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest,
+    Namespace, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +129,9 @@ pub struct Code {
     /// Private networks that its runtime permits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkRule>,
+    /// Functions of its namespace that its instances may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<CallPattern>,
     /// Calls of the function at once; none is no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
@@ -145,6 +148,11 @@ impl Code {
     /// The function that it is a version of.
     pub fn function_id(&self) -> FunctionId {
         FunctionId::new(&self.namespace, &self.function)
+    }
+
+    /// Whether its instances reach anything outside: the world, or other functions.
+    pub fn reaches_out(&self) -> bool {
+        self.network.has_egress() || !self.calls.is_empty()
     }
 }
 

@@ -237,8 +237,8 @@ impl Task {
     }
 
     /// Tells the end of a call, and before that that its slot is free: a client that gets the reply may call again at once.
-    pub(super) fn finish(&mut self, flight: InFlight, end: InstanceEnd) {
-        let end = self.complete(end, flight.egress_before);
+    pub(super) fn finish(&mut self, mut flight: InFlight, end: InstanceEnd) {
+        let end = self.complete(end, flight.egress.take());
         let ServerInstance { owner, code, .. } = &*self.server;
         match code.serving.reuse {
             Reuse::Version => owner.finished(),
@@ -252,8 +252,8 @@ impl Task {
         flight.call.end(end);
     }
 
-    pub(super) fn end(&mut self, flight: InFlight, end: InstanceEnd) {
-        let end = self.complete(end, flight.egress_before);
+    pub(super) fn end(&mut self, mut flight: InFlight, end: InstanceEnd) {
+        let end = self.complete(end, flight.egress.take());
         flight.call.end(end);
     }
 

@@ -8,7 +8,7 @@ use faena_gateway::Counters;
 
 use super::{LAST_WORDS, MAX_LOG_BETWEEN, Task, readable};
 use crate::call::InstanceEnd;
-use crate::egress::{Connections, EgressReport};
+use crate::egress::{Connections, EgressCall, EgressReport};
 use crate::{capture, result};
 
 /// What is read at once of what a process writes beside its answers.
@@ -18,8 +18,8 @@ const MAX_CORES: u64 = 1024;
 
 impl Task {
     /// Adds to an end what the process wrote, and whom it called.
-    pub(super) fn complete(&mut self, mut end: InstanceEnd, egress_before: Counters) -> InstanceEnd {
-        let EgressReport { used, refusals } = self.egress_report(egress_before);
+    pub(super) fn complete(&mut self, mut end: InstanceEnd, call: Option<EgressCall>) -> InstanceEnd {
+        let EgressReport { used, refusals } = self.egress_report(call.map(EgressCall::end).unwrap_or_default());
         end.egress = used;
         end.log = self.take_log(&refusals).into_bytes();
         self.account(&mut end);
@@ -36,7 +36,7 @@ impl Task {
     fn egress_report(&self, since: Counters) -> EgressReport {
         let Some(egress) = &self.egress else { return EgressReport::default() };
         if !self.server.traffic().in_flight.is_empty() {
-            return egress.outlet().account.report(since, false);
+            return egress.end_one_of_several(since);
         }
         let is_kept = self.server.code.serving.reuse == Reuse::Version;
         egress.end_call(since, if is_kept { Connections::Keep } else { Connections::Reset })

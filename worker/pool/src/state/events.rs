@@ -109,6 +109,17 @@ impl<R: Resources> State<R> {
         effects
     }
 
+    /// A call of an instance waits for another function (`is_waiting`), or goes on: its slot is lent meanwhile.
+    pub(crate) fn lends(&mut self, is_waiting: bool) -> Vec<Effect<R>> {
+        if is_waiting {
+            self.slots.lend();
+            self.serve()
+        } else {
+            self.slots.take_back();
+            Vec::new()
+        }
+    }
+
     /// An instance has ended, with whatever it worked at.
     pub(crate) fn gone(&mut self, at: &InstanceRef) -> Vec<Effect<R>> {
         let Some(entry) = self.versions.get_mut(&at.version) else { return Vec::new() };

@@ -59,7 +59,7 @@ impl<R: Resources> State<R> {
         let cleaning = version.instances.iter().filter(|entry| entry.is_cleaning).count();
         let coming = version.asked as usize + cleaning;
         // More than may work at once would only wait.
-        let is_wanted = version.waiting.len() > coming * parallel && version.count() < self.policy.slots as usize;
+        let is_wanted = version.waiting.len() > coming * parallel && version.count() < self.slots.total() as usize;
         // What hinders the one that holds all slots does not hinder who takes the reserve.
         let is_reserve = self.slots.only_holder().is_some_and(|only| *only != key.function);
         if !is_wanted || (self.creating >= self.policy.creations && !is_reserve) {

@@ -1,0 +1,137 @@
+//! Calls of functions by functions: connections from instances, which a worker opens and says whose they are.
+//!
+//! No route of the API is reachable here. A connection has one request; what it calls is what the worker named.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use faena_domain::{FunctionName, Namespace};
+use faena_header_case::HeadStream;
+use faena_protocol::internal::{InternalCall, MAX_PREFACE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::app::App;
+use crate::http_call::{self, Client};
+use crate::server::{BUFFER, HEADER_READ, PAUSE};
+
+/// Connections at once.
+const CONNECTIONS: usize = 1024;
+/// How long a worker may take to say whose a connection is.
+const PREFACE: Duration = Duration::from_secs(5);
+
+/// The function that calls another one.
+#[derive(Clone, Debug)]
+pub(crate) struct CallingFunction {
+    pub(crate) namespace: Namespace,
+    pub(crate) name: FunctionName,
+    /// The function that it calls.
+    pub(crate) target: FunctionName,
+    /// How many calls lead to this one.
+    pub(crate) depth: u32,
+    /// When the calling call ends.
+    pub(crate) deadline: Instant,
+}
+
+impl CallingFunction {
+    /// What is left of the calling call's time, in milliseconds.
+    pub(crate) fn left_ms(&self) -> u64 {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The socket for workers of this machine.
+#[derive(Debug)]
+pub(crate) struct InternalListener(UnixListener);
+
+impl InternalListener {
+    /// Binds it; what an earlier api left at its place is removed.
+    pub(crate) fn bind(path: &PathBuf) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        UnixListener::bind(path).map(Self)
+    }
+
+    /// Serves until told to stop.
+    pub(crate) async fn serve(self, app: App, stop: CancellationToken) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = self.0.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (app, stop) = (app.clone(), stop.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(app, stream, stop).await {
+                            debug!(%error, "a connection of a function ended");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a connection of a function could not be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Answers the one request of a connection.
+async fn answer(app: App, mut stream: UnixStream, stop: CancellationToken) -> io::Result<()> {
+    let calling = tokio::time::timeout(PREFACE, calling(&mut stream)).await??;
+    let stream = HeadStream::new(stream);
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let client = Client { names: stream.names(), address, calling: Some(Arc::new(calling)) };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ)
+        .title_case_headers(true)
+        .max_buf_size(BUFFER)
+        .half_close(false)
+        // What is known of the calling call is known of its next request alone.
+        .keep_alive(false)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| {
+                let (app, client) = (app.clone(), client.clone());
+                async move { Ok::<_, std::convert::Infallible>(http_call::answer(&app, request, &client).await) }
+            }),
+        );
+    let mut connection = std::pin::pin!(connection.with_upgrades());
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    ended.map_err(io::Error::other)
+}
+
+async fn calling(stream: &mut UnixStream) -> io::Result<CallingFunction> {
+    let length = stream.read_u16().await?;
+    if length > MAX_PREFACE {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut preface = vec![0; usize::from(length)];
+    stream.read_exact(&mut preface).await?;
+    let InternalCall { namespace, caller, target, depth, remaining_ms } = serde_json::from_slice(&preface)?;
+    let deadline = Instant::now() + Duration::from_millis(remaining_ms);
+    Ok(CallingFunction { namespace, name: caller, target, depth, deadline })
+}
