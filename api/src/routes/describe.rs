@@ -129,7 +129,8 @@ fn body(path: &str) -> Option<Value> {
                 "limits": {"type": "object"},
                 "env": {"type": "object", "additionalProperties": {"type": "string"}},
                 "allow": {"type": "object", "additionalProperties": false, "properties": {
-                    "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"}}},
+                    "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"},
+                    "networks": {"type": "array", "items": {"type": "string"}}}},
             }),
         ),
         "/invokeFunction" => object(

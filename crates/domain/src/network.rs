@@ -121,6 +121,16 @@ impl EgressRule {
         }
     }
 
+    /// The name or the pattern of a rule that permits a port.
+    pub fn name_pattern(&self, port: u16) -> Option<String> {
+        match self {
+            Self::Name { name, is_pattern, .. } if self.port().is_none_or(|only| only == port) => {
+                Some(format!("{}{name}", if *is_pattern { "*" } else { "" }))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it permits an address that was not named.
     pub fn permits_address(&self, address: IpAddr, port: u16) -> bool {
         matches!(self, Self::Network(rule) if rule.permits(address, port))

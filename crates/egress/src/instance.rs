@@ -1,10 +1,10 @@
 //! The egress of one instance: what its look-ups are answered with, and where its connections lead.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
-use faena_domain::FunctionName;
 use faena_domain::identity::{INTERNAL_PORT, internal_name};
+use faena_domain::{FunctionName, Network};
 use tokio::net::TcpStream;
 
 use crate::connect::{Asker, Reason, Refusal, Tunnel, Way, connect};
@@ -78,6 +78,22 @@ impl InstanceEgress {
         Ok((destination, host))
     }
 
+    /// Names that a client may name in TLS that has dialled this host; none where any may be named, or where it has dialled an
+    /// address.
+    pub fn server_names(&self, host: &str, port: u16) -> Option<Vec<String>> {
+        let Network::Listed(rules) = &self.reach.network else { return None };
+        if host.parse::<IpAddr>().is_ok() || internal_name(host).is_some() {
+            return None;
+        }
+        let patterns = rules.iter().filter_map(|rule| rule.name_pattern(port));
+        Some(patterns.chain([host.to_owned()]).collect())
+    }
+
+    /// The host that an address stands for, or the address itself.
+    pub fn host_of(&self, address: Ipv4Addr) -> String {
+        self.names.name_of(address).unwrap_or_else(|| address.to_string())
+    }
+
     /// Answers a DNS query. What was refused for want of a rule is returned too.
     pub async fn answer(&self, query: &[u8], by_datagram: bool) -> (Vec<u8>, Option<Refusal>) {
         let question = match dns::parse(query) {
@@ -143,9 +159,8 @@ impl InstanceEgress {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::net::{SocketAddr, UdpSocket};
 
-    use faena_domain::Network;
     use hickory_resolver::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
     use hickory_resolver::proto::rr::rdata::{A, CNAME, TXT};
     use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};

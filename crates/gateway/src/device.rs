@@ -182,12 +182,19 @@ impl<P: Peer> Device<P> {
         Some(syn)
     }
 
-    /// The destination of a connection was reached. False where nobody waits for it any longer.
-    pub(crate) fn dialed(&mut self, flow: FlowId, peer: P, effects: &mut impl Effects, now: Instant) -> bool {
+    /// The destination of a connection was reached; a client that names a server in TLS has to name one of `names`, where
+    /// there are some. False where nothing waits for it any longer.
+    pub(crate) fn dialed(
+        &mut self,
+        flow: FlowId,
+        (peer, names): (P, Option<Vec<String>>),
+        effects: &mut impl Effects,
+        now: Instant,
+    ) -> bool {
         let waiting = self.by_id.get(&flow).copied().and_then(|ends| Some((ends, self.dialing.remove(&ends)?)));
         let Some((ends, Dialing { syn, .. })) = waiting else { return false };
         let seed = effects.number();
-        self.flows.insert(ends, (flow, Flow::new(ends, self.own, self.mtu, (peer, seed), now)));
+        self.flows.insert(ends, (flow, Flow::new(ends, self.own, self.mtu, (peer, seed), now).with_names(names)));
         self.counters.connections += 1;
         self.step(ends, Some(&syn), effects, now);
         true
@@ -254,6 +261,10 @@ impl<P: Peer> Device<P> {
         self.left = self.left.saturating_sub(sent + received);
         match life {
             Life::Over => self.forget_flow(ends, effects),
+            Life::Refused => {
+                self.forget_flow(ends, effects);
+                self.report(Blocked::ServerName, ends, effects, now);
+            }
             Life::Goes(at) => {
                 // An earlier time takes the place of a later one.
                 if let Some(at) = at.filter(|at| flow.wakes_at.is_none_or(|wakes| *at < wakes)) {

@@ -15,6 +15,7 @@ use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use crate::packet::Ends;
+use crate::server_name::{self, Verdict};
 
 /// What a connection buffers of what its instance sends. At most 65,535: above that, version 0.14.0 of the stack takes the
 /// window of its SYN|ACK, which is never scaled, for a scaled one, accepts more than it has room for and panics.
@@ -132,6 +133,8 @@ pub(crate) enum Life {
     Goes(Option<Instant>),
     /// It is over.
     Over,
+    /// It is over, since its client has named a server that it may not reach.
+    Refused,
 }
 
 /// One connection.
@@ -152,6 +155,8 @@ pub(crate) struct Flow<P> {
     peer_told: bool,
     /// Whether it takes nothing any more: what the instance sends is dropped, what it has sent before still arrives.
     peer_deaf: bool,
+    /// Names that the first message of TLS may name, until that has come.
+    names: Option<Vec<String>>,
     /// When it is looked at again, as far as that was asked for.
     pub(crate) wakes_at: Option<Instant>,
 }
@@ -194,8 +199,14 @@ impl<P: Peer> Flow<P> {
             peer_end: None,
             peer_told: false,
             peer_deaf: false,
+            names: None,
             wakes_at: None,
         }
+    }
+
+    /// What the client says first in TLS has to name one of these.
+    pub(crate) fn with_names(self, names: Option<Vec<String>>) -> Self {
+        Self { names, ..self }
     }
 
     fn stack_time(&self, now: Instant) -> StackInstant {
@@ -216,6 +227,11 @@ impl<P: Peer> Flow<P> {
         let mut wire = Wire { incoming: packet, outlet, scratch, mtu: self.mtu };
         if packet.is_some() {
             self.stack.poll_ingress_single(at, &mut wire, &mut self.sockets);
+        }
+        if self.judge_names() == Verdict::Refused {
+            self.peer.abort();
+            self.reset_by(at, &mut wire);
+            return (moved, Life::Refused);
         }
         loop {
             let sent = self.pass_to_peer(budget.saturating_sub(moved.sent + moved.received));
@@ -250,11 +266,27 @@ impl<P: Peer> Flow<P> {
         (moved, Life::Goes(again))
     }
 
+    /// Judges the first bytes of the client, where its names are restricted.
+    fn judge_names(&mut self) -> Verdict {
+        let Self { sockets, handle, names, .. } = self;
+        let Some(permitted) = names else { return Verdict::Permitted };
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
+        let judged = socket.recv(|bytes| (0, server_name::judge(bytes, permitted))).unwrap_or(Verdict::Unfinished);
+        if judged == Verdict::Permitted {
+            *names = None;
+        }
+        judged
+    }
+
     /// What the instance has sent goes to the peer, and then its end.
     fn pass_to_peer(&mut self, budget: u64) -> u64 {
-        let Self { sockets, handle, peer, is_writable, peer_told, peer_deaf, .. } = self;
+        let Self { sockets, handle, peer, is_writable, peer_told, peer_deaf, names, .. } = self;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let mut passed = 0;
+        // What may be the beginning of a refused message waits; a client that ends before the rest has said nothing.
+        if names.is_some() && socket.recv_queue() > 0 && socket.may_recv() {
+            return 0;
+        }
         while *is_writable && passed < budget {
             let most = usize::try_from(budget - passed).unwrap_or(usize::MAX);
             let wrote = socket.recv(|bytes| {
@@ -341,10 +373,13 @@ impl<P: Peer> Flow<P> {
         if !self.peer_told {
             self.peer.abort();
         }
-        self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
         let at = self.stack_time(now);
-        let mut wire = Wire { incoming: None, outlet, scratch, mtu: self.mtu };
-        self.stack.poll_egress(at, &mut wire, &mut self.sockets);
+        self.reset_by(at, &mut Wire { incoming: None, outlet, scratch, mtu: self.mtu });
+    }
+
+    fn reset_by<O: Outlet>(&mut self, at: StackInstant, wire: &mut Wire<'_, O>) {
+        self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
+        self.stack.poll_egress(at, wire, &mut self.sockets);
     }
 }
 

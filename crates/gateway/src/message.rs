@@ -55,6 +55,9 @@ pub enum ToGateway {
         device: DeviceId,
         /// Which connection.
         flow: FlowId,
+        /// Names that the first message of TLS may name, as `api.example.org` and `*.example.org`; none where any may be
+        /// named.
+        names: Option<Vec<String>>,
     },
     /// There is no connection.
     Refused {
@@ -128,6 +131,8 @@ pub enum Blocked {
     Connections,
     /// What may pass in one call has passed.
     Budget,
+    /// The client has named another server in TLS than the one that it dialled.
+    ServerName,
 }
 
 /// What has passed through a device, in memory that both processes map to a descriptor: the worker reads it at the end of

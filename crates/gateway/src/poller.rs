@@ -363,9 +363,9 @@ impl Poller {
                 self.device(device, |device, acting, now| device.end_call(next, acting, now));
             }
             ToGateway::Renew { device } => self.device(device, |device, _, _| device.renew()),
-            ToGateway::Dialed { device, flow } => {
+            ToGateway::Dialed { device, flow, names } => {
                 if let Some(socket) = fds.pop_front() {
-                    self.dialed(device, flow, socket);
+                    self.dialed(device, flow, (socket, names));
                 }
             }
             ToGateway::Refused { device, flow, how } => {
@@ -409,17 +409,14 @@ impl Poller {
         self.devices.insert(served.line.id, served);
     }
 
-    fn dialed(&mut self, device: DeviceId, flow: FlowId, socket: OwnedFd) {
+    fn dialed(&mut self, device: DeviceId, flow: FlowId, (socket, names): (OwnedFd, Option<Vec<String>>)) {
         // Edges alone: what can be read or written is remembered, and nothing is asked of the kernel again.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         if epoll::add(&self.shared.epoll, &socket, Source::Flow(flow).encode(), flags).is_err() {
             return self.device(device, |device, acting, _| device.refused(flow, crate::Refuse::Reset, acting));
         }
-        let mut socket = Some(Connected(socket));
         self.flow(flow, |device, acting, now| {
-            if let Some(peer) = socket.take() {
-                device.dialed(flow, peer, acting, now);
-            }
+            device.dialed(flow, (Connected(socket), names), acting, now);
         });
     }
 

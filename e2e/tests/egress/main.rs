@@ -238,6 +238,18 @@ fn a_function_reaches_what_its_rules_name() {
             "{target}: {log}"
         );
     }
+    // A name that shares the address is not reached by naming it in TLS.
+    let ca = std::fs::read(far.file("ca.pem")).expect("a certificate");
+    let script = "unset HTTPS_PROXY https_proxy ALL_PROXY all_proxy
+        curl -sS --cacert ca.pem https://web.far.test/hello.txt; echo
+        curl -sS --cacert ca.pem --connect-to db.far.test:443:web.far.test:443 https://db.far.test/hello.txt >&2; echo $?";
+    let network = "[network]\negress = [\"web.far.test:443\"]\n";
+    let fronting: [(&str, &[u8]); 2] = [("run.sh", script.as_bytes()), ("ca.pem", &ca)];
+    function(&platform, ("fronting", Engine::Sandbox), ("bashruntime", "", "bash run.sh"), network, &fronting);
+    let call = platform.call("fronting", &json!({}));
+    assert_eq!(call["result"], "hello from far\n35", "{call}");
+    let log = platform.get(&format!("/call/{}/logs", call["callNum"])).text();
+    assert!(log.contains("egress to web.far.test:443 refused: its client names a server"), "{log}");
     // Without egress there is no way, and no device.
     function(&platform, ("closed", Engine::Sandbox), ("bashruntime", "", "bash run.sh"), "", &files);
     let call = platform.call("closed", &json!({}));

@@ -222,7 +222,7 @@ impl Driver {
                     // The gateway has forgotten what its call has asked for, once that has ended.
                     let dialed = end_of_call.run_until_cancelled(dial(&outlet, target)).await;
                     let message = match dialed {
-                        Some(Ok(socket)) => (ToGateway::Dialed { device, flow }, vec![socket]),
+                        Some(Ok((socket, names))) => (ToGateway::Dialed { device, flow, names }, vec![socket]),
                         Some(Err(how)) => (ToGateway::Refused { device, flow, how }, Vec::new()),
                         None => return,
                     };
@@ -238,18 +238,22 @@ impl Driver {
             }
             ToWorker::Blocked { device, why, target } => {
                 if let Some(outlet) = self.outlet(device) {
-                    outlet.account.refused(explained(why, target, outlet.account.budget()));
+                    let host = format!("{}:{}", outlet.judge.host_of(*target.ip()), target.port());
+                    outlet.account.refused(explained(why, &host, outlet.account.budget()));
                 }
             }
         }
     }
 }
 
-fn explained(why: Blocked, target: SocketAddrV4, budget: u64) -> String {
+fn explained(why: Blocked, target: &str, budget: u64) -> String {
     match why {
         Blocked::Udp => format!("egress to {target} refused: UDP; only look-ups are passed on"),
         Blocked::Connections => {
             format!("egress to {target} refused: as many connections as may be open at once are open")
+        }
+        Blocked::ServerName => {
+            format!("egress to {target} refused: its client names a server in TLS that no rule of faena.toml permits")
         }
         Blocked::Budget => {
             let most = faena_domain::units::ByteSize(budget);
@@ -269,14 +273,15 @@ async fn send_all(sender: &FrameSender, messages: &mut UnboundedReceiver<Message
     }
 }
 
-/// A socket that leads to a destination.
-async fn dial(outlet: &Arc<Outlet>, target: SocketAddrV4) -> Result<OwnedFd, Refuse> {
+/// A socket that leads to a destination, and the names that its client may name in TLS.
+async fn dial(outlet: &Arc<Outlet>, target: SocketAddrV4) -> Result<(OwnedFd, Option<Vec<String>>), Refuse> {
     if *target.ip() == link::RESOLVER {
-        return if target.port() == link::DNS_PORT { answer_stream(outlet) } else { Err(Refuse::Reset) };
+        let is_resolver = target.port() == link::DNS_PORT;
+        return if is_resolver { Ok((answer_stream(outlet)?, None)) } else { Err(Refuse::Reset) };
     }
     match outlet.dial(target).await {
-        Ok(Connected::World(stream)) => Ok(stream.into_std().map_err(|_| Refuse::Reset)?.into()),
-        Ok(Connected::Function(stream)) => relay(outlet, stream).map_err(|_| Refuse::Reset),
+        Ok(Connected::World(stream, names)) => Ok((stream.into_std().map_err(|_| Refuse::Reset)?.into(), names)),
+        Ok(Connected::Function(stream)) => Ok((relay(outlet, stream).map_err(|_| Refuse::Reset)?, None)),
         Err(Reason::Denied(_) | Reason::ConnectionRefused) => Err(Refuse::Reset),
         Err(_) => Err(Refuse::Unreachable),
     }

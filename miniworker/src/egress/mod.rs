@@ -146,7 +146,9 @@ impl Outlet {
         let connected = async {
             let (destination, host) = self.judge.dial(target).await?;
             let connected = match destination {
-                Destination::World(stream, _) => Connected::World(stream),
+                Destination::World(stream, _) => {
+                    Connected::World(stream, self.judge.server_names(&host, target.port()))
+                }
                 Destination::Function(name) => Connected::Function(self.call(name).await?),
             };
             self.account.reached(host);
@@ -200,7 +202,9 @@ impl Drop for Outlet {
 
 /// Where a connection of an instance leads.
 enum Connected {
-    World(TcpStream),
+    /// To a server, with the names that its client may name in TLS.
+    World(TcpStream, Option<Vec<String>>),
+    /// To another function.
     Function(UnixStream),
 }
 

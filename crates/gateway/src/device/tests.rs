@@ -232,7 +232,7 @@ impl World {
         let flow = self.notes.dials.pop().expect("a dial");
         assert_eq!(self.kernel.socket(handle).state(), State::SynSent, "nothing is answered before");
         let remote = Remote::new();
-        assert!(self.device.dialed(flow, remote.clone(), &mut self.notes, self.now));
+        assert!(self.device.dialed(flow, (remote.clone(), None), &mut self.notes, self.now));
         self.settle();
         assert_eq!(self.kernel.socket(handle).state(), State::Established);
         (handle, remote)
@@ -292,7 +292,7 @@ fn a_refusal_is_a_reset_at_once() {
     assert_eq!(world.kernel.socket(handle).state(), State::Closed);
     assert_eq!((world.device.connections(), world.notes.places), (0, 0));
     // A late connection belongs to nothing.
-    assert!(!world.device.dialed(flow, Remote::new(), &mut world.notes, world.now));
+    assert!(!world.device.dialed(flow, (Remote::new(), None), &mut world.notes, world.now));
 }
 
 #[test]
@@ -344,6 +344,29 @@ fn a_peer_that_does_not_read_stops_its_instance() {
 }
 
 #[test]
+fn a_client_that_names_another_server_is_reset() {
+    for (bytes, passes) in [(&b"GET / HTTP/1.1"[..], true), (&[22, 3, 1, 0, 4, 2, 0, 0, 0], false)] {
+        let mut world = World::new(BUDGET);
+        let handle = world.kernel.connect();
+        world.settle();
+        let (flow, remote) = (world.notes.dials.pop().unwrap(), Remote::new());
+        let names = Some(vec!["api.example.org".to_owned()]);
+        assert!(world.device.dialed(flow, (remote.clone(), names), &mut world.notes, world.now));
+        world.settle();
+        for byte in bytes {
+            // One that was reset takes no more.
+            let _ = world.kernel.socket(handle).send_slice(&[*byte]);
+            world.settle();
+        }
+        assert_eq!(remote.0.borrow().outgoing == bytes, passes, "{bytes:?}");
+        assert_eq!(remote.0.borrow().aborted, !passes);
+        assert_eq!(world.notes.blocked == [Blocked::ServerName], !passes);
+        let state = world.kernel.socket(handle).state();
+        assert_eq!(state, if passes { State::Established } else { State::Closed });
+    }
+}
+
+#[test]
 fn no_more_passes_than_may() {
     let mut world = World::new(10_000);
     let (handle, remote) = world.connected();
@@ -368,7 +391,7 @@ fn connections_are_bounded() {
     let closed = handles.iter().filter(|handle| world.kernel.socket(**handle).state() == State::Closed).count();
     assert_eq!(closed, 3);
     for flow in std::mem::take(&mut world.notes.dials) {
-        assert!(world.device.dialed(flow, Remote::new(), &mut world.notes, world.now));
+        assert!(world.device.dialed(flow, (Remote::new(), None), &mut world.notes, world.now));
     }
     world.settle();
     while world.device.connections() < FLOWS {
@@ -463,7 +486,7 @@ fn hostile_packets_end_nothing_but_their_own_connection() {
             seen.truncate(200);
             for flow in std::mem::take(&mut world.notes.dials) {
                 let remote = Remote::new();
-                if random.bool() && world.device.dialed(flow, remote.clone(), &mut world.notes, world.now) {
+                if random.bool() && world.device.dialed(flow, (remote.clone(), None), &mut world.notes, world.now) {
                     remotes.push(remote);
                 } else {
                     world.device.refused(flow, Refuse::Unreachable, &mut world.notes);
