@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures a platform beside its raw limits, interleaved in one run, and prints ratios.
 
-    FAENA_BIN=… bench.py         ROUNDS=7 by default; needs Docker, its images, wrk and uvicorn (`make bench`)
+    FAENA_BIN=… bench.py         ROUNDS=7 by default; needs root, Docker, its images, wrk and uvicorn (`make bench`)
 
 Each round measures every row once, so that a machine that slows down slows all of them; what is printed is the median
 over the rounds. The loader has core 0, platform and functions core 1, raw baselines likewise. The platform's CPU time
@@ -77,6 +77,85 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
+# A server that is reached from functions: it sends, takes bytes, answers with what it gets, and does so over TLS.
+FAR = """
+import socket, ssl, sys, threading
+
+def source(c):
+    block, left = bytes(1 << 20), int(c.recv(64))
+    while left > 0:
+        left -= c.send(block[: min(left, len(block))])
+
+def sink(c):
+    buffer, got = bytearray(1 << 20), 0
+    while read := c.recv_into(buffer):
+        got += read
+    c.sendall(str(got).encode())
+
+def echo(c):
+    while data := c.recv(65536):
+        c.sendall(data)
+
+def serve(port, answer, wrap=lambda c: c):
+    server = socket.create_server((sys.argv[1], port), backlog=1024)
+    def one(c):
+        with wrap(c) as c:
+            answer(c)
+    while True:
+        c, _ = server.accept()
+        c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=one, args=(c,), daemon=True).start()
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2])
+for port, answer in ((9001, source), (9002, sink), (9003, echo)):
+    threading.Thread(target=serve, args=(port, answer), daemon=True).start()
+serve(9004, echo, lambda c: context.wrap_socket(c, server_side=True))
+"""
+# What is measured of it, by a function and, for the raw limit, by a process beside the server.
+NEAR = """
+import json, socket, ssl, statistics, sys, time
+
+def measure(host):
+    began, size, got = time.monotonic(), 256 << 20, 0
+    with socket.create_connection((host, 9001)) as c:
+        c.sendall(str(size).encode())
+        buffer = bytearray(1 << 20)
+        while got < size:
+            got += c.recv_into(buffer)
+    down = size / (time.monotonic() - began) / 1e6
+    began = time.monotonic()
+    with socket.create_connection((host, 9002)) as c:
+        block = bytes(1 << 20)
+        for _ in range(256):
+            c.sendall(block)
+        c.shutdown(socket.SHUT_WR)
+        assert int(c.recv(64)) == size
+    up = size / (time.monotonic() - began) / 1e6
+    began = time.monotonic()
+    for _ in range(500):
+        with socket.create_connection((host, 9003)) as c:
+            c.sendall(b"x")
+            c.recv(1)
+    opened = 500 / (time.monotonic() - began)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    handshakes = []
+    for _ in range(30):
+        began = time.monotonic()
+        with context.wrap_socket(socket.create_connection((host, 9004))) as c:
+            c.sendall(b"x")
+            c.recv(1)
+        handshakes.append((time.monotonic() - began) * 1000)
+    return {"down": down, "up": up, "opened": opened, "tls": statistics.median(handshakes)}
+
+def go(params):
+    return measure(params["host"])
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))
+"""
+FAR_NETWORK, FAR_ADDRESS, FAR_HOST = "faena-bench", "10.214.0.2", "10.214.0.1"
 ASGI = """
 import json
 
@@ -355,6 +434,53 @@ class Bench:
         connection.close()
         self.rows["event"].add(statistics.median(late), 1.0)
 
+    def far(self):
+        """A server in a network namespace of its own."""
+        def ip(words):
+            subprocess.run(["ip", *words.split()], check=True)
+        self.far_ends()
+        ip(f"netns add {FAR_NETWORK}")
+        ip(f"link add fbench type veth peer name gbench netns {FAR_NETWORK}")
+        ip(f"addr add {FAR_HOST}/24 dev fbench")
+        ip("link set fbench up")
+        ip(f"-n {FAR_NETWORK} addr add {FAR_ADDRESS}/24 dev gbench")
+        ip(f"-n {FAR_NETWORK} link set gbench up")
+        ip(f"-n {FAR_NETWORK} link set lo up")
+        pem, near = self.folder / "far.pem", self.folder / "near.py"
+        key = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=far".split()
+        subprocess.run([*key, "-keyout", str(pem), "-out", f"{pem}.cert"], check=True, capture_output=True)
+        pem.write_text(pem.read_text() + Path(f"{pem}.cert").read_text())
+        (self.folder / "far.py").write_text(FAR)
+        near.write_text(NEAR)
+        inside = ["ip", "netns", "exec", FAR_NETWORK]
+        self.started.append(subprocess.Popen([*inside, sys.executable, str(self.folder / "far.py"), FAR_ADDRESS, str(pem)]))
+        until(lambda: socket.create_connection((FAR_ADDRESS, 9004), 1).close() is None, "the server that functions reach")
+        self.near = [*inside, sys.executable, str(near), FAR_ADDRESS]
+
+    def far_ends(self):
+        subprocess.run(["ip", "netns", "del", FAR_NETWORK], capture_output=True)
+        subprocess.run(["ip", "link", "del", "fbench"], capture_output=True)
+
+    def egress(self, up):
+        """One connection with much data, many connections, TLS; and what a start costs more that has a network device."""
+        raw = json.loads(subprocess.run(self.near, check=True, capture_output=True, text=True).stdout)
+        gateway = int(subprocess.run(["pgrep", "-n", "-f", r"/faena net$"], check=True, capture_output=True, text=True).stdout)
+        before = cpu_us([gateway])
+        ours = json.loads(up.call("egress", body=json.dumps({"host": FAR_ADDRESS})))
+        used = cpu_us([gateway]) - before
+        # Half a gigabyte in all.
+        self.rows["egress-down"].add(ours["down"], 500, used / 512)
+        self.rows["egress-down-raw"].add(ours["down"], raw["down"])
+        self.rows["egress-up"].add(ours["up"], raw["up"])
+        self.rows["egress-opened"].add(ours["opened"], 1000)
+        self.rows["egress-tls"].add(ours["tls"], 1.2 * raw["tls"] + 1)
+        plain, device = [], []
+        for _ in range(10):
+            plain += timed(lambda: up.call("cold"), 1)
+            device += timed(lambda: up.call("cold-egress"), 1)
+            time.sleep(0.2)
+        self.rows["egress-start"].add(max(statistics.median(device) - statistics.median(plain), 0.01), 0.5)
+
     def docker_run(self, count=3):
         command = ["docker", "run", "--rm", "-i", "--network", "none", "-v", f"{self.folder}/code:/ws:ro", "-w", "/ws", "pythonruntime", "python3", "test.py"]
         def run():
@@ -579,6 +705,12 @@ def define(bench):
     row("through", "growth while 100 MB pass, each way", "MB", 16, 4)
     row("event", "an event, from the server's write to the client's read", "ms", 5, 1)
     row("deploy", "deploy to first answer, Python hello", "ms of 1 s", 0.1, 0.05)
+    row("egress-down", "one connection of a function, down ÷ 500 MB/s (CPU: the gateway's, a MB)", "MB/s", 1, 1.7, higher=True)
+    row("egress-down-raw", "the same ÷ the same program beside the server", "MB/s", None, None, higher=True)
+    row("egress-up", "one connection of a function, up ÷ beside the server", "MB/s", None, None, higher=True)
+    row("egress-opened", "connections a second of a function, one after the other ÷ 1,000", "1/s", 1, 2, higher=True)
+    row("egress-tls", "connect, TLS and first byte ÷ (1.2 × beside the server + 1 ms)", "ms", 1, 0.7)
+    row("egress-start", "what a cold start costs more with a network device ÷ 0.5 ms", "ms", 1, 0.5)
 
 
 def prepare(bench, up, apart, many):
@@ -611,6 +743,9 @@ def prepare(bench, up, apart, many):
         up.upload("dr", f"dbig{turn}", {"handler.py": HANDLER, **big, "faena.toml": handler})
         for index in range(2):
             up.upload("dr", f"dnew{turn}x{index}", {"handler.py": HANDLER, "faena.toml": handler})
+    up.function("egress", {"near.py": NEAR}, 'contract = "handler"\nhandler = "near.py:go"\nnetwork = "egress"\n', engine="sandbox")
+    up.function("cold-egress", {"handler.py": HANDLER}, handler + 'reuse = "never"\npreload = "none"\nnetwork = "egress"\n', engine="sandbox")
+    up.call("egress", body=json.dumps({"host": FAR_ADDRESS}))
     for name in ["native", "echo", "served", "dnative", "python", "python8", "dpython", "frozen", "single"]:
         up.request("POST", f"/f/{name}", ADA, JSON)
     apart.function("native", {"hello": native}, handler, **program)
@@ -634,17 +769,19 @@ def main():
     for name in ("up", "apart", "many"):
         (bench.folder / name).mkdir()
     settings = 'queue_calls = 1000000\nqueue_bytes = "1 GB"\nqueue_total_calls = 1000000\nqueue_total_bytes = "4 GB"\nfreeze_after = "3s"\n'
+    settings += f'egress_networks = ["{FAR_ADDRESS}/32"]\negress_bytes = "4 GB"\n'
     up = apart = many = None
     try:
         bench.serve("hyper", [str(TARGET / "raw"), "PORT"], "/")
         bench.serve("uvicorn", [sys.executable, "-m", "uvicorn", "asgi:app", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error", "--port", "PORT"], "/")
         paused = subprocess.run(["docker", "run", "-d", "--network", "none", "pythonruntime", "sleep", "3600"], capture_output=True, text=True, check=True).stdout.strip()
         bench.raw["paused"] = (0, paused)
+        bench.far()
         up = Platform(bench.folder / "up", settings=settings)
         apart = Platform(bench.folder / "apart", roles=("db", "api", "worker"))
         many = Platform(bench.folder / "many")
         prepare(bench, up, apart, many)
-        steps = {"warm": lambda turn: bench.warm(up), "streams": lambda turn: bench.streams(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        steps = {"warm": lambda turn: bench.warm(up), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.
@@ -663,6 +800,7 @@ def main():
                 platform.stop()
         for process in bench.started:
             process.kill()
+        bench.far_ends()
         if "paused" in bench.raw:
             subprocess.run(["docker", "rm", "-f", bench.raw["paused"][1]], capture_output=True)
         shutil.rmtree(bench.folder, ignore_errors=True)

@@ -13,8 +13,8 @@ use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 
 use crate::app::App;
 use crate::authorize;
+use crate::calling::CallingFunction;
 use crate::entrance::{Entrance, host_name};
-use crate::internal::CallingFunction;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// What a multipart body may add to the archive in it.

@@ -16,8 +16,8 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::body;
+use crate::calling::CallingFunction;
 use crate::entrance::{Entrance, PREFIX};
-use crate::internal::CallingFunction;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The route that its requests are counted and authorised under.

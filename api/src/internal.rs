@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faena_domain::{FunctionName, Namespace};
 use faena_header_case::HeadStream;
 use faena_protocol::internal::{InternalCall, MAX_PREFACE};
 use hyper::server::conn::http1;
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::app::App;
+use crate::calling::CallingFunction;
 use crate::http_call::{self, Client};
 use crate::server::{BUFFER, HEADER_READ, PAUSE};
 
@@ -28,27 +28,6 @@ use crate::server::{BUFFER, HEADER_READ, PAUSE};
 const CONNECTIONS: usize = 1024;
 /// How long a worker may take to say whose a connection is.
 const PREFACE: Duration = Duration::from_secs(5);
-
-/// The function that calls another one.
-#[derive(Clone, Debug)]
-pub(crate) struct CallingFunction {
-    pub(crate) namespace: Namespace,
-    pub(crate) name: FunctionName,
-    /// The function that it calls.
-    pub(crate) target: FunctionName,
-    /// How many calls lead to this one.
-    pub(crate) depth: u32,
-    /// When the calling call ends.
-    pub(crate) deadline: Instant,
-}
-
-impl CallingFunction {
-    /// What is left of the calling call's time, in milliseconds.
-    pub(crate) fn left_ms(&self) -> u64 {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-    }
-}
 
 /// The socket for workers of this machine.
 #[derive(Debug)]

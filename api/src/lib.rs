@@ -11,6 +11,7 @@ mod authorize;
 mod body;
 mod call_ids;
 mod callbacks;
+mod calling;
 mod entrance;
 mod guard;
 mod handed;

@@ -31,9 +31,9 @@ use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::App;
+use crate::calling::CallingFunction;
 use crate::entrance::{Address, Entrance};
 use crate::handed::{self, Handed, ROUTE, RequestHead};
-use crate::internal::CallingFunction;
 use crate::problem::{Problem, Reply, busy};
 use crate::versions::Current;
 use crate::{actions, authorize, body, guard, idempotency, trace};

@@ -1,7 +1,7 @@
 //! The gateway: the process that ends the TCP connections of instances.
 //!
 //! An instance with egress has a TUN device with a default route. Its packets are read here, and end here: a TCP/IP stack
-//! in user space answers them, one small stack for each connection ([`flow`]). The gateway decides nothing. It asks the
+//! in user space answers them, one small stack for each connection (`flow.rs`). The gateway decides nothing. It asks the
 //! worker, which judges the destination, connects, and passes the connected socket; only then the instance's handshake is
 //! answered. It has no privilege, and its list of system calls has neither `socket`, `connect` nor `open`.
 //!
