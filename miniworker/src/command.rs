@@ -89,7 +89,10 @@ pub async fn run_command(
     }
     let is_whole = finished.cut.is_none() && finished.ended.oom_kills == 0;
     let before = call.map(EgressCall::end).unwrap_or_default();
-    let egress = exec.egress.as_ref().map(|egress| egress.end_call(before, Connections::Reset)).unwrap_or_default();
+    let mut egress = exec.egress.as_ref().map(|egress| egress.end_call(before, Connections::Reset)).unwrap_or_default();
+    if exec.found_no_route() {
+        egress.remark_no_route();
+    }
     let attempt = report.attempt(Some(&finished), egress.used);
     let late = (finished.cut == Some(Cut::Deadline)).then(|| report.late(Layer::Run, "its process ran"));
     let answer =

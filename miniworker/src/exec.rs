@@ -31,11 +31,13 @@ pub struct ExecInstance {
     pub(crate) egress: Option<Egress>,
     tree: CodeLease,
     is_frozen: bool,
+    /// Packets without a route, as they were counted last.
+    unroutable: u64,
 }
 
 impl ExecInstance {
     pub(crate) fn new(instance: Instance, egress: Option<Egress>, tree: CodeLease) -> Self {
-        Self { instance, egress, tree, is_frozen: false }
+        Self { instance, egress, tree, is_frozen: false, unroutable: 0 }
     }
 
     /// Makes it ready for a process: thawed, and with an agent that knows until when it may run.
@@ -69,6 +71,12 @@ impl ExecInstance {
             Unclean::Lost(error) => lost(&error),
         })?;
         self.instance.guard.mount_code(self.tree.path()).await
+    }
+
+    /// Whether something in an instance without egress has tried to reach something since this was asked last.
+    pub(crate) fn found_no_route(&mut self) -> bool {
+        let counted = self.egress.is_none().then(|| self.instance.guard.unroutable()).flatten().unwrap_or(0);
+        counted > std::mem::replace(&mut self.unroutable, counted)
     }
 
     /// Ends it.

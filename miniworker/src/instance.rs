@@ -105,4 +105,8 @@ impl InstanceHandle for Holding {
     fn usage(&self) -> Usage {
         self.guard.usage()
     }
+
+    fn unroutable(&self) -> Option<u64> {
+        self.guard.unroutable()
+    }
 }

@@ -9,6 +9,7 @@ mod cgroup;
 mod docker;
 mod host;
 mod meter;
+mod network;
 mod sandbox;
 mod spawner;
 mod uids;
@@ -127,6 +128,11 @@ pub trait InstanceHandle: Send + Sync + std::fmt::Debug {
 
     /// What the user's processes have used since the instance was made.
     fn usage(&self) -> Usage;
+
+    /// Packets that found no route since the instance was made: what a program without egress has tried.
+    fn unroutable(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What processes have used; none where the kernel does not tell.

@@ -387,6 +387,37 @@ async fn hands_over_the_listener_for_egress(bench: &Bench) -> Outcome {
     Ok(())
 }
 
+/// An instance with egress has a device with a route to everywhere, and who has its descriptor reads what is sent. Without
+/// egress there is none, and what is tried is counted.
+async fn has_a_network_device_for_egress(bench: &Bench) -> Outcome {
+    if let Some(why) = bench.engine.no_device() {
+        return Err(format!("no device can be made: {why}").into());
+    }
+    let mut instance = bench.engine.create(bench.spec(Limits::DEFAULT, true)).await.unwrap();
+    let device = instance.device.take().ok_or("no device came")?;
+    let sends = "grep -c tun0 /proc/net/dev; echo hello > /dev/udp/203.0.113.7/9; ls /dev/net 2>&1 | grep -c tun";
+    let done = run(&mut instance, &["bash", "-c", sends], "{}").await.map_err(Failed::from)?;
+    let mut packet = [0; 2048];
+    let length = rustix::io::read(&device, &mut packet).map_err(|error| format!("no packet came: {error}"))?;
+    instance.guard.destroy().await;
+    expect!(done.stdout == "1\n0\n", done);
+    // From the instance's own address to the one that was named (RFC 791, 3.1).
+    let is_sent = packet[12..20] == [198, 18, 0, 2, 203, 0, 113, 7] && packet[..length].ends_with(b"hello\n");
+    if !is_sent {
+        return Err(format!("it is another packet: {:?}", &packet[..length]).into());
+    }
+    let mut closed = bench.instance().await;
+    if closed.device.is_some() {
+        return Err("a device where none was asked for".into());
+    }
+    let before = closed.guard.unroutable().ok_or("nothing is counted")?;
+    let done = run(&mut closed, &["bash", "-c", sends], "{}").await.map_err(Failed::from)?;
+    let after = closed.guard.unroutable();
+    closed.guard.destroy().await;
+    expect!(done.stdout == "0\n0\n" && after > Some(before), done);
+    Ok(())
+}
+
 /// Between two calls: nothing of the first is found by the second, wherever it was left.
 async fn is_as_new_after_a_call(bench: &Bench) -> Outcome {
     let mut instance = bench.instance().await;
@@ -523,6 +554,7 @@ suite! {
     is_killed_when_told
     packs_its_tree
     hands_over_the_listener_for_egress
+    has_a_network_device_for_egress
     is_as_new_after_a_call
     takes_its_code_later
     hands_over_connections_to_its_loopback

@@ -254,13 +254,15 @@ fn a_function_reaches_what_its_rules_name() {
     function(&platform, ("closed", Engine::Sandbox), ("bashruntime", "", "bash run.sh"), "", &files);
     let call = platform.call("closed", &json!({}));
     assert_eq!(call["result"], "refused\nrefused\nrefused\nrefused\nrefused", "{call}");
+    let log = platform.get(&format!("/call/{}/logs", call["callNum"])).text();
+    assert!(log.contains("found no route: this function has no network"), "{log}");
 }
 
 /// Connections of a process that answers many calls outlive a call; those of a call's own process do not.
 #[test]
 fn connections_live_as_long_as_the_process_that_holds_them() {
     let far = Far::new(6);
-    let platform = platform(&far, "egress_bytes = \"1 MB\"\n");
+    let platform = platform(&far, "egress_bytes = \"1 MB\"\nfreeze_after = \"200ms\"\n");
     let code = format!(
         "import socket\nheld = []\ndef go(params):\n    if not held:\n        held.append(socket.create_connection(('{}', 7), 10))\n    \
          body = b'x' * params['bytes']\n    held[0].sendall(body)\n    got = 0\n    while got < len(body):\n        got += len(held[0].recv(65536)) or 1 << 30\n    \
@@ -279,7 +281,13 @@ fn connections_live_as_long_as_the_process_that_holds_them() {
         let result: Value = serde_json::from_str(call["result"].as_str().unwrap_or_default()).unwrap_or_default();
         (result, call)
     };
-    let ((first, _), (second, call)) = (ask("version", 300_000), ask("version", 300_000));
+    let (first, _) = ask("version", 300_000);
+    eventually(LONG, "the instance is frozen", || {
+        let workers = platform.get("/workers").json();
+        if workers[0]["pool"]["frozen"].as_u64() > Some(0) { Ok(()) } else { Err(workers) }
+    });
+    // What is frozen keeps its connections.
+    let (second, call) = ask("version", 300_000);
     assert_eq!((&first[0], &first), (&json!(300_000), &second), "one connection serves both calls");
     let egress = &call["attempts"][0]["egress"];
     assert_eq!(

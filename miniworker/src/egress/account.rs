@@ -69,6 +69,17 @@ pub(crate) struct EgressReport {
     pub(crate) refusals: LogBuffer,
 }
 
+/// What a call's log says where a program without egress has tried to reach something.
+const NO_ROUTE: &str = "a connection or a look-up found no route: this function has no network; faena.toml asks for one with \
+                        [network] egress; see https://github.com/faena-dev/faena/blob/main/docs/how-to/egress.md\n";
+
+impl EgressReport {
+    /// Adds that remark.
+    pub(crate) fn remark_no_route(&mut self) {
+        self.refusals.push(capture::now(), NO_ROUTE.as_bytes());
+    }
+}
+
 impl Default for EgressReport {
     fn default() -> Self {
         Self { used: None, refusals: no_refusals() }

@@ -151,6 +151,7 @@ impl ServerInstance {
             is_spent: false,
             used: None,
             usage: Usage::default(),
+            unroutable: 0,
             given_up: HashSet::new(),
         };
         tokio::spawn(task.run());
@@ -360,6 +361,10 @@ impl ServerInstance {
     fn usage(&self) -> Usage {
         let guard = self.guard.lock();
         guard.as_deref().map(InstanceHandle::usage).unwrap_or_default()
+    }
+
+    fn unroutable(&self) -> Option<u64> {
+        self.guard.lock().as_deref().and_then(InstanceHandle::unroutable)
     }
 
     /// What it holds of memory, in bytes.

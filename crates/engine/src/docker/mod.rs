@@ -31,7 +31,7 @@ use crate::meter::Meter;
 use crate::spawner::Spawner;
 use crate::uids::Uids;
 use crate::{
-    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage,
+    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage, network,
 };
 use code::Code;
 pub use code::CodeBy;
@@ -120,6 +120,9 @@ impl Docker {
         };
         let spawner = Spawner::new(config.launcher.clone(), vec![SPAWNER.to_owned()]);
         let no_device = why_no_device();
+        if let Some(why) = &no_device {
+            info!(why, "containers have no network device here: egress is by the proxy alone");
+        }
         let mut docker = Self { docker, config, uids, creations, version, code_by, processors, spawner, no_device };
         if docker.config.code_by.is_none() && probe::is_needed(docker.config.socket.as_deref()).await {
             docker.code_by = docker.probe().await?;
@@ -199,6 +202,7 @@ impl Docker {
             .await
             .map_err(|error| refused("starting a container", &error))?;
         let Met { agent, listener, pid } = accept(listener, &nonce).await?;
+        held.pid = pid;
         held.freezer = pid.and_then(Freezer::of_process);
         held.meter = pid.map(|pid| Meter::open(meter_paths_of_process(pid))).unwrap_or_default();
         if let (CodeBy::Overlay, Some(code), Some(held)) = (self.code_by, &spec.code, &mut held.code) {
@@ -331,8 +335,14 @@ impl Engine for Docker {
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
         let docker = self.docker.clone();
-        let mut held =
-            Box::new(DockerGuard { docker, container: None, code: None, freezer: None, meter: Meter::default() });
+        let mut held = Box::new(DockerGuard {
+            docker,
+            container: None,
+            code: None,
+            freezer: None,
+            meter: Meter::default(),
+            pid: None,
+        });
         match self.make(&spec, &mut held).await {
             Ok(Connected { agent, listener, device }) => {
                 Ok(Instance { agent, listener, device, is_inhabited: false, guard: held })
@@ -386,6 +396,8 @@ struct DockerGuard {
     code: Option<Code>,
     freezer: Option<Freezer>,
     meter: Meter,
+    /// The agent's number on this host, where daemon and worker share one.
+    pid: Option<i32>,
 }
 
 #[async_trait]
@@ -417,6 +429,10 @@ impl InstanceHandle for DockerGuard {
 
     fn usage(&self) -> Usage {
         self.meter.usage()
+    }
+
+    fn unroutable(&self) -> Option<u64> {
+        network::unroutable(self.pid?)
     }
 }
 

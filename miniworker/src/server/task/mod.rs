@@ -62,6 +62,8 @@ pub(super) struct Task {
     pub(super) is_ending: bool,
     /// What its processes had used when that was read last.
     pub(super) usage: Usage,
+    /// Packets without a route, as they were counted last.
+    pub(super) unroutable: u64,
     /// Calls that were ended while their process still worked at them; frames of these are ignored. At most as many as the
     /// instance takes at once.
     pub(super) given_up: HashSet<u64>,

@@ -19,7 +19,11 @@ const MAX_CORES: u64 = 1024;
 impl Task {
     /// Adds to an end what the process wrote, and whom it called.
     pub(super) fn complete(&mut self, mut end: InstanceEnd, call: Option<EgressCall>) -> InstanceEnd {
-        let EgressReport { used, refusals } = self.egress_report(call.map(EgressCall::end).unwrap_or_default());
+        let mut report = self.egress_report(call.map(EgressCall::end).unwrap_or_default());
+        if self.found_no_route(&end) {
+            report.remark_no_route();
+        }
+        let EgressReport { used, refusals } = report;
         end.egress = used;
         end.log = self.take_log(&refusals).into_bytes();
         self.account(&mut end);
@@ -30,6 +34,17 @@ impl Task {
             error.stderr_tail = result::tail(&plain(&String::from_utf8_lossy(&end.log)), STDERR_TAIL).to_owned();
         }
         end
+    }
+
+    /// Whether something in an instance without egress has tried to reach something. Like what processes use, that is read
+    /// after a call that failed or took a millisecond.
+    fn found_no_route(&mut self, end: &InstanceEnd) -> bool {
+        let is_looked_at = end.error.is_some() || end.run_ms >= Millis::from_millis(1);
+        if self.egress.is_some() || !is_looked_at {
+            return false;
+        }
+        let counted = self.server.unroutable().unwrap_or(self.unroutable);
+        counted > std::mem::replace(&mut self.unroutable, counted)
     }
 
     /// What passed between the instance and the world since a reading. Connections outlive a call where the process does.
