@@ -15,7 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use faena_domain::Timestamp;
-use faena_egress::{EgressPolicy, Reach, Tunnel};
+use faena_egress::{EgressPolicy, Reach, Reason, Tunnel};
 use faena_protocol::db::{CallbackFinish, CallbackPostpone, CallbacksDue, CallbacksTake};
 use faena_protocol::records::{Callback, CallbackJob};
 use hmac::{Hmac, KeyInit, Mac};
@@ -240,7 +240,10 @@ impl Sender {
         let request = self.request(&target, job).await?;
         let (reach, host) = (Reach::public(), (target.host.as_str(), target.port));
         let connected = faena_egress::connect(self.app.egress(), (&reach, &self.asker), host, Tunnel::Yes).await;
-        let (stream, _) = connected.map_err(|refusal| refusal.to_string())?;
+        let (stream, _) = connected.map_err(|refusal| match &refusal.reason {
+            Reason::Denied(denial) => format!("{} may not be reached: {denial}", refusal.target),
+            _ => refusal.to_string(),
+        })?;
         if !target.is_tls {
             return exchange(stream, request).await;
         }
