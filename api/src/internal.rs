@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::http::{HeaderValue, StatusCode, header};
 use faena_header_case::HeadStream;
 use faena_protocol::internal::{InternalCall, MAX_PREFACE};
 use hyper::server::conn::http1;
@@ -23,6 +24,8 @@ use crate::app::App;
 use crate::calling::CallingFunction;
 use crate::http_call::{self, Client};
 use crate::server::{BUFFER, HEADER_READ, PAUSE};
+use crate::shares::Shares;
+use crate::stall::WriteTimeout;
 
 /// Connections at once.
 const CONNECTIONS: usize = 1024;
@@ -46,6 +49,7 @@ impl InternalListener {
     /// Serves until told to stop.
     pub(crate) async fn serve(self, app: App, stop: CancellationToken) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let shares = Shares::new(CONNECTIONS as u64);
         loop {
             let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
             let accepted = tokio::select! {
@@ -54,9 +58,9 @@ impl InternalListener {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (app, stop) = (app.clone(), stop.clone());
+                    let (app, stop, shares) = (app.clone(), stop.clone(), shares.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = answer(app, stream, stop).await {
+                        if let Err(error) = answer(app, stream, &shares, stop).await {
                             debug!(%error, "a connection of a function ended");
                         }
                         drop(permit);
@@ -72,9 +76,11 @@ impl InternalListener {
 }
 
 /// Answers the one request of a connection.
-async fn answer(app: App, mut stream: UnixStream, stop: CancellationToken) -> io::Result<()> {
+async fn answer(app: App, mut stream: UnixStream, shares: &Shares, stop: CancellationToken) -> io::Result<()> {
     let calling = tokio::time::timeout(PREFACE, calling(&mut stream)).await??;
-    let stream = HeadStream::new(stream);
+    let share = shares.take(Some((&calling.namespace, &calling.name)), 1);
+    let _share = share.ok_or_else(|| io::Error::other("the function has as many connections open as one may have"))?;
+    let stream = HeadStream::new(WriteTimeout::new(stream));
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let client = Client { names: stream.names(), address, calling: Some(Arc::new(calling)) };
     let connection = http1::Builder::new()
@@ -83,13 +89,18 @@ async fn answer(app: App, mut stream: UnixStream, stop: CancellationToken) -> io
         .title_case_headers(true)
         .max_buf_size(BUFFER)
         .half_close(false)
-        // What is known of the calling call is known of its next request alone.
-        .keep_alive(false)
         .serve_connection(
             TokioIo::new(stream),
             service_fn(move |request| {
                 let (app, client) = (app.clone(), client.clone());
-                async move { Ok::<_, std::convert::Infallible>(http_call::answer(&app, request, &client).await) }
+                async move {
+                    let mut response = http_call::answer(&app, request, &client).await;
+                    // What is known of the calling call is known of its next request alone.
+                    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, std::convert::Infallible>(response)
+                }
             }),
         );
     let mut connection = std::pin::pin!(connection.with_upgrades());

@@ -167,7 +167,8 @@ impl Api {
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
         // Functions that still run may call others; they end with the workers.
-        tokio::spawn(self.internal.serve(self.app.clone(), drained.clone()));
+        let internal_ends = CancellationToken::new();
+        tokio::spawn(self.internal.serve(self.app.clone(), internal_ends.clone()));
         let served =
             server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         if let Err(error) = served {
@@ -176,6 +177,7 @@ impl Api {
         // Workers give back what they cut off at the end of their own grace.
         self.app.completions().flush(self.config.grace + GIVE_BACK).await;
         drained.cancelled().await;
+        internal_ends.cancel();
         scheduling.abort();
     }
 }

@@ -68,7 +68,10 @@ fn caller(platform: &Platform, name: &str, calls: &str, more: &str) {
 }
 
 fn platform(engine: Engine) -> Platform {
-    let platform = Platform::start();
+    with_functions(Platform::start(), engine)
+}
+
+fn with_functions(platform: Platform, engine: Engine) -> Platform {
     for (name, image, run) in [("py", "pythonruntime", "python3 calls.py"), ("js", "noderuntime", "node server.mjs")] {
         let runtime = json!({"name": name, "image": image, "path": "/ws", "dependencies": "", "run": run, "engine": engine.name()});
         assert_eq!(platform.post("/registerRuntime", &runtime).status, 201);
@@ -153,6 +156,19 @@ fn functions_call_functions_in_docker() {
 #[test]
 fn a_call_ends_with_the_one_that_made_it_in_the_sandbox() {
     a_call_ends_with_the_one_that_made_it(Engine::Sandbox);
+}
+
+/// The roles are processes of their own, and names are those that functions may have.
+#[test]
+fn functions_call_functions_between_processes() {
+    let platform = with_functions(Platform::start_apart(), Engine::Sandbox);
+    let toml: &[u8] = b"contract = \"http\"\n";
+    let reply = platform.upload("js", "my_server", &zip(&[("server.mjs", SERVER.as_bytes()), ("faena.toml", toml)]));
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    caller(&platform, "ask", r#"["server", "my_*"]"#, "");
+    let hosts = ["server.faena.internal", "my_server.faena.internal"];
+    let answers = result(&platform, "ask", &json!({"hosts": hosts}));
+    assert_eq!((&answers[0][0], &answers[1][0]), (&json!(201), &json!(201)), "{answers}");
 }
 
 /// Programs that take the proxy of their environment reach functions too.

@@ -203,7 +203,7 @@ pub(super) async fn run(
         body,
         request: HttpRequest::with_headers(&begun.request, &private),
         timeout_ms,
-        deadline: Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
+        deadline: ends_by.unwrap_or_else(|| Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS)),
         deadline_unix_ms: begun.created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
         traceparent: Arc::clone(&begun.traceparent),
         caller: Box::new(caller),

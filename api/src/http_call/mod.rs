@@ -70,6 +70,8 @@ struct HttpCall {
     is_head: bool,
     /// What it may take, in milliseconds: what its function may, or less where the caller has less time left.
     timeout_ms: u64,
+    /// When the call ends that it comes from, where it comes from one.
+    ends_by: Option<Instant>,
     /// The client's connection, where the client takes interim answers.
     interim: Option<HeadNames>,
     entrance: Entrance,
@@ -130,9 +132,12 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
     app.admission().disk()?;
     // On its own origin a function may use this header for itself.
     let has_key = entrance == Entrance::Path && request.headers().contains_key("idempotency-key");
-    let current = match app.versions().known(&principal.namespace, &address.name).filter(|_| !address.is_qualified()) {
-        Some(current) => current,
-        None => app.versions().of(&principal.namespace, &address.function(&principal.namespace)?, None).await?,
+    let known = app.versions().known(&principal.namespace, &address.name);
+    let current = match (&client.calling, known) {
+        (Some(_), Some(current)) => current,
+        (Some(calling), None) => app.versions().of(&principal.namespace, &calling.target, None).await?,
+        (None, Some(current)) if !address.is_qualified() => current,
+        (None, _) => app.versions().of(&principal.namespace, &address.function(&principal.namespace)?, None).await?,
     };
     let handshake = match current.code.serving.contract {
         Contract::Http => websocket::asked(&mut request)?,
@@ -251,7 +256,21 @@ async fn number(
     let (traceparent, is_head) = (trace::parent(head.headers), *head.method == Method::HEAD);
     let (interim, entrance) = (head.interim.clone(), head.entrance);
     let timeout_ms = current.code.limits.timeout.0.min(head.calling.map_or(u64::MAX, CallingFunction::left_ms));
-    Ok(HttpCall { num, request, private, params, body, traceparent, held, is_head, timeout_ms, interim, entrance })
+    let ends_by = head.calling.map(|calling| calling.deadline);
+    Ok(HttpCall {
+        num,
+        request,
+        private,
+        params,
+        body,
+        traceparent,
+        held,
+        is_head,
+        timeout_ms,
+        ends_by,
+        interim,
+        entrance,
+    })
 }
 
 /// Runs a call by the scheduler: without a row before its end, or with one.
@@ -264,6 +283,8 @@ async fn stored(
 ) -> Reply<Response<Body>> {
     let Code { namespace, function, limits, .. } = &*current.code;
     let timeout_ms = call.timeout_ms;
+    // One that waits longer than its caller lives is for nothing.
+    let queue_ms = if call.ends_by.is_some() { 0 } else { QUEUE_MS };
     let body = match call.body.whole() {
         Some(body) => Some(app.blobs().payload(body.clone()).await?),
         None => None,
@@ -278,7 +299,7 @@ async fn stored(
         private_headers: call.private,
         direct: true,
         timeout_ms: Some(timeout_ms).filter(|timeout| *timeout < limits.timeout.0),
-        max_age_ms: timeout_ms + QUEUE_MS,
+        max_age_ms: timeout_ms + queue_ms,
         run_at: None,
         priority: 0,
         key,

@@ -7,13 +7,19 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use crate::identity::MAX_DEPTH;
+
+/// Slots that may be lent, however few there are: one chain of calls needs as many as it is deep.
+const MOST_LENT: u32 = MAX_DEPTH;
 /// Functions without a slot that are remembered, to save inserting them again.
 const REMEMBERED: usize = 1024;
 
 /// How many slots there are, and which function holds how many.
 #[derive(Clone, Debug)]
 pub struct Slots<F> {
-    total: u32,
+    /// All, without those that are lent.
+    own: u32,
+    lent: u32,
     busy: u32,
     held: HashMap<F, u32>,
     /// Functions that hold some.
@@ -23,12 +29,12 @@ pub struct Slots<F> {
 impl<F: Clone + Eq + Hash> Slots<F> {
     /// So many slots, all free.
     pub fn new(total: u32) -> Self {
-        Self { total, busy: 0, held: HashMap::new(), holders: 0 }
+        Self { own: total, lent: 0, busy: 0, held: HashMap::new(), holders: 0 }
     }
 
-    /// All slots, without the reserve.
+    /// All slots, with those that are lent and without the reserve.
     pub fn total(&self) -> u32 {
-        self.total
+        self.own + self.lent.min(self.own.max(MOST_LENT))
     }
 
     /// Those that are held; one more than all where the reserve is.
@@ -38,7 +44,7 @@ impl<F: Clone + Eq + Hash> Slots<F> {
 
     /// Those that are not held, without the reserve.
     pub fn free(&self) -> u32 {
-        self.total.saturating_sub(self.busy)
+        self.total().saturating_sub(self.busy)
     }
 
     /// Those that a function holds.
@@ -53,21 +59,21 @@ impl<F: Clone + Eq + Hash> Slots<F> {
 
     /// The only function that holds slots, where it holds all of them: the reserve is free for every other one.
     pub fn only_holder(&self) -> Option<&F> {
-        let is_full_by_one = self.holders == 1 && self.busy == self.total;
+        let is_full_by_one = self.holders == 1 && self.busy == self.total();
         self.held.iter().find(|(_, held)| is_full_by_one && **held > 0).map(|(function, _)| function)
     }
 
     /// Whether a function may take one more, while others wait for one or not.
     pub fn may_take(&self, function: &F, others_wait: bool) -> bool {
-        if self.busy < self.total {
+        if self.busy < self.total() {
             return !others_wait || self.held_by(function) < self.most_while_others_wait();
         }
-        self.busy == self.total && self.holders == 1 && self.held_by(function) == 0
+        self.busy == self.total() && self.holders == 1 && self.held_by(function) == 0
     }
 
     /// The most that one function may hold while another waits.
     pub fn most_while_others_wait(&self) -> u32 {
-        self.total.saturating_sub(1).max(1)
+        self.total().saturating_sub(1).max(1)
     }
 
     /// A function holds one more. Whether it may is the caller's to ask.
@@ -86,14 +92,15 @@ impl<F: Clone + Eq + Hash> Slots<F> {
     }
 
     /// What holds a slot waits for another call, and lends the slot: there is one more until [`Slots::take_back`]. Without that,
-    /// functions that call each other would wait for slots that they hold themselves.
+    /// functions that call each other would wait for slots that they hold themselves. As many again may be lent as there are,
+    /// or what one chain of calls needs: what is waited for may end at once, and all who lent go on then.
     pub fn lend(&mut self) {
-        self.total += 1;
+        self.lent += 1;
     }
 
     /// A slot that was lent is its holder's again. More may be held than there are, until one is given back.
     pub fn take_back(&mut self) {
-        self.total = self.total.saturating_sub(1);
+        self.lent = self.lent.saturating_sub(1);
     }
 
     /// A function holds one less.
@@ -137,6 +144,10 @@ mod tests {
         assert!(!slots.may_take(&"b", false));
         slots.give_back(&"a");
         assert!(slots.may_take(&"b", false));
+        (0..100).for_each(|_| slots.lend());
+        assert_eq!(slots.total(), 2 + MAX_DEPTH);
+        (0..100).for_each(|_| slots.take_back());
+        assert_eq!(slots.total(), 2);
     }
 
     #[test]

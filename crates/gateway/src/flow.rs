@@ -155,6 +155,8 @@ pub(crate) struct Flow<P> {
     peer_told: bool,
     /// Whether it takes nothing any more: what the instance sends is dropped, what it has sent before still arrives.
     peer_deaf: bool,
+    /// Whether it was found to have reset the connection when something was written.
+    peer_reset: bool,
     /// Names that the first message of TLS may name, until that has come.
     names: Option<Vec<String>>,
     /// When it is looked at again, as far as that was asked for.
@@ -199,6 +201,7 @@ impl<P: Peer> Flow<P> {
             peer_end: None,
             peer_told: false,
             peer_deaf: false,
+            peer_reset: false,
             names: None,
             wakes_at: None,
         }
@@ -272,19 +275,24 @@ impl<P: Peer> Flow<P> {
         let Some(permitted) = names else { return Verdict::Permitted };
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let judged = socket.recv(|bytes| (0, server_name::judge(bytes, permitted))).unwrap_or(Verdict::Unfinished);
-        if judged == Verdict::Permitted {
-            *names = None;
+        // A client that has said its last will not finish the message.
+        let is_open =
+            matches!(socket.state(), State::SynReceived | State::Established | State::FinWait1 | State::FinWait2);
+        match judged {
+            Verdict::Permitted => *names = None,
+            Verdict::Unfinished if !is_open && socket.recv_queue() > 0 => return Verdict::Refused,
+            Verdict::Unfinished | Verdict::Refused => {}
         }
         judged
     }
 
     /// What the instance has sent goes to the peer, and then its end.
     fn pass_to_peer(&mut self, budget: u64) -> u64 {
-        let Self { sockets, handle, peer, is_writable, peer_told, peer_deaf, names, .. } = self;
+        let Self { sockets, handle, peer, is_writable, peer_told, peer_deaf, peer_reset, names, .. } = self;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let mut passed = 0;
-        // What may be the beginning of a refused message waits; a client that ends before the rest has said nothing.
-        if names.is_some() && socket.recv_queue() > 0 && socket.may_recv() {
+        // What may be the beginning of a refused message waits.
+        if names.is_some() && socket.recv_queue() > 0 {
             return 0;
         }
         while *is_writable && passed < budget {
@@ -303,10 +311,12 @@ impl<P: Peer> Flow<P> {
                         *is_writable = false;
                         (0, 0)
                     }
-                    // What it has sent before comes first; then its end shows when it is read.
-                    Err(_) => {
+                    // What it has sent before comes first; then its end shows when it is read. A reset that was told here
+                    // is not told there again.
+                    Err(error) => {
                         *peer_deaf = true;
-                        (0, 0)
+                        *peer_reset |= error.kind() == io::ErrorKind::ConnectionReset;
+                        (bytes.len(), bytes.len())
                     }
                 }
             });
@@ -327,7 +337,7 @@ impl<P: Peer> Flow<P> {
 
     /// What the peer has sent goes to the instance.
     fn pass_to_instance(&mut self, budget: u64) -> u64 {
-        let Self { sockets, handle, peer, is_readable, peer_end, .. } = self;
+        let Self { sockets, handle, peer, is_readable, peer_end, peer_reset, .. } = self;
         let socket = sockets.get_mut::<Socket<'_>>(*handle);
         let mut passed = 0;
         while *is_readable && passed < budget && socket.can_send() {
@@ -338,7 +348,7 @@ impl<P: Peer> Flow<P> {
                     return (0, 0);
                 }
                 match peer.read(&mut room[..length]) {
-                    Ok(0) => *peer_end = Some(PeerEnd::End),
+                    Ok(0) => *peer_end = Some(if *peer_reset { PeerEnd::Reset } else { PeerEnd::End }),
                     Ok(read) => return (read, read),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(_) => *peer_end = Some(PeerEnd::Reset),

@@ -22,7 +22,7 @@ mod flow;
 mod message;
 mod packet;
 mod poller;
-mod server_name;
+pub mod server_name;
 
 use std::process::ExitCode;
 

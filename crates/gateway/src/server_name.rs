@@ -8,7 +8,7 @@ const LONGEST: usize = 16 * 1024;
 
 /// What the first bytes of a client say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// They may be a ClientHello that is not whole yet.
     Unfinished,
     /// They are none, or they name what is permitted, or nothing.
@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
 }
 
 /// Judges the first bytes of a client by the names that are permitted: `api.example.org`, `*.example.org`.
-pub(crate) fn judge(bytes: &[u8], names: &[String]) -> Verdict {
+pub fn judge(bytes: &[u8], names: &[String]) -> Verdict {
     // A record of the kind "handshake" of some version 3.x; whatever begins otherwise is not TLS.
     match bytes {
         [] | [22] => return Verdict::Unfinished,
@@ -74,10 +74,17 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The handshake message that records carry, which may be several; as far as it has come.
+/// The first handshake message, which may take several records; as far as it has come. What follows it is not looked at.
 fn handshake(bytes: &[u8]) -> Option<Vec<u8>> {
     let (mut records, mut message) = (Reader(bytes), Vec::new());
+    let is_whole = |message: &[u8]| {
+        let mut message = Reader(message);
+        message.take(1).and_then(|_| message.vector(3)).is_some()
+    };
     while let Some([kind, ..]) = records.0.get(..5) {
+        if is_whole(&message) {
+            break;
+        }
         if *kind != 22 {
             return None;
         }
@@ -186,6 +193,9 @@ mod tests {
             assert_eq!(judged(&whole[..length]), Verdict::Unfinished, "{length}");
         }
         assert_eq!(judged(&[whole.clone(), b"more".to_vec()].concat()), Verdict::Refused);
+        // Early data follows in records of other kinds (RFC 8446, 4.2.10).
+        let early = [&hello(Some("api.example.org"), 100)[..], &[20, 3, 3, 0, 1, 1], &[23, 3, 3, 0, 2, 9, 9]].concat();
+        assert_eq!(judged(&early), Verdict::Permitted);
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub(super) struct Caller {
     /// The api's socket.
     pub(super) internal: PathBuf,
     pub(super) running: Mutex<Running>,
-    /// Connections to other functions that are open.
-    pub(super) open: Mutex<u32>,
+    /// Connections to other functions.
+    pub(super) waiting: Mutex<Waiting>,
     /// Who is told that a call waits for another function, where that is anybody.
     pub(super) owner: Option<Arc<dyn InstanceOwner>>,
 }
@@ -34,6 +34,13 @@ pub(super) struct Running {
     calls: Vec<RunningCall>,
     /// The last call that had begun when the budget was renewed.
     renewed_at: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    open: u32,
+    /// Whether the slot of the instance is lent.
+    is_lending: bool,
 }
 
 /// An instance waits for another function until this is dropped.
@@ -71,15 +78,21 @@ impl Caller {
         id
     }
 
-    /// One more connection to another function is open, or one less. An instance lends one slot, however many it has open.
+    /// One more connection to another function is open, or one less. An instance lends one slot, however many it has open, and
+    /// only while a call of its own runs: without one it holds no slot.
     fn waits(&self, is_waiting: bool) {
-        let mut open = self.open.lock();
-        let before = *open;
-        *open = if is_waiting { before + 1 } else { before.saturating_sub(1) };
-        let has_turned = (before == 0) != (*open == 0);
-        if let Some(owner) = self.owner.as_ref().filter(|_| has_turned) {
-            // Under this lock, so that it is told in turns; calls that begin in this very instance take the other one.
-            owner.lends(is_waiting);
+        let mut waiting = self.waiting.lock();
+        waiting.open = if is_waiting { waiting.open + 1 } else { waiting.open.saturating_sub(1) };
+        let lends = waiting.open > 0 && !self.running.lock().calls.is_empty() && (waiting.is_lending || is_waiting);
+        self.lend(&mut waiting, lends);
+    }
+
+    /// Told under the lock, so that it is told in turns; calls that begin in this very instance take the other one.
+    fn lend(&self, waiting: &mut Waiting, lends: bool) {
+        if lends != std::mem::replace(&mut waiting.is_lending, lends)
+            && let Some(owner) = &self.owner
+        {
+            owner.lends(lends);
         }
     }
 
@@ -95,7 +108,23 @@ impl Caller {
 
     /// A call has ended.
     pub(super) fn end(&self, id: u64) {
-        self.running.lock().calls.retain(|call| call.id != id);
+        let is_last = {
+            let mut running = self.running.lock();
+            running.calls.retain(|call| call.id != id);
+            running.calls.is_empty()
+        };
+        if is_last {
+            let mut waiting = self.waiting.lock();
+            // Another call may have begun meanwhile.
+            let lends = waiting.is_lending && !self.running.lock().calls.is_empty();
+            self.lend(&mut waiting, lends);
+        }
+    }
+
+    /// A call may go on until this.
+    pub(super) fn extend(&self, id: u64, deadline: Instant) {
+        let mut running = self.running.lock();
+        running.calls.iter_mut().filter(|call| call.id == id).for_each(|call| call.deadline = deadline);
     }
 
     /// Opens a connection on which a function answers. Which call of an instance that has several asks for it cannot be

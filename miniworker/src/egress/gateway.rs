@@ -246,7 +246,7 @@ impl Driver {
     }
 }
 
-fn explained(why: Blocked, target: &str, budget: u64) -> String {
+pub(super) fn explained(why: Blocked, target: &str, budget: u64) -> String {
     match why {
         Blocked::Udp => format!("egress to {target} refused: UDP; only look-ups are passed on"),
         Blocked::Connections => {
@@ -294,8 +294,20 @@ fn relay(outlet: &Arc<Outlet>, mut function: UnixStream) -> io::Result<OwnedFd> 
     let mut inside = UnixStream::from_std(ours)?;
     let (wait, end_of_call) = (Wait::of(outlet), outlet.end_of_call());
     tokio::spawn(async move {
-        let passing = tokio::io::copy_bidirectional(&mut inside, &mut function);
-        // Its end is the end of the connection, whatever it was.
+        let ((mut from, mut to), (mut answer, mut request)) = (inside.split(), function.split());
+        let up = async {
+            let _ = tokio::io::copy(&mut from, &mut request).await;
+            let _ = request.shutdown().await;
+            // The answer may still come.
+            std::future::pending::<()>().await;
+        };
+        let passing = async {
+            tokio::select! {
+                () = up => {}
+                _ = tokio::io::copy(&mut answer, &mut to) => {}
+            }
+        };
+        // The end of the answer is the end of the connection, whatever it was.
         let _ = end_of_call.run_until_cancelled(passing).await;
         drop(wait);
     });

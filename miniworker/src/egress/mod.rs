@@ -83,7 +83,7 @@ impl NodeEgress {
                 function: code.function.clone(),
                 internal: self.internal.clone(),
                 running: Mutex::default(),
-                open: Mutex::default(),
+                waiting: Mutex::default(),
                 owner,
             },
             call: Mutex::default(),
@@ -165,8 +165,11 @@ impl Outlet {
     /// A connection on which another function answers.
     async fn call(&self, target: FunctionName) -> Result<UnixStream, Refusal> {
         let host = format!("{target}.{INTERNAL_DOMAIN}");
-        let refused = |why: String| Refusal { target: host.clone(), reason: Reason::Unreachable(why) };
-        self.caller.call(target).await.map_err(|error| refused(error.to_string()))
+        self.caller.call(target).await.map_err(|error| {
+            let refusal = Refusal { target: host, reason: Reason::Unreachable(error.to_string()) };
+            self.account.refused(&refusal);
+            refusal
+        })
     }
 
     /// A call begins: until what is returned is dropped, calls of other functions are its own.
@@ -218,6 +221,11 @@ pub(crate) struct EgressCall {
 }
 
 impl EgressCall {
+    /// It may go on until this.
+    pub(crate) fn extend(&self, deadline: Instant) {
+        self.outlet.caller.extend(self.id, deadline);
+    }
+
     /// It has ended; returns what had passed when it began.
     pub(crate) fn end(self) -> Counters {
         self.before

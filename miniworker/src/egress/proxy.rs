@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use faena_egress::{Destination, PATIENCE, Reason, Refusal, Tunnel, Way, read_head};
+use faena_gateway::Blocked;
+use faena_gateway::server_name::{self, Verdict};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -12,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use super::account::Account;
+use super::gateway::explained;
 use super::request::{Malformed, Request};
 use super::{Outlet, Wait};
 
@@ -116,22 +119,26 @@ impl Stream {
         account.reached(request.host.clone());
         account.proxied_connection();
         let relayed = match destination {
-            Destination::World(stream, way) => relay(inside, stream, (request, head), &way, account).await,
+            Destination::World(stream, way) => {
+                let names = judge.server_names(&request.host, request.port).filter(|_| tunnel == Tunnel::Yes);
+                relay(inside, stream, (request, head), (&way, names), account).await
+            }
             Destination::Function(name) => {
                 let (stream, _wait) = (self.0.call(name).await?, Wait::of(&self.0));
-                relay(inside, stream, (request, head), &Way::Direct, account).await
+                relay(inside, stream, (request, head), (&Way::Direct, None), account).await
             }
         };
         relayed.map_err(|error| refused(Reason::Unreachable(error.to_string())))
     }
 }
 
-/// Passes a request on, and everything after it.
+/// Passes a request on, and everything after it. `names` are those that the first message of TLS may name, where not all may
+/// be named.
 async fn relay(
     inside: &mut TcpStream,
     mut outside: impl AsyncRead + AsyncWrite + Unpin,
     (request, head): (&Request, &[u8]),
-    way: &Way,
+    (way, names): (&Way, Option<Vec<String>>),
     account: &Account,
 ) -> io::Result<()> {
     match &request.plain {
@@ -144,12 +151,51 @@ async fn relay(
             outside.write_all(&rewritten).await?;
         }
     }
-    outside.write_all(&head[request.head..]).await?;
     let ((inner_read, inner_write), (outer_read, outer_write)) = (inside.split(), tokio::io::split(outside));
-    let (up, down) = (pass(inner_read, outer_write, account, true), pass(outer_read, inner_write, account, false));
+    // What came with the request is the first that is passed on.
+    let from = head[request.head..].chain(inner_read);
+    let target = format!("{}:{}", request.host, request.port);
+    let up = async {
+        match names {
+            None => pass(from, outer_write, account, true).await,
+            Some(names) => pass_named(from, outer_write, account, (&names, &target)).await,
+        }
+    };
+    let down = pass(outer_read, inner_write, account, false);
     // Either side may go at any time; there is nothing left to be told.
-    let _ = tokio::try_join!(up, down);
+    if matches!(way, Way::Direct) && faena_domain::identity::internal_name(&request.host).is_some() {
+        // A function says nothing after its answer.
+        let _ = tokio::select! {
+            ended = async { up.await?; std::future::pending::<io::Result<()>>().await } => ended,
+            ended = down => ended,
+        };
+    } else {
+        let _ = tokio::try_join!(up, down);
+    }
     Ok(())
+}
+
+/// [`pass`] from an instance, where the server that the first message of TLS names has to be one of these.
+async fn pass_named(
+    mut from: impl AsyncRead + Unpin,
+    to: impl AsyncWrite + Unpin,
+    account: &Account,
+    (names, target): (&[String], &str),
+) -> io::Result<()> {
+    let mut first = Vec::new();
+    loop {
+        let has_ended = from.read_buf(&mut first).await? == 0;
+        match server_name::judge(&first, names) {
+            Verdict::Unfinished if !has_ended => {}
+            Verdict::Permitted => break,
+            Verdict::Unfinished if first.is_empty() => break,
+            Verdict::Unfinished | Verdict::Refused => {
+                account.refused(explained(Blocked::ServerName, target, 0));
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+        }
+    }
+    pass(first.chain(from), to, account, true).await
 }
 
 /// Copies one direction to its end, or until nothing more may pass.

@@ -276,6 +276,7 @@ impl ServerInstance {
     fn begin_stream(&self, id: u64, head: HttpHead, body: PipeReceiver) -> bool {
         let begun = self.with_flight(id, |flight| {
             flight.call.deadline = Instant::now() + self.node.streams.max + AFTER_STREAM;
+            flight.egress.iter().for_each(|egress| egress.extend(flight.call.deadline));
             let answer = StreamedAnswer {
                 head,
                 start_ms: flight.began.saturating_duration_since(flight.call.since).into(),
