@@ -176,8 +176,20 @@ pub(super) async fn run(
     (permit, waiting): (BacklogPermit, Share),
     handshake: Option<Handshake>,
 ) -> Reply<Response<Body>> {
-    let HttpCall { num, request, private, params, body, traceparent, held, is_head, timeout_ms, interim, entrance } =
-        call;
+    let HttpCall {
+        num,
+        request,
+        private,
+        params,
+        body,
+        traceparent,
+        held,
+        is_head,
+        timeout_ms,
+        ends_by,
+        interim,
+        entrance,
+    } = call;
     let meter = Meter::default();
     let (body, recorded) = recorded::observe(body, &meter);
     let begun = Arc::new(RunningDirect {
