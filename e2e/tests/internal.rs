@@ -34,7 +34,7 @@ def ask(params, context):
     return [get(host) for host in params["hosts"]]
 
 def forge(params, context):
-    forged = {"Faena-Caller": "root", "Faena-Depth": "0", "faena_caller": "root", "Host": "other.faena.internal", "X-Mine": "1"}
+    forged = {"Faena-Caller": "root", "Faena-Call-Depth": "0", "faena_caller": "root", "Host": "other.faena.internal", "X-Mine": "1"}
     return get("server.faena.internal", "/function/server?x=1", forged)
 
 def echo(params, context):
@@ -97,7 +97,7 @@ fn functions_call_functions(engine: Engine) {
     assert_eq!((&answers[0][0], &answers[0][2]), (&json!(201), &json!("yes")), "{answers}");
     let (line, headers) = answers[0][1].as_str().and_then(|body| body.split_once('\n')).expect("two lines");
     let headers: Value = serde_json::from_str(headers).expect("headers");
-    assert_eq!((line, &headers["faena-caller"], &headers["faena-depth"]), ("GET /", &json!("ask"), &json!("1")));
+    assert_eq!((line, &headers["faena-caller"], &headers["faena-call-depth"]), ("GET /", &json!("ask"), &json!("1")));
     // What is listed and is not there is told by the platform; what is not listed has no name.
     assert_eq!(answers[1][0], 404, "{answers}");
     assert_eq!((&answers[2], &answers[3]), (&json!([0, "gaierror", null]), &json!([0, "gaierror", null])));
@@ -113,7 +113,7 @@ fn functions_call_functions(engine: Engine) {
         ("GET /function/server?x=1", &json!("forge"), &json!("1"))
     );
     assert!(!headers.to_string().contains("root"), "{headers}");
-    let raw = platform.send("GET", "/f/server", &[("Faena-Caller", "root"), ("Faena-Depth", "7")], b"");
+    let raw = platform.send("GET", "/f/server", &[("Faena-Caller", "root"), ("Faena-Call-Depth", "7")], b"");
     assert!(!raw.text().to_lowercase().contains("faena-caller"), "{}", raw.text());
 
     // Bodies stream both ways.

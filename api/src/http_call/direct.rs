@@ -30,6 +30,10 @@ use crate::shares::Share;
 use crate::trace::Timing;
 use crate::versions::Current;
 
+/// How much later than its caller a call is judged by its age: one that began at once has run out of its own time by then, and
+/// its record says so.
+const AFTER_CALLER: Duration = Duration::from_millis(100);
+
 /// What is known of a call from its beginning.
 struct RunningDirect {
     num: CallNum,
@@ -215,7 +219,10 @@ pub(super) async fn run(
         body,
         request: HttpRequest::with_headers(&begun.request, &private),
         timeout_ms,
-        deadline: ends_by.unwrap_or_else(|| Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS)),
+        deadline: match ends_by {
+            Some(caller) => caller + AFTER_CALLER,
+            None => Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
+        },
         deadline_unix_ms: begun.created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
         traceparent: Arc::clone(&begun.traceparent),
         caller: Box::new(caller),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// cannot bring it.
 pub const CALLER: &str = "Faena-Caller";
 /// The header that says how many calls led to a call, as [`CALLER`] is set.
-pub const DEPTH: &str = "Faena-Depth";
+pub const DEPTH: &str = "Faena-Call-Depth";
 /// The largest one as JSON, in bytes.
 pub const MAX_PREFACE: u16 = 4096;
 
