@@ -28,6 +28,8 @@ struct Route {
     irtt: libc::c_ushort,
 }
 
+/// What makes devices (the kernel's tuntap.rst).
+const TUN: &str = "/dev/net/tun";
 /// The route is up (linux/route.h, `RTF_UP`).
 const ROUTE_UP: libc::c_ushort = 1;
 
@@ -38,7 +40,8 @@ pub(crate) fn make() -> io::Result<OwnedFd> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN);
+    let tun = opened.map_err(|error| io::Error::new(error.kind(), format!("{TUN}: {error}")))?;
     let mut request = named();
     request.ifr_ifru.ifru_flags = short(libc::IFF_TUN | libc::IFF_NO_PI);
     control(&tun, libc::TUNSETIFF, &raw mut request)?;
@@ -53,7 +56,8 @@ pub(crate) fn make() -> io::Result<OwnedFd> {
     set(libc::SIOCSIFADDR, &|value| value.ifr_ifru.ifru_addr = address(ADDRESS))?;
     set(libc::SIOCSIFNETMASK, &|value| value.ifr_ifru.ifru_netmask = address(Ipv4Addr::BROADCAST))?;
     set(libc::SIOCSIFMTU, &|value| value.ifr_ifru.ifru_mtu = MTU.into())?;
-    set(libc::SIOCSIFTXQLEN, &|value| value.ifr_ifru.ifru_metric = i32::try_from(QUEUE).unwrap_or(i32::MAX))?;
+    // Who is root within a user namespace alone may not set this; the kernel's own length, 500 packets, serves too.
+    let _ = set(libc::SIOCSIFTXQLEN, &|value| value.ifr_ifru.ifru_metric = i32::try_from(QUEUE).unwrap_or(i32::MAX));
     set(libc::SIOCSIFFLAGS, &|value| value.ifr_ifru.ifru_flags = short(libc::IFF_UP | libc::IFF_RUNNING))?;
     add_default_route(&socket)?;
     Ok(tun.into())
