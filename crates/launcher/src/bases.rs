@@ -26,7 +26,7 @@ pub(crate) struct Bases {
 impl Bases {
     /// Where the base of an instance is mounted.
     pub(crate) fn of(&mut self, spec: &Spec) -> Result<PathBuf, SpawnFailure> {
-        let key = format!("{:?}", (&spec.root, &spec.etc, &spec.agent, &spec.shims, &spec.path));
+        let key = format!("{:?}", (&spec.root, &spec.etc, &spec.agent, &spec.shims, &spec.path, &spec.ca_bundle));
         if let Some(place) = self.known.get(&key) {
             return Ok(place.clone());
         }

@@ -38,7 +38,6 @@ const ROOT_BYTES: u64 = 1024 * 1024;
 /// Trees of the host, taken hold of while they can still be seen.
 pub(crate) struct Trees {
     base: Base,
-    ca_bundle: Option<OwnedFd>,
     code: Option<OwnedFd>,
 }
 
@@ -54,6 +53,7 @@ struct Parts {
     system: Vec<(OsString, Part)>,
     agent: OwnedFd,
     shims: OwnedFd,
+    ca_bundle: Option<OwnedFd>,
     devices: Vec<OwnedFd>,
 }
 
@@ -121,7 +121,6 @@ impl Trees {
                 Some(place) => Base::Prepared(tree(place)?),
                 None => Base::Parts(Parts::open(spec)?),
             },
-            ca_bundle: spec.ca_bundle.as_deref().map(tree).transpose()?,
             code: match (code, &spec.code) {
                 (Some(code), _) => Some(code),
                 (None, path) => path.as_deref().map(tree).transpose()?,
@@ -154,9 +153,6 @@ impl Trees {
         let path = spec.path.trim_start_matches('/');
         // It may lie in what was mounted just now.
         folders_to(path)?;
-        if let Some(bundle) = &self.ca_bundle {
-            mounts::attach_read_only(bundle, CA_BUNDLE.trim_start_matches('/').as_ref())?;
-        }
         match &self.code {
             Some(code) => lay(code, path, spec.disk),
             None => Ok(()),
@@ -185,6 +181,7 @@ impl Parts {
             },
             agent: tree(&spec.agent)?,
             shims: tree(&spec.shims)?,
+            ca_bundle: spec.ca_bundle.as_deref().map(tree).transpose()?,
             devices: DEVICES.iter().map(|name| tree(&Path::new("/dev").join(name))).collect::<Result<_, _>>()?,
         })
     }
@@ -195,7 +192,10 @@ impl Parts {
         self.devices().step("mounting devices")?;
         let own = [CODE, LAYER, path.trim_start_matches('/')];
         own.into_iter().try_for_each(folders_to).step("making folders")?;
-        fs::write(CA_BUNDLE.trim_start_matches('/'), "").step("making a mount point")
+        let Some(bundle) = &self.ca_bundle else { return Ok(()) };
+        let point = CA_BUNDLE.trim_start_matches('/');
+        let mounted = fs::write(point, "").and_then(|()| mounts::attach_read_only(bundle, point.as_ref()));
+        mounted.step("mounting the certificate authorities")
     }
 
     fn system(&self) -> io::Result<()> {
