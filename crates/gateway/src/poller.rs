@@ -20,7 +20,7 @@ use crate::message::{Blocked, Counters, DeviceId, FlowId, QueryId, ToGateway, To
 use crate::packet::Ends;
 
 /// Packets of one device that are taken in a row, before it is another's turn.
-const PACKETS: usize = 64;
+const PACKETS: usize = 16;
 /// Connections of all instances at once: their buffers take 256 KiB each.
 const ALL_FLOWS: usize = 2048;
 /// The most of them that the instances of one function may have.
