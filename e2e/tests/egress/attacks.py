@@ -92,6 +92,16 @@ def many():
     return [len(held), refused]
 
 
+def served_again(f):
+    """What is held to a rate after a flood is served when that has passed."""
+    for _ in range(60):
+        got = outcome(f)[0]
+        if got == "connected":
+            break
+        time.sleep(0.25)
+    return got
+
+
 def churn():
     opened = 0
     for _ in range(3000):
@@ -100,8 +110,7 @@ def churn():
         s.connect_ex((FAR, 7))
         s.close()
         opened += 1
-    # It is still served.
-    return outcome(connect(FAR, 7))[0]
+    return served_again(connect(FAR, 7))
 
 
 def queries():
@@ -112,8 +121,8 @@ def queries():
             s.sendto(struct.pack(">HHHHHH", n, 0x100, 1, 0, 0, 0) + b"\xc0\x0c\x00\x01\x00\x01", ("198.18.0.1", 53))
         except OSError:
             pass
-    time.sleep(3)
-    return socket.gethostbyname("web.far.test").startswith("198.1")
+    # By its name, which has to be looked up.
+    return served_again(connect("web.far.test", 7))
 
 
 def go(params):
@@ -146,6 +155,6 @@ def go(params):
         "many": many,
         "churn": churn,
         "queries": queries,
-        "after": connect(FAR, 7),
+        "after": lambda: served_again(connect(FAR, 7)),
     }
     return {name: outcome(f) for name, f in tries.items()}

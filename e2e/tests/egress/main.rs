@@ -197,10 +197,9 @@ fn what_may_not_be_reached_is_not(engine: Engine) {
         Some(true),
         "{found:?}"
     );
-    assert_eq!(
-        (&found["churn"][0], &found["queries"][0], &found["after"][0]),
-        (&json!("connected"), &json!(true), &json!("connected"))
-    );
+    for flood in ["churn", "queries", "after"] {
+        assert_eq!(found[flood][0], "connected", "{flood} {found:?}");
+    }
     let log = platform.get(&format!("/call/{}/logs", call["callNum"])).text();
     for line in [
         "egress to 169.254.169.254:80 refused: private network",
