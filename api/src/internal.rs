@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderValue, StatusCode, header};
 use faena_header_case::HeadStream;
 use faena_protocol::internal::{InternalCall, MAX_PREFACE};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -23,7 +22,7 @@ use tracing::{debug, warn};
 use crate::app::App;
 use crate::calling::CallingFunction;
 use crate::http_call::{self, Client};
-use crate::server::{BUFFER, HEADER_READ, PAUSE};
+use crate::server::{PAUSE, connections_of_http};
 use crate::shares::Shares;
 use crate::stall::WriteTimeout;
 
@@ -83,26 +82,18 @@ async fn answer(app: App, mut stream: UnixStream, shares: &Shares, stop: Cancell
     let stream = HeadStream::new(WriteTimeout::new(stream));
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let client = Client { names: stream.names(), address, calling: Some(Arc::new(calling)) };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ)
-        .title_case_headers(true)
-        .max_buf_size(BUFFER)
-        .half_close(false)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| {
-                let (app, client) = (app.clone(), client.clone());
-                async move {
-                    let mut response = http_call::answer(&app, request, &client).await;
-                    // What is known of the calling call is known of its next request alone.
-                    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    Ok::<_, std::convert::Infallible>(response)
-                }
-            }),
-        );
+    let service = service_fn(move |request| {
+        let (app, client) = (app.clone(), client.clone());
+        async move {
+            let mut response = http_call::answer(&app, request, &client).await;
+            // The preface describes one moment, so a connection has one request.
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    let connection = connections_of_http().serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -32,9 +32,9 @@ use crate::routes::{self, invoke};
 use crate::stall::WriteTimeout;
 
 /// How long a client may take to send the head of a request.
-pub(crate) const HEADER_READ: Duration = Duration::from_secs(10);
+const HEADER_READ: Duration = Duration::from_secs(10);
 /// The most bytes that are read before they are parsed: the headers that are permitted, and the first line.
-pub(crate) const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
+const BUFFER: usize = MAX_HEADER_BYTES + 8 * 1024;
 /// The pause after an accept that failed: descriptors may come free meanwhile.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
@@ -98,17 +98,8 @@ impl Edge {
             let edge = self.clone();
             let stream = HeadStream::new(WriteTimeout::new(stream));
             let client = Client { names: stream.names(), address: peer.ip(), calling: None };
-            // More than MAX_HEADERS headers are refused: that is hyper's own bound, which costs more where it is named.
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_READ)
-                .title_case_headers(true)
-                .max_buf_size(BUFFER)
-                .half_close(false)
-                .serve_connection(
-                    TokioIo::new(stream),
-                    service_fn(move |request| edge.clone().answer(request, client.clone())),
-                );
+            let service = service_fn(move |request| edge.clone().answer(request, client.clone()));
+            let connection = connections_of_http().serve_connection(TokioIo::new(stream), service);
             let (count, stop) = (self.app.metrics().connections.clone(), stop.clone());
             count.inc();
             open.spawn(async move {
@@ -160,6 +151,19 @@ impl Edge {
             Err(error) => Ok(Problem::internal("answering", &error).into_response()),
         }
     }
+}
+
+/// How connections are served, whoever opens them. More than MAX_HEADERS headers are refused: that is hyper's own bound, which
+/// costs more where it is named.
+pub(crate) fn connections_of_http() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ)
+        .title_case_headers(true)
+        .max_buf_size(BUFFER)
+        .half_close(false);
+    builder
 }
 
 async fn accept(

@@ -14,7 +14,7 @@ use crate::privileges::{drop_bounding_set, drop_capabilities};
 use crate::seccomp::ARCH;
 use crate::seccomp::tree::{self, Verdict};
 
-/// A user that owns nothing, on every system (Linux Standard Base, "User & Group Names": nobody).
+/// The user `nobody`, who owns no file on any system (Linux Standard Base, "User & Group Names": nobody).
 const NOBODY: u32 = 65_534;
 
 macro_rules! system_calls {

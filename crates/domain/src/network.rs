@@ -108,7 +108,7 @@ impl EgressRule {
         self.names(host) && self.port().is_none_or(|only| only == port)
     }
 
-    /// Whether it names a host, on whatever port.
+    /// Whether it names a host. The port is not compared.
     pub fn names(&self, host: &str) -> bool {
         match self {
             Self::Name { name, is_pattern: false, .. } => name.eq_ignore_ascii_case(host),

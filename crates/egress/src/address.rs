@@ -78,7 +78,7 @@ pub(crate) fn is_global(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address leads to whatever host it is used on: the loopback's and the unspecified ones (RFC 1122, 3.2.1.3).
+/// Whether an address always leads to the local host: loopback and unspecified addresses do (RFC 1122, 3.2.1.3).
 pub(crate) fn is_this_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => matches!(address.octets()[0], 0 | 127),

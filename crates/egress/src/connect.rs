@@ -186,10 +186,10 @@ pub async fn connect(
             looked.map_err(|refusal| refused(refusal.reason))?
         }
     };
-    // Every answer is judged, and only what was judged is connected to.
+    // Every address is judged. Only permitted ones are tried.
     let name = literal.is_none().then_some(host);
     let judge = |address: IpAddr| match policy.judge(reach, name, address, port) {
-        // With an upstream proxy, what is public is reached through it alone.
+        // With an upstream proxy, public addresses are reached through the proxy only.
         Ok(()) if policy.upstream.is_some() && address::is_global(address) => Err(Denial::NotThroughProxy),
         verdict => verdict,
     };
@@ -288,7 +288,7 @@ async fn read_head_alone(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// Reads up to the empty line, and whatever came with it.
+/// Reads a head up to its empty line. Bytes that arrived with it are returned too.
 ///
 /// # Errors
 /// A stream that ends, or a head that is too long.

@@ -13,7 +13,7 @@ use faena_domain::network::is_host_name;
 pub(crate) const TTL: u32 = 60;
 /// What a datagram may have, where the query does not say that it may be more (RFC 1035, 4.2.1).
 const DATAGRAM: usize = 512;
-/// The most that it may have, whatever the query says.
+/// The upper bound for the size that a query may ask for.
 const LARGEST_DATAGRAM: u16 = 4096;
 
 /// A query that may be looked up.

@@ -94,7 +94,7 @@ impl InstanceEgress {
         self.names.name_of(address).unwrap_or_else(|| address.to_string())
     }
 
-    /// Answers a DNS query. What was refused for want of a rule is returned too.
+    /// Answers a DNS query. A refusal for lack of a rule is returned beside the reply.
     pub async fn answer(&self, query: &[u8], by_datagram: bool) -> (Vec<u8>, Option<Refusal>) {
         let question = match dns::parse(query) {
             Ok(question) => question,

@@ -1,3 +1,5 @@
+//! The device against a second TCP/IP stack, which plays the kernel of an instance. Peers and time are in memory.
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
