@@ -75,7 +75,7 @@ impl ExecInstance {
 
     /// Whether something in an instance without egress has tried to reach something since this was asked last.
     pub(crate) fn found_no_route(&mut self) -> bool {
-        let counted = self.egress.is_none().then(|| self.instance.guard.unroutable()).flatten().unwrap_or(0);
+        let counted = self.egress.is_none().then(|| self.instance.guard.network()?.unroutable()).flatten().unwrap_or(0);
         counted > std::mem::replace(&mut self.unroutable, counted)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use faena_engine::{AgentSocket, Engine, EngineError, Instance, InstanceHandle, InstanceSpec, Usage};
+use faena_engine::{AgentSocket, Engine, EngineError, Instance, InstanceHandle, InstanceNetwork, InstanceSpec, Usage};
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
 use tokio::sync::oneshot;
 
@@ -106,7 +106,7 @@ impl InstanceHandle for Holding {
         self.guard.usage()
     }
 
-    fn unroutable(&self) -> Option<u64> {
-        self.guard.unroutable()
+    fn network(&self) -> Option<InstanceNetwork> {
+        self.guard.network()
     }
 }

@@ -26,6 +26,7 @@ use faena_instance_protocol::Run;
 
 pub use agent::{AgentError, AgentSocket, FrameSender, FrameSocket, install_agent, install_shims, install_zygote};
 pub use docker::{CodeBy, Docker, DockerConfig};
+pub use network::InstanceNetwork;
 pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
 pub use uids::Uids;
 
@@ -129,8 +130,8 @@ pub trait InstanceHandle: Send + Sync + std::fmt::Debug {
     /// What the user's processes have used since the instance was made.
     fn usage(&self) -> Usage;
 
-    /// Packets that found no route since the instance was made: what a program without egress has tried.
-    fn unroutable(&self) -> Option<u64> {
+    /// What the kernel tells of its network; none where that cannot be seen from here.
+    fn network(&self) -> Option<InstanceNetwork> {
         None
     }
 }

@@ -410,9 +410,10 @@ async fn has_a_network_device_for_egress(bench: &Bench) -> Outcome {
     if closed.device.is_some() {
         return Err("a device where none was asked for".into());
     }
-    let before = closed.guard.unroutable().ok_or("nothing is counted")?;
+    let unroutable = |instance: &Instance| instance.guard.network()?.unroutable();
+    let before = unroutable(&closed).ok_or("nothing is counted")?;
     let done = run(&mut closed, &["bash", "-c", sends], "{}").await.map_err(Failed::from)?;
-    let after = closed.guard.unroutable();
+    let after = unroutable(&closed);
     closed.guard.destroy().await;
     expect!(done.stdout == "0\n0\n" && after > Some(before), done);
     Ok(())

@@ -13,7 +13,7 @@ use faena_instance_protocol::link;
 use crate::bucket::Bucket;
 use crate::flow::{Flow, Life, Moved, Outlet, Peer};
 use crate::message::{Blocked, Counters, FlowId, QueryId, Refuse};
-use crate::packet::{Ends, Flags, Packet, Unreachable, datagram, reset, unreachable};
+use crate::packet::{Ends, Flags, Packet, Unreachable, datagram, probe, reset, unreachable};
 
 /// Connections of one instance at once, those that are being opened included.
 pub const FLOWS: usize = 64;
@@ -101,6 +101,12 @@ impl<P: Peer> Device<P> {
             panics: 0,
             scratch: Vec::new(),
         }
+    }
+
+    /// Has connections of an earlier gateway reset: a program that only reads would never learn that they are gone. What
+    /// the instance answers belongs to no connection here.
+    pub(crate) fn reset_lost(&self, lost: impl IntoIterator<Item = Ends>, effects: &mut impl Effects) {
+        lost.into_iter().for_each(|ends| effects.send(&probe(ends, self.own)));
     }
 
     /// Takes a packet of the instance.

@@ -31,6 +31,8 @@ pub enum ToGateway {
         budget: u64,
         /// The number of the call that runs.
         call: u64,
+        /// Connections that an earlier gateway served: they are reset. Each is the instance's port and the destination.
+        lost: Vec<(u16, SocketAddrV4)>,
     },
     /// Serve a device no longer.
     Detach {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket,
-    TcpRepr, UdpPacket, UdpRepr,
+    TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 /// What a header without options takes (RFC 791, 3.1).
@@ -119,10 +119,28 @@ pub(crate) fn reset(bytes: &[u8], own: Ipv4Addr) -> Option<Vec<u8>> {
     } else {
         (Default::default(), Some(segment.seq_number() + segment.segment_len()))
     };
+    let peer = SocketAddrV4::new(header.dst_addr(), segment.dst_port());
+    let own = SocketAddrV4::new(header.src_addr(), segment.src_port());
+    Some(empty_segment((peer, own), TcpControl::Rst, seq_number, ack_number))
+}
+
+/// A segment of a peer that makes the kernel of an instance tell its sequence numbers, if it has such a connection: a SYN is
+/// answered by an acknowledgement in every synchronised state (RFC 5961, 4.2). The reset that answers that is believed.
+pub(crate) fn probe(ends: Ends, own: Ipv4Addr) -> Vec<u8> {
+    let to = SocketAddrV4::new(own, ends.port);
+    empty_segment((ends.target, to), TcpControl::Syn, TcpSeqNumber::default(), None)
+}
+
+fn empty_segment(
+    (from, to): (SocketAddrV4, SocketAddrV4),
+    control: TcpControl,
+    seq_number: TcpSeqNumber,
+    ack_number: Option<TcpSeqNumber>,
+) -> Vec<u8> {
     let repr = TcpRepr {
-        src_port: segment.dst_port(),
-        dst_port: segment.src_port(),
-        control: TcpControl::Rst,
+        src_port: from.port(),
+        dst_port: to.port(),
+        control,
         seq_number,
         ack_number,
         window_len: 0,
@@ -133,11 +151,10 @@ pub(crate) fn reset(bytes: &[u8], own: Ipv4Addr) -> Option<Vec<u8>> {
         timestamp: None,
         payload: &[],
     };
-    let (from, to) = (header.dst_addr(), header.src_addr());
-    Some(packet(from, to, IpProtocol::Tcp, repr.buffer_len(), |bytes| {
-        let (from, to) = (IpAddress::from(from), IpAddress::from(to));
+    packet(*from.ip(), *to.ip(), IpProtocol::Tcp, repr.buffer_len(), |bytes| {
+        let (from, to) = (IpAddress::from(*from.ip()), IpAddress::from(*to.ip()));
         repr.emit(&mut TcpPacket::new_unchecked(bytes), &from, &to, &ChecksumCapabilities::default());
-    }))
+    })
 }
 
 /// Why a destination is not reached, as ICMP says it (RFC 792, RFC 1812).
@@ -200,7 +217,7 @@ pub(crate) mod tests {
             src_port: ends.port,
             dst_port: ends.target.port(),
             control: TcpControl::Syn,
-            seq_number: smoltcp::wire::TcpSeqNumber(7),
+            seq_number: TcpSeqNumber(7),
             ack_number: None,
             window_len: 1000,
             window_scale: Some(7),
@@ -230,12 +247,23 @@ pub(crate) mod tests {
         assert!(header.verify_checksum());
         assert_eq!((header.src_addr(), header.dst_addr()), (*THERE.ip(), OWN));
         let segment = TcpPacket::new_checked(&reset[20..]).unwrap();
-        assert!(segment.rst() && segment.ack() && segment.ack_number() == smoltcp::wire::TcpSeqNumber(8));
+        assert!(segment.rst() && segment.ack() && segment.ack_number() == TcpSeqNumber(8));
         assert!(segment.verify_checksum(&(*THERE.ip()).into(), &OWN.into()));
         let error = unreachable(&syn, OWN, Unreachable::Host).unwrap();
         let icmp = Icmpv4Packet::new_checked(&error[20..]).unwrap();
         assert!(icmp.verify_checksum());
         assert_eq!(&error[28..48][12..20], &syn[12..20], "it quotes the addresses");
+    }
+
+    #[test]
+    fn a_probe_comes_from_the_peer() {
+        let probe = probe(ends(), OWN);
+        let header = Ipv4Packet::new_checked(&probe[..]).unwrap();
+        assert!(header.verify_checksum());
+        assert_eq!((header.src_addr(), header.dst_addr()), (*THERE.ip(), OWN));
+        let segment = TcpPacket::new_checked(&probe[20..]).unwrap();
+        assert!(segment.syn() && !segment.ack() && segment.verify_checksum(&(*THERE.ip()).into(), &OWN.into()));
+        assert_eq!((segment.src_port(), segment.dst_port()), (THERE.port(), 40000));
     }
 
     #[test]

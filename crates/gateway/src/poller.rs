@@ -352,9 +352,11 @@ impl Poller {
 
     fn carry_out(&mut self, message: ToGateway, mut fds: VecDeque<OwnedFd>) {
         match message {
-            ToGateway::Attach { device, owner, budget, call } => {
+            ToGateway::Attach { device, owner, budget, call, lost } => {
                 if let (Some(tun), Some(memory)) = (fds.pop_front(), fds.pop_front()) {
                     self.attach(Line { id: device, owner, tun }, memory, (budget, call));
+                    let lost = lost.into_iter().map(|(port, target)| Ends { port, target });
+                    self.device(device, |device, acting, _| device.reset_lost(lost, acting));
                 }
             }
             ToGateway::Detach { device } => self.detach(device),

@@ -12,8 +12,8 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use faena_egress::Reason;
-use faena_engine::{FrameSender, FrameSocket};
-use faena_gateway::{Blocked, DeviceId, NET, Refuse, ToGateway, ToWorker};
+use faena_engine::{FrameSender, FrameSocket, InstanceNetwork};
+use faena_gateway::{Blocked, DeviceId, FLOWS, NET, Refuse, ToGateway, ToWorker};
 use faena_instance_protocol::link;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,6 +72,8 @@ impl Devices {
 #[derive(Debug)]
 struct Attachment {
     device: Arc<OwnedFd>,
+    /// Where its kernel tells which connections it has.
+    network: Option<InstanceNetwork>,
     outlet: Arc<Outlet>,
     owner: u64,
 }
@@ -121,15 +123,21 @@ impl Gateway {
     }
 
     /// Has a device served.
-    pub(super) fn attach(&self, device: OwnedFd, outlet: Arc<Outlet>, owner: u64) -> Attached {
+    pub(super) fn attach(
+        &self,
+        device: OwnedFd,
+        network: Option<InstanceNetwork>,
+        (outlet, owner): (Arc<Outlet>, u64),
+    ) -> Attached {
         self.is_driven.call_once(|| {
             let driver = Driver { program: self.program.clone(), devices: Arc::clone(&self.devices) };
             self.home.spawn(driver.run());
         });
         let mut devices = self.devices.lock();
         devices.last += 1;
-        let (id, attachment) = (DeviceId(devices.last), Attachment { device: Arc::new(device), outlet, owner });
-        if let Ok(message) = attachment.message(id) {
+        let (id, attachment) =
+            (DeviceId(devices.last), Attachment { device: Arc::new(device), network, outlet, owner });
+        if let Ok(message) = attachment.message(id, Vec::new()) {
             devices.send(message);
         }
         devices.attached.insert(id, attachment);
@@ -139,11 +147,19 @@ impl Gateway {
 }
 
 impl Attachment {
-    fn message(&self, id: DeviceId) -> io::Result<Message> {
-        let Self { device, outlet, owner } = self;
+    /// Connections that a gateway before the next one has served.
+    fn lost(&self) -> Vec<(u16, SocketAddrV4)> {
+        let mut open = self.network.map(InstanceNetwork::connections).unwrap_or_default();
+        // What the gateway had forgotten before may still be listed.
+        open.truncate(FLOWS);
+        open
+    }
+
+    fn message(&self, id: DeviceId, lost: Vec<(u16, SocketAddrV4)>) -> io::Result<Message> {
+        let Self { device, outlet, owner, .. } = self;
         let (budget, call) = (outlet.account.budget(), outlet.call_number.load(Ordering::Acquire));
         let fds = vec![device.try_clone()?, outlet.account.counters().try_clone()?];
-        Ok((ToGateway::Attach { device: id, owner: *owner, budget, call }, fds))
+        Ok((ToGateway::Attach { device: id, owner: *owner, budget, call, lost }, fds))
     }
 }
 
@@ -191,10 +207,11 @@ impl Driver {
         }
     }
 
-    /// Has a new gateway serve every device that is there.
+    /// Has a new gateway serve every device that is there, and reset the connections of the one before.
     fn attach_all(&self, messages: &UnboundedSender<Message>) {
         let mut devices = self.devices.lock();
-        let attached = devices.attached.iter().filter_map(|(id, attachment)| attachment.message(*id).ok());
+        let attached =
+            devices.attached.iter().filter_map(|(id, attachment)| attachment.message(*id, attachment.lost()).ok());
         attached.for_each(|message| drop(messages.send(message)));
         devices.messages = Some(messages.clone());
     }

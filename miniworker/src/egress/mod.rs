@@ -20,6 +20,7 @@ use std::time::Instant;
 use faena_domain::identity::INTERNAL_DOMAIN;
 use faena_domain::{FunctionId, FunctionName};
 use faena_egress::{Asker, Destination, EgressPolicy, InstanceEgress, Reach, Reason, Refusal};
+use faena_engine::InstanceNetwork;
 use faena_gateway::Counters;
 use faena_protocol::records::Code;
 use parking_lot::Mutex;
@@ -97,7 +98,7 @@ impl NodeEgress {
         };
         Ok(Egress {
             proxy: ways.listener.map(|listener| Proxy::serve(listener, Arc::clone(&outlet))),
-            device: ways.device.map(|device| self.gateway.attach(device, Arc::clone(&outlet), owner)),
+            device: ways.device.map(|device| self.gateway.attach(device, ways.network, (Arc::clone(&outlet), owner))),
             outlet,
         })
     }
@@ -108,13 +109,15 @@ impl NodeEgress {
 pub(crate) struct Ways {
     listener: Option<std::net::TcpListener>,
     device: Option<OwnedFd>,
+    network: Option<InstanceNetwork>,
 }
 
 impl Ways {
     /// Takes them out of an instance; none where it has no egress.
     pub(crate) fn of(instance: &mut faena_engine::Instance) -> Option<Self> {
         let (listener, device) = (instance.listener.take(), instance.device.take());
-        (listener.is_some() || device.is_some()).then_some(Self { listener, device })
+        let network = instance.guard.network();
+        (listener.is_some() || device.is_some()).then_some(Self { listener, device, network })
     }
 }
 

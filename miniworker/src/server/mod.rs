@@ -365,7 +365,7 @@ impl ServerInstance {
     }
 
     fn unroutable(&self) -> Option<u64> {
-        self.guard.lock().as_deref().and_then(InstanceHandle::unroutable)
+        self.guard.lock().as_deref()?.network()?.unroutable()
     }
 
     /// What it holds of memory, in bytes.

@@ -31,7 +31,8 @@ use crate::meter::Meter;
 use crate::spawner::Spawner;
 use crate::uids::Uids;
 use crate::{
-    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull, Usage, network,
+    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceNetwork, InstanceSpec,
+    Pull, Usage,
 };
 use code::Code;
 pub use code::CodeBy;
@@ -431,8 +432,8 @@ impl InstanceHandle for DockerGuard {
         self.meter.usage()
     }
 
-    fn unroutable(&self) -> Option<u64> {
-        network::unroutable(self.pid?)
+    fn network(&self) -> Option<InstanceNetwork> {
+        self.pid.map(InstanceNetwork::of_process)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::spawner::Spawner;
 
 use crate::cgroup::{Freezer, Group};
 use crate::uids::Uid;
-use crate::{EngineError, InstanceHandle, Usage, network};
+use crate::{EngineError, InstanceHandle, InstanceNetwork, Usage};
 
 /// How long a killed instance may take until it is gone.
 const GONE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
@@ -79,8 +79,8 @@ impl InstanceHandle for SandboxHandle {
         self.group.as_ref().map(|group| group.meter().usage()).unwrap_or_default()
     }
 
-    fn unroutable(&self) -> Option<u64> {
-        network::unroutable(network::pid_of(self.pidfd.as_ref()?)?)
+    fn network(&self) -> Option<InstanceNetwork> {
+        InstanceNetwork::of(self.pidfd.as_ref()?)
     }
 }
 
