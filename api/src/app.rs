@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ApiConfig;
 use crate::accept_batcher::AcceptBatcher;
+use crate::access::Access;
 use crate::admission::AdmissionControl;
 use crate::call_ids::CallIdAllocator;
 use crate::entrance::Hosts;
@@ -40,6 +41,7 @@ pub struct App {
 #[derive(Debug)]
 struct Inner {
     db: DbClient,
+    access: Arc<Access>,
     blobs: BlobStore,
     scheduler: SchedulerHandle,
     completions: CompletionWriter,
@@ -77,6 +79,7 @@ impl App {
             completions: scheduler.completions().clone(),
             in_flight: scheduler.in_flight().clone(),
             call_ids: CallIdAllocator::new(db.clone()),
+            access: Access::new(db.clone(), config.may_be_open()),
             versions: Versions::new(db.clone()),
             invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
             shared: Handle::current(),
@@ -108,6 +111,11 @@ impl App {
 
     pub(crate) fn db(&self) -> &DbClient {
         &self.inner.db
+    }
+
+    /// Who is let in.
+    pub(crate) fn access(&self) -> &Arc<Access> {
+        &self.inner.access
     }
 
     pub(crate) fn blobs(&self) -> &BlobStore {

@@ -1,79 +1,199 @@
-//! Who makes a request, and whether the operation that it asks for is permitted.
+//! What every operation requires, and whether who asks for it may have it.
 //!
-//! Until accounts exist every request that passes the guard is the local operator's. Every operation states what it requires
-//! all the same, and one that states nothing is refused to everybody but an administrator of the platform.
+//! An operation that states nothing is refused to everybody but an administrator of the platform.
 
-use std::sync::{Arc, LazyLock};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::Method;
 use axum::http::request::Parts;
-use faena_auth::Requirement::{Nothing, Root};
-use faena_auth::{Forbidden, Principal, Requirement, Scope};
+use axum::http::{Method, Uri};
+use faena_auth::Requirement::{Account, Nothing, Root};
+use faena_auth::{Forbidden, Principal, Requirement, RuleSet, Scope, Target};
+use percent_encoding::percent_decode_str;
 
+use crate::access::{Access, Asking, Grant};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 const READ: Requirement = Requirement::Scope(Scope::Read);
 const INVOKE: Requirement = Requirement::Scope(Scope::Invoke);
 const DEPLOY: Requirement = Requirement::Scope(Scope::Deploy);
+const ADMIN: Requirement = Requirement::Scope(Scope::Admin);
 
-/// What each operation requires: its method, its route, the requirement. `ANY` is every method.
-const OPERATIONS: &[(&str, &str, Requirement)] = &[
-    ("POST", "/registerRuntime", DEPLOY),
-    ("GET", "/runtimes", READ),
-    ("GET", "/runtime/{name}", READ),
-    ("DELETE", "/runtime/{name}", DEPLOY),
-    ("POST", "/registerFunction/{runtime}/{funcName}", DEPLOY),
-    ("GET", "/functions", READ),
-    ("GET", "/function/{name}", READ),
-    ("DELETE", "/function/{name}", DEPLOY),
-    ("GET", "/function/{name}/versions", READ),
-    ("GET", "/function/{name}/logs", READ),
-    ("GET", "/function/{name}/build", READ),
-    ("POST", "/function/{name}/build", DEPLOY),
-    ("POST", "/invokeFunction", INVOKE),
-    (ANY, "/f/{name}", INVOKE),
-    (ANY, "/f/{name}/{path}", INVOKE),
-    ("GET", "/calls", READ),
-    ("GET", "/call/{callNum}", READ),
-    ("DELETE", "/call/{callNum}", INVOKE),
-    ("GET", "/call/{callNum}/logs", READ),
-    ("POST", "/call/{callNum}/replay", INVOKE),
-    ("GET", "/deadLetters", READ),
-    ("POST", "/deadLetters/replay", INVOKE),
-    ("DELETE", "/deadLetter/{callNum}", DEPLOY),
-    ("GET", "/workers", Root),
-    ("GET", "/metrics", Root),
-    ("GET", "/healthz", Nothing),
-    ("GET", "/readyz", Nothing),
-    ("GET", "/openapi.json", Nothing),
+/// The kind of thing that rules about calls name. What an operation is about is the tag of its route otherwise; of
+/// functions that are deployed it is `deployment`, for rules about functions are about calls alone.
+const FUNCTION: &str = "function";
+
+/// What each operation requires: its method, its route, the requirement, and the kind of thing that it is about. `ANY` is every
+/// method.
+const OPERATIONS: &[(&str, &str, Requirement, &str)] = &[
+    ("POST", "/registerRuntime", DEPLOY, "runtime"),
+    ("GET", "/runtimes", READ, "runtime"),
+    ("GET", "/runtime/{name}", READ, "runtime"),
+    ("DELETE", "/runtime/{name}", DEPLOY, "runtime"),
+    ("POST", "/registerFunction/{runtime}/{funcName}", DEPLOY, "deployment"),
+    ("GET", "/functions", READ, "deployment"),
+    ("GET", "/function/{name}", READ, "deployment"),
+    ("DELETE", "/function/{name}", DEPLOY, "deployment"),
+    ("GET", "/function/{name}/versions", READ, "deployment"),
+    ("GET", "/function/{name}/logs", READ, "deployment"),
+    ("GET", "/function/{name}/build", READ, "deployment"),
+    ("POST", "/function/{name}/build", DEPLOY, "deployment"),
+    // The handler judges the call: the body names the function.
+    ("POST", "/invokeFunction", Account, "call"),
+    (ANY, "/f/{name}", Requirement::Call, FUNCTION),
+    (ANY, "/f/{name}/{path}", Requirement::Call, FUNCTION),
+    ("GET", "/calls", READ, "call"),
+    ("GET", "/call/{callNum}", READ, "call"),
+    ("DELETE", "/call/{callNum}", INVOKE, "call"),
+    ("GET", "/call/{callNum}/logs", READ, "call"),
+    ("POST", "/call/{callNum}/replay", INVOKE, "call"),
+    ("GET", "/deadLetters", READ, "call"),
+    ("POST", "/deadLetters/replay", INVOKE, "call"),
+    ("DELETE", "/deadLetter/{callNum}", DEPLOY, "call"),
+    ("POST", "/setup", Nothing, "account"),
+    ("POST", "/token", Nothing, "account"),
+    ("DELETE", "/token", Account, "account"),
+    ("GET", "/whoami", Account, "account"),
+    ("POST", "/account", ADMIN, "account"),
+    ("GET", "/accounts", ADMIN, "account"),
+    ("GET", "/account/{account}", ADMIN, "account"),
+    ("DELETE", "/account/{account}", ADMIN, "account"),
+    // The handler judges whose secret it is.
+    ("POST", "/account/{account}/secret", Account, "account"),
+    ("POST", "/key", Account, "key"),
+    ("GET", "/keys", Account, "key"),
+    ("DELETE", "/key/{id}", Account, "key"),
+    ("POST", "/rule", ADMIN, "rule"),
+    ("GET", "/rules", ADMIN, "rule"),
+    ("DELETE", "/rule/{id}", ADMIN, "rule"),
+    ("POST", "/namespace", Root, "namespace"),
+    ("GET", "/namespaces", Root, "namespace"),
+    ("GET", "/namespace/{namespace}", Root, "namespace"),
+    ("DELETE", "/namespace/{namespace}", Root, "namespace"),
+    ("GET", "/audit", ADMIN, "audit"),
+    ("GET", "/workers", Root, "node"),
+    ("GET", "/metrics", Root, "node"),
+    ("GET", "/healthz", Nothing, "node"),
+    ("GET", "/readyz", Nothing, "node"),
+    ("GET", "/openapi.json", Nothing, "node"),
 ];
 
 const ANY: &str = "*";
+/// The route of a request that has none. Who is known learns that there is nothing.
+pub(crate) const NO_ROUTE: &str = "none";
 
-static OPERATOR: LazyLock<Arc<Principal>> = LazyLock::new(|| Arc::new(Principal::operator()));
-
-/// Who makes a request.
-pub(crate) fn authenticate() -> Arc<Principal> {
-    Arc::clone(&OPERATOR)
+/// An operation, and what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operation<'a> {
+    pub(crate) requirement: Requirement,
+    kind: &'static str,
+    /// The thing that the path names, as it is written there.
+    name: &'a str,
+    path: &'a str,
 }
 
-/// What an operation requires; an unknown one is for administrators of the platform.
-fn requirement(method: &Method, route: &str) -> Requirement {
-    // HEAD asks for what GET asks for, without its body (RFC 9110, 9.3.2).
-    let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
-    let operation = OPERATIONS.iter().find(|(of, path, _)| (*of == method || *of == ANY) && *path == route);
-    operation.map_or(Root, |(_, _, requirement)| *requirement)
+impl<'a> Operation<'a> {
+    /// What a request asks for; an unknown operation is for administrators of the platform.
+    pub(crate) fn of(method: &Method, route: &str, uri: &'a Uri) -> Self {
+        // HEAD asks for what GET asks for, without its body (RFC 9110, 9.3.2).
+        let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+        let operation = OPERATIONS.iter().find(|(of, path, ..)| (*of == method || *of == ANY) && *path == route);
+        let (requirement, kind) = match operation {
+            Some((_, _, requirement, kind)) => (*requirement, *kind),
+            None if route == NO_ROUTE => (Account, "node"),
+            None => (Root, "node"),
+        };
+        let segments = route.split('/').zip(uri.path().split('/'));
+        let name = segments.into_iter().find(|(of_route, _)| of_route.starts_with('{')).map_or("", |(_, name)| name);
+        Self { requirement, kind, name, path: uri.path() }
+    }
+
+    /// The name of the thing, decoded.
+    pub(crate) fn name(&self) -> Cow<'a, str> {
+        percent_decode_str(self.name).decode_utf8_lossy()
+    }
+
+    /// What a request for it is admitted by.
+    pub(crate) fn grant(&self, principal: &Arc<Principal>, asking: &Asking<'_>) -> Grant {
+        Grant {
+            principal: Arc::clone(principal),
+            credential: asking.read_credential(),
+            requirement: self.requirement,
+            kind: self.kind,
+            name: self.name().into_owned(),
+            endpoint: percent_decode_str(self.path).decode_utf8_lossy().into_owned(),
+        }
+    }
+
+    /// Refuses it to who may not do it.
+    pub(crate) fn permit(&self, principal: &Principal, rules: &RuleSet) -> Reply<()> {
+        let (name, endpoint) = (self.name(), percent_decode_str(self.path).decode_utf8_lossy());
+        let target = Target { kind: self.kind, name: &name, endpoint: &endpoint };
+        Ok(principal.may(self.requirement, &target, rules)?)
+    }
 }
 
-/// Refuses an operation that the principal may not do.
-pub(crate) fn permit(principal: &Principal, method: &Method, route: &str) -> Reply<()> {
-    Ok(principal.may(requirement(method, route))?)
+/// The rules by which a principal is judged. For who sends no credential, a namespace that does not exist is one in which
+/// nothing is public.
+pub(crate) async fn rules_for(access: &Access, principal: &Principal) -> Reply<Arc<RuleSet>> {
+    match access.rules(&principal.namespace).await {
+        Err(problem) if problem.is(ErrorCode::UnknownNamespace) && principal.home.is_none() => Ok(Arc::default()),
+        rules => rules,
+    }
+}
+
+/// Refuses a call to who may not call a function at a path, which is as the request has it.
+pub(crate) async fn permit_call(access: &Access, principal: &Principal, function: &str, path: &str) -> Reply<()> {
+    // The operator's calls and those of functions are judged by no rule.
+    if matches!(principal.account, faena_auth::Account::Operator | faena_auth::Account::Function(_)) {
+        return Ok(());
+    }
+    let rules = rules_for(access, principal).await?;
+    let endpoint = percent_decode_str(path).decode_utf8_lossy();
+    if rules.judges_paths_of(function) && !is_plain(path, &endpoint) {
+        let detail = "rules judge paths of this function, so its path must have no empty segment, no dots alone, and no encoded slash, backslash or NUL";
+        return Err(Problem::new(ErrorCode::InvalidPath, detail));
+    }
+    let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
+    Ok(principal.may(Requirement::Call, &target, &rules)?)
+}
+
+/// What a call of a function is admitted by.
+pub(crate) fn grant_of_call(principal: &Arc<Principal>, asking: &Asking<'_>, function: &str, path: &str) -> Grant {
+    Grant {
+        principal: Arc::clone(principal),
+        credential: asking.read_credential(),
+        requirement: Requirement::Call,
+        kind: FUNCTION,
+        name: function.to_owned(),
+        endpoint: percent_decode_str(path).decode_utf8_lossy().into_owned(),
+    }
+}
+
+/// Whether a path means the same to every reader.
+fn is_plain(path: &str, decoded: &str) -> bool {
+    let has_encoded_slash = path.to_ascii_lowercase().contains("%2f");
+    let mut segments = decoded.strip_prefix('/').unwrap_or(decoded).split('/').peekable();
+    let mut is_plain = !has_encoded_slash && !decoded.contains(['\\', '\0', '\u{fffd}']);
+    while let Some(segment) = segments.next() {
+        // The last may be empty: a folder.
+        is_plain &= !matches!(segment, "." | "..") && (!segment.is_empty() || segments.peek().is_none());
+    }
+    is_plain
 }
 
 impl From<Forbidden> for Problem {
     fn from(error: Forbidden) -> Self {
-        Self::new(ErrorCode::Forbidden, error.to_string())
+        match error {
+            Forbidden::Unauthenticated => Self::new(ErrorCode::Unauthenticated, error)
+                .hint("send `Authorization: Bearer` with an access token (POST /token) or a key (POST /key)"),
+            Forbidden::Elsewhere(_) => Self::new(ErrorCode::UnknownNamespace, error),
+            Forbidden::Scope { .. }
+            | Forbidden::Root { .. }
+            | Forbidden::Denied { .. }
+            | Forbidden::NotGranted { .. } => Self::new(ErrorCode::Forbidden, error),
+        }
     }
 }
 
@@ -91,12 +211,18 @@ impl<S: Sync> FromRequestParts<S> for Authenticated {
 
 #[cfg(test)]
 mod tests {
-    use faena_auth::Scopes;
+    use faena_auth::{Account, AccountId, AccountKind, Scopes};
 
     use super::*;
 
     fn with(scopes: Scopes) -> Principal {
-        Principal { scopes, ..Principal::operator() }
+        let account = Account::Named { id: AccountId("1".into()), name: "ann".into(), kind: AccountKind::User };
+        Principal { scopes, account, ..Principal::operator() }
+    }
+
+    fn may(principal: &Principal, method: &Method, route: &str) -> bool {
+        let uri = route.replace(['{', '}'], "").parse().expect("a path");
+        Operation::of(method, route, &uri).permit(principal, &RuleSet::beginning()).is_ok()
     }
 
     /// The operations that the OpenAPI document describes.
@@ -114,7 +240,7 @@ mod tests {
     fn every_described_operation_has_an_authorisation_case() {
         for (method, path) in described() {
             let is_listed =
-                OPERATIONS.iter().any(|(of, route, _)| (*of == method.as_str() || *of == ANY) && *route == path);
+                OPERATIONS.iter().any(|(of, route, ..)| (*of == method.as_str() || *of == ANY) && *route == path);
             assert!(is_listed, "{method} {path} states no requirement");
         }
     }
@@ -123,7 +249,7 @@ mod tests {
     fn every_authorisation_case_has_an_operation() {
         let described = described();
         // The document does not describe itself.
-        for (method, route, _) in OPERATIONS.iter().filter(|(_, route, _)| *route != "/openapi.json") {
+        for (method, route, ..) in OPERATIONS.iter().filter(|(_, route, ..)| *route != "/openapi.json") {
             let is_described =
                 described.iter().any(|(of, path)| path == route && (*method == ANY || of.as_str() == *method));
             assert!(is_described, "{method} {route} is no operation");
@@ -132,28 +258,57 @@ mod tests {
 
     #[test]
     fn each_operation_is_refused_to_who_lacks_its_scope() {
-        for (method, route, requirement) in OPERATIONS {
+        let stranger = Principal::anonymous(faena_domain::Namespace::default());
+        for (method, route, requirement, _) in OPERATIONS {
             let method = if *method == ANY { Method::PATCH } else { method.parse().expect("a method") };
-            let may = |scopes| permit(&with(scopes), &method, route).is_ok();
-            assert!(may(Scopes::NONE.with(Scope::Admin)), "{method} {route}: an administrator");
-            match requirement {
-                Nothing => assert!(may(Scopes::NONE), "{method} {route}"),
-                Root => assert!(!may(Scopes::NONE.with(Scope::Deploy).with(Scope::Invoke)), "{method} {route}"),
-                Requirement::Scope(scope) => {
-                    assert!(may(Scopes::NONE.with(*scope)) && !may(Scopes::NONE), "{method} {route}");
-                    let others = Scope::ALL.into_iter().filter(|other| !other.includes(*scope));
-                    let others = others.fold(Scopes::NONE, Scopes::with);
-                    assert!(!may(others), "{method} {route} with all other scopes");
+            let may_with = |scopes| may(&with(scopes), &method, route);
+            assert!(may_with(Scopes::NONE.with(Scope::Admin)), "{method} {route}: an administrator");
+            assert_eq!(may(&stranger, &method, route), *requirement == Nothing, "{method} {route}: a stranger");
+            let scope = match requirement {
+                Nothing | Requirement::Account => {
+                    assert!(may_with(Scopes::NONE), "{method} {route}");
+                    continue;
                 }
-            }
+                Root => {
+                    assert!(!may_with(Scopes::NONE.with(Scope::Deploy).with(Scope::Invoke)), "{method} {route}");
+                    continue;
+                }
+                Requirement::Call => Scope::Invoke,
+                Requirement::Scope(scope) => *scope,
+            };
+            assert!(may_with(Scopes::NONE.with(scope)) && !may_with(Scopes::NONE), "{method} {route}");
+            let others = Scope::ALL.into_iter().filter(|other| !other.includes(scope));
+            let others = others.fold(Scopes::NONE, Scopes::with);
+            assert!(!may_with(others), "{method} {route} with all other scopes");
         }
     }
 
     #[test]
     fn an_operation_that_states_nothing_is_for_administrators() {
         let deployer = with(Scopes::NONE.with(Scope::Deploy).with(Scope::Invoke));
-        assert!(permit(&deployer, &Method::GET, "/new").is_err());
-        assert!(permit(&Principal::operator(), &Method::GET, "/new").is_ok());
-        assert!(permit(&deployer, &Method::HEAD, "/functions").is_ok(), "HEAD is GET");
+        assert!(!may(&deployer, &Method::GET, "/new"));
+        assert!(may(&with(Scopes::NONE.with(Scope::Admin)), &Method::GET, "/new"));
+        assert!(may(&deployer, &Method::HEAD, "/functions"), "HEAD is GET");
+        assert!(may(&deployer, &Method::GET, NO_ROUTE), "nothing is there");
+    }
+
+    #[test]
+    fn an_operation_is_about_what_its_path_names() {
+        let uri: Uri = "/account/%61nn/secret".parse().expect("a path");
+        let operation = Operation::of(&Method::POST, "/account/{account}/secret", &uri);
+        assert_eq!((&*operation.name(), operation.kind), ("ann", "account"));
+    }
+
+    #[test]
+    fn a_path_that_rules_judge_means_the_same_to_every_reader() {
+        let is_plain = |path: &str| is_plain(path, &percent_decode_str(path).decode_utf8_lossy());
+        for path in ["/", "/a", "/a/", "/a/b.c", "/%61", "/a%20b", "/..."] {
+            assert!(is_plain(path), "{path}");
+        }
+        for path in
+            ["//", "/a//b", "/a/../b", "/a/.", "/%2e%2e/b", "/a%2Fb", "/a%2fb", "/a%5cb", "/a\\b", "/%00", "/%ff"]
+        {
+            assert!(!is_plain(path), "{path}");
+        }
     }
 }

@@ -104,15 +104,18 @@ impl Address<'_> {
         self.entrance == Entrance::Host && (self.namespace.is_some() || !is_label(&self.name))
     }
 
+    /// 404: the host is no function's.
+    pub(crate) fn unknown(&self) -> Problem {
+        let detail = format!("no function has the host name {:?}", self.name.chars().take(80).collect::<String>());
+        Problem::new(ErrorCode::UnknownFunction, detail)
+    }
+
     /// The name, where it is one.
     ///
     /// # Errors
     /// It is none, or names another namespace than the principal's.
     pub(crate) fn function(&self, own: &Namespace) -> Reply<FunctionName> {
-        let unknown = || {
-            let detail = format!("no function has the host name {:?}", self.name.chars().take(80).collect::<String>());
-            Problem::new(ErrorCode::UnknownFunction, detail)
-        };
+        let unknown = || self.unknown();
         if self.namespace.is_some_and(|namespace| !namespace.eq_ignore_ascii_case(own.as_str())) {
             return Err(unknown());
         }

@@ -4,45 +4,144 @@
 //! Loopback is no authentication. A page in the operator's browser can send requests here, so a name that is not
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
 
+use std::sync::Arc;
+
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use faena_auth::{Forbidden, Principal, Requirement};
+use faena_domain::Namespace;
 use faena_domain::identity::MAX_DEPTH;
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
+use futures_util::StreamExt;
+use futures_util::future::{Either, select};
 
+use crate::access::{Asking, AuditEntry, Audited, Grant, Origin};
 use crate::app::App;
-use crate::authorize;
+use crate::authorize::{self, NO_ROUTE, Operation};
 use crate::calling::CallingFunction;
 use crate::entrance::{Entrance, host_name};
 use crate::problem::{ErrorCode, Problem, Reply};
 
+/// What follows something is sent as this (HTML Standard, 9.2).
+const EVENT_STREAM: &str = "text/event-stream";
 /// What a multipart body may add to the archive in it.
 pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
-/// Judges a request, and counts its answer.
+/// Judges a request, counts its answer, and records what it has changed.
 pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     if let Err(problem) = judge(&app, request.uri(), request.headers()) {
         return problem.into_response();
     }
-    let route = request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    let principal = authorize::authenticate();
-    let permitted = authorize::permit(&principal, request.method(), &route);
-    if let Err(problem) = permitted.and_then(|()| no_query(&route, request.uri())) {
-        return problem.into_response();
-    }
-    request.extensions_mut().insert(principal);
     let begun = std::time::Instant::now();
-    let response = next.run(request).await;
+    let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| path.as_str()).to_owned();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let operation = Operation::of(&method, &route, &uri);
+    let address = request.extensions().get::<Origin>().copied().unwrap_or_default().address;
+    let (principal, admitted) = admit(&app, &operation, &route, &uri, request.headers()).await;
+    let mut response = match admitted {
+        Ok(()) => {
+            let lasting =
+                lasts(request.headers()).then(|| operation.grant(&principal, &Asking::of_route(request.headers())));
+            request.extensions_mut().insert(Arc::clone(&principal));
+            request.extensions_mut().insert(Origin { address });
+            match lasting {
+                Some(grant) => while_granted(&app, grant, next.run(request)).await,
+                None => next.run(request).await,
+            }
+        }
+        Err(problem) => problem.into_response(),
+    };
+    let entry = AuditEntry::of(&principal, format!("{method} {route}"), operation.name().into_owned(), address);
+    record(&app, (&method, operation.requirement), entry, &mut response).await;
     let metrics = app.metrics();
     metrics.request(&route, response.status().as_u16()).inc();
     metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
     response
 }
 
+/// Whether a request may be answered long after it was admitted: it waits for the end of a call, or follows something.
+fn lasts(headers: &HeaderMap) -> bool {
+    headers.contains_key("prefer") || text(headers, "accept").is_some_and(|accept| accept.contains(EVENT_STREAM))
+}
+
+/// Answers a request, and ends its answer, when it would not be admitted any longer.
+async fn while_granted(app: &App, grant: Grant, answering: impl Future<Output = Response>) -> Response {
+    let access = Arc::clone(app.access());
+    let revoked = Box::pin(async move { access.revoked(&grant).await });
+    let (response, revoked) = match select(std::pin::pin!(answering), revoked).await {
+        Either::Left((response, revoked)) => (response, revoked),
+        Either::Right(_) => return Problem::from(Forbidden::Unauthenticated).into_response(),
+    };
+    let is_stream = text(response.headers(), "content-type").is_some_and(|kind| kind.starts_with(EVENT_STREAM));
+    if !is_stream {
+        return response;
+    }
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(revoked)))
+}
+
+/// Who sends a request, and whether it goes on to its handler.
+async fn admit(
+    app: &App,
+    operation: &Operation<'_>,
+    route: &str,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> (Arc<Principal>, Reply<()>) {
+    let nobody = || Arc::new(Principal::anonymous(Namespace::default()));
+    // What is for everyone asks nothing of db.
+    if operation.requirement == Requirement::Nothing {
+        return (nobody(), no_query(route, uri));
+    }
+    let principal = match app.access().principal(&Asking::of_route(headers)).await {
+        Ok(principal) => principal,
+        Err(problem) => return (nobody(), Err(problem)),
+    };
+    let permitted = async {
+        let rules = authorize::rules_for(app.access(), &principal).await?;
+        operation.permit(&principal, &rules)?;
+        no_query(route, uri)
+    };
+    let permitted = permitted.await;
+    (principal, permitted)
+}
+
+/// Records what a request has changed, before its reply, and counts what was refused.
+async fn record(
+    app: &App,
+    (method, requirement): (&Method, Requirement),
+    mut entry: AuditEntry,
+    response: &mut Response,
+) {
+    if let Some(Audited { account, target }) = response.extensions_mut().remove() {
+        entry.account = account.or(entry.account);
+        entry.target = target.unwrap_or(entry.target);
+    }
+    entry.outcome = response.status().as_u16();
+    let is_change = !method.is_safe() && requirement != Requirement::Call && entry.action != "POST /invokeFunction";
+    let audit = &app.access().audit;
+    if !is_change || !response.status().is_success() {
+        audit.refused(entry);
+    } else if let Err(error) = audit.changed(entry).await {
+        tracing::error!(%error, "a change is not in the audit");
+    }
+}
+
 /// Refuses a query where the route would ignore it: its sender meant something by it.
 fn no_query(route: &str, uri: &Uri) -> Reply<()> {
-    let takes_one = route == "none" || matches!(route, "/calls" | "/deadLetters" | "/function/{name}/logs");
+    let takes_one = route == NO_ROUTE
+        || matches!(
+            route,
+            "/calls"
+                | "/deadLetters"
+                | "/function/{name}/logs"
+                | "/audit"
+                | "/rule"
+                | "/rule/{id}"
+                | "/account/{account}/secret"
+        );
     match uri.query() {
         Some(query) if !takes_one && !query.is_empty() => {
             Err(Problem::new(ErrorCode::InvalidQuery, format!("{} takes no query", uri.path())))
@@ -84,8 +183,8 @@ pub(crate) fn judge_internal(calling: &CallingFunction, uri: &Uri, headers: &Hea
     Ok(())
 }
 
-/// Refuses requests that a page of another site sends to a function's own origin. Following a link is permitted. The platform
-/// has no accounts yet, so every request that reaches a function has full authority.
+/// Refuses requests that a page of another site sends to a function's own origin. Following a link is permitted. On an open
+/// platform every request that reaches a function is the operator's.
 fn not_another_site(method: &Method, headers: &HeaderMap) -> Reply<()> {
     let host = text(headers, "host").unwrap_or_default();
     let site = text(headers, "sec-fetch-site");
@@ -131,7 +230,7 @@ fn bounded(headers: &HeaderMap) -> Reply<()> {
 
 /// What is judged below must be what every other reader of the request sees: one host, one origin.
 fn single(uri: &Uri, headers: &HeaderMap) -> Reply<()> {
-    for name in [header::HOST, header::ORIGIN] {
+    for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
         if headers.get_all(&name).iter().nth(1).is_some() {
             return Err(Problem::new(ErrorCode::RepeatedHeader, format!("the header {name} is there more than once")));
         }

@@ -4,6 +4,7 @@
 //! needs lies in [`faena_scheduler`], which knows every worker and every call that has no row yet.
 
 mod accept_batcher;
+mod access;
 mod actions;
 mod admission;
 mod app;
@@ -51,8 +52,9 @@ use internal::InternalListener;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
+pub use access::setup_hash;
 pub use app::App;
 pub use routes::{description, router};
 
@@ -90,6 +92,13 @@ pub struct ApiConfig {
     pub invoker: Option<Arc<dyn Invoker>>,
     /// Runtimes of one thread each, which own connections; none leaves them where we are called.
     pub shards: Vec<Handle>,
+}
+
+impl ApiConfig {
+    /// Whether it is reached from this machine alone, and by no name of its own: then it may be open.
+    fn may_be_open(&self) -> bool {
+        self.listen.ip().is_loopback() && self.host_names.is_empty() && self.functions_domain.is_none()
+    }
 }
 
 /// Why an api could not begin.
@@ -133,6 +142,18 @@ pub struct Api {
     config: ApiConfig,
 }
 
+/// Tells the operator how the first account is made, where nobody is let in without one.
+async fn offer_setup(app: App) {
+    match app.access().offer_setup().await {
+        Ok(Some(token)) => warn!(
+            token,
+            "there is no account yet, and without one nobody is let in: make the first with POST /setup and this token"
+        ),
+        Ok(None) => {}
+        Err(problem) => warn!(?problem, "the token of the set-up is not known; `faena setup` prints one"),
+    }
+}
+
 impl Api {
     /// Binds both sides.
     ///
@@ -163,6 +184,7 @@ impl Api {
     /// until they have: `drained` is cancelled then.
     pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
+        tokio::spawn(offer_setup(self.app.clone()));
         let scheduling = tokio::spawn(self.scheduler.run(self.workers));
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));

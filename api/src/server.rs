@@ -25,6 +25,7 @@ use faena_domain::limits::MAX_HEADER_BYTES;
 use faena_header_case::HeadStream;
 
 use crate::ApiConfig;
+use crate::access::Origin;
 use crate::app::App;
 use crate::http_call::{self, Client};
 use crate::problem::Problem;
@@ -136,10 +137,11 @@ impl Edge {
 
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
-    async fn answer(self, request: Request<Incoming>, client: Client) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, mut request: Request<Incoming>, client: Client) -> Result<Response<Body>, Infallible> {
         if self.app.hosts().is_call(&request) {
             return Ok(http_call::answer(&self.app, request, &client).await);
         }
+        request.extensions_mut().insert(Origin { address: client.address });
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;
         }

@@ -25,6 +25,8 @@ pub(crate) enum TaskArguments {
     Api(Options),
     /// Runs a worker alone
     Worker(Options),
+    /// Prints a token with which the first account can be made (POST /setup), on the machine of the database
+    Setup(Options),
     /// Writes the database and the blobs of a platform, which may run, to one file
     Backup {
         /// A new file
@@ -73,6 +75,7 @@ pub(crate) enum Task {
     Serve(Role),
     ImportImage { name: String, archive: PathBuf },
     ListImages,
+    Setup,
     Backup { file: PathBuf },
     Restore { file: PathBuf },
 }
@@ -88,6 +91,7 @@ impl TaskArguments {
                 (Task::ImportImage { name, archive }, options)
             }
             Self::Image(ImageArguments::List(options)) => (Task::ListImages, options),
+            Self::Setup(options) => (Task::Setup, options),
             Self::Backup { file, options } => (Task::Backup { file }, options),
             Self::Restore { file, options } => (Task::Restore { file }, options),
         }

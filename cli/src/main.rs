@@ -7,6 +7,7 @@ mod images;
 mod node;
 mod roles;
 mod settings;
+mod setup;
 mod shards;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Task::Serve(role) => role,
         Task::ImportImage { name, archive } => return images::import(&settings, &name, &archive),
         Task::ListImages => return images::list(&settings),
+        Task::Setup => return setup::offer(&settings),
         Task::Backup { file } => return backup::write(&settings, &file),
         Task::Restore { file } => return backup::restore(&settings, &file),
     };

@@ -112,6 +112,8 @@ pub(crate) struct Settings {
     pub(crate) keep_calls: u64,
     pub(crate) keep_calls_for: Span,
     pub(crate) keep_dead_letters_for: Span,
+    /// How long lines of the audit are kept.
+    pub(crate) keep_audit_for: Span,
     /// What results and logs of ended calls hold at most; those of one function hold a quarter.
     pub(crate) keep_bytes: ByteSize,
     /// What must stay free on the disks of data and blobs; below it new work is refused, and what runs is finished.
@@ -216,6 +218,7 @@ impl Default for Settings {
             keep_calls: store.keep.calls,
             keep_calls_for: Span(store.keep.calls_for_ms.unsigned_abs()),
             keep_dead_letters_for: Span(store.keep.dead_letters_for_ms.unsigned_abs()),
+            keep_audit_for: Span(store.keep.audit_for_ms.unsigned_abs()),
             keep_bytes: store.keep.bytes,
             disk_reserve: store.disk_reserve,
             code_cache: ByteSize(10 * GB),
@@ -402,6 +405,7 @@ impl Settings {
                 calls: self.keep_calls,
                 calls_for_ms: millis(self.keep_calls_for),
                 dead_letters_for_ms: millis(self.keep_dead_letters_for),
+                audit_for_ms: millis(self.keep_audit_for),
                 bytes: self.keep_bytes,
             },
             disk_reserve: self.disk_reserve,

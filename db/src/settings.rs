@@ -30,6 +30,8 @@ pub struct Keep {
     pub calls_for_ms: i64,
     /// How long dead letters are kept at most, in milliseconds.
     pub dead_letters_for_ms: i64,
+    /// How long lines of the audit are kept, in milliseconds.
+    pub audit_for_ms: i64,
     /// What results and logs of ended calls hold at most; those of one function hold a quarter.
     pub bytes: ByteSize,
 }
@@ -38,7 +40,13 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { calls: 1_000_000, calls_for_ms: 7 * DAY_MS, dead_letters_for_ms: 30 * DAY_MS, bytes: ByteSize(8 * GB) }
+        Self {
+            calls: 1_000_000,
+            calls_for_ms: 7 * DAY_MS,
+            dead_letters_for_ms: 30 * DAY_MS,
+            audit_for_ms: 365 * DAY_MS,
+            bytes: ByteSize(8 * GB),
+        }
     }
 }
 

@@ -21,12 +21,11 @@ use tokio::sync::oneshot;
 use super::recorded::{self, RecordedBody};
 use super::stream;
 use super::websocket::Handshake;
-use super::{HttpCall, QUEUE_MS, reply};
+use super::{HttpCall, QUEUE_MS, Waiting, reply};
 use crate::app::App;
 use crate::body;
 use crate::entrance::Entrance;
 use crate::problem::{Reply, busy, stopping};
-use crate::shares::Share;
 use crate::trace::Timing;
 use crate::versions::Current;
 
@@ -177,7 +176,7 @@ pub(super) async fn run(
     invoker: &Arc<dyn Invoker>,
     current: &Current,
     call: HttpCall,
-    (permit, waiting): (BacklogPermit, Share),
+    (permit, waiting): (BacklogPermit, Waiting),
     handshake: Option<Handshake>,
 ) -> Reply<Response<Body>> {
     let HttpCall {

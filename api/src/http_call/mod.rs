@@ -22,7 +22,7 @@ use bytes::Bytes;
 use faena_auth::Principal;
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
-use faena_domain::{CallNum, Contract};
+use faena_domain::{CallNum, Contract, Namespace};
 use faena_header_case::HeadNames;
 use faena_invoker::{BodyStream, Invoker, RequestBody};
 use faena_protocol::direct::{Header, HttpRequest};
@@ -30,11 +30,13 @@ use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::access::{Asking, AuditEntry, Grant};
 use crate::app::App;
 use crate::calling::CallingFunction;
 use crate::entrance::{Address, Entrance};
 use crate::handed::{self, Handed, ROUTE, RequestHead};
-use crate::problem::{Problem, Reply, busy};
+use crate::problem::{ErrorCode, Problem, Reply, busy};
+use crate::shares::Share;
 use crate::versions::Current;
 use crate::{actions, authorize, body, guard, idempotency, trace};
 use websocket::Handshake;
@@ -85,6 +87,21 @@ struct Plan {
     current: Arc<Current>,
 }
 
+/// A client that waits for an answer, or reads one that is a stream.
+struct Waiting {
+    /// Its place among those that wait.
+    place: Share,
+    grant: Option<Grant>,
+}
+
+/// Returns when a request would not be admitted any longer.
+async fn revoked(app: App, grant: Option<Grant>) {
+    match grant {
+        Some(grant) => app.access().revoked(&grant).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A request whose body has not come yet.
 struct Arriving {
     parts: Parts,
@@ -92,6 +109,8 @@ struct Arriving {
     /// The client asks for a WebSocket.
     handshake: Option<(Handshake, BodyStream)>,
     entrance: Entrance,
+    /// What it was admitted by; none where a function calls, which ends with its own call.
+    grant: Option<Grant>,
 }
 
 /// Calls a function and replies with what it put out.
@@ -118,17 +137,17 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
         None => app.hosts().address(&request).ok_or_else(nowhere)?,
     };
     let entrance = address.entrance;
-    let principal = match &client.calling {
+    let (principal, grant) = match &client.calling {
         Some(calling) => {
             guard::judge_internal(calling, request.uri(), request.headers())?;
-            Arc::new(Principal::function(calling.namespace.clone(), calling.name.clone()))
+            (Arc::new(Principal::function(calling.namespace.clone(), calling.name.clone())), None)
         }
         None => {
             guard::judge_call(app, entrance, (request.method(), request.uri(), request.headers()))?;
-            authorize::authenticate()
+            let grant = admit(app, &address, &request, client).await?;
+            (Arc::clone(&grant.principal), Some(grant))
         }
     };
-    authorize::permit(&principal, request.method(), ROUTE)?;
     app.admission().disk()?;
     // On its own origin a function may use this header for itself.
     let has_key = entrance == Entrance::Path && request.headers().contains_key("idempotency-key");
@@ -145,7 +164,7 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
     };
     let plan = decide(app, current, has_key);
     let (parts, body) = request.into_parts();
-    let arriving = Arriving { parts, body, handshake, entrance };
+    let arriving = Arriving { parts, body, handshake, entrance, grant };
     if plan.path == CallPath::Direct {
         return run(app, plan, arriving, client).await;
     }
@@ -153,6 +172,33 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
     let running =
         AbortOnDropHandle::new(app.shared().spawn(async move { run(&shared, plan, arriving, &client).await }));
     running.await.unwrap_or_else(|error| Err(Problem::internal("calling a function", &error)))
+}
+
+/// Who calls, where they may.
+async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, client: &Client) -> Reply<Grant> {
+    let asking = Asking { headers: request.headers(), entrance: Some(address.entrance), host: address.namespace };
+    let path = address.entrance.path(request.uri());
+    let mut caller = None;
+    let admitted = async {
+        let principal = app.access().principal(&asking).await?;
+        let permitted = authorize::permit_call(app.access(), &principal, &address.name, path).await;
+        caller = Some(Arc::clone(&principal));
+        permitted.map(|()| authorize::grant_of_call(&principal, &asking, &address.name, path))
+    };
+    let admitted = match admitted.await {
+        // A host names a function, whatever is missing of it.
+        Err(problem) if problem.is(ErrorCode::UnknownNamespace) && address.entrance == Entrance::Host => {
+            Err(address.unknown())
+        }
+        admitted => admitted,
+    };
+    if let Err(problem) = &admitted {
+        let caller = caller.unwrap_or_else(|| Arc::new(Principal::anonymous(Namespace::default())));
+        let action = format!("{} {ROUTE}", request.method());
+        let entry = AuditEntry::of(&caller, action, address.name.to_string(), client.address);
+        app.access().audit.refused(AuditEntry { outcome: problem.status().as_u16(), ..entry });
+    }
+    admitted
 }
 
 fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
@@ -170,7 +216,7 @@ fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
 
 async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Reply<Response<Body>> {
     let Plan { path, invoker, current } = plan;
-    let Arriving { parts, body, handshake, entrance } = arriving;
+    let Arriving { parts, body, handshake, entrance, grant } = arriving;
     let is_server = current.code.serving.contract == Contract::Http;
     let request = RequestHead {
         method: &parts.method,
@@ -188,7 +234,9 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         calling: client.calling.as_deref(),
     };
     let response = match (path, invoker) {
-        (CallPath::Direct, Some(invoker)) => direct(app, &invoker, &current, &request, (body, handshake)).await?,
+        (CallPath::Direct, Some(invoker)) => {
+            direct(app, &invoker, &current, &request, (body, handshake, grant)).await?
+        }
         _ if handshake.is_some() => return Err(websocket::not_now(&current)),
         (path, _) => {
             let call = read(app, &current, &request, body).await?;
@@ -213,7 +261,7 @@ async fn direct(
     invoker: &Arc<dyn Invoker>,
     current: &Current,
     request: &RequestHead<'_>,
-    (incoming, handshake): (Incoming, Option<(Handshake, BodyStream)>),
+    (incoming, handshake, grant): (Incoming, Option<(Handshake, BodyStream)>, Option<Grant>),
 ) -> Reply<Response<Body>> {
     let permit = app.completions().permit().ok_or_else(busy)?;
     let Code { namespace, function, serving, .. } = &*current.code;
@@ -226,6 +274,7 @@ async fn direct(
         }
         None => (read(app, current, request, incoming).await?, None),
     };
+    let waiting = Waiting { place: waiting, grant };
     direct::run(app, invoker, current, call, (permit, waiting), handshake).await
 }
 

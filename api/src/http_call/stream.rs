@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use super::drain::Drain;
 use super::reply;
 use super::websocket::Handshake;
+use super::{Waiting, revoked};
 use crate::admission;
 use crate::app::App;
 use crate::entrance::Entrance;
@@ -35,7 +36,7 @@ pub(super) fn respond(
     entrance: Entrance,
     answer: StreamedAnswer,
     meter: &Meter,
-    (waiting, handshake): (Share, Option<Handshake>),
+    (waiting, handshake): (Waiting, Option<Handshake>),
 ) -> Response<Body> {
     let StreamedAnswer { head, body, draining, .. } = answer;
     let drain = Drain { api: app.draining().clone(), worker: draining };
@@ -43,7 +44,8 @@ pub(super) fn respond(
         return handshake.accept(app, (head, entrance), body, meter, (drain, waiting));
     }
     let ends = head.is_event_stream().then(|| Box::pin(drain.begun()) as Pin<Box<dyn Future<Output = ()> + Send>>);
-    let body = Outgoing { body, meter: meter.clone(), ends, is_broken: false, _waiting: waiting };
+    let revoked = Box::pin(revoked(app.clone(), waiting.grant));
+    let body = Outgoing { body, meter: meter.clone(), ends, revoked, is_broken: false, _place: waiting.place };
     reply::streamed(head, entrance, Body::new(body))
 }
 
@@ -53,10 +55,12 @@ struct Outgoing {
     meter: Meter,
     /// When an event stream ends, which has no end of its own: its client connects again, elsewhere.
     ends: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// When its request would not be admitted any longer.
+    revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Its function has broken it off.
     is_broken: bool,
     /// A client that reads a stream counts as one that waits.
-    _waiting: Share,
+    _place: Share,
 }
 
 impl http_body::Body for Outgoing {
@@ -64,6 +68,9 @@ impl http_body::Body for Outgoing {
     type Error = BrokenOff;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        if self.revoked.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(BrokenOff)));
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
             self.meter.add(Direction::Response, frame.data_ref().map_or(0, Bytes::len));

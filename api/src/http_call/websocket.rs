@@ -18,10 +18,10 @@ use tracing::debug;
 
 use super::drain::Drain;
 use super::reply;
+use super::{Waiting, revoked};
 use crate::app::App;
 use crate::entrance::Entrance;
 use crate::problem::{ErrorCode, Problem, Reply};
-use crate::shares::Share;
 use crate::versions::Current;
 
 /// How long a client may take to close a WebSocket that is closed on our side.
@@ -90,16 +90,21 @@ impl Handshake {
         (head, entrance): (HttpHead, Entrance),
         answer: PipeReceiver,
         meter: &Meter,
-        (drain, waiting): (Drain, Share),
+        (drain, waiting): (Drain, Waiting),
     ) -> Response<Body> {
         let Self { client, to_function } = self;
         let meter = meter.clone();
+        let Waiting { place, grant } = waiting;
+        let revoked = revoked(app.clone(), grant);
         app.tunnels().spawn(async move {
             match client.await {
-                Ok(upgraded) => tunnel(TokioIo::new(upgraded), to_function, answer, &meter, drain).await,
+                Ok(upgraded) => tokio::select! {
+                    () = tunnel(TokioIo::new(upgraded), to_function, answer, &meter, drain) => {}
+                    () = revoked => debug!("a WebSocket has ended: its request would not be admitted any longer"),
+                },
                 Err(error) => debug!(%error, "a client of a WebSocket has gone"),
             }
-            drop(waiting);
+            drop(place);
         });
         let mut response = reply::streamed(head, entrance, Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

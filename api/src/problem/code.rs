@@ -36,6 +36,8 @@ macro_rules! codes {
 
 codes! {
     AlreadyEnded, "already_ended", CONFLICT, "The call has ended already";
+    AdministratorNeeded, "administrator_needed", UNPROCESSABLE_ENTITY, "The first account must be an administrator";
+    BadCredentials, "bad_credentials", UNAUTHORIZED, "The name or the secret is wrong";
     BrokenBody, "broken_body", BAD_REQUEST, "The body did not arrive whole";
     BrokenUpload, "broken_upload", BAD_REQUEST, "The upload is damaged";
     BuildFailed, "build_failed", BAD_GATEWAY, "The version could not be built";
@@ -71,9 +73,13 @@ codes! {
     InvalidPreference, "invalid_preference", BAD_REQUEST, "The preference cannot be read";
     InvalidQuery, "invalid_query", BAD_REQUEST, "The query is unknown or wrong";
     InvalidRequest, "invalid_request", BAD_REQUEST, "This is no request for a function";
+    InvalidRule, "invalid_rule", BAD_REQUEST, "This is no rule";
+    InvalidScope, "invalid_scope", BAD_REQUEST, "This is no scope";
+    InvalidSecret, "invalid_secret", UNPROCESSABLE_ENTITY, "The secret cannot be used";
     InvalidSelection, "invalid_selection", BAD_REQUEST, "It is not clear what to replay";
     InvalidTimeout, "invalid_timeout", BAD_REQUEST, "The timeout is zero";
     KeyReused, "key_reused", UNPROCESSABLE_ENTITY, "The key stands for another request";
+    LockedOut, "locked_out", CONFLICT, "The rule would lock out who makes it";
     LimitExceeded, "limit_exceeded", UNPROCESSABLE_ENTITY, "More than is permitted";
     MalformedJson, "malformed_json", BAD_REQUEST, "The JSON cannot be read";
     MalformedManifest, "malformed_manifest", BAD_REQUEST, "faena.toml cannot be read";
@@ -93,16 +99,22 @@ codes! {
     Running, "running", ACCEPTED, "The call has not ended yet";
     Stopping, "stopping", SERVICE_UNAVAILABLE, "The platform is stopping";
     Timeout, "timeout", GATEWAY_TIMEOUT, "The attempt took too long";
+    TooManyAttempts, "too_many_attempts", TOO_MANY_REQUESTS, "Too many attempts";
     TooDeep, "too_deep", BAD_REQUEST, "The JSON is nested too deep";
     TooLarge, "too_large", PAYLOAD_TOO_LARGE, "Too large";
     TooSlow, "too_slow", REQUEST_TIMEOUT, "The body came too slowly";
     Unavailable, "unavailable", SERVICE_UNAVAILABLE, "No worker can take the call";
+    Unauthenticated, "unauthenticated", UNAUTHORIZED, "A credential is needed";
+    UnknownAccount, "unknown_account", NOT_FOUND, "There is no such account";
     UnknownCall, "unknown_call", NOT_FOUND, "There is no such call";
     UnknownDeadLetter, "unknown_dead_letter", NOT_FOUND, "There is no such dead letter";
     UnknownEngine, "unknown_engine", BAD_REQUEST, "There is no such engine";
     UnknownField, "unknown_field", BAD_REQUEST, "There is no such field";
     UnknownFunction, "unknown_function", NOT_FOUND, "There is no such function";
     UnknownKey, "unknown_key", BAD_REQUEST, "faena.toml has no such key";
+    UnknownApiKey, "unknown_api_key", NOT_FOUND, "There is no such API key";
+    UnknownNamespace, "unknown_namespace", NOT_FOUND, "There is no such namespace";
+    UnknownRule, "unknown_rule", NOT_FOUND, "There is no such rule";
     UnknownRoute, "unknown_route", NOT_FOUND, "There is nothing at this path";
     UnknownRuntime, "unknown_runtime", NOT_FOUND, "There is no such runtime";
     UnknownVersion, "unknown_version", NOT_FOUND, "There is no such version";

@@ -3,7 +3,7 @@
 mod code;
 
 use axum::Json;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use faena_protocol::DbError;
 use faena_protocol::db::Resource;
@@ -76,6 +76,16 @@ impl Problem {
         Self::new(ErrorCode::TooLarge, detail)
     }
 
+    /// The status of its reply.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    /// Whether it is of this kind.
+    pub(crate) fn is(&self, code: ErrorCode) -> bool {
+        self.code == code
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -96,10 +106,14 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let retry_after = self.retry_after;
-        let mut response = (self.code.status(), Json(self)).into_response();
+        let (retry_after, status) = (self.retry_after, self.code.status());
+        let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 11.6.1: a reply with this status says what is accepted.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
@@ -117,10 +131,16 @@ impl From<DbError> for Problem {
                     Resource::Version => ErrorCode::UnknownVersion,
                     Resource::Call => ErrorCode::UnknownCall,
                     Resource::DeadLetter => ErrorCode::UnknownDeadLetter,
+                    Resource::Namespace => ErrorCode::UnknownNamespace,
+                    Resource::Account => ErrorCode::UnknownAccount,
+                    Resource::Credential => ErrorCode::Unauthenticated,
+                    Resource::Key => ErrorCode::UnknownApiKey,
+                    Resource::Rule => ErrorCode::UnknownRule,
                 };
                 Self::new(code, format!("there is no {what} {name}"))
             }
             DbError::Conflict { message } => Self::new(ErrorCode::Conflict, message.clone()),
+            DbError::AdministratorNeeded { message } => Self::new(ErrorCode::AdministratorNeeded, message.clone()),
             DbError::Stale => Self::new(ErrorCode::Conflict, error.to_string()),
             DbError::Full => Self::new(ErrorCode::Busy, error.to_string()).retry_after(1),
             DbError::QueueFull { .. } => Self::new(ErrorCode::QueueFull, error.to_string()).retry_after(1),

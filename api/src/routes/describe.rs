@@ -8,9 +8,10 @@ use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 /// Names of runtimes and functions (`faena_domain::name`).
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
 /// What any request may be answered with: what the guard and the bounds refuse, and what fails on our side.
-const ANYWHERE: [(&str, &str); 14] = [
+const ANYWHERE: [(&str, &str); 15] = [
     ("400", "The request is wrong; `code` says how"),
-    ("403", "It comes from a web page of another site"),
+    ("401", "A credential is needed, or the one that was sent is none"),
+    ("403", "It is not permitted, or comes from a web page of another site"),
     ("404", "What it names is not there"),
     ("408", "The body did not arrive in time"),
     ("409", "It stands against what is there"),
@@ -100,22 +101,75 @@ fn needs_body(path: &str) -> Option<bool> {
     (path == "/call/{callNum}/replay").then_some(false)
 }
 
+/// An object that has these properties and no others.
+fn object(required: &[&str], mut properties: Value) -> Value {
+    // What may be left out may be null as well.
+    for (name, schema) in properties.as_object_mut().into_iter().flatten() {
+        if let (false, Some(kind)) = (required.contains(&name.as_str()), schema.get("type").cloned()) {
+            schema["type"] = json!([kind, "null"]);
+            if let Some(values) = schema.get_mut("enum").and_then(Value::as_array_mut) {
+                values.push(Value::Null);
+            }
+        }
+    }
+    json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false})
+}
+
+/// The bodies of routes about accounts, rules and namespaces.
+fn account_body(path: &str) -> Option<Value> {
+    let name = json!({"type": "string", "pattern": NAME});
+    let text = || json!({"type": "string"});
+    let secret = || json!({"type": "string", "minLength": 12, "maxLength": 1024});
+    let names =
+        || json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES});
+    Some(match path {
+        "/setup" => object(&["token", "name", "secret"], json!({"token": text(), "name": name, "secret": text()})),
+        "/account" => object(
+            &["name", "type"],
+            json!({
+                "name": name,
+                "type": {"type": "string", "enum": ["user", "service"]},
+                "secret": secret(),
+                "scopes": names(),
+                "metadata": {"type": "object"},
+                "namespace": name,
+            }),
+        ),
+        "/account/{account}/secret" => object(&["new"], json!({"old": text(), "new": secret()})),
+        "/token" => object(
+            &[],
+            json!({"name": text(), "id": text(), "secret": text(), "namespace": name, "refreshToken": text()}),
+        ),
+        "/key" => object(
+            &["name"],
+            json!({"name": name, "scopes": names(), "expiresAt": {"type": "string", "format": "date-time"}}),
+        ),
+        "/rule" => {
+            let pattern = json!({"type": "string", "description": "`*`, a name, or a path that ends in `/*`"});
+            let resource = json!({"type": "object", "additionalProperties": false, "required": ["type", "name", "endpoint"],
+                "properties": {"type": pattern, "name": pattern, "endpoint": pattern}});
+            object(
+                &["id", "scope", "resource", "access", "priority"],
+                json!({
+                    "id": name,
+                    "scope": {"type": "string", "description": "empty for everyone, `*` for accounts of the namespace, `+` for any account, or a scope"},
+                    "resource": resource,
+                    "access": {"type": "string", "enum": ["GRANTED", "DENIED"]},
+                    "priority": {"type": "integer", "format": "int32"},
+                }),
+            )
+        }
+        "/namespace" => {
+            object(&["name"], json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}}))
+        }
+        _ => return None,
+    })
+}
+
 /// The bodies of routes that take JSON; each refuses other members.
 fn body(path: &str) -> Option<Value> {
     let name = json!({"type": "string", "pattern": NAME});
     let number = || json!({"type": "integer", "format": "int64", "minimum": 1});
-    let object = |required: &[&str], mut properties: Value| {
-        // What may be left out may be null as well.
-        for (name, schema) in properties.as_object_mut().into_iter().flatten() {
-            if let (false, Some(kind)) = (required.contains(&name.as_str()), schema.get("type").cloned()) {
-                schema["type"] = json!([kind, "null"]);
-                if let Some(values) = schema.get_mut("enum").and_then(Value::as_array_mut) {
-                    values.push(Value::Null);
-                }
-            }
-        }
-        json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false})
-    };
     Some(match path {
         "/registerRuntime" => object(
             &["image", "path", "dependencies", "run"],
@@ -158,7 +212,7 @@ fn body(path: &str) -> Option<Value> {
                 json!({"type": "array", "items": number(), "minItems": 1, "maxItems": faena_domain::limits::MAX_PAGE});
             object(&[], json!({"callNums": nums, "funcName": name, "version": number()}))
         }
-        _ => return None,
+        _ => return account_body(path),
     })
 }
 

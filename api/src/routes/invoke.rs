@@ -23,7 +23,7 @@ use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
-use crate::{actions, body, callbacks, idempotency, preference, trace};
+use crate::{actions, authorize, body, callbacks, idempotency, preference, trace};
 
 /// The longest age that a client may ask for: thirty days.
 const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -141,6 +141,8 @@ pub(crate) async fn invoke(
     let version = invocation.version.map(Version);
     let request =
         invocation.request.as_deref().map(|asked| asked_request::parse(asked, &invocation.params)).transpose()?;
+    let path = request.as_ref().map_or("/", |request| request.path.as_str());
+    authorize::permit_call(app.access(), &principal, function.as_str(), path).await?;
     let wait = preference::prefer_wait(&headers)?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;

@@ -1,6 +1,8 @@
 //! The routes, one module for each resource. A route is registered by its OpenAPI description, so none can lack one.
 
+mod accounts;
 mod asked_request;
+mod audit;
 mod builds;
 pub(crate) mod calls;
 mod describe;
@@ -8,9 +10,13 @@ mod events;
 mod functions;
 mod health;
 pub(crate) mod invoke;
+mod keys;
 mod logs;
+mod namespaces;
 mod replay;
+mod rules;
 mod runtimes;
+mod tokens;
 mod upload;
 mod workers;
 
@@ -25,7 +31,28 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
+use crate::problem::{ErrorCode, Problem, Reply};
 use crate::{guard, problem};
+
+/// The value of the one parameter that a query may have, which is true or false.
+fn flag(query: Option<&str>, name: &str) -> Reply<bool> {
+    let mut value = false;
+    for (given, text) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let invalid = || {
+            let given: String = given.chars().take(80).collect();
+            Problem::new(
+                ErrorCode::InvalidQuery,
+                format!("{given:?} is no parameter here; {name} is, as true or false"),
+            )
+        };
+        value = match (&*given == name, &*text) {
+            (true, "true") => true,
+            (true, "false") => false,
+            _ => return Err(invalid()),
+        };
+    }
+    Ok(value)
+}
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -54,6 +81,23 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(replay::many))
         .routes(routes!(logs::of_call))
         .routes(routes!(logs::of_function))
+        .routes(routes!(accounts::setup))
+        .routes(routes!(accounts::make))
+        .routes(routes!(accounts::list))
+        .routes(routes!(accounts::get, accounts::delete))
+        .routes(routes!(accounts::change_secret))
+        .routes(routes!(accounts::whoami))
+        .routes(routes!(tokens::make, tokens::delete))
+        .routes(routes!(keys::make))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::delete))
+        .routes(routes!(rules::put))
+        .routes(routes!(rules::list))
+        .routes(routes!(rules::delete))
+        .routes(routes!(namespaces::make))
+        .routes(routes!(namespaces::list))
+        .routes(routes!(namespaces::get, namespaces::delete))
+        .routes(routes!(audit::list))
         .routes(routes!(workers::list))
         .routes(routes!(health::healthy))
         .routes(routes!(health::ready))

@@ -41,7 +41,7 @@ pub use identity::{CallPattern, Identity};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::Manifest;
-pub use name::{FunctionId, FunctionName, Namespace, RuntimeName};
+pub use name::{AccountName, FunctionId, FunctionName, KeyName, Namespace, RuleId, RuntimeName};
 pub use network::{EgressRule, Network, NetworkRule};
 pub use payload::Payload;
 pub use runtime::{EngineKind, RuntimeSpec};

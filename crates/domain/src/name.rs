@@ -125,6 +125,12 @@ names! {
     RuntimeName;
     /// The name of a function.
     FunctionName;
+    /// The name of an account in its namespace.
+    AccountName;
+    /// The name of a key among those of its account.
+    KeyName;
+    /// The id of a rule in its namespace.
+    RuleId;
 }
 
 /// A function, as everything that counts, caches or holds it knows it.
@@ -146,6 +152,21 @@ impl FunctionId {
 impl fmt::Display for FunctionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Namespace {
+    /// Whether it can be a label of a host's name (RFC 1123, 2.1): the functions of those that can have hosts of their own.
+    pub fn is_label(&self) -> bool {
+        let text = self.as_str();
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') && !text.ends_with('-')
+    }
+}
+
+impl RuleId {
+    /// The rule that every namespace begins with.
+    pub fn beginning() -> Self {
+        Self("default".into())
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub use archives::{multipart, tar_gz, zip};
 pub use fake::{FakeEngine, Trouble};
 pub use http::{Reply, post, raw, request};
-pub use platform::{Engine, Platform, Role, binary};
+pub use platform::{Engine, Platform, Role, SECRET, binary};
 pub use versions::code;
 
 /// Asks until there is an answer; panics with the last thing seen when the time is over.

@@ -73,12 +73,17 @@ pub fn binary() -> PathBuf {
     )
 }
 
+/// The secret of accounts that tests make.
+pub const SECRET: &str = "correct horse battery staple";
+
 /// A platform on folders and a port of its own; everything of it ends when it is dropped.
 #[derive(Debug)]
 pub struct Platform {
     folder: TempDir,
     /// Where it listens.
     pub port: u16,
+    /// Sent with every request that has no other, where there is one.
+    pub credential: Option<String>,
     roles: Vec<(Role, Child)>,
 }
 
@@ -116,7 +121,7 @@ impl Platform {
 
     /// Folders and a port, and nothing running.
     pub fn stopped() -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), port: free_port(), roles: Vec::new() }
+        Self { folder: tempfile::tempdir().expect("a folder"), port: free_port(), credential: None, roles: Vec::new() }
     }
 
     /// A command of the binary with this platform's folders and port.
@@ -204,12 +209,46 @@ impl Platform {
 
     /// GET.
     pub fn get(&self, path: &str) -> Reply {
-        request(self.port, "GET", path, &[], b"")
+        self.send("GET", path, &[], b"")
     }
 
     /// Any request.
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-        request(self.port, method, path, headers, body)
+        let bearer = self.credential.as_ref().map(|credential| format!("Bearer {credential}"));
+        let has_own = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        let own = bearer.as_deref().filter(|_| !has_own).map(|bearer| ("Authorization", bearer));
+        request(self.port, method, path, &[headers, own.as_slice()].concat(), body)
+    }
+
+    /// Makes the first account, an administrator whose key is sent from now on. A platform that cannot be open has told the
+    /// token for it in its log.
+    pub fn lock(&mut self) {
+        let made = if self.get("/whoami").status == 200 {
+            let account = json!({"name": "root", "type": "user", "secret": SECRET, "scopes": ["admin"]});
+            self.post("/account", &account)
+        } else {
+            let token = self.setup_token();
+            self.post("/setup", &json!({"token": token, "name": "root", "secret": SECRET}))
+        };
+        assert_eq!(made.status, 201, "{}", made.text());
+        self.credential = Some(self.signed_in("root", SECRET, "default"));
+    }
+
+    /// The token with which the first account of a platform that cannot be open is made.
+    pub fn setup_token(&self) -> String {
+        eventually(LONG, "the token of the set-up", || {
+            let log = self.logged();
+            let token =
+                log.lines().find_map(|line| line.split_once("token=\"")?.1.split_once('"')).map(|(token, _)| token);
+            token.map(str::to_owned).ok_or(log)
+        })
+    }
+
+    /// The access token of an account.
+    pub fn signed_in(&self, name: &str, secret: &str, namespace: &str) -> String {
+        let reply = self.post("/token", &json!({"name": name, "secret": secret, "namespace": namespace}));
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()["accessToken"].as_str().expect("a token").to_owned()
     }
 
     /// POST of JSON.

@@ -1,5 +1,7 @@
 //! SQLite: one thread that writes with group commit, readers beside it.
 
+mod accounts;
+mod audit;
 mod blobs;
 mod builds;
 mod call_rows;
@@ -8,6 +10,7 @@ mod calls;
 mod changes;
 mod clock;
 mod completed;
+mod credentials;
 mod function_queues;
 mod functions;
 mod keys;
@@ -24,11 +27,13 @@ mod runtimes;
 mod workers;
 mod writer;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use faena_protocol::db::FunctionsSeen;
+use faena_protocol::db::{AccessSeen, FunctionsSeen};
 use faena_protocol::{DbError, Envelope};
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
@@ -127,7 +132,8 @@ impl SqliteStore {
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
         let disk = Mutex::new(reserve.look());
         let changes = ChangeLog::beginning_at(clock.now());
-        let shared = Arc::new(Shared { clock, settings, disk, changes });
+        let access = AtomicU64::new(u64::try_from(clock.now()).unwrap_or(0) * 1000);
+        let shared = Arc::new(Shared { clock, settings, disk, changes, access });
         let readers = (0..READERS)
             .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
             .collect::<Result<Vec<_>, _>>()
@@ -166,6 +172,9 @@ pub(crate) struct Shared {
     disk: Mutex<Disk>,
     /// What calls run, and when that changed.
     changes: ChangeLog,
+    /// See [`AccessSeen`]. It begins with db time in milliseconds times a thousand: a database that was away has not seen less
+    /// than before.
+    access: AtomicU64,
 }
 
 impl Shared {
@@ -181,6 +190,8 @@ impl Shared {
             clock_step_ms: self.clock.wall_step_ms(),
             settings: &self.settings,
             changes: &self.changes,
+            access_seen: AccessSeen(self.access.load(Ordering::SeqCst)),
+            access_changes: Cell::new(false),
         }
     }
 }

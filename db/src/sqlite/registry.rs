@@ -9,7 +9,9 @@ use rusqlite::Connection;
 
 use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
-use super::{blobs, builds, callbacks, calls, function_queues, functions, logs, runtimes, workers};
+use super::{
+    accounts, audit, blobs, builds, callbacks, calls, credentials, function_queues, functions, logs, runtimes, workers,
+};
 
 /// The requests of this module.
 const REQUESTS: &[Request] = &[read::<Ping>()];
@@ -20,10 +22,13 @@ static BY_NAME: LazyLock<HashMap<&str, Request>> =
 fn all() -> impl Iterator<Item = &'static Request> {
     let modules = [
         REQUESTS,
+        accounts::REQUESTS,
+        audit::REQUESTS,
         blobs::REQUESTS,
         builds::REQUESTS,
         callbacks::REQUESTS,
         calls::REQUESTS,
+        credentials::REQUESTS,
         function_queues::REQUESTS,
         functions::REQUESTS,
         logs::REQUESTS,

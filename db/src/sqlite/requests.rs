@@ -1,7 +1,9 @@
 //! What a request is to the store: it reads or writes, under a context. Each module registers its own.
 
+use std::cell::Cell;
+
 use faena_domain::FunctionId;
-use faena_protocol::db::Access;
+use faena_protocol::db::{Access, AccessSeen};
 use faena_protocol::{DbError, DbRequest, Envelope, EnvelopeError};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
@@ -22,9 +24,18 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) clock_step_ms: Option<i64>,
     pub(crate) settings: &'a StoreSettings,
     pub(crate) changes: &'a ChangeLog,
+    /// How often access had changed before the request ran.
+    pub(crate) access_seen: AccessSeen,
+    /// Whether a request of the transaction changes access.
+    pub(crate) access_changes: Cell<bool>,
 }
 
 impl RequestContext<'_> {
+    /// Who may do what may be something else after the transaction.
+    pub(crate) fn changes_access(&self) {
+        self.access_changes.set(true);
+    }
+
     /// Drawn from \[0, 1).
     pub(crate) fn uniform(&self) -> f64 {
         fastrand::f64()

@@ -56,6 +56,11 @@ pub(super) fn forget(connection: &Connection, context: &RequestContext<'_>) -> R
         )
         .and_then(|mut statement| statement.execute([context.now]))
         .map_err(broken)?;
+    super::credentials::forget(connection, context.wall)
+        .and_then(|()| {
+            super::audit::forget(connection, context.wall.saturating_sub(context.settings.keep.audit_for_ms))
+        })
+        .map_err(broken)?;
     let keep = &context.settings.keep;
     let before = context.now.saturating_sub(keep.calls_for_ms);
     let letters_before = context.now.saturating_sub(keep.dead_letters_for_ms);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -160,6 +161,10 @@ impl Writing {
         }
         match transaction.commit() {
             Ok(()) => {
+                if context.access_changes.get() {
+                    // After the commit: who reads this number also finds the change.
+                    shared.access.fetch_add(1, Ordering::SeqCst);
+                }
                 self.metrics.commits.inc();
                 self.metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
                 answers

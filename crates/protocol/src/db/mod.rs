@@ -1,10 +1,13 @@
 //! Requests to the database service, one module for each resource. Each type names its reply, and declares whether it writes
 //! and who may send it; every write may be sent again.
 
+mod accounts;
+mod audit;
 mod blobs;
 mod builds;
 mod callbacks;
 mod calls;
+mod credentials;
 mod functions;
 mod logs;
 mod runtimes;
@@ -18,10 +21,13 @@ use faena_domain::CallStatus;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use accounts::*;
+pub use audit::*;
 pub use blobs::*;
 pub use builds::*;
 pub use callbacks::*;
 pub use calls::*;
+pub use credentials::*;
 pub use functions::*;
 pub use logs::*;
 pub use runtimes::*;
@@ -79,6 +85,16 @@ pub enum Resource {
     Call,
     /// A call that was acknowledged and did not succeed.
     DeadLetter,
+    /// A namespace.
+    Namespace,
+    /// An account.
+    Account,
+    /// A token or a key.
+    Credential,
+    /// A key.
+    Key,
+    /// A rule.
+    Rule,
 }
 
 impl fmt::Display for Resource {
@@ -89,6 +105,11 @@ impl fmt::Display for Resource {
             Self::Version => "version",
             Self::Call => "call",
             Self::DeadLetter => "dead letter",
+            Self::Namespace => "namespace",
+            Self::Account => "account",
+            Self::Credential => "credential",
+            Self::Key => "key",
+            Self::Rule => "rule",
         })
     }
 }
@@ -109,6 +130,12 @@ pub enum DbError {
     #[error("{message}")]
     Conflict {
         /// A sentence that names both.
+        message: String,
+    },
+    /// The first account must be an administrator of the root namespace, and the last one of a namespace stays.
+    #[error("{message}")]
+    AdministratorNeeded {
+        /// A sentence that names the namespace.
         message: String,
     },
     /// The claim it was made under is over: another epoch or another owner.
@@ -199,6 +226,9 @@ pub fn messages() -> impl Iterator<Item = &'static Message> {
         callbacks::MESSAGES,
         workers::MESSAGES,
         blobs::MESSAGES,
+        accounts::MESSAGES,
+        credentials::MESSAGES,
+        audit::MESSAGES,
     ];
     all.into_iter().flatten()
 }

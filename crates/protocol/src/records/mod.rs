@@ -1,9 +1,11 @@
 //! What the database keeps, as the roles see it.
 
+mod accounts;
 mod builds;
 mod calls;
 mod functions;
 
+pub use accounts::*;
 pub use builds::*;
 pub use calls::*;
 pub use functions::*;

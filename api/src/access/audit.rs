@@ -1,0 +1,139 @@
+//! What was changed and what was refused, for the record: changes one by one, before their replies; refusals counted, a line
+//! for each minute, account, address and operation.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use faena_auth::{Account, Principal};
+use faena_db_client::DbClient;
+use faena_domain::{Namespace, Timestamp};
+use faena_protocol::DbError;
+use faena_protocol::db::AuditAppend;
+use faena_protocol::records::AuditRecord;
+use faena_scheduler::unix_ms;
+use parking_lot::Mutex;
+
+/// Refusals are counted over this, in milliseconds.
+const MINUTE: i64 = 60_000;
+/// Different refusals of a minute that are told apart.
+const KINDS: usize = 1000;
+/// Stands for what is beyond them.
+const OTHERS: &str = "others";
+/// The longest name of a thing, in characters.
+const TARGET: usize = 200;
+
+/// What a handler adds to the line of its request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Audited {
+    /// The account, where the request proves it and no credential does: it signs in.
+    pub(crate) account: Option<String>,
+    /// The thing, where the path does not name it.
+    pub(crate) target: Option<String>,
+}
+
+/// What refusals are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    minute: i64,
+    namespace: Namespace,
+    account: Option<String>,
+    action: String,
+    address: String,
+    outcome: u16,
+}
+
+/// Writes the audit.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    db: DbClient,
+    refusals: Mutex<HashMap<Kind, u64>>,
+}
+
+/// One request, as the audit tells it.
+#[derive(Clone, Debug)]
+pub(crate) struct AuditEntry {
+    pub(crate) namespace: Namespace,
+    pub(crate) account: Option<String>,
+    pub(crate) action: String,
+    pub(crate) target: String,
+    pub(crate) address: IpAddr,
+    pub(crate) outcome: u16,
+}
+
+impl AuditEntry {
+    /// That of a principal, before the outcome is known.
+    pub(crate) fn of(principal: &Principal, action: String, target: String, address: IpAddr) -> Self {
+        let account = match &principal.account {
+            Account::Anonymous => None,
+            account => Some(account.to_string()),
+        };
+        Self { namespace: principal.namespace.clone(), account, action, target, address, outcome: 0 }
+    }
+}
+
+impl Audit {
+    pub(super) fn new(db: DbClient) -> Self {
+        Self { db, refusals: Mutex::default() }
+    }
+
+    async fn append(&self, lines: Vec<AuditRecord>) -> Result<(), DbError> {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        self.db.ask(&AuditAppend { id, lines }).await
+    }
+
+    /// Records a change; its reply waits for this.
+    pub(crate) async fn changed(&self, entry: AuditEntry) -> Result<(), DbError> {
+        let AuditEntry { namespace, account, action, target, address, outcome } = entry;
+        let target = target.chars().take(TARGET).collect();
+        let (at, address) = (Timestamp(unix_ms()), address.to_string());
+        self.append(vec![AuditRecord { at, namespace, account, action, target, address, outcome, count: 1 }]).await
+    }
+
+    /// Counts a refusal. What is not there, and what fails, is none.
+    pub(crate) fn refused(&self, entry: AuditEntry) {
+        if !matches!(entry.outcome, 401 | 403 | 429) {
+            return;
+        }
+        let AuditEntry { namespace, account, action, address, outcome, .. } = entry;
+        let minute = unix_ms() / MINUTE;
+        let mut kind = Kind { minute, namespace, account, action, address: address.to_string(), outcome };
+        let mut refusals = self.refusals.lock();
+        if refusals.len() >= KINDS && !refusals.contains_key(&kind) {
+            (kind.account, kind.address, kind.action) = (None, OTHERS.to_owned(), OTHERS.to_owned());
+        }
+        *refusals.entry(kind).or_default() += 1;
+    }
+
+    /// Writes the refusals of minutes that are over.
+    pub(super) async fn flush_old(&self) -> Result<(), DbError> {
+        self.flush(unix_ms() / MINUTE).await
+    }
+
+    /// Writes all refusals, for who reads the audit now.
+    pub(crate) async fn flush_all(&self) -> Result<(), DbError> {
+        self.flush(i64::MAX).await
+    }
+
+    async fn flush(&self, before: i64) -> Result<(), DbError> {
+        let old: Vec<(Kind, u64)> = self.refusals.lock().extract_if(|kind, _| kind.minute < before).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let line = |(kind, count): &(Kind, u64)| AuditRecord {
+            at: Timestamp(kind.minute * MINUTE),
+            namespace: kind.namespace.clone(),
+            account: kind.account.clone(),
+            action: kind.action.clone(),
+            target: String::new(),
+            address: kind.address.clone(),
+            outcome: kind.outcome,
+            count: *count,
+        };
+        let appended = self.append(old.iter().map(line).collect()).await;
+        if appended.is_err() {
+            let mut refusals = self.refusals.lock();
+            old.into_iter().for_each(|(kind, count)| *refusals.entry(kind).or_default() += count);
+        }
+        appended
+    }
+}

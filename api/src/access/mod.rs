@@ -1,0 +1,362 @@
+//! Who is let in: what is known of accounts, credentials and rules, remembered until db tells that it has changed.
+//!
+//! A platform on which no account was ever made is open: what reaches it from this machine is the local operator's. The
+//! first account locks it, for ever.
+
+mod audit;
+mod guesses;
+mod known;
+mod secrets;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, header};
+use faena_auth::{Account, Credential, CredentialKind, Principal, Requirement, RuleSet, Target};
+use faena_db_client::DbClient;
+use faena_domain::Namespace;
+use faena_protocol::DbError;
+use faena_protocol::db::{AccessState, AccessStateGet, CredentialGet, KeysUsed, Resource, RuleList, SetupPut};
+use faena_protocol::records::SecretHash;
+use faena_scheduler::unix_ms;
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::entrance::Entrance;
+use crate::problem::{ErrorCode, Problem, Reply};
+pub(crate) use audit::{Audit, AuditEntry, Audited};
+use guesses::Guesses;
+pub(crate) use guesses::Network;
+use known::{Known, KnownCredential};
+pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_secret};
+
+/// How often db is asked whether anything has changed.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How old the word of db may be while the platform is locked: what was revoked elsewhere is refused here after this.
+const WORD: Duration = Duration::from_secs(2);
+/// How long db may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often last uses of keys are noted.
+const NOTE_USES: Duration = Duration::from_secs(20);
+/// Names the namespace that a request concerns, where it is not the account's own.
+const NAMESPACE: &str = "faena-namespace";
+
+static OPERATOR: LazyLock<Arc<Principal>> = LazyLock::new(|| Arc::new(Principal::operator()));
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    /// The client's address.
+    pub(crate) address: IpAddr,
+}
+
+impl Default for Origin {
+    /// This machine.
+    fn default() -> Self {
+        Self { address: Ipv4Addr::LOCALHOST.into() }
+    }
+}
+
+/// A request, as far as it says who sent it.
+pub(crate) struct Asking<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    /// How it addresses a function, where it does.
+    pub(crate) entrance: Option<Entrance>,
+    /// The namespace that its host names.
+    pub(crate) host: Option<&'a str>,
+}
+
+/// What a request was admitted by, so that it can be judged again while it lasts.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub(crate) principal: Arc<Principal>,
+    pub(crate) credential: Option<Credential>,
+    pub(crate) requirement: Requirement,
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+    pub(crate) endpoint: String,
+}
+
+/// What an api knows of accounts.
+#[derive(Debug)]
+pub(crate) struct Access {
+    db: DbClient,
+    known: RwLock<Known>,
+    /// Whether an open platform may be: it is reached from this machine alone, and by no name of its own.
+    may_be_open: bool,
+    /// Sent when anything has changed.
+    changed: watch::Sender<()>,
+    guesses: Guesses,
+    pub(crate) secrets: Secrets,
+    pub(crate) audit: Audit,
+}
+
+impl Access {
+    /// What an api knows at its start: nothing. The tasks that follow db end when this is dropped.
+    pub(crate) fn new(db: DbClient, may_be_open: bool) -> Arc<Self> {
+        let access = Arc::new(Self {
+            audit: Audit::new(db.clone()),
+            known: RwLock::default(),
+            may_be_open,
+            changed: watch::Sender::new(()),
+            guesses: Guesses::default(),
+            secrets: Secrets::default(),
+            db,
+        });
+        tokio::spawn(follow(Arc::downgrade(&access)));
+        access
+    }
+
+    /// What db says, no older than it may be.
+    async fn state(&self) -> Reply<AccessState> {
+        {
+            let known = self.known.read();
+            if let Some((state, heard)) = known.state
+                && (!state.locked || heard.elapsed() < WORD)
+            {
+                return Ok(state);
+            }
+        }
+        self.refresh().await
+    }
+
+    /// Asks db for its word. Called after a change, so that who made it sees it.
+    pub(crate) async fn refresh(&self) -> Reply<AccessState> {
+        let asked = Instant::now();
+        let state = self.db.ask_within(&AccessStateGet {}, ANSWER).await?;
+        let has_changed = self.known.write().hear(state, asked);
+        if has_changed {
+            self.changed.send_replace(());
+        }
+        Ok(state)
+    }
+
+    /// Where nobody is let in until there is an account: the token with which the first can be made. It takes the place of
+    /// one that was offered before.
+    pub(crate) async fn offer_setup(&self) -> Reply<Option<String>> {
+        if self.may_be_open || self.state().await?.locked {
+            return Ok(None);
+        }
+        let token = new_secret()?;
+        self.db.ask(&SetupPut { hash: setup_hash(&token) }).await?;
+        Ok(Some(token))
+    }
+
+    /// Who sends a request.
+    ///
+    /// # Errors
+    /// 401 for a credential that is none of ours; 400 for a namespace that cannot be one.
+    pub(crate) async fn principal(&self, asking: &Asking<'_>) -> Reply<Arc<Principal>> {
+        let named = asking.namespace()?;
+        if !self.state().await?.locked && self.may_be_open && !asking.is_forwarded() {
+            return self.operator(named).await;
+        }
+        let Some(text) = asking.credential()? else {
+            return Ok(Arc::new(Principal::anonymous(named.unwrap_or_default())));
+        };
+        let credential: Credential = text.parse().map_err(|_| unknown_credential())?;
+        let known = self.credential(&credential).await?;
+        match named {
+            Some(named) if named != known.principal.namespace => {
+                Ok(Arc::new(Principal { namespace: named, ..(*known.principal).clone() }))
+            }
+            _ => Ok(Arc::clone(&known.principal)),
+        }
+    }
+
+    async fn operator(&self, named: Option<Namespace>) -> Reply<Arc<Principal>> {
+        match named.filter(|named| *named != OPERATOR.namespace) {
+            None => Ok(Arc::clone(&OPERATOR)),
+            Some(namespace) => {
+                self.rules(&namespace).await?;
+                Ok(Arc::new(Principal { namespace, ..(**OPERATOR).clone() }))
+            }
+        }
+    }
+
+    /// What a credential stands for, where it is one that is sent with requests and has not ended.
+    async fn credential(&self, credential: &Credential) -> Reply<Arc<KnownCredential>> {
+        if credential.kind == CredentialKind::Refresh {
+            return Err(unknown_credential().hint("exchange it at POST /token"));
+        }
+        let there = self.known.read().credential(credential.id);
+        let known = match there {
+            Some(known) => known,
+            None => match self.db.ask_within(&CredentialGet { id: credential.id }, ANSWER).await {
+                Ok(found) => self.known.write().learn(credential.id, found),
+                Err(DbError::NotFound { what: Resource::Credential, .. }) => return Err(unknown_credential()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let now = unix_ms();
+        if known.kind != credential.kind || !known.hash.admits(&credential.secret) || known.has_ended(now) {
+            return Err(unknown_credential());
+        }
+        known.used(now);
+        Ok(known)
+    }
+
+    /// Returns when a request that lasts would not be admitted any longer.
+    pub(crate) async fn revoked(&self, grant: &Grant) {
+        let mut changes = self.changed.subscribe();
+        while self.holds(grant).await {
+            // It is sent by ourselves.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Whether a request would still be admitted; while db says nothing it would.
+    async fn holds(&self, grant: &Grant) -> bool {
+        let Grant { principal, credential, .. } = grant;
+        let holds = async {
+            let principal = match (&principal.account, credential) {
+                (Account::Operator, _) => return Ok(!self.state().await?.locked),
+                (Account::Named { .. }, Some(credential)) => {
+                    let known = self.credential(credential).await?;
+                    Principal { namespace: principal.namespace.clone(), ..(*known.principal).clone() }
+                }
+                _ => (**principal).clone(),
+            };
+            let target = Target { kind: grant.kind, name: &grant.name, endpoint: &grant.endpoint };
+            let rules = self.rules(&principal.namespace).await?;
+            Reply::Ok(principal.may(grant.requirement, &target, &rules).is_ok())
+        };
+        holds.await.unwrap_or_else(|problem| !problem.is(ErrorCode::Unauthenticated))
+    }
+
+    /// The session of a credential, where it is an access token.
+    pub(crate) async fn session(&self, asking: &Asking<'_>) -> Reply<Option<String>> {
+        let Some(text) = asking.credential()? else { return Ok(None) };
+        let credential: Credential = text.parse().map_err(|_| unknown_credential())?;
+        Ok(self.credential(&credential).await?.session.clone())
+    }
+
+    /// Whether a secret is that of an account; the answer and its time are the same where there is no such account.
+    ///
+    /// # Errors
+    /// 401 where it is not, 429 where too many attempts have failed.
+    pub(crate) async fn prove(
+        &self,
+        (namespace, account): (&Namespace, &str),
+        secret: String,
+        hash: Option<SecretHash>,
+        network: Network,
+    ) -> Reply<()> {
+        let attempt = self.guesses.attempt(namespace, account, network, Instant::now()).map_err(too_many)?;
+        if !self.secrets.is_right(secret, hash, network).await? {
+            return Err(wrong_secret());
+        }
+        attempt.succeeded();
+        Ok(())
+    }
+
+    /// The rules of a namespace.
+    ///
+    /// # Errors
+    /// 404 where there is no such namespace.
+    pub(crate) async fn rules(&self, namespace: &Namespace) -> Reply<Arc<RuleSet>> {
+        let there = self.known.read().rules(namespace);
+        match there {
+            Some(rules) => Ok(rules),
+            None => {
+                let found = self.db.ask_within(&RuleList { namespace: namespace.clone() }, ANSWER).await?;
+                Ok(self.known.write().learn_rules(namespace, found))
+            }
+        }
+    }
+
+    /// Notes in db when keys were used.
+    async fn note_uses(&self) {
+        let uses = self.known.write().take_uses();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.db.ask(&KeysUsed { uses }).await {
+            debug!(%error, "when keys were used is not noted");
+        }
+    }
+}
+
+impl<'a> Asking<'a> {
+    /// A request for a route.
+    pub(crate) fn of_route(headers: &'a HeaderMap) -> Self {
+        Self { headers, entrance: None, host: None }
+    }
+
+    /// The namespace that it names: by its host, or by a header.
+    fn namespace(&self) -> Reply<Option<Namespace>> {
+        let header = self.headers.get(NAMESPACE).map(|value| value.to_str().unwrap_or("?"));
+        match self.host.or(header) {
+            // Names of namespaces are in lower case.
+            Some(name) => Ok(Some(name.to_ascii_lowercase().parse()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, read.
+    pub(crate) fn read_credential(&self) -> Option<Credential> {
+        self.credential().ok().flatten()?.parse().ok()
+    }
+
+    /// The credential that it sends to the platform. On its own origin a function has credentials of its own.
+    fn credential(&self) -> Reply<Option<&'a str>> {
+        let Some(value) = self.headers.get(header::AUTHORIZATION) else { return Ok(None) };
+        let bearer = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
+        });
+        match bearer {
+            Some(token) if token.starts_with("fna_") => Ok(Some(token)),
+            _ if self.entrance == Some(Entrance::Host) => Ok(None),
+            _ => Err(unknown_credential().hint("send `Authorization: Bearer` with an access token or a key")),
+        }
+    }
+
+    /// Whether a proxy has passed it on: it may come from anywhere.
+    fn is_forwarded(&self) -> bool {
+        const MARKS: [&str; 3] = ["forwarded", "x-real-ip", "via"];
+        self.headers.keys().any(|name| MARKS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-"))
+    }
+}
+
+/// The hash of a token of the set-up.
+pub fn setup_hash(token: &str) -> String {
+    hex::encode(Sha256::digest(token.as_bytes()))
+}
+
+/// 401: the account is not named, or its secret is another. Which of both is not told.
+pub(crate) fn wrong_secret() -> Problem {
+    Problem::new(ErrorCode::BadCredentials, "there is no account of this name with this secret")
+}
+
+fn too_many(left: Duration) -> Problem {
+    let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    Problem::new(ErrorCode::TooManyAttempts, "too many attempts to sign in have failed").retry_after(seconds)
+}
+
+fn unknown_credential() -> Problem {
+    Problem::new(ErrorCode::Unauthenticated, "the credential is unknown, or has ended or was revoked")
+}
+
+/// Asks db what has changed, and notes when keys were used.
+async fn follow(access: Weak<Access>) {
+    let mut noted = Instant::now();
+    loop {
+        let Some(strong) = access.upgrade() else { return };
+        if strong.refresh().await.is_err() {
+            debug!("whether access has changed is not known");
+        }
+        if noted.elapsed() >= NOTE_USES {
+            strong.note_uses().await;
+            noted = Instant::now();
+        }
+        if let Err(error) = strong.audit.flush_old().await {
+            warn!(%error, "refusals are not in the audit yet");
+        }
+        drop(strong);
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}

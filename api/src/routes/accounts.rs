@@ -1,0 +1,278 @@
+//! Accounts of people and programs.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, response::AppendHeaders};
+use faena_auth::{Account, AccountId, AccountKind, Principal, Scope, Scopes};
+use faena_domain::json::parse_object;
+use faena_domain::{AccountName, Namespace, Timestamp};
+use faena_protocol::db::{AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, SecretPut, SetupGet};
+use faena_protocol::records::AccountRecord;
+use faena_scheduler::unix_ms;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::access::{Audited, Network, Origin, check_secret, new_secret, setup_hash};
+use crate::app::App;
+use crate::authorize::Authenticated;
+use crate::body;
+use crate::path::Path;
+use crate::problem::{ErrorCode, Problem, Reply};
+
+/// The largest body.
+pub(super) const MAX_REQUEST: u64 = 64 * 1024;
+/// The largest metadata of an account, in bytes.
+const MAX_METADATA: usize = 16 * 1024;
+
+/// An account, and its secret where it was just made.
+#[derive(Debug, Serialize)]
+pub(crate) struct Made {
+    #[serde(flatten)]
+    account: AccountRecord,
+    secret: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct NewAccount {
+    name: String,
+    #[serde(rename = "type")]
+    kind: AccountKind,
+    secret: Option<String>,
+    scopes: Option<Vec<String>>,
+    metadata: Option<Map<String, Value>>,
+    namespace: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Setup {
+    token: String,
+    name: String,
+    secret: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct NewSecret {
+    old: Option<String>,
+    new: String,
+}
+
+impl From<faena_auth::InvalidScope> for Problem {
+    fn from(error: faena_auth::InvalidScope) -> Self {
+        Self::new(ErrorCode::InvalidScope, error)
+    }
+}
+
+/// The name of a namespace as people write it.
+pub(super) fn namespace(text: &str) -> Reply<Namespace> {
+    Ok(text.to_ascii_lowercase().parse()?)
+}
+
+/// A new id: ids are never used again.
+fn new_id() -> AccountId {
+    AccountId(uuid::Uuid::new_v4().simple().to_string().into())
+}
+
+/// What the first account can be made with is nowhere but on the operator's terminal.
+#[utoipa::path(post, path = "/setup", tag = "accounts", request_body(content = Object, content_type = "application/json", description = "`token`, `name` and `secret`"),
+    responses((status = 201, description = "The first account"), (status = 401, description = "The token is wrong, or there is an account", body = Problem)))]
+pub(crate) async fn setup(
+    State(app): State<App>,
+    Extension(origin): Extension<Origin>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<(StatusCode, Extension<Audited>, Json<AccountRecord>)> {
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+    let Setup { token, name, secret } = parse_object(&bytes, &["token", "name", "secret"])?;
+    let expected = app.db().ask(&SetupGet {}).await?;
+    let is_right = expected.is_some_and(|hash| {
+        use subtle::ConstantTimeEq;
+        setup_hash(&token).as_bytes().ct_eq(hash.as_bytes()).into()
+    });
+    if !is_right {
+        let detail = "the token of the set-up is wrong, or an account was made already";
+        return Err(Problem::new(ErrorCode::BadCredentials, detail)
+            .hint("the first start beyond loopback prints a token; `faena setup` prints another"));
+    }
+    let account = AccountRecord {
+        id: new_id(),
+        name: name.parse()?,
+        namespace: Namespace::default(),
+        kind: AccountKind::User,
+        scopes: Scopes::NONE.with(Scope::Admin),
+        metadata: Map::new(),
+        created_at: Timestamp(unix_ms()),
+    };
+    check_secret(&secret)?;
+    let account = put(&app, account, secret, (origin, true)).await?;
+    let audited = Audited { account: Some(account.name.to_string()), target: Some(account.name.to_string()) };
+    Ok((StatusCode::CREATED, Extension(audited), Json(account)))
+}
+
+async fn put(
+    app: &App,
+    account: AccountRecord,
+    secret: String,
+    (origin, first): (Origin, bool),
+) -> Reply<AccountRecord> {
+    let secret = app.access().secrets.hash(secret, Network::from(origin.address)).await?;
+    let account = app.db().ask(&AccountPut { account, secret, first }).await?;
+    app.access().refresh().await?;
+    Ok(account)
+}
+
+/// Makes an account. The first one locks the platform: from then on every request needs a credential.
+#[utoipa::path(post, path = "/account", tag = "accounts", request_body(content = Object, content_type = "application/json", description = "`name` and `type`; optionally `secret`, `scopes`, `metadata`, `namespace`"),
+    responses((status = 201, description = "The account, with its secret, this once"), (status = 409, description = "There is one of this name", body = Problem), (status = 422, description = "The first must be an administrator of the namespace default", body = Problem)))]
+pub(crate) async fn make(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Extension(origin): Extension<Origin>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<(StatusCode, Extension<Audited>, AppendHeaders<[(&'static str, &'static str); 1]>, Json<Made>)> {
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+    let fields = ["name", "type", "secret", "scopes", "metadata", "namespace"];
+    let asked: NewAccount = parse_object(&bytes, &fields)?;
+    let into = asked.namespace.as_deref().map_or_else(|| Ok(principal.namespace.clone()), namespace)?;
+    if into != principal.namespace && !principal.is_root() {
+        return Err(faena_auth::Forbidden::Root { account: principal.account.clone() }.into());
+    }
+    let scopes = match &asked.scopes {
+        Some(names) => Scopes::parse(names)?,
+        None => Scopes::NONE.with(Scope::Invoke).with(Scope::Read),
+    };
+    let metadata = asked.metadata.unwrap_or_default();
+    if serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len()) > MAX_METADATA {
+        return Err(Problem::too_large(format!("metadata may have {MAX_METADATA} bytes")));
+    }
+    let secret = asked.secret.map_or_else(new_secret, |secret| check_secret(&secret).map(|()| secret))?;
+    let name: AccountName = asked.name.parse()?;
+    let account = AccountRecord {
+        id: new_id(),
+        name,
+        namespace: into,
+        kind: asked.kind,
+        scopes,
+        metadata,
+        created_at: Timestamp(unix_ms()),
+    };
+    let account = put(&app, account, secret.clone(), (origin, false)).await?;
+    let audited = Audited { account: None, target: Some(account.name.to_string()) };
+    Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(Made { account, secret })))
+}
+
+/// What holds a secret is kept by nobody on the way (RFC 9111, 5.2.2.5).
+pub(super) const NO_STORE: AppendHeaders<[(&str, &str); 1]> = AppendHeaders([("cache-control", "no-store")]);
+
+/// All accounts of the namespace.
+#[utoipa::path(get, path = "/accounts", tag = "accounts", responses((status = 200, description = "The accounts, by name")))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+) -> Reply<Json<Vec<AccountRecord>>> {
+    Ok(Json(app.db().ask(&AccountList { namespace: principal.namespace.clone() }).await?))
+}
+
+async fn find(app: &App, principal: &Principal, account: String) -> Reply<AccountRecord> {
+    Ok(app.db().ask(&AccountGet { namespace: principal.namespace.clone(), account }).await?)
+}
+
+/// One account.
+#[utoipa::path(get, path = "/account/{account}", tag = "accounts", params(("account" = String, Path, description = "its id or its name")), responses((status = 200, description = "The account"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn get(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(account): Path<String>,
+) -> Reply<Json<AccountRecord>> {
+    Ok(Json(find(&app, &principal, account).await?))
+}
+
+/// Forgets an account, its sessions and its keys.
+#[utoipa::path(delete, path = "/account/{account}", tag = "accounts", params(("account" = String, Path, description = "its id or its name")), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "It is one's own, or the last administrator", body = Problem)))]
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Path(account): Path<String>,
+) -> Reply<StatusCode> {
+    let account = find(&app, &principal, account).await?;
+    if principal.account_id() == Some(&account.id) {
+        return Err(Problem::new(ErrorCode::Conflict, format!("{} is the account of this request", account.name))
+            .hint("another administrator can delete it"));
+    }
+    app.db().ask(&AccountDelete { id: account.id }).await?;
+    app.access().refresh().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Changes an account's secret, and ends its sessions.
+#[utoipa::path(post, path = "/account/{account}/secret", tag = "accounts", params(("account" = String, Path, description = "its id or its name"), ("keys" = Option<bool>, Query, description = "ends its keys too")), request_body(content = Object, content_type = "application/json", description = "`new`, and `old` unless an administrator asks"),
+    responses((status = 204, description = "It is changed"), (status = 401, description = "The old secret is wrong", body = Problem)))]
+pub(crate) async fn change_secret(
+    State(app): State<App>,
+    Authenticated(principal): Authenticated,
+    Extension(origin): Extension<Origin>,
+    Path(account): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<StatusCode> {
+    let ends_keys = super::flag(query.as_deref(), "keys")?;
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+    let NewSecret { old, new } = parse_object(&bytes, &["old", "new"])?;
+    let is_admin = principal.scopes.include(Scope::Admin) && (!principal.is_elsewhere() || principal.is_root());
+    let login = app.db().ask(&LoginGet { namespace: principal.namespace.clone(), account: account.clone() }).await;
+    let is_own = |id: &AccountId| principal.account_id() == Some(id) && !principal.is_elsewhere();
+    // Who may not change it does not learn whether it is there.
+    let login = match login {
+        Ok(login) if is_admin || is_own(&login.account.id) => login,
+        Err(error) if is_admin => return Err(error.into()),
+        _ => {
+            let detail = format!("{} may change no secret but its own", principal.account);
+            return Err(Problem::new(ErrorCode::Forbidden, detail));
+        }
+    };
+    check_secret(&new)?;
+    let network = Network::from(origin.address);
+    let needs_old = !is_admin || (is_own(&login.account.id) && old.is_some());
+    if needs_old {
+        let Some(old) = old else {
+            return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the secret until now"));
+        };
+        let of = (&login.account.namespace, account.as_str());
+        app.access().prove(of, old, Some(login.secret), network).await?;
+    }
+    let secret = app.access().secrets.hash(new, network).await?;
+    app.db().ask(&SecretPut { id: login.account.id, secret, ends_keys }).await?;
+    app.access().refresh().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Who a request is from.
+#[derive(Debug, Serialize)]
+pub(crate) struct Whoami {
+    account: String,
+    namespace: Namespace,
+    scopes: Scopes,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+/// Who sends this request, and what they may do.
+#[utoipa::path(get, path = "/whoami", tag = "accounts", responses((status = 200, description = "`account`, `namespace`, `scopes`, `type`")))]
+pub(crate) async fn whoami(Authenticated(principal): Authenticated) -> Json<Whoami> {
+    let kind = match &principal.account {
+        Account::Operator => "operator",
+        Account::Anonymous => "anonymous",
+        Account::Named { kind: AccountKind::User, .. } => "user",
+        Account::Named { kind: AccountKind::Service, .. } => "service",
+        Account::Function(_) => "function",
+    };
+    Json(Whoami {
+        account: principal.account.to_string(),
+        namespace: principal.namespace.clone(),
+        scopes: principal.scopes.clone(),
+        kind,
+    })
+}

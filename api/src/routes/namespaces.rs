@@ -1,0 +1,71 @@
+//! Namespaces: what is in one exists for its own accounts alone.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
+use faena_domain::Namespace;
+use faena_domain::json::parse_object;
+use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePut};
+use faena_protocol::records::NamespaceRecord;
+use serde::Deserialize;
+
+use super::accounts::MAX_REQUEST;
+use crate::access::Audited;
+use crate::app::App;
+use crate::body;
+use crate::path::Path;
+use crate::problem::{ErrorCode, Problem, Reply};
+
+#[derive(Debug, Deserialize)]
+struct NewNamespace {
+    name: String,
+}
+
+/// Makes a namespace. Its name is a label of host names.
+#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`"),
+    responses((status = 201, description = "The namespace"), (status = 409, description = "There is one of this name", body = Problem)))]
+pub(crate) async fn make(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceRecord>)> {
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+    let NewNamespace { name } = parse_object(&bytes, &["name"])?;
+    let name: Namespace = name.parse()?;
+    if !name.is_label() || name.as_str() != name.key() {
+        let detail =
+            format!("{:?} is no label: namespaces have the characters a-z 0-9 -, and end in no -", name.as_str());
+        return Err(Problem::new(ErrorCode::InvalidName, detail));
+    }
+    let put = app.db().ask(&NamespacePut { name }).await?;
+    if !put.created {
+        let detail = format!("there is a namespace {} already", put.record.name);
+        return Err(Problem::new(ErrorCode::Conflict, detail));
+    }
+    app.access().refresh().await?;
+    let audited = Audited { account: None, target: Some(put.record.name.to_string()) };
+    Ok((StatusCode::CREATED, Extension(audited), Json(put.record)))
+}
+
+/// The names of all namespaces.
+#[utoipa::path(get, path = "/namespaces", tag = "namespaces", responses((status = 200, description = "Names, sorted", body = Vec<String>)))]
+pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<Namespace>>> {
+    Ok(Json(app.db().ask(&NamespaceList {}).await?))
+}
+
+/// One namespace.
+#[utoipa::path(get, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<NamespaceRecord>> {
+    let name = super::accounts::namespace(&name)?;
+    Ok(Json(app.db().ask(&NamespaceGet { name }).await?))
+}
+
+/// Forgets a namespace in which nothing is but accounts and rules.
+#[utoipa::path(delete, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "Something is in it", body = Problem)))]
+pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
+    let name = super::accounts::namespace(&name)?;
+    app.db().ask(&NamespaceDelete { name }).await?;
+    app.access().refresh().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
