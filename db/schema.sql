@@ -366,3 +366,26 @@ CREATE TABLE audit (
 
 CREATE INDEX audit_of_namespace ON audit (namespace, number);
 CREATE INDEX audit_by_age ON audit (at);
+
+-- The leaves of the configuration of each namespace.
+CREATE TABLE config (
+    namespace TEXT NOT NULL REFERENCES namespaces (name) ON DELETE CASCADE,
+    path      TEXT NOT NULL,
+    value     TEXT, -- JSON; NULL of a secret
+    sealed    BLOB,
+    PRIMARY KEY (namespace, path),
+    CHECK ((value IS NULL) <> (sealed IS NULL))
+) STRICT, WITHOUT ROWID;
+
+-- What was changed of them; the highest number of a namespace is the revision of its configuration.
+CREATE TABLE config_changes (
+    number     INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace  TEXT NOT NULL,
+    path       TEXT NOT NULL,
+    at         INTEGER NOT NULL,
+    account    TEXT NOT NULL,
+    old        TEXT, -- JSON; NULL where nothing was there, or a secret
+    was_secret INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX config_changes_of_namespace ON config_changes (namespace, number);

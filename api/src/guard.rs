@@ -138,6 +138,7 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
                 | "/deadLetters"
                 | "/function/{name}/logs"
                 | "/audit"
+                | "/config/{path}"
                 | "/rule"
                 | "/rule/{id}"
                 | "/account/{account}/secret"

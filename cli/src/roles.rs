@@ -93,7 +93,12 @@ fn endpoint(folders: &Folders, name: &str) -> anyhow::Result<Endpoint> {
 
 fn start_db(settings: &Settings, folders: &Folders, metrics: &Metrics) -> anyhow::Result<Running> {
     let metrics = metrics.register(faena_db::metrics::Metrics::register);
-    let store = Arc::new(SqliteStore::open(&folders.data.join("faena.db"), settings.store(), &metrics)?);
+    let store = Arc::new(SqliteStore::open(
+        &folders.data.join("faena.db"),
+        &settings.secret_key_file(),
+        settings.store(),
+        &metrics,
+    )?);
     let endpoint = endpoint(folders, "db.sock")?;
     Ok(Running::start(|stop| Box::pin(async move { Ok(faena_db::serve(store, &endpoint, stop).await?) })))
 }

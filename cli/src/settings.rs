@@ -32,6 +32,9 @@ pub(crate) struct Settings {
     /// Folder of the sockets between roles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<PathBuf>,
+    /// File of the keys that secrets are sealed under, where it is not in the data folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secret_key_file: Option<PathBuf>,
     /// Folder of the blobs, where it is not in the data folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) blobs: Option<PathBuf>,
@@ -174,6 +177,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             data: home_data(),
             run: None,
+            secret_key_file: None,
             blobs: None,
             name: host_name(),
             slots: u32::try_from(default_slots(cores)).unwrap_or(4),
@@ -236,7 +240,7 @@ fn default_ca_bundle() -> Option<PathBuf> {
 
 /// The names of all settings.
 fn names() -> HashSet<String> {
-    let optional = ["run", "blobs", "ca_bundle", "egress_proxy", "functions_domain"];
+    let optional = ["run", "secret_key_file", "blobs", "ca_bundle", "egress_proxy", "functions_domain"];
     let value = serde_json::to_value(Settings::default()).unwrap_or_default();
     let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     known.into_iter().chain(optional.map(str::to_owned)).collect()
@@ -415,6 +419,11 @@ impl Settings {
     /// What builds get.
     pub(crate) fn build_limits(&self) -> Limits {
         self.build.lowered(&Limits::BUILD)
+    }
+
+    /// Where the keys are that secrets are sealed under.
+    pub(crate) fn secret_key_file(&self) -> PathBuf {
+        self.secret_key_file.clone().unwrap_or_else(|| self.data.join("secret.key"))
     }
 
     /// Where blobs are.

@@ -325,6 +325,7 @@ mod tests {
             archive,
             root: String::new(),
             env: std::collections::BTreeMap::new(),
+            config: None,
             limits: faena_domain::Limits::DEFAULT,
             network: faena_domain::Network::None,
             networks: Vec::new(),

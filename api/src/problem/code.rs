@@ -107,6 +107,7 @@ codes! {
     Unauthenticated, "unauthenticated", UNAUTHORIZED, "A credential is needed";
     UnknownAccount, "unknown_account", NOT_FOUND, "There is no such account";
     UnknownCall, "unknown_call", NOT_FOUND, "There is no such call";
+    UnknownConfig, "unknown_config", NOT_FOUND, "There is no such value of the configuration";
     UnknownDeadLetter, "unknown_dead_letter", NOT_FOUND, "There is no such dead letter";
     UnknownEngine, "unknown_engine", BAD_REQUEST, "There is no such engine";
     UnknownField, "unknown_field", BAD_REQUEST, "There is no such field";

@@ -136,10 +136,12 @@ impl From<DbError> for Problem {
                     Resource::Credential => ErrorCode::Unauthenticated,
                     Resource::Key => ErrorCode::UnknownApiKey,
                     Resource::Rule => ErrorCode::UnknownRule,
+                    Resource::Config => ErrorCode::UnknownConfig,
                 };
                 Self::new(code, format!("there is no {what} {name}"))
             }
             DbError::Conflict { message } => Self::new(ErrorCode::Conflict, message.clone()),
+            DbError::TooMuch { message } => Self::new(ErrorCode::LimitExceeded, message.clone()),
             DbError::AdministratorNeeded { message } => Self::new(ErrorCode::AdministratorNeeded, message.clone()),
             DbError::Stale => Self::new(ErrorCode::Conflict, error.to_string()),
             DbError::Full => Self::new(ErrorCode::Busy, error.to_string()).retry_after(1),

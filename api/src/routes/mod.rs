@@ -5,6 +5,7 @@ mod asked_request;
 mod audit;
 mod builds;
 pub(crate) mod calls;
+mod config;
 mod describe;
 mod events;
 mod functions;
@@ -97,6 +98,9 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(namespaces::make))
         .routes(routes!(namespaces::list))
         .routes(routes!(namespaces::get, namespaces::delete))
+        .routes(routes!(config::list))
+        .routes(routes!(config::rotate))
+        .routes(routes!(config::put, config::get, config::delete))
         .routes(routes!(audit::list))
         .routes(routes!(workers::list))
         .routes(routes!(health::healthy))

@@ -19,6 +19,7 @@ use futures_util::StreamExt;
 use http_body_util::Limited;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::config;
 use super::functions::FunctionView;
 use crate::admission::UploadRoom;
 use crate::app::App;
@@ -105,6 +106,7 @@ pub(crate) async fn register(
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
+    config::may_bind(&principal, &manifest, &*app.access().rules(&namespace).await?)?;
     let root = root(&checked.listing, &spec, &manifest);
     let handler = Program::at_upload(&manifest.serving, &spec, &checked.listing.below(&root))?;
     let (spooled, _held) = match handler {

@@ -61,7 +61,15 @@ impl Parts<'_> {
     fn start_db(&self) -> DbClient {
         let metrics = self.metrics.register(faena_db::metrics::Metrics::register);
         let settings = StoreSettings { disk_reserve: ByteSize(0), ..StoreSettings::default() };
-        let store = Arc::new(SqliteStore::open(&self.folder.path().join("faena.db"), settings, &metrics).unwrap());
+        let store = Arc::new(
+            SqliteStore::open(
+                &self.folder.path().join("faena.db"),
+                &self.folder.path().join("secret.key"),
+                settings,
+                &metrics,
+            )
+            .unwrap(),
+        );
         let (endpoint, stop) = (self.endpoint("db.sock"), self.stop.clone());
         tokio::spawn(async move { faena_db::serve(store, &endpoint, stop).await });
         DbClient::connect(self.endpoint("db.sock"))

@@ -7,6 +7,7 @@ pub mod build;
 pub mod build_queue;
 pub mod call;
 pub mod command;
+pub mod config;
 pub mod environment;
 pub mod function;
 pub mod id;

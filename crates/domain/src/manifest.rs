@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigPath, Variable};
 use crate::environment::{InvalidEnv, check_env};
 use crate::identity::MAX_CALLS;
 use crate::limits::{LimitExceeded, Limits};
@@ -24,9 +25,9 @@ pub struct Manifest {
     /// Limits above or below the runtime's.
     #[serde(default)]
     pub limits: AskedLimits,
-    /// Variables for its build and its calls, over the runtime's.
+    /// Variables for its build and its calls, over the runtime's. Values of the configuration are for its calls alone.
     #[serde(default)]
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, Variable>,
     /// Retries of its asynchronous calls, where the call names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
@@ -116,7 +117,9 @@ impl Manifest {
             }
         }
         let manifest: Self = table.try_into().map_err(malformed)?;
-        check_env(&manifest.env)?;
+        check_env(&manifest.fixed_env())?;
+        // Their names are judged like the others, whatever their values will be.
+        check_env(&manifest.bindings().into_keys().map(|name| (name, String::new())).collect())?;
         manifest.serving.check()?;
         if manifest.identity.calls.len() > MAX_CALLS {
             return Err(InvalidManifest::Calls(manifest.identity.calls.len()));
@@ -125,6 +128,24 @@ impl Manifest {
             Some(retries) if retries > MAX_RETRIES => Err(InvalidManifest::Retries(retries)),
             _ => Ok(manifest),
         }
+    }
+
+    /// The variables whose values it has itself.
+    pub fn fixed_env(&self) -> BTreeMap<String, String> {
+        let fixed = |(name, variable): (&String, &Variable)| match variable {
+            Variable::Text(text) => Some((name.clone(), text.clone())),
+            Variable::Config(_) => None,
+        };
+        self.env.iter().filter_map(fixed).collect()
+    }
+
+    /// The variables whose values are those of the configuration.
+    pub fn bindings(&self) -> BTreeMap<String, ConfigPath> {
+        let bound = |(name, variable): (&String, &Variable)| match variable {
+            Variable::Text(_) => None,
+            Variable::Config(binding) => Some((name.clone(), binding.config.clone())),
+        };
+        self.env.iter().filter_map(bound).collect()
     }
 
     /// The limits of the function's instances under a runtime and a platform's maximum.

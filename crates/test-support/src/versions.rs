@@ -22,6 +22,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         archive: BlobKey::new(DigestKind::Sha256, [1; 32]),
         root: String::new(),
         env: BTreeMap::new(),
+        config: None,
         limits: Limits::DEFAULT,
         network: Network::None,
         networks: Vec::new(),

@@ -1,5 +1,7 @@
 //! Functions, their versions, and which one a call runs.
 
+use std::collections::BTreeMap;
+
 use faena_domain::queue::Event;
 use faena_domain::{
     BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, Revision, RuntimeSpec,
@@ -13,6 +15,7 @@ use faena_protocol::db::{
 use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::config;
 use super::queue::{TransitionContext, apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
@@ -252,7 +255,8 @@ pub(super) fn code(
     name: &FunctionName,
     version: Version,
 ) -> Result<Option<ResolvedVersion>, DbError> {
-    connection
+    let mut bindings = BTreeMap::new();
+    let resolved = connection
         .prepare_cached(
             "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at,
                  iif(coalesce(v.artifact, v.source) = v.source, v.root, '')
@@ -267,7 +271,8 @@ pub(super) fn code(
                     let (Text(status), Json(limits), Text(archive)) = (row.get(0)?, row.get(3)?, row.get(6)?);
                     let concurrency = manifest.limits.concurrency.or(spec.limits.concurrency);
                     let mut env = spec.env;
-                    env.extend(manifest.env);
+                    env.extend(manifest.fixed_env());
+                    bindings = manifest.bindings();
                     let code = Code {
                         namespace: namespace.clone(),
                         function: name.clone(),
@@ -280,6 +285,7 @@ pub(super) fn code(
                         archive,
                         root: row.get(8)?,
                         env,
+                        config: None,
                         limits,
                         network: manifest.network,
                         networks: spec.allow.networks,
@@ -292,7 +298,10 @@ pub(super) fn code(
                 })
                 .optional()
         })
-        .map_err(|error| internal("reading a version", &error))
+        .map_err(|error| internal("reading a version", &error))?;
+    let Some(mut resolved) = resolved else { return Ok(None) };
+    resolved.code.config = config::bound(connection, namespace, &bindings)?;
+    Ok(Some(resolved))
 }
 
 /// The runtime that a version is bound to.

@@ -10,9 +10,11 @@ mod calls;
 mod changes;
 mod clock;
 mod completed;
+mod config;
 mod credentials;
 mod function_queues;
 mod functions;
+mod keyring;
 mod keys;
 mod logs;
 mod migrate;
@@ -27,7 +29,7 @@ mod runtimes;
 mod workers;
 mod writer;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,7 @@ use crate::metrics::Metrics;
 use crate::{Responder, Store, StoreSettings};
 use changes::ChangeLog;
 use clock::Clock;
+use keyring::Keyring;
 use requests::{Job, RequestContext};
 use reserve::{Disk, Reserve};
 use writer::Files;
@@ -88,6 +91,15 @@ pub enum OpenError {
         #[source]
         source: MigrateError,
     },
+    /// The keys of secrets cannot be read or made.
+    #[error("cannot use the keys of secrets in {path}: {source}")]
+    Keys {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with them.
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -103,12 +115,13 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens or makes the database file, and brings its schema up to date.
+    /// Opens or makes the database file, and brings its schema up to date. Secrets are sealed under the keys in a file of their
+    /// own, which is made where it is not there.
     ///
     /// # Errors
     /// [`OpenError`]; a database of a newer Faena is refused untouched.
-    pub fn open(path: &Path, settings: StoreSettings, metrics: &Metrics) -> Result<Self, OpenError> {
-        Self::open_with(path, settings, Arc::new(KernelTime), metrics)
+    pub fn open(path: &Path, keys: &Path, settings: StoreSettings, metrics: &Metrics) -> Result<Self, OpenError> {
+        Self::open_with(path, keys, settings, Arc::new(KernelTime), metrics)
     }
 
     /// Opens it under a clock of one's own.
@@ -117,6 +130,7 @@ impl SqliteStore {
     /// As [`SqliteStore::open`].
     pub fn open_with(
         path: &Path,
+        keys: &Path,
         settings: StoreSettings,
         time: Arc<dyn TimeSource>,
         metrics: &Metrics,
@@ -125,7 +139,8 @@ impl SqliteStore {
             return Err(OpenError::TooOld(rusqlite::version()));
         }
         let open = |source| OpenError::Open { path: path.to_owned(), source };
-        let mut connection = connect(path, OpenFlags::default()).map_err(open)?;
+        let keyring = Keyring::open(keys).map_err(|source| OpenError::Keys { path: keys.to_owned(), source })?;
+        let mut connection = connect(path, OpenFlags::default(), &keyring).map_err(open)?;
         migrate::migrate(&mut connection).map_err(|source| OpenError::Migrate { path: path.to_owned(), source })?;
         let clock = Clock::start(&connection, time).map_err(open)?;
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
@@ -133,9 +148,9 @@ impl SqliteStore {
         let disk = Mutex::new(reserve.look());
         let changes = ChangeLog::beginning_at(clock.now());
         let access = AtomicU64::new(u64::try_from(clock.now()).unwrap_or(0) * 1000);
-        let shared = Arc::new(Shared { clock, settings, disk, changes, access });
+        let shared = Arc::new(Shared { clock, settings, disk, changes, keyring, access });
         let readers = (0..READERS)
-            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX))
+            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX, &shared.keyring))
             .collect::<Result<Vec<_>, _>>()
             .map_err(open)?;
         let files = Files { wal: PathBuf::from(format!("{}-wal", path.display())), reserve };
@@ -172,6 +187,7 @@ pub(crate) struct Shared {
     disk: Mutex<Disk>,
     /// What calls run, and when that changed.
     changes: ChangeLog,
+    keyring: Keyring,
     /// See [`AccessSeen`]. It begins with db time in milliseconds times a thousand: a database that was away has not seen less
     /// than before.
     access: AtomicU64,
@@ -192,12 +208,15 @@ impl Shared {
             changes: &self.changes,
             access_seen: AccessSeen(self.access.load(Ordering::SeqCst)),
             access_changes: Cell::new(false),
+            changed: RefCell::default(),
+            keyring: &self.keyring,
         }
     }
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, flags: OpenFlags, keyring: &Keyring) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
+    config::register(&connection, keyring)?;
     // The busy timeout comes first: changing the journal mode takes a lock.
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "cache_size", -4000)?;

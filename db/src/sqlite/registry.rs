@@ -10,7 +10,8 @@ use rusqlite::Connection;
 use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
 use super::{
-    accounts, audit, blobs, builds, callbacks, calls, credentials, function_queues, functions, logs, runtimes, workers,
+    accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs, runtimes,
+    workers,
 };
 
 /// The requests of this module.
@@ -28,6 +29,7 @@ fn all() -> impl Iterator<Item = &'static Request> {
         builds::REQUESTS,
         callbacks::REQUESTS,
         calls::REQUESTS,
+        config::REQUESTS,
         credentials::REQUESTS,
         function_queues::REQUESTS,
         functions::REQUESTS,

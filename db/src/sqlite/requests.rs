@@ -1,6 +1,6 @@
 //! What a request is to the store: it reads or writes, under a context. Each module registers its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use faena_domain::FunctionId;
 use faena_protocol::db::{Access, AccessSeen};
@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use serde_json::value::RawValue;
 
 use super::changes::ChangeLog;
+use super::keyring::Keyring;
 use super::reserve::Disk;
 use crate::StoreSettings;
 
@@ -28,12 +29,20 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) access_seen: AccessSeen,
     /// Whether a request of the transaction changes access.
     pub(crate) access_changes: Cell<bool>,
+    /// Functions that a request of the transaction changes, besides those that it names itself.
+    pub(crate) changed: RefCell<Vec<FunctionId>>,
+    pub(crate) keyring: &'a Keyring,
 }
 
 impl RequestContext<'_> {
     /// Who may do what may be something else after the transaction.
     pub(crate) fn changes_access(&self) {
         self.access_changes.set(true);
+    }
+
+    /// The calls of a function may run something else after the transaction.
+    pub(crate) fn changes_function(&self, function: FunctionId) {
+        self.changed.borrow_mut().push(function);
     }
 
     /// Drawn from \[0, 1).

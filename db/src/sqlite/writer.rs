@@ -106,14 +106,7 @@ impl Writing {
         while let Ok(first) = tasks.recv() {
             let stalled = self.look_around();
             let group: Vec<Task> = std::iter::once(first).chain(tasks.try_iter().take(GROUP - 1)).collect();
-            let changed: Vec<FunctionId> = group.iter().filter_map(|task| task.changes.clone()).collect();
-            if !changed.is_empty() {
-                self.shared.changes.begin();
-            }
             let answers = self.group(group, stalled);
-            if !changed.is_empty() {
-                self.shared.changes.end(changed);
-            }
             for (respond, answer) in answers {
                 respond(answer);
             }
@@ -156,10 +149,20 @@ impl Writing {
             }
         }
         let mut answers = Vec::with_capacity(group.len());
-        for Task { work, respond, .. } in group {
+        for Task { work, changes, respond } in group {
+            changes.into_iter().for_each(|function| context.changes_function(function));
             answers.push((respond, in_savepoint(&mut transaction, work, &context)));
         }
-        match transaction.commit() {
+        let changed = context.changed.take();
+        // From before the commit until after it nothing that is read of functions may be remembered.
+        if !changed.is_empty() {
+            shared.changes.begin();
+        }
+        let committed = transaction.commit();
+        if !changed.is_empty() {
+            shared.changes.end(changed);
+        }
+        match committed {
             Ok(()) => {
                 if context.access_changes.get() {
                     // After the commit: who reads this number also finds the change.

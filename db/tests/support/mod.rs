@@ -69,7 +69,8 @@ impl Service {
     /// Under a clock of the test's own.
     pub(crate) fn start_with(folder: &Path, settings: StoreSettings, time: Arc<dyn TimeSource>) -> Self {
         let metrics = faena_telemetry::Metrics::default().register(faena_db::metrics::Metrics::register);
-        let store = SqliteStore::open_with(&folder.join("db"), settings, time, &metrics).unwrap();
+        let store =
+            SqliteStore::open_with(&folder.join("db"), &folder.join("secret.key"), settings, time, &metrics).unwrap();
         let store: Arc<dyn Store> = Arc::new(store);
         let endpoint = Endpoint::new(folder.join("s")).unwrap();
         let stop = CancellationToken::new();

@@ -67,6 +67,7 @@ impl Preparation {
     /// [`StartError`].
     pub async fn new(node: &Arc<Node>, code: &Arc<Code>, preloads: bool) -> Result<Self, StartError> {
         let (node, code) = (Arc::clone(node), Arc::clone(code));
+        program::check_config(&code)?;
         let tree = node.code.get(&code).await?;
         let wiring = if is_server(&code) { Some(Wiring::new(&node, &code, &tree, preloads)?) } else { None };
         Ok(Self { node, code, tree, wiring })

@@ -24,7 +24,25 @@ pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, Str
         }
     }
     env.extend(code.env.clone());
+    env.extend(code.config.iter().flat_map(|config| &config.env).map(|(name, value)| (name.clone(), value.0.clone())));
     env.into_iter().collect()
+}
+
+/// # Errors
+/// A value of the configuration that the version asks for and that is not there, or that no variable can have.
+pub(super) fn check_config(code: &Code) -> Result<(), StartError> {
+    let Some(config) = &code.config else { return Ok(()) };
+    if let Some(path) = &config.missing {
+        return Err(StartError::refused(format!(
+            "faena.toml asks for the value {path} of the configuration, which is not there; PUT /config/{path} sets it"
+        )));
+    }
+    match config.env.iter().find(|(_, value)| value.0.contains('\0')) {
+        Some((name, _)) => Err(StartError::refused(format!(
+            "the variable {name} cannot have its value of the configuration, which holds a NUL character"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What is executed: our shim around the user's handler, or the runtime's own program.
@@ -98,6 +116,7 @@ fn suits_a_clone(code: &Code, tree: &CodeLease) -> bool {
     let prefix = path_prefix(&code.path);
     let own = format!("{}/", code.path);
     let mut folders = prefix.split(':').filter_map(|folder| folder.strip_prefix(own.as_str()));
-    !code.env.keys().any(|name| is_read_early(name))
+    let of_config = code.config.iter().flat_map(|config| config.env.keys());
+    !code.env.keys().chain(of_config).any(|name| is_read_early(name))
         && !folders.any(|folder| tree.may_have(&format!("{folder}/python3")))
 }

@@ -7,6 +7,7 @@ mod blobs;
 mod builds;
 mod callbacks;
 mod calls;
+mod config;
 mod credentials;
 mod functions;
 mod logs;
@@ -27,6 +28,7 @@ pub use blobs::*;
 pub use builds::*;
 pub use callbacks::*;
 pub use calls::*;
+pub use config::*;
 pub use credentials::*;
 pub use functions::*;
 pub use logs::*;
@@ -95,6 +97,8 @@ pub enum Resource {
     Key,
     /// A rule.
     Rule,
+    /// A value of the configuration.
+    Config,
 }
 
 impl fmt::Display for Resource {
@@ -110,6 +114,7 @@ impl fmt::Display for Resource {
             Self::Credential => "credential",
             Self::Key => "key",
             Self::Rule => "rule",
+            Self::Config => "value of the configuration",
         })
     }
 }
@@ -130,6 +135,12 @@ pub enum DbError {
     #[error("{message}")]
     Conflict {
         /// A sentence that names both.
+        message: String,
+    },
+    /// More than is permitted.
+    #[error("{message}")]
+    TooMuch {
+        /// A sentence that names the bound.
         message: String,
     },
     /// The first account must be an administrator of the root namespace, and the last one of a namespace stays.
@@ -227,6 +238,7 @@ pub fn messages() -> impl Iterator<Item = &'static Message> {
         workers::MESSAGES,
         blobs::MESSAGES,
         accounts::MESSAGES,
+        config::MESSAGES,
         credentials::MESSAGES,
         audit::MESSAGES,
     ];

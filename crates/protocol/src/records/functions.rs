@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use faena_domain::config::{ConfigPath, SecretText};
 use faena_domain::{
     BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest,
     Namespace, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
@@ -95,6 +96,19 @@ pub struct BuildRecord {
     pub log: Payload,
 }
 
+/// What a version gets of its namespace's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BoundConfig {
+    /// Rises with every change of the namespace's configuration: instances of another one have other values.
+    pub revision: i64,
+    /// Variables.
+    pub env: BTreeMap<String, SecretText>,
+    /// What it asks for and is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<ConfigPath>,
+}
+
 /// All an instance needs to know of a version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -122,6 +136,9 @@ pub struct Code {
     pub root: String,
     /// Variables of the runtime, then of the function.
     pub env: BTreeMap<String, String>,
+    /// What its calls get of the configuration; none where it asks for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<BoundConfig>,
     /// What its instances may use.
     pub limits: Limits,
     /// What its instances reach.

@@ -52,16 +52,25 @@ pub(crate) struct VersionKey {
     pub(crate) function: FunctionId,
     version: Version,
     since: i64,
+    /// The revision of the configuration that its instances have; 0 where they have nothing of it.
+    config: i64,
 }
 
 impl VersionKey {
     pub(crate) fn of(code: &Code) -> Self {
-        Self { function: code.function_id(), version: code.version, since: code.since }
+        let config = code.config.as_ref().map_or(0, |config| config.revision);
+        Self { function: code.function_id(), version: code.version, since: code.since, config }
     }
 
-    /// Whether it is an earlier version of the same function.
+    /// Whether it is the same version with an earlier configuration.
+    fn has_earlier_config_than(&self, other: &Self) -> bool {
+        self.config < other.config && Self { config: other.config, ..self.clone() } == *other
+    }
+
+    /// Whether it is an earlier version of the same function, or the same with an earlier configuration.
     fn is_older_than(&self, other: &Self) -> bool {
-        self.function == other.function && (self.since, self.version) < (other.since, other.version)
+        let age = |key: &Self| (key.since, key.version, key.config);
+        self.function == other.function && age(self) < age(other)
     }
 }
 
@@ -302,6 +311,10 @@ impl<R: Resources> State<R> {
                 entry.code = Arc::clone(code);
             }
             return known;
+        }
+        // Nothing asks again for what has an earlier configuration.
+        for (other, entry) in &mut self.versions {
+            entry.is_superseded |= other.has_earlier_config_than(&key);
         }
         let key = Arc::new(key);
         self.versions.insert(Arc::clone(&key), VersionEntry::new(Arc::clone(code), now));

@@ -1,0 +1,287 @@
+//! Configuration: leaves of a namespace's tree, secrets sealed. SQL reaches the keyring by two functions, so that no query has to
+//! carry it.
+
+use std::collections::BTreeMap;
+
+use faena_domain::config::{ConfigPath, SecretText, as_text, assemble, leaves};
+use faena_domain::{FunctionId, FunctionName, Namespace, Timestamp};
+use faena_protocol::DbError;
+use faena_protocol::db::{
+    ConfigChange, ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, Resource, SecretsRotate,
+};
+use faena_protocol::records::BoundConfig;
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::{Connection, Row};
+use serde_json::Value;
+
+use super::internal;
+use super::keyring::Keyring;
+use super::requests::{Read, Request, RequestContext, Write, read, write};
+use super::rows::{Json, Text, not_found};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[
+    write::<ConfigPut>(),
+    write::<ConfigDelete>(),
+    read::<ConfigGet>(),
+    read::<ConfigHistory>(),
+    write::<SecretsRotate>(),
+];
+
+/// The most leaves of a namespace, and the bytes of all of them.
+const MAX_LEAVES: u64 = 10_000;
+const MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Changes of a namespace that are kept.
+const CHANGES: u32 = 10_000;
+/// Changes that are told at once.
+const TOLD: u32 = 200;
+/// What stands for a secret where it is not to be seen.
+const SECRET: &str = "[secret]";
+
+/// Gives a connection the functions `seal(namespace, path, text)`, `unseal(namespace, path, sealed)` and
+/// `reseal(namespace, path, sealed)`.
+pub(super) fn register(connection: &Connection, keyring: &Keyring) -> rusqlite::Result<()> {
+    let failed = |error| rusqlite::Error::UserFunctionError(Box::new(error));
+    let place =
+        |context: &Context<'_>| Ok::<_, rusqlite::Error>((context.get::<String>(0)?, context.get::<String>(1)?));
+    // SQLITE_DIRECTONLY: no trigger and no view of a database that somebody prepared can use them.
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+    let keys = keyring.clone();
+    connection.create_scalar_function("seal", 3, flags, move |context| {
+        let (namespace, path) = place(context)?;
+        keys.seal(&namespace, &path, context.get::<String>(2)?.as_bytes()).map_err(failed)
+    })?;
+    let keys = keyring.clone();
+    connection.create_scalar_function("unseal", 3, flags, move |context| {
+        let (namespace, path) = place(context)?;
+        let opened = keys.open_sealed(&namespace, &path, &context.get::<Vec<u8>>(2)?).map_err(failed)?;
+        String::from_utf8(opened).map_err(|error| rusqlite::Error::UserFunctionError(Box::new(error)))
+    })?;
+    let keys = keyring.clone();
+    connection.create_scalar_function("reseal", 3, flags, move |context| {
+        let (namespace, path) = place(context)?;
+        keys.reseal(&namespace, &path, &context.get::<Vec<u8>>(2)?).map_err(failed)
+    })
+}
+
+/// A leaf as it is stored.
+struct Leaf {
+    path: ConfigPath,
+    /// None of a secret.
+    value: Option<Value>,
+}
+
+/// The leaves at a path and below it; of all of a namespace for none.
+fn stored(connection: &Connection, namespace: &Namespace, path: Option<&ConfigPath>) -> rusqlite::Result<Vec<Leaf>> {
+    let leaf = |row: &Row<'_>| {
+        let value = row.get::<_, Option<Json<Value>>>(1)?.map(|Json(value)| value);
+        Ok(Leaf { path: row.get::<_, Text<_>>(0)?.0, value })
+    };
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT path, value FROM config WHERE {BELOW} ORDER BY path"))?;
+    statement.query_map((namespace.as_str(), path.map(ConfigPath::as_str)), leaf)?.collect()
+}
+
+/// A row at a path or below it: `.` is followed by `/` in ASCII. Parameters: the namespace, and the path or NULL.
+const BELOW: &str = "namespace = ?1 AND (?2 IS NULL OR path = ?2 OR (path >= ?2 || '.' AND path < ?2 || '/'))";
+
+fn note(
+    connection: &Connection,
+    context: &RequestContext<'_>,
+    (namespace, account): (&Namespace, &str),
+    (path, old): (&ConfigPath, Option<&Leaf>),
+) -> rusqlite::Result<()> {
+    let was_secret = old.is_some_and(|old| old.value.is_none());
+    let old = old.and_then(|old| old.value.as_ref()).map(Json);
+    connection
+        .prepare_cached(
+            "INSERT INTO config_changes (namespace, path, at, account, old, was_secret) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute((namespace.as_str(), path.as_str(), context.wall, account, old, was_secret))
+        .map(drop)
+}
+
+/// After a change instances of functions that use the configuration are made anew.
+fn has_changed(connection: &Connection, context: &RequestContext<'_>, namespace: &Namespace) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM config_changes WHERE namespace = ?1 AND number <=
+                 (SELECT number FROM config_changes WHERE namespace = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+        )?
+        .execute((namespace.as_str(), CHANGES))?;
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT f.name FROM functions f JOIN versions v ON v.namespace = f.namespace AND v.function = f.key
+         WHERE f.namespace = ?1 AND v.manifest LIKE '%\"config\":%'",
+    )?;
+    let names = statement.query_map([namespace.as_str()], |row| Ok(row.get::<_, Text<FunctionName>>(0)?.0))?;
+    for name in names {
+        context.changes_function(FunctionId::new(namespace, &name?));
+    }
+    Ok(())
+}
+
+fn check_size(connection: &Connection, namespace: &Namespace) -> Result<(), DbError> {
+    let (leaves, bytes): (u64, u64) = connection
+        .query_row(
+            "SELECT count(*), coalesce(sum(length(path) + coalesce(length(value), length(sealed))), 0) FROM config WHERE namespace = ?1",
+            [namespace.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .map_err(|error| internal("measuring a configuration", &error))?;
+    if leaves > MAX_LEAVES || bytes > MAX_BYTES {
+        let message =
+            format!("the configuration of {namespace} would have more than {MAX_LEAVES} values or {MAX_BYTES} bytes");
+        return Err(DbError::TooMuch { message });
+    }
+    Ok(())
+}
+
+/// Puts leaves; true where nothing was at the path.
+fn put(
+    request: &ConfigPut,
+    new: BTreeMap<ConfigPath, Value>,
+    connection: &Connection,
+    context: &RequestContext<'_>,
+) -> rusqlite::Result<bool> {
+    let ConfigPut { namespace, path, secret, account, .. } = request;
+    let before = stored(connection, namespace, Some(path))?;
+    let mut remove = connection.prepare_cached(&format!("DELETE FROM config WHERE {BELOW}"))?;
+    let mut remove_one = connection.prepare_cached("DELETE FROM config WHERE namespace = ?1 AND path = ?2")?;
+    for (leaf, value) in new {
+        // What was a value is an object now, and the reverse.
+        for above in leaf.above() {
+            remove_one.execute((namespace.as_str(), above))?;
+        }
+        let old = before.iter().find(|old| old.path == leaf);
+        if !secret && old.is_some_and(|old| old.value.as_ref() == Some(&value)) {
+            continue;
+        }
+        remove.execute((namespace.as_str(), leaf.as_str()))?;
+        let sql = if *secret {
+            "INSERT INTO config (namespace, path, sealed) VALUES (?1, ?2, seal(?1, ?2, ?3))"
+        } else {
+            "INSERT INTO config (namespace, path, value) VALUES (?1, ?2, ?3)"
+        };
+        connection.prepare_cached(sql)?.execute((namespace.as_str(), leaf.as_str(), Json(&value)))?;
+        note(connection, context, (namespace, account), (&leaf, old))?;
+    }
+    Ok(before.is_empty())
+}
+
+impl Write for ConfigPut {
+    fn write(mut self, connection: &Connection, context: &RequestContext<'_>) -> Result<bool, DbError> {
+        let ConfigValue(value) = std::mem::replace(&mut self.value, ConfigValue(Value::Null));
+        let new = leaves(&self.path, value).map_err(|error| DbError::Invalid { message: error.to_string() })?;
+        let put = put(&self, new, connection, context).and_then(|created| {
+            has_changed(connection, context, &self.namespace)?;
+            Ok(created)
+        });
+        let created = put.map_err(|error| internal("putting a value", &error))?;
+        check_size(connection, &self.namespace)?;
+        Ok(created)
+    }
+}
+
+impl Write for ConfigDelete {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let Self { namespace, path, account } = &self;
+        let broken = |error| internal("removing a value", &error);
+        let gone = stored(connection, namespace, Some(path)).map_err(broken)?;
+        if gone.is_empty() {
+            return Err(not_found(Resource::Config, path));
+        }
+        let remove = || {
+            connection
+                .prepare_cached(&format!("DELETE FROM config WHERE {BELOW}"))?
+                .execute((namespace.as_str(), path.as_str()))?;
+            for leaf in &gone {
+                note(connection, context, (namespace, account), (&leaf.path, Some(leaf)))?;
+            }
+            has_changed(connection, context, namespace)
+        };
+        remove().map_err(broken)
+    }
+}
+
+impl Read for ConfigGet {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Value, DbError> {
+        let stored = stored(connection, &self.namespace, self.path.as_ref())
+            .map_err(|error| internal("reading a configuration", &error))?;
+        let shown = stored.into_iter().map(|leaf| (leaf.path, leaf.value.unwrap_or_else(|| SECRET.into())));
+        match &self.path {
+            None => Ok(assemble("", shown).unwrap_or_else(|| Value::Object(serde_json::Map::new()))),
+            Some(path) => assemble(path.as_str(), shown).ok_or_else(|| not_found(Resource::Config, path)),
+        }
+    }
+}
+
+impl Read for ConfigHistory {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<ConfigChange>, DbError> {
+        let change = |row: &Row<'_>| {
+            Ok(ConfigChange {
+                path: row.get::<_, Text<_>>(0)?.0,
+                at: Timestamp(row.get(1)?),
+                account: row.get(2)?,
+                old: row.get::<_, Option<Json<Value>>>(3)?.map(|Json(value)| value),
+                was_secret: row.get(4)?,
+            })
+        };
+        let changes: Vec<ConfigChange> = connection
+            .prepare_cached(&format!(
+                "SELECT path, at, account, old, was_secret FROM config_changes WHERE {BELOW} ORDER BY number DESC LIMIT ?3"
+            ))
+            .and_then(|mut statement| {
+                statement.query_map((self.namespace.as_str(), self.path.as_str(), TOLD), change)?.collect()
+            })
+            .map_err(|error| internal("reading the changes of a value", &error))?;
+        if changes.is_empty() { Err(not_found(Resource::Config, &self.path)) } else { Ok(changes) }
+    }
+}
+
+impl Write for SecretsRotate {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<u64, DbError> {
+        context.keyring.rotate().map_err(|error| {
+            tracing::error!(%error, "the file of the keys cannot be written");
+            DbError::Internal { message: "writing the file of the keys".to_owned() }
+        })?;
+        connection
+            .execute("UPDATE config SET sealed = reseal(namespace, path, sealed) WHERE sealed IS NOT NULL", [])
+            .map(|count| count as u64)
+            .map_err(|error| internal("sealing secrets with a new key", &error))
+    }
+}
+
+/// What a version gets of its namespace's configuration; none where it asks for nothing.
+pub(super) fn bound(
+    connection: &Connection,
+    namespace: &Namespace,
+    env: &BTreeMap<String, ConfigPath>,
+) -> Result<Option<BoundConfig>, DbError> {
+    if env.is_empty() {
+        return Ok(None);
+    }
+    let broken = |error| internal("reading the configuration of a function", &error);
+    let revision = connection
+        .prepare_cached("SELECT coalesce(max(number), 0) FROM config_changes WHERE namespace = ?1")
+        .and_then(|mut statement| statement.query_row([namespace.as_str()], |row| row.get(0)))
+        .map_err(broken)?;
+    let mut config = BoundConfig { revision, ..BoundConfig::default() };
+    for (name, path) in env {
+        match opened(connection, namespace, path).map_err(broken)? {
+            Some(value) => drop(config.env.insert(name.clone(), SecretText(as_text(value)))),
+            None => config.missing = Some(path.clone()),
+        }
+    }
+    Ok(Some(config))
+}
+
+/// A value with its secrets.
+fn opened(connection: &Connection, namespace: &Namespace, path: &ConfigPath) -> rusqlite::Result<Option<Value>> {
+    let leaf = |row: &Row<'_>| Ok((row.get::<_, Text<ConfigPath>>(0)?.0, row.get::<_, Json<Value>>(1)?.0));
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT path, coalesce(value, unseal(namespace, path, sealed)) FROM config WHERE {BELOW} ORDER BY path"
+    ))?;
+    let leaves =
+        statement.query_map((namespace.as_str(), path.as_str()), leaf)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(assemble(path.as_str(), leaves))
+}
