@@ -287,7 +287,8 @@ INSERT INTO access (one) VALUES (1);
 
 CREATE TABLE namespaces (
     name       TEXT PRIMARY KEY, -- in lower case
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    deleted    INTEGER NOT NULL DEFAULT 0 -- its name is not used again: calls, lines of the audit and logs have it
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE rules (

@@ -8,6 +8,7 @@ use faena_domain::{FunctionName, Limits, Namespace};
 use faena_egress::EgressPolicy;
 use faena_invoker::Invoker;
 use faena_telemetry::Metrics as Registry;
+use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +52,9 @@ struct Inner {
     metrics: Metrics,
     maximum: Limits,
     host_names: Vec<String>,
+    /// Whether clients speak to it by its address, from other machines.
+    is_beyond_loopback: bool,
+    trusted_proxies: Vec<IpNet>,
     hosts: Hosts,
     private_headers: Vec<String>,
     tunnels: TaskTracker,
@@ -79,7 +83,7 @@ impl App {
             completions: scheduler.completions().clone(),
             in_flight: scheduler.in_flight().clone(),
             call_ids: CallIdAllocator::new(db.clone()),
-            access: Access::new(db.clone(), config.may_be_open()),
+            access: Access::new(db.clone(), config.may_be_open().then(|| config.operators.clone())),
             versions: Versions::new(db.clone()),
             invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
             shared: Handle::current(),
@@ -92,6 +96,8 @@ impl App {
             metrics,
             maximum: config.maximum,
             host_names: config.host_names.clone(),
+            is_beyond_loopback: !config.listen.ip().is_loopback(),
+            trusted_proxies: config.trusted_proxies.clone(),
             hosts: Hosts::new(config.functions_domain.as_deref()),
             private_headers: config.private_headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
             tunnels: TaskTracker::new(),
@@ -160,6 +166,16 @@ impl App {
 
     pub(crate) fn host_names(&self) -> &[String] {
         &self.inner.host_names
+    }
+
+    /// Whether clients speak to it by its address, from other machines.
+    pub(crate) fn is_beyond_loopback(&self) -> bool {
+        self.inner.is_beyond_loopback
+    }
+
+    /// Proxies that are believed when they tell where a request comes from.
+    pub(crate) fn trusted_proxies(&self) -> &[IpNet] {
+        &self.inner.trusted_proxies
     }
 
     /// The hosts of functions.

@@ -10,19 +10,27 @@ use axum::http::request::Parts;
 use axum::http::{Method, Uri};
 use faena_auth::Requirement::{Account, Nothing, Root};
 use faena_auth::{Forbidden, Principal, Requirement, RuleSet, Scope, Target};
+use faena_domain::config::ConfigPath;
+use faena_protocol::DbError;
+use faena_protocol::db::Resource;
+use faena_protocol::records::CallRecord;
 use percent_encoding::percent_decode_str;
 
 use crate::access::{Access, Asking, Grant};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 const READ: Requirement = Requirement::Scope(Scope::Read);
-const INVOKE: Requirement = Requirement::Scope(Scope::Invoke);
 const DEPLOY: Requirement = Requirement::Scope(Scope::Deploy);
+/// What concerns one call is for its maker too; the handler judges whose it is.
+const READ_OWN: Requirement = Requirement::OwnCall(Scope::Read);
+const CHANGE_OWN: Requirement = Requirement::OwnCall(Scope::Deploy);
 const ADMIN: Requirement = Requirement::Scope(Scope::Admin);
 
 /// The kind of thing that rules about calls name. What an operation is about is the tag of its route otherwise; of
 /// functions that are deployed it is `deployment`, for rules about functions are about calls alone.
 const FUNCTION: &str = "function";
+/// Values of the configuration.
+const CONFIG: &str = "config";
 
 /// What each operation requires: its method, its route, the requirement, and the kind of thing that it is about. `ANY` is every
 /// method.
@@ -44,12 +52,12 @@ const OPERATIONS: &[(&str, &str, Requirement, &str)] = &[
     (ANY, "/f/{name}", Requirement::Call, FUNCTION),
     (ANY, "/f/{name}/{path}", Requirement::Call, FUNCTION),
     ("GET", "/calls", READ, "call"),
-    ("GET", "/call/{callNum}", READ, "call"),
-    ("DELETE", "/call/{callNum}", INVOKE, "call"),
-    ("GET", "/call/{callNum}/logs", READ, "call"),
-    ("POST", "/call/{callNum}/replay", INVOKE, "call"),
+    ("GET", "/call/{callNum}", READ_OWN, "call"),
+    ("DELETE", "/call/{callNum}", CHANGE_OWN, "call"),
+    ("GET", "/call/{callNum}/logs", READ_OWN, "call"),
+    ("POST", "/call/{callNum}/replay", CHANGE_OWN, "call"),
     ("GET", "/deadLetters", READ, "call"),
-    ("POST", "/deadLetters/replay", INVOKE, "call"),
+    ("POST", "/deadLetters/replay", DEPLOY, "call"),
     ("DELETE", "/deadLetter/{callNum}", DEPLOY, "call"),
     ("POST", "/setup", Nothing, "account"),
     ("POST", "/token", Nothing, "account"),
@@ -110,8 +118,21 @@ impl<'a> Operation<'a> {
             None => (Root, "node"),
         };
         let segments = route.split('/').zip(uri.path().split('/'));
-        let name = segments.into_iter().find(|(of_route, _)| of_route.starts_with('{')).map_or("", |(_, name)| name);
+        // An upload names its runtime first.
+        let named = segments.filter(|(of_route, _)| of_route.starts_with('{'));
+        let name = named.max_by_key(|(of_route, _)| *of_route == "{funcName}").map_or("", |(_, name)| name);
         Self { requirement, kind, name, path: uri.path() }
+    }
+
+    /// Whether a request for it changes something, other than by a call.
+    pub(crate) fn is_change(&self, method: &Method) -> bool {
+        let is_call = self.requirement == Requirement::Call || self.path == "/invokeFunction";
+        !method.is_safe() && !is_call
+    }
+
+    /// Whether it concerns the account that asks, and no namespace.
+    pub(crate) fn is_about_itself(&self) -> bool {
+        self.requirement == Account && self.kind != "call"
     }
 
     /// The name of the thing, decoded.
@@ -135,8 +156,22 @@ impl<'a> Operation<'a> {
     pub(crate) fn permit(&self, principal: &Principal, rules: &RuleSet) -> Reply<()> {
         let (name, endpoint) = (self.name(), percent_decode_str(self.path).decode_utf8_lossy());
         let target = Target { kind: self.kind, name: &name, endpoint: &endpoint };
-        Ok(principal.may(self.requirement, &target, rules)?)
+        principal.may(self.requirement, &target, rules)?;
+        if self.kind == CONFIG {
+            // Rules may name what lies below a path as `db/*`.
+            let slashed = name.replace('.', "/");
+            principal.may(self.requirement, &Target { name: &slashed, ..target }, rules)?;
+        }
+        Ok(())
     }
+}
+
+/// Refuses what concerns a call to who neither has the scope nor has made the call: it does not exist for them.
+pub(crate) fn permit_call_record(principal: &Principal, scope: Scope, call: &CallRecord) -> Reply<()> {
+    if principal.may_touch_call(scope, call.account.as_ref()) {
+        return Ok(());
+    }
+    Err(DbError::NotFound { what: Resource::Call, name: call.num.to_string() }.into())
 }
 
 /// The rules by which a principal is judged. For who sends no credential, a namespace that does not exist is one in which
@@ -164,6 +199,34 @@ pub(crate) async fn permit_call(access: &Access, principal: &Principal, function
     Ok(principal.may(Requirement::Call, &target, &rules)?)
 }
 
+/// Refuses an operation on a thing that only its body names, or that its path names in another way.
+pub(crate) async fn permit_named(
+    access: &Access,
+    principal: &Principal,
+    (requirement, kind): (Requirement, &'static str),
+    name: &str,
+) -> Reply<()> {
+    let rules = rules_for(access, principal).await?;
+    let endpoint = format!("/{kind}/{name}");
+    Ok(principal.may(requirement, &Target { kind, name, endpoint: &endpoint }, &rules)?)
+}
+
+/// Refuses a version that asks for a value of the configuration which its uploader may not use: the value itself, what it
+/// lies in, or something in it.
+pub(crate) fn permit_binding(principal: &Principal, path: &ConfigPath, rules: &RuleSet) -> Result<(), Forbidden> {
+    let requirement = Requirement::Scope(Scope::Deploy);
+    for name in path.above().chain([path.as_str()]) {
+        let endpoint = format!("/config/{name}");
+        for name in [name.to_owned(), name.replace('.', "/")] {
+            principal.may(requirement, &Target { kind: CONFIG, name: &name, endpoint: &endpoint }, rules)?;
+        }
+    }
+    if rules.denies_below(principal, CONFIG, path.as_str()) {
+        return Err(Forbidden::NotGranted { account: principal.account.clone() });
+    }
+    Ok(())
+}
+
 /// What a call of a function is admitted by.
 pub(crate) fn grant_of_call(principal: &Arc<Principal>, asking: &Asking<'_>, function: &str, path: &str) -> Grant {
     Grant {
@@ -179,11 +242,11 @@ pub(crate) fn grant_of_call(principal: &Arc<Principal>, asking: &Asking<'_>, fun
 /// Whether a path means the same to every reader.
 fn is_plain(path: &str, decoded: &str) -> bool {
     let has_encoded_slash = path.to_ascii_lowercase().contains("%2f");
-    let mut segments = decoded.strip_prefix('/').unwrap_or(decoded).split('/').peekable();
+    let segments = decoded.strip_prefix('/').unwrap_or(decoded).split('/');
     let mut is_plain = !has_encoded_slash && !decoded.contains(['\\', '\0', '\u{fffd}']);
-    while let Some(segment) = segments.next() {
-        // The last may be empty: a folder.
-        is_plain &= !matches!(segment, "." | "..") && (!segment.is_empty() || segments.peek().is_none());
+    for segment in segments {
+        // The path may be `/` alone.
+        is_plain &= !matches!(segment, "." | "..") && (!segment.is_empty() || decoded == "/");
     }
     is_plain
 }
@@ -280,6 +343,11 @@ mod tests {
                 }
                 Requirement::Call => Scope::Invoke,
                 Requirement::Scope(scope) => *scope,
+                Requirement::OwnCall(scope) => {
+                    let may = [*scope, Scope::Invoke].map(|scope| may_with(Scopes::NONE.with(scope)));
+                    assert!(may == [true, true] && !may_with(Scopes::NONE), "{method} {route}");
+                    continue;
+                }
             };
             assert!(may_with(Scopes::NONE.with(scope)) && !may_with(Scopes::NONE), "{method} {route}");
             let others = Scope::ALL.into_iter().filter(|other| !other.includes(scope));
@@ -307,12 +375,23 @@ mod tests {
     #[test]
     fn a_path_that_rules_judge_means_the_same_to_every_reader() {
         let is_plain = |path: &str| is_plain(path, &percent_decode_str(path).decode_utf8_lossy());
-        for path in ["/", "/a", "/a/", "/a/b.c", "/%61", "/a%20b", "/..."] {
+        for path in ["/", "/a", "/a/b.c", "/%61", "/a%20b", "/..."] {
             assert!(is_plain(path), "{path}");
         }
-        for path in
-            ["//", "/a//b", "/a/../b", "/a/.", "/%2e%2e/b", "/a%2Fb", "/a%2fb", "/a%5cb", "/a\\b", "/%00", "/%ff"]
-        {
+        for path in [
+            "//",
+            "/a//b",
+            "/a/",
+            "/a/../b",
+            "/a/.",
+            "/%2e%2e/b",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a%5cb",
+            "/a\\b",
+            "/%00",
+            "/%ff",
+        ] {
             assert!(!is_plain(path), "{path}");
         }
     }

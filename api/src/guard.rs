@@ -5,6 +5,7 @@
 //! ours (DNS rebinding), an origin that is not ours, and a fetch from another site are turned away.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -15,8 +16,8 @@ use faena_auth::{Forbidden, Principal, Requirement};
 use faena_domain::Namespace;
 use faena_domain::identity::MAX_DEPTH;
 use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
-use futures_util::StreamExt;
 use futures_util::future::{Either, select};
+use futures_util::{StreamExt, TryStreamExt};
 
 use crate::access::{Asking, AuditEntry, Audited, Grant, Origin};
 use crate::app::App;
@@ -31,35 +32,66 @@ const EVENT_STREAM: &str = "text/event-stream";
 pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
 /// Judges a request, counts its answer, and records what it has changed.
-pub(crate) async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     if let Err(problem) = judge(&app, request.uri(), request.headers()) {
         return problem.into_response();
     }
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| path.as_str()).to_owned();
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let operation = Operation::of(&method, &route, &uri);
-    let address = request.extensions().get::<Origin>().copied().unwrap_or_default().address;
-    let (principal, admitted) = admit(&app, &operation, &route, &uri, request.headers()).await;
-    let mut response = match admitted {
-        Ok(()) => {
-            let lasting =
-                lasts(request.headers()).then(|| operation.grant(&principal, &Asking::of_route(request.headers())));
-            request.extensions_mut().insert(Arc::clone(&principal));
-            request.extensions_mut().insert(Origin { address });
-            match lasting {
-                Some(grant) => while_granted(&app, grant, next.run(request)).await,
-                None => next.run(request).await,
-            }
-        }
-        Err(problem) => problem.into_response(),
-    };
-    let entry = AuditEntry::of(&principal, format!("{method} {route}"), operation.name().into_owned(), address);
-    record(&app, (&method, operation.requirement), entry, &mut response).await;
+    let response = admit_and_answer(&app, &route, request, next).await;
     let metrics = app.metrics();
     metrics.request(&route, response.status().as_u16()).inc();
     metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
     response
+}
+
+async fn admit_and_answer(app: &App, route: &str, mut request: Request, next: Next) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let operation = Operation::of(&method, route, &uri);
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    let (principal, admitted) = admit(app, &operation, route, &uri, (request.headers(), &origin)).await;
+    let entry = AuditEntry::of(&principal, (&method, route), &operation.name(), origin.address);
+    if let Err(problem) = admitted {
+        let mut response = problem.into_response();
+        record(app, false, entry, &mut response).await;
+        return response;
+    }
+    let grant = operation.grant(&principal, &Asking::of_route(request.headers(), &origin));
+    let is_lasting = lasts(request.headers());
+    request.extensions_mut().insert(principal);
+    request.extensions_mut().insert(origin);
+    if operation.requirement == Requirement::Nothing {
+        return recorded(app.clone(), operation.is_change(&method), entry, next.run(request)).await;
+    }
+    if !operation.is_change(&method) {
+        let answering = recorded(app.clone(), false, entry, next.run(request));
+        return if is_lasting { while_granted(app, grant, answering).await } else { answering.await };
+    }
+    let request = request.map(|body| while_still_granted(app, grant, body));
+    // A change is recorded also where its client does not wait for the reply.
+    let changing = tokio::spawn(recorded(app.clone(), true, entry, next.run(request)));
+    changing.await.unwrap_or_else(|error| Problem::internal("changing something", &error).into_response())
+}
+
+/// Answers a request, and records it.
+async fn recorded(app: App, is_change: bool, entry: AuditEntry, answering: impl Future<Output = Response>) -> Response {
+    let mut response = answering.await;
+    record(&app, is_change, entry, &mut response).await;
+    response
+}
+
+/// A body that fails at its end, where its request would not be admitted any longer: nothing is done with one whose
+/// credential was revoked while it came.
+fn while_still_granted(app: &App, grant: Grant, body: Body) -> Body {
+    let access = Arc::clone(app.access());
+    let end = futures_util::stream::once(async move {
+        if access.holds(&grant).await {
+            return Ok(None);
+        }
+        Err(axum::Error::new(std::io::Error::other("its credential was revoked while it came")))
+    });
+    let frames = body.into_data_stream().map(|frame| frame.map(Some)).chain(end);
+    Body::from_stream(frames.try_filter_map(|frame| std::future::ready(Ok(frame))))
 }
 
 /// Whether a request may be answered long after it was admitted: it waits for the end of a call, or follows something.
@@ -88,14 +120,15 @@ async fn admit(
     operation: &Operation<'_>,
     route: &str,
     uri: &Uri,
-    headers: &HeaderMap,
+    (headers, origin): (&HeaderMap, &Origin),
 ) -> (Arc<Principal>, Reply<()>) {
     let nobody = || Arc::new(Principal::anonymous(Namespace::default()));
     // What is for everyone asks nothing of db.
     if operation.requirement == Requirement::Nothing {
         return (nobody(), no_query(route, uri));
     }
-    let principal = match app.access().principal(&Asking::of_route(headers)).await {
+    let asking = Asking { is_about_itself: operation.is_about_itself(), ..Asking::of_route(headers, origin) };
+    let principal = match app.access().principal(&asking).await {
         Ok(principal) => principal,
         Err(problem) => return (nobody(), Err(problem)),
     };
@@ -109,18 +142,13 @@ async fn admit(
 }
 
 /// Records what a request has changed, before its reply, and counts what was refused.
-async fn record(
-    app: &App,
-    (method, requirement): (&Method, Requirement),
-    mut entry: AuditEntry,
-    response: &mut Response,
-) {
-    if let Some(Audited { account, target }) = response.extensions_mut().remove() {
+async fn record(app: &App, is_change: bool, mut entry: AuditEntry, response: &mut Response) {
+    if let Some(Audited { account, target, namespace }) = response.extensions_mut().remove() {
         entry.account = account.or(entry.account);
         entry.target = target.unwrap_or(entry.target);
+        entry.namespace = namespace.unwrap_or(entry.namespace);
     }
     entry.outcome = response.status().as_u16();
-    let is_change = !method.is_safe() && requirement != Requirement::Call && entry.action != "POST /invokeFunction";
     let audit = &app.access().audit;
     if !is_change || !response.status().is_success() {
         audit.refused(entry);
@@ -266,7 +294,11 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
     let host = text(headers, "host").unwrap_or_default();
     let name = host_name(host).to_ascii_lowercase();
-    let known = matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]") || app.host_names().contains(&name);
+    // A page can have a name that leads here (DNS rebinding), but no address of its own that does.
+    let is_address = || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    let known = matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]")
+        || app.host_names().contains(&name)
+        || (app.is_beyond_loopback() && is_address());
     if !known {
         let detail =
             format!("the Host header names {:?}, which is none of ours", host.chars().take(80).collect::<String>());

@@ -35,6 +35,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) written: Option<Head>,
     /// Where it came from.
     pub(crate) client: IpAddr,
+    /// Whether the client speaks TLS.
+    pub(crate) is_secure: bool,
     /// How it addresses its function.
     pub(crate) entrance: Entrance,
     /// Whether its body and its answer may have trailers: both pass through as they come.
@@ -116,8 +118,7 @@ pub(crate) fn is_forwarded(name: &str) -> bool {
     name.to_ascii_lowercase().replace('_', "-").starts_with("x-forwarded-")
 }
 
-/// Headers that tell a server how its client reached it. The client's own headers of these names are replaced: no proxy is
-/// trusted.
+/// Headers that tell a server how its client reached it. The client's own headers of these names are replaced.
 fn forwarded(request: &RequestHead<'_>) -> impl Iterator<Item = Header> {
     let prefix = (request.entrance == Entrance::Path).then(|| {
         let name = request.uri.path().strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
@@ -126,7 +127,7 @@ fn forwarded(request: &RequestHead<'_>) -> impl Iterator<Item = Header> {
     let host = request.headers.get(header::HOST).map(|host| host.as_bytes().to_vec());
     let told = [
         ("X-Forwarded-Prefix", prefix),
-        ("X-Forwarded-Proto", Some(b"http".to_vec())),
+        ("X-Forwarded-Proto", Some(if request.is_secure { b"https".to_vec() } else { b"http".to_vec() })),
         ("X-Forwarded-Host", host),
         ("X-Forwarded-For", Some(request.client.to_string().into_bytes())),
     ];
@@ -227,6 +228,7 @@ mod tests {
             headers: &headers,
             written: None,
             client: IpAddr::from([127, 0, 0, 1]),
+            is_secure: false,
             entrance: Entrance::Path,
             has_trailers: false,
             interim: None,

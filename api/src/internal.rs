@@ -81,7 +81,8 @@ async fn answer(app: App, mut stream: UnixStream, shares: &Shares, stop: Cancell
     let _share = share.ok_or_else(|| io::Error::other("the function has as many connections open as one may have"))?;
     let stream = HeadStream::new(WriteTimeout::new(stream));
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let client = Client { names: stream.names(), address, calling: Some(Arc::new(calling)) };
+    let client =
+        Client { names: stream.names(), address, is_secure: false, peer: None, calling: Some(Arc::new(calling)) };
     let service = service_fn(move |request| {
         let (app, client) = (app.clone(), client.clone());
         async move {

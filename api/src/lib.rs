@@ -29,6 +29,7 @@ mod server;
 mod shares;
 mod stall;
 mod sweeper;
+mod tls;
 mod trace;
 mod versions;
 mod view;
@@ -49,14 +50,17 @@ use faena_scheduler::{Scheduler, WorkerConnections};
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use internal::InternalListener;
+use ipnet::IpNet;
+use tls::Tls;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use access::setup_hash;
+pub use access::{Operators, setup_hash};
 pub use app::App;
 pub use routes::{description, router};
+pub use tls::TlsFiles;
 
 /// How long after its grace a worker may still give calls back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
@@ -72,6 +76,14 @@ pub struct ApiConfig {
     pub internal: PathBuf,
     /// Names besides `localhost` by which people may call it.
     pub host_names: Vec<String>,
+    /// A certificate for clients; without one they speak plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// Whether plain HTTP is spoken beyond this machine.
+    pub insecure_http: bool,
+    /// Proxies that are believed when they tell where a request comes from.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whom an open platform is for.
+    pub operators: Operators,
     /// The domain below which functions have origins of their own, besides `localhost`.
     pub functions_domain: Option<String>,
     /// Headers of requests that functions get and no record keeps, besides credentials.
@@ -97,18 +109,22 @@ pub struct ApiConfig {
 impl ApiConfig {
     /// Whether it is reached from this machine alone, and by no name of its own: then it may be open.
     fn may_be_open(&self) -> bool {
-        self.listen.ip().is_loopback() && self.host_names.is_empty() && self.functions_domain.is_none()
+        let has_names = !self.host_names.is_empty() || self.functions_domain.is_some();
+        self.listen.ip().is_loopback() && !has_names && self.trusted_proxies.is_empty()
     }
 }
 
 /// Why an api could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Without authentication only this machine may call.
+    /// Credentials would cross a network in clear.
     #[error(
-        "{0} is no loopback address: without authentication Faena listens on this machine only; use 127.0.0.1 or [::1]"
+        "{0} is no loopback address, and credentials would cross the network in clear: set tls_cert and tls_key, or name the proxy that adds TLS in trusted_proxies, or say --insecure-http"
     )]
-    NotLoopback(SocketAddr),
+    NotSecure(SocketAddr),
+    /// The certificate cannot be used.
+    #[error("cannot use the certificate: {0}")]
+    Tls(#[source] std::io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; is something else there? choose another with --listen")]
     Listen {
@@ -135,6 +151,7 @@ pub enum ApiError {
 #[derive(Debug)]
 pub struct Api {
     listener: TcpListener,
+    tls: Option<Tls>,
     app: App,
     scheduler: Scheduler,
     workers: Server,
@@ -160,9 +177,11 @@ impl Api {
     /// # Errors
     /// [`ApiError`] says which side and why.
     pub async fn bind(config: ApiConfig, db: DbClient, blobs: BlobStore, registry: Registry) -> Result<Self, ApiError> {
-        if !config.listen.ip().is_loopback() {
-            return Err(ApiError::NotLoopback(config.listen));
+        let is_secure = config.tls.is_some() || config.insecure_http || !config.trusted_proxies.is_empty();
+        if !config.listen.ip().is_loopback() && !is_secure {
+            return Err(ApiError::NotSecure(config.listen));
         }
+        let tls = config.tls.as_ref().map(Tls::new).transpose().map_err(ApiError::Tls)?;
         let listen = |source| ApiError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let workers = Server::bind(&config.workers).await.map_err(ApiError::Workers)?;
@@ -172,7 +191,7 @@ impl Api {
         let connections = WorkerConnections::new(config.shards.clone());
         let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
         let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
-        Ok(Self { listener, app, scheduler, workers, internal, config })
+        Ok(Self { listener, tls, app, scheduler, workers, internal, config })
     }
 
     /// What answers every request but those of functions (`/f/`), for tests that need no connection.
@@ -191,8 +210,11 @@ impl Api {
         // Functions that still run may call others; they end with the workers.
         let internal_ends = CancellationToken::new();
         tokio::spawn(self.internal.serve(self.app.clone(), internal_ends.clone()));
-        let served =
-            server::serve(self.listener, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
+        if let (Some(tls), Some(files)) = (self.tls.clone(), self.config.tls.clone()) {
+            tokio::spawn(tls.follow(files, stop.clone()));
+        }
+        let listening = (self.listener, self.tls);
+        let served = server::serve(listening, routes::router(self.app.clone()), &self.config, &stop, &self.app).await;
         if let Err(error) = served {
             tracing::error!(%error, "connections could not be served");
         }

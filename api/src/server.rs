@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -25,12 +26,13 @@ use faena_domain::limits::MAX_HEADER_BYTES;
 use faena_header_case::HeadStream;
 
 use crate::ApiConfig;
-use crate::access::Origin;
+use crate::access::{Origin, Peer, client_address};
 use crate::app::App;
 use crate::http_call::{self, Client};
 use crate::problem::Problem;
 use crate::routes::{self, invoke};
 use crate::stall::WriteTimeout;
+use crate::tls::Tls;
 
 /// How long a client may take to send the head of a request.
 const HEADER_READ: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until told to stop, then waits for running requests, at most as long as the grace and a little.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Option<Tls>),
     router: Router,
     config: &ApiConfig,
     stop: &CancellationToken,
@@ -55,10 +57,11 @@ pub(crate) async fn serve(
     let mut serving = Vec::new();
     for shard in shards {
         let (listener, stop, app, router) = (listener.try_clone()?, stop.clone(), app.clone(), router.clone());
-        let (shared, connections) = (here.clone(), Arc::clone(&connections));
+        let (shared, connections, tls) = (here.clone(), Arc::clone(&connections), tls.clone());
         serving.push(shard.spawn(async move {
             let app = app.on_this_thread();
-            let edge = Edge { accepting: routes::accepting(app.clone()), app, router, shared, connections, most };
+            let accepting = routes::accepting(app.clone());
+            let edge = Edge { accepting, app, router, shared, connections, tls, most };
             edge.serve(TcpListener::from_std(listener)?, &stop).await
         }));
     }
@@ -83,6 +86,7 @@ struct Edge {
     /// Where everything else runs.
     shared: Handle,
     connections: Arc<Semaphore>,
+    tls: Option<Tls>,
     /// How long running requests may take at a stop.
     most: Duration,
 }
@@ -96,22 +100,18 @@ impl Edge {
                 () = stop.cancelled() => break,
             };
             let Some((stream, peer, permit)) = accepted else { continue };
-            let edge = self.clone();
-            let stream = HeadStream::new(WriteTimeout::new(stream));
-            let client = Client { names: stream.names(), address: peer.ip(), calling: None };
-            let service = service_fn(move |request| edge.clone().answer(request, client.clone()));
-            let connection = connections_of_http().serve_connection(TokioIo::new(stream), service);
+            let Ok(ours) = stream.local_addr() else { continue };
+            let (edge, peer) = (self.clone(), Arc::new(Peer::new(ours, peer)));
             let (count, stop) = (self.app.metrics().connections.clone(), stop.clone());
             count.inc();
             open.spawn(async move {
-                let mut connection = std::pin::pin!(connection.with_upgrades());
-                let ended = tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = stop.cancelled() => {
-                        // The request under way is answered, and none after it is read.
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
+                let ended = match edge.tls.clone() {
+                    Some(tls) => match stop.run_until_cancelled(tls.accept(stream)).await {
+                        Some(Ok(stream)) => edge.connection(stream, peer, true, &stop).await,
+                        Some(Err(error)) => Err(error.into()),
+                        None => Ok(()),
+                    },
+                    None => edge.connection(stream, peer, false, &stop).await,
                 };
                 if let Err(error) = ended {
                     debug!(%error, "a connection ended");
@@ -135,13 +135,45 @@ impl Edge {
         Ok(())
     }
 
+    /// Serves one connection until it ends, or until its request is answered when told to stop.
+    async fn connection(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Arc<Peer>,
+        is_secure: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let stream = HeadStream::new(WriteTimeout::new(stream));
+        let client =
+            Client { names: stream.names(), address: peer.address(), is_secure, peer: Some(peer), calling: None };
+        let service = service_fn(move |request| self.clone().answer(request, client.clone()));
+        let connection = connections_of_http().serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection.with_upgrades());
+        tokio::select! {
+            ended = connection.as_mut() => ended?,
+            () = stop.cancelled() => {
+                // The request under way is answered, and none after it is read.
+                connection.as_mut().graceful_shutdown();
+                connection.await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Answers on this thread what an instance can be asked at once and what is only stored; everything else runs where it
     /// may take its time.
-    async fn answer(self, mut request: Request<Incoming>, client: Client) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, mut request: Request<Incoming>, mut client: Client) -> Result<Response<Body>, Infallible> {
+        let trusted = self.app.trusted_proxies();
+        if !trusted.is_empty() {
+            client.address = client_address(client.address, request.headers(), trusted);
+            let is_proxied = client.peer.as_ref().is_some_and(|peer| peer.address() != client.address);
+            let says_https = || request.headers().get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+            client.is_secure |= is_proxied && says_https();
+        }
         if self.app.hosts().is_call(&request) {
             return Ok(http_call::answer(&self.app, request, &client).await);
         }
-        request.extensions_mut().insert(Origin { address: client.address });
+        request.extensions_mut().insert(Origin { address: client.address, peer: client.peer.clone() });
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;
         }

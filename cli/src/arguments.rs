@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::remote::RemoteTask;
+
 /// Self-hosted functions: upload an archive, name the runtime, call it over HTTP.
 ///
 /// Settings come from a TOML file, then from variables FAENA_…, then from flags; each later one wins.
@@ -44,6 +46,8 @@ pub(crate) enum TaskArguments {
     /// Root file systems of the sandbox on this node
     #[command(subcommand)]
     Image(ImageArguments),
+    #[command(flatten)]
+    Remote(RemoteTask),
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,9 +84,16 @@ pub(crate) enum Task {
     Restore { file: PathBuf },
 }
 
+/// What a command is about: a platform on this machine, under settings, or one that is asked over HTTP.
+pub(crate) enum Command {
+    Local(Task, Options),
+    Remote(RemoteTask),
+}
+
 impl TaskArguments {
-    pub(crate) fn split(self) -> (Task, Options) {
-        match self {
+    pub(crate) fn split(self) -> Command {
+        let (task, options) = match self {
+            Self::Remote(task) => return Command::Remote(task),
             Self::Up(options) => (Task::Serve(Role::Up), options),
             Self::Db(options) => (Task::Serve(Role::Db), options),
             Self::Api(options) => (Task::Serve(Role::Api), options),
@@ -94,7 +105,8 @@ impl TaskArguments {
             Self::Setup(options) => (Task::Setup, options),
             Self::Backup { file, options } => (Task::Backup { file }, options),
             Self::Restore { file, options } => (Task::Restore { file }, options),
-        }
+        };
+        Command::Local(task, options)
     }
 }
 
@@ -113,6 +125,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) listen: Option<String>,
+    /// Lets clients of other machines speak plain HTTP; credentials cross the network in clear
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    insecure_http: bool,
     /// Data folder (default: ~/.local/share/faena)
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ mod backup;
 mod folders;
 mod images;
 mod node;
+mod remote;
 mod roles;
 mod settings;
 mod setup;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use arguments::{Arguments, Role, Task};
+use arguments::{Arguments, Command, Role, Task};
 use settings::Settings;
 
 fn main() -> ExitCode {
@@ -33,7 +34,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let (task, options) = arguments.task.split();
+    let (task, options) = match arguments.task.split() {
+        Command::Local(task, options) => (task, options),
+        Command::Remote(task) => return remote::run(task),
+    };
     let settings = Settings::load(&options)?;
     if options.print_config {
         print!("{}", settings.explained(&options)?);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use faena_api::{Operators, TlsFiles};
 use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::limits::default_slots;
 use faena_domain::near::nearest;
@@ -14,6 +15,7 @@ use faena_engine::Layer;
 use faena_telemetry::LogFormat;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Options;
@@ -65,6 +67,17 @@ pub(crate) struct Settings {
     pub(crate) log_format: Lines,
     /// Names besides localhost by which people may call the api.
     pub(crate) host_names: Vec<String>,
+    /// Certificate and key for clients, as PEM; read again when they change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Whether clients may speak plain HTTP from other machines.
+    pub(crate) insecure_http: bool,
+    /// Proxies, as addresses or networks, that are believed when they tell where a request comes from.
+    pub(crate) trusted_proxies: Vec<String>,
+    /// Users of this machine, by name or number, whom an open platform is for besides its own, root and who ran sudo.
+    pub(crate) operators: Vec<String>,
     /// The domain below which functions have origins of their own, besides `localhost`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) functions_domain: Option<String>,
@@ -192,6 +205,11 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: Lines::Text,
             host_names: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            insecure_http: false,
+            trusted_proxies: Vec::new(),
+            operators: Vec::new(),
             functions_domain: None,
             private_headers: Vec::new(),
             stream_idle: Span(60_000),
@@ -240,7 +258,8 @@ fn default_ca_bundle() -> Option<PathBuf> {
 
 /// The names of all settings.
 fn names() -> HashSet<String> {
-    let optional = ["run", "secret_key_file", "blobs", "ca_bundle", "egress_proxy", "functions_domain"];
+    let optional =
+        ["run", "secret_key_file", "blobs", "ca_bundle", "egress_proxy", "functions_domain", "tls_cert", "tls_key"];
     let value = serde_json::to_value(Settings::default()).unwrap_or_default();
     let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     known.into_iter().chain(optional.map(str::to_owned)).collect()
@@ -327,6 +346,9 @@ impl Settings {
         if self.stream_idle.0 == 0 || self.stream_max.0 == 0 {
             bail!("stream_idle and stream_max must be longer than nothing");
         }
+        self.trusted_proxies()?;
+        self.operators()?;
+        self.tls()?;
         self.functions_domain.as_deref().map_or(Ok(()), |domain| check_domain(domain, &self.host_names))
     }
 
@@ -419,6 +441,38 @@ impl Settings {
     /// What builds get.
     pub(crate) fn build_limits(&self) -> Limits {
         self.build.lowered(&Limits::BUILD)
+    }
+
+    /// Proxies that are believed.
+    pub(crate) fn trusted_proxies(&self) -> anyhow::Result<Vec<IpNet>> {
+        let net = |text: &String| {
+            let address = text.parse::<IpAddr>().map(IpNet::from);
+            address
+                .or_else(|_| text.parse())
+                .with_context(|| format!("trusted_proxies: {text:?} is no address and no network like 10.0.0.0/8"))
+        };
+        self.trusted_proxies.iter().map(net).collect()
+    }
+
+    /// Certificate and key for clients.
+    pub(crate) fn tls(&self) -> anyhow::Result<Option<TlsFiles>> {
+        match (self.tls_cert.clone(), self.tls_key.clone()) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+            (None, None) => Ok(None),
+            _ => bail!("tls_cert and tls_key belong together; set both or none"),
+        }
+    }
+
+    /// Whom an open platform is for: its own user, root, who ran sudo, and those that are named.
+    pub(crate) fn operators(&self) -> anyhow::Result<Operators> {
+        let number = |name: &String| {
+            let found = name.parse().ok().or_else(|| Some(uzers::get_user_by_name(name)?.uid()));
+            found.with_context(|| format!("operators: this machine has no user {name:?}"))
+        };
+        let named = self.operators.iter().map(number).collect::<anyhow::Result<Vec<u32>>>()?;
+        let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+        let own = rustix::process::geteuid().as_raw();
+        Ok(Operators::new([0, own].into_iter().chain(sudo).chain(named)))
     }
 
     /// Where the keys are that secrets are sealed under.

@@ -226,6 +226,7 @@ async fn lanes_count_what_there_is() {
             of: CallNum(4),
             version: None,
             traceparent: String::new(),
+            account: None,
         })
         .await
         .unwrap();
@@ -394,6 +395,7 @@ async fn a_replay_is_a_new_call_of_the_version_that_runs_now() {
         of: CallNum(1),
         version,
         traceparent: String::new(),
+        account: None,
     };
     let made = service.ask(replay(2, None)).await.unwrap();
     assert_eq!(service.ask(replay(2, None)).await.unwrap(), made, "sent again it is the same call");

@@ -167,6 +167,7 @@ impl SyncCall {
             body: self.spec.body.clone(),
             request: self.spec.request.clone(),
             status: if self.started { CallStatus::Running } else { CallStatus::Pending },
+            account: self.spec.account.clone(),
             ..CallRecord::begin(self.spec.num, &self.code, self.created_at, self.spec.traceparent.clone())
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use axum::http::Method;
 use faena_auth::{Account, Principal};
 use faena_db_client::DbClient;
 use faena_domain::{Namespace, Timestamp};
@@ -21,6 +22,8 @@ const KINDS: usize = 1000;
 const OTHERS: &str = "others";
 /// The longest name of a thing, in characters.
 const TARGET: usize = 200;
+/// Lines of one message.
+const LINES: usize = 100;
 
 /// What a handler adds to the line of its request.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,8 @@ pub(crate) struct Audited {
     pub(crate) account: Option<String>,
     /// The thing, where the path does not name it.
     pub(crate) target: Option<String>,
+    /// The namespace that it concerns, where that is not the principal's.
+    pub(crate) namespace: Option<Namespace>,
 }
 
 /// What refusals are counted by.
@@ -61,13 +66,18 @@ pub(crate) struct AuditEntry {
 }
 
 impl AuditEntry {
-    /// That of a principal, before the outcome is known.
-    pub(crate) fn of(principal: &Principal, action: String, target: String, address: IpAddr) -> Self {
-        let account = match &principal.account {
-            Account::Anonymous => None,
-            account => Some(account.to_string()),
+    /// That of a principal, before the outcome is known. Who sends no credential may name any namespace, and is recorded in
+    /// the root namespace.
+    pub(crate) fn of(principal: &Principal, (method, route): (&Method, &str), target: &str, address: IpAddr) -> Self {
+        const KNOWN: [Method; 7] =
+            [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+        let (namespace, account) = match &principal.account {
+            Account::Anonymous => (Namespace::default(), None),
+            account => (principal.namespace.clone(), Some(account.to_string())),
         };
-        Self { namespace: principal.namespace.clone(), account, action, target, address, outcome: 0 }
+        let method = if KNOWN.contains(method) { method.as_str() } else { "OTHER" };
+        let target = target.chars().take(TARGET).collect();
+        Self { namespace, account, action: format!("{method} {route}"), target, address, outcome: 0 }
     }
 }
 
@@ -84,7 +94,6 @@ impl Audit {
     /// Records a change; its reply waits for this.
     pub(crate) async fn changed(&self, entry: AuditEntry) -> Result<(), DbError> {
         let AuditEntry { namespace, account, action, target, address, outcome } = entry;
-        let target = target.chars().take(TARGET).collect();
         let (at, address) = (Timestamp(unix_ms()), address.to_string());
         self.append(vec![AuditRecord { at, namespace, account, action, target, address, outcome, count: 1 }]).await
     }
@@ -100,6 +109,7 @@ impl Audit {
         let mut refusals = self.refusals.lock();
         if refusals.len() >= KINDS && !refusals.contains_key(&kind) {
             (kind.account, kind.address, kind.action) = (None, OTHERS.to_owned(), OTHERS.to_owned());
+            kind.namespace = Namespace::default();
         }
         *refusals.entry(kind).or_default() += 1;
     }
@@ -129,11 +139,14 @@ impl Audit {
             outcome: kind.outcome,
             count: *count,
         };
-        let appended = self.append(old.iter().map(line).collect()).await;
-        if appended.is_err() {
-            let mut refusals = self.refusals.lock();
-            old.into_iter().for_each(|(kind, count)| *refusals.entry(kind).or_default() += count);
+        for (at, part) in old.chunks(LINES).enumerate() {
+            if let Err(error) = self.append(part.iter().map(line).collect()).await {
+                let mut refusals = self.refusals.lock();
+                let unwritten = old[at * LINES..].iter().cloned();
+                unwritten.for_each(|(kind, count)| *refusals.entry(kind).or_default() += count);
+                return Err(error);
+            }
         }
-        appended
+        Ok(())
     }
 }

@@ -78,6 +78,15 @@ pub(crate) struct Attempt<'a> {
     of: (Name, Network),
 }
 
+/// Forgets the older half.
+fn forget_oldest(counts: &mut HashMap<Subject, Count>) {
+    let mut begun: Vec<Instant> = counts.values().map(|count| count.since).collect();
+    let middle = begun.len() / 2;
+    let (_, middle, _) = begun.select_nth_unstable(middle);
+    let middle = *middle;
+    counts.retain(|_, count| count.since > middle);
+}
+
 impl Guesses {
     /// Counts an attempt.
     ///
@@ -98,7 +107,7 @@ impl Guesses {
         if state.counts.len() >= MOST {
             state.counts.retain(|subject, count| now.duration_since(count.since) < subject.bound().1);
             if state.counts.len() >= MOST {
-                state.counts.clear();
+                forget_oldest(&mut state.counts);
             }
         }
         for subject in &subjects {
@@ -121,15 +130,21 @@ impl Guesses {
 }
 
 impl Attempt<'_> {
-    /// The secret was right.
-    pub(crate) fn succeeded(self) {
-        let Self { guesses, subjects, of: (name, network) } = self;
-        let mut state = guesses.0.lock();
-        for subject in subjects {
+    /// Nothing was tried: it does not count.
+    pub(crate) fn withdraw(self) {
+        let mut state = self.guesses.0.lock();
+        for subject in self.subjects {
             if let Some(count) = state.counts.get_mut(&subject) {
                 count.failures = count.failures.saturating_sub(1);
             }
         }
+    }
+
+    /// The secret was right.
+    pub(crate) fn succeeded(self) {
+        let (guesses, (name, network)) = (self.guesses, self.of.clone());
+        self.withdraw();
+        let mut state = guesses.0.lock();
         if state.known.len() >= MOST {
             state.known.clear();
         }

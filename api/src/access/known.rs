@@ -21,6 +21,8 @@ pub(super) struct KnownCredential {
     pub(super) session: Option<String>,
     pub(super) principal: Arc<Principal>,
     ends_at: Option<Timestamp>,
+    /// Of a token, when its session ends.
+    session_ends_at: Option<Timestamp>,
     /// When it was used last, in Unix milliseconds; 0 where db knows.
     used_at: AtomicI64,
 }
@@ -30,6 +32,11 @@ impl KnownCredential {
         self.ends_at.is_some_and(|end| end.0 <= now)
     }
 
+    /// Until when what it began may go on.
+    pub(super) fn lasts_until(&self) -> Option<Timestamp> {
+        self.session_ends_at.or(self.ends_at)
+    }
+
     pub(super) fn used(&self, now: i64) {
         self.used_at.store(now, Ordering::Relaxed);
     }
@@ -37,7 +44,7 @@ impl KnownCredential {
 
 impl From<CredentialRecord> for KnownCredential {
     fn from(record: CredentialRecord) -> Self {
-        let CredentialRecord { kind, hash, expires_at, account, scopes, session } = record;
+        let CredentialRecord { kind, hash, expires_at, account, scopes, session, session_ends_at } = record;
         let scopes = scopes.map_or_else(|| account.scopes.clone(), |own| own.bounded_by(&account.scopes));
         let name = account.name.as_str().into();
         let principal = Principal {
@@ -46,7 +53,15 @@ impl From<CredentialRecord> for KnownCredential {
             account: Account::Named { id: account.id, name, kind: account.kind },
             scopes,
         };
-        Self { kind, hash, session, principal: Arc::new(principal), ends_at: expires_at, used_at: AtomicI64::new(0) }
+        Self {
+            kind,
+            hash,
+            session,
+            principal: Arc::new(principal),
+            ends_at: expires_at,
+            session_ends_at,
+            used_at: AtomicI64::new(0),
+        }
     }
 }
 
@@ -153,7 +168,8 @@ mod tests {
         };
         let scopes = Some(Scopes::NONE.with(Scope::Admin).with(Scope::Read));
         let kind = CredentialKind::Key;
-        let record = CredentialRecord { kind, hash: made.hash, expires_at: None, account, scopes, session: None };
+        let (hash, session) = (made.hash, None);
+        let record = CredentialRecord { kind, hash, expires_at: None, account, scopes, session, session_ends_at: None };
         (made.id, Seen { seen: AccessSeen(seen), record })
     }
 

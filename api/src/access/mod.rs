@@ -6,6 +6,7 @@
 mod audit;
 mod guesses;
 mod known;
+mod peer;
 mod secrets;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, header};
 use faena_auth::{Account, Credential, CredentialKind, Principal, Requirement, RuleSet, Target};
 use faena_db_client::DbClient;
-use faena_domain::Namespace;
+use faena_domain::{Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{AccessState, AccessStateGet, CredentialGet, KeysUsed, Resource, RuleList, SetupPut};
 use faena_protocol::records::SecretHash;
@@ -31,11 +32,13 @@ pub(crate) use audit::{Audit, AuditEntry, Audited};
 use guesses::Guesses;
 pub(crate) use guesses::Network;
 use known::{Known, KnownCredential};
+pub use peer::Operators;
+pub(crate) use peer::{Peer, client_address};
 pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_secret};
 
 /// How often db is asked whether anything has changed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// How old the word of db may be while the platform is locked: what was revoked elsewhere is refused here after this.
+/// How old the word of db may be: what was revoked elsewhere is refused here after this.
 const WORD: Duration = Duration::from_secs(2);
 /// How long db may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -47,16 +50,18 @@ const NAMESPACE: &str = "faena-namespace";
 static OPERATOR: LazyLock<Arc<Principal>> = LazyLock::new(|| Arc::new(Principal::operator()));
 
 /// Where a request comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Origin {
     /// The client's address.
     pub(crate) address: IpAddr,
+    /// The connection that it came on; none within this process.
+    pub(crate) peer: Option<Arc<Peer>>,
 }
 
 impl Default for Origin {
-    /// This machine.
+    /// This process.
     fn default() -> Self {
-        Self { address: Ipv4Addr::LOCALHOST.into() }
+        Self { address: Ipv4Addr::LOCALHOST.into(), peer: None }
     }
 }
 
@@ -67,6 +72,10 @@ pub(crate) struct Asking<'a> {
     pub(crate) entrance: Option<Entrance>,
     /// The namespace that its host names.
     pub(crate) host: Option<&'a str>,
+    /// The connection that it came on; none within this process.
+    pub(crate) peer: Option<&'a Peer>,
+    /// Whether it concerns its own account, in whatever namespace that is.
+    pub(crate) is_about_itself: bool,
 }
 
 /// What a request was admitted by, so that it can be judged again while it lasts.
@@ -85,8 +94,8 @@ pub(crate) struct Grant {
 pub(crate) struct Access {
     db: DbClient,
     known: RwLock<Known>,
-    /// Whether an open platform may be: it is reached from this machine alone, and by no name of its own.
-    may_be_open: bool,
+    /// Whom the platform is open for; none where it may not be open.
+    open_for: Option<Operators>,
     /// Sent when anything has changed.
     changed: watch::Sender<()>,
     guesses: Guesses,
@@ -96,11 +105,11 @@ pub(crate) struct Access {
 
 impl Access {
     /// What an api knows at its start: nothing. The tasks that follow db end when this is dropped.
-    pub(crate) fn new(db: DbClient, may_be_open: bool) -> Arc<Self> {
+    pub(crate) fn new(db: DbClient, open_for: Option<Operators>) -> Arc<Self> {
         let access = Arc::new(Self {
             audit: Audit::new(db.clone()),
             known: RwLock::default(),
-            may_be_open,
+            open_for,
             changed: watch::Sender::new(()),
             guesses: Guesses::default(),
             secrets: Secrets::default(),
@@ -115,7 +124,7 @@ impl Access {
         {
             let known = self.known.read();
             if let Some((state, heard)) = known.state
-                && (!state.locked || heard.elapsed() < WORD)
+                && heard.elapsed() < WORD
             {
                 return Ok(state);
             }
@@ -137,7 +146,7 @@ impl Access {
     /// Where nobody is let in until there is an account: the token with which the first can be made. It takes the place of
     /// one that was offered before.
     pub(crate) async fn offer_setup(&self) -> Reply<Option<String>> {
-        if self.may_be_open || self.state().await?.locked {
+        if self.open_for.is_some() || self.state().await?.locked {
             return Ok(None);
         }
         let token = new_secret()?;
@@ -151,7 +160,7 @@ impl Access {
     /// 401 for a credential that is none of ours; 400 for a namespace that cannot be one.
     pub(crate) async fn principal(&self, asking: &Asking<'_>) -> Reply<Arc<Principal>> {
         let named = asking.namespace()?;
-        if !self.state().await?.locked && self.may_be_open && !asking.is_forwarded() {
+        if !self.state().await?.locked && self.is_open_to(asking) {
             return self.operator(named).await;
         }
         let Some(text) = asking.credential()? else {
@@ -165,6 +174,12 @@ impl Access {
             }
             _ => Ok(Arc::clone(&known.principal)),
         }
+    }
+
+    /// Whether a request comes from somebody whom an open platform is for.
+    fn is_open_to(&self, asking: &Asking<'_>) -> bool {
+        let is_operators = |operators: &Operators| asking.peer.is_none_or(|peer| peer.is_of(operators));
+        self.open_for.as_ref().is_some_and(|operators| !asking.is_forwarded() && is_operators(operators))
     }
 
     async fn operator(&self, named: Option<Namespace>) -> Reply<Arc<Principal>> {
@@ -182,6 +197,17 @@ impl Access {
         if credential.kind == CredentialKind::Refresh {
             return Err(unknown_credential().hint("exchange it at POST /token"));
         }
+        let known = self.lookup(credential).await?;
+        let now = unix_ms();
+        if known.has_ended(now) {
+            return Err(unknown_credential());
+        }
+        known.used(now);
+        Ok(known)
+    }
+
+    /// What a credential stands for, also where it has ended.
+    async fn lookup(&self, credential: &Credential) -> Reply<Arc<KnownCredential>> {
         let there = self.known.read().credential(credential.id);
         let known = match there {
             Some(known) => known,
@@ -191,31 +217,52 @@ impl Access {
                 Err(error) => return Err(error.into()),
             },
         };
-        let now = unix_ms();
-        if known.kind != credential.kind || !known.hash.admits(&credential.secret) || known.has_ended(now) {
+        if known.kind != credential.kind || !known.hash.admits(&credential.secret) {
             return Err(unknown_credential());
         }
-        known.used(now);
         Ok(known)
     }
 
     /// Returns when a request that lasts would not be admitted any longer.
     pub(crate) async fn revoked(&self, grant: &Grant) {
         let mut changes = self.changed.subscribe();
-        while self.holds(grant).await {
-            // It is sent by ourselves.
-            let _ = changes.changed().await;
+        let ends = async {
+            match self.end_of(grant).await {
+                Some(end) => tokio::time::sleep_until(end.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let changing = async {
+            while self.holds(grant).await {
+                // It is sent by ourselves.
+                let _ = changes.changed().await;
+            }
+        };
+        tokio::select! {
+            () = changing => {}
+            () = ends => {}
         }
     }
 
+    /// When what a request was admitted by ends by itself.
+    async fn end_of(&self, grant: &Grant) -> Option<Instant> {
+        let known = self.lookup(grant.credential.as_ref()?).await.ok()?;
+        let left = known.lasts_until()?.0.saturating_sub(unix_ms());
+        Some(Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or(0)))
+    }
+
     /// Whether a request would still be admitted; while db says nothing it would.
-    async fn holds(&self, grant: &Grant) -> bool {
+    pub(crate) async fn holds(&self, grant: &Grant) -> bool {
         let Grant { principal, credential, .. } = grant;
         let holds = async {
             let principal = match (&principal.account, credential) {
                 (Account::Operator, _) => return Ok(!self.state().await?.locked),
                 (Account::Named { .. }, Some(credential)) => {
-                    let known = self.credential(credential).await?;
+                    // A token goes on for as long as its session.
+                    let known = self.lookup(credential).await?;
+                    if known.lasts_until().is_some_and(|end| end.0 <= unix_ms()) {
+                        return Err(unknown_credential());
+                    }
                     Principal { namespace: principal.namespace.clone(), ..(*known.principal).clone() }
                 }
                 _ => (**principal).clone(),
@@ -224,7 +271,17 @@ impl Access {
             let rules = self.rules(&principal.namespace).await?;
             Reply::Ok(principal.may(grant.requirement, &target, &rules).is_ok())
         };
-        holds.await.unwrap_or_else(|problem| !problem.is(ErrorCode::Unauthenticated))
+        let ends = [ErrorCode::Unauthenticated, ErrorCode::UnknownNamespace];
+        holds.await.unwrap_or_else(|problem| !ends.iter().any(|code| problem.is(*code)))
+    }
+
+    /// When the key of a request ends, where it has one that does.
+    pub(crate) async fn end_of_key(&self, asking: &Asking<'_>) -> Reply<Option<Timestamp>> {
+        let Some(credential) = asking.read_credential() else { return Ok(None) };
+        if credential.kind != CredentialKind::Key {
+            return Ok(None);
+        }
+        Ok(self.credential(&credential).await?.lasts_until())
     }
 
     /// The session of a credential, where it is an access token.
@@ -246,10 +303,15 @@ impl Access {
         network: Network,
     ) -> Reply<()> {
         let attempt = self.guesses.attempt(namespace, account, network, Instant::now()).map_err(too_many)?;
-        if !self.secrets.is_right(secret, hash, network).await? {
-            return Err(wrong_secret());
+        match self.secrets.is_right(secret, hash, network).await {
+            Ok(true) => attempt.succeeded(),
+            Ok(false) => return Err(wrong_secret()),
+            Err(error) => {
+                // Nothing was tried.
+                attempt.withdraw();
+                return Err(error);
+            }
         }
-        attempt.succeeded();
         Ok(())
     }
 
@@ -282,13 +344,14 @@ impl Access {
 
 impl<'a> Asking<'a> {
     /// A request for a route.
-    pub(crate) fn of_route(headers: &'a HeaderMap) -> Self {
-        Self { headers, entrance: None, host: None }
+    pub(crate) fn of_route(headers: &'a HeaderMap, origin: &'a Origin) -> Self {
+        Self { headers, entrance: None, host: None, peer: origin.peer.as_deref(), is_about_itself: false }
     }
 
     /// The namespace that it names: by its host, or by a header.
     fn namespace(&self) -> Reply<Option<Namespace>> {
         let header = self.headers.get(NAMESPACE).map(|value| value.to_str().unwrap_or("?"));
+        let header = header.filter(|_| !self.is_about_itself);
         match self.host.or(header) {
             // Names of namespaces are in lower case.
             Some(name) => Ok(Some(name.to_ascii_lowercase().parse()?)),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
+use faena_auth::AccountId;
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
@@ -43,6 +44,7 @@ struct RunningDirect {
     request: Arc<HttpRequest>,
     created_at: i64,
     traceparent: Arc<str>,
+    account: Option<AccountId>,
     /// Counts the bytes of bodies that are streams.
     meter: Meter,
     /// What has it.
@@ -53,7 +55,7 @@ impl RunningDirect {
     /// The record without what it was called with.
     fn head(&self) -> CallRecord {
         let head = CallRecord::begin(self.num, &self.code, self.created_at, self.traceparent.to_string());
-        CallRecord { request: Some(Arc::clone(&self.request)), ..head }
+        CallRecord { request: Some(Arc::clone(&self.request)), account: self.account.clone(), ..head }
     }
 
     /// The bytes that have passed until now; none if no body is a stream.
@@ -204,6 +206,7 @@ pub(super) async fn run(
         request,
         created_at: unix_ms(),
         traceparent: traceparent.into(),
+        account: waiting.account(),
         meter,
         invoker: Arc::clone(invoker),
     });

@@ -19,7 +19,7 @@ use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode, Version};
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use faena_auth::Principal;
+use faena_auth::{AccountId, Principal};
 use faena_domain::limits::MAX_BODY;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, Contract, Namespace};
@@ -30,7 +30,7 @@ use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::access::{Asking, AuditEntry, Grant};
+use crate::access::{Asking, AuditEntry, Grant, Peer};
 use crate::app::App;
 use crate::calling::CallingFunction;
 use crate::entrance::{Address, Entrance};
@@ -53,6 +53,10 @@ pub(crate) struct Client {
     /// The names of the headers on the connection.
     pub(crate) names: HeadNames,
     pub(crate) address: IpAddr,
+    /// Whether the client speaks TLS, to us or to a proxy that is trusted.
+    pub(crate) is_secure: bool,
+    /// The connection; none within this machine's platform.
+    pub(crate) peer: Option<Arc<Peer>>,
     /// The function that sent it, where one did.
     pub(crate) calling: Option<Arc<CallingFunction>>,
 }
@@ -92,6 +96,13 @@ struct Waiting {
     /// Its place among those that wait.
     place: Share,
     grant: Option<Grant>,
+}
+
+impl Waiting {
+    /// The account that calls, where one does.
+    fn account(&self) -> Option<AccountId> {
+        self.grant.as_ref()?.principal.account_id().cloned()
+    }
 }
 
 /// Returns when a request would not be admitted any longer.
@@ -176,7 +187,13 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
 
 /// Who calls, where they may.
 async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, client: &Client) -> Reply<Grant> {
-    let asking = Asking { headers: request.headers(), entrance: Some(address.entrance), host: address.namespace };
+    let asking = Asking {
+        headers: request.headers(),
+        entrance: Some(address.entrance),
+        host: address.namespace,
+        peer: client.peer.as_deref(),
+        is_about_itself: false,
+    };
     let path = address.entrance.path(request.uri());
     let mut caller = None;
     let admitted = async {
@@ -194,8 +211,7 @@ async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, cl
     };
     if let Err(problem) = &admitted {
         let caller = caller.unwrap_or_else(|| Arc::new(Principal::anonymous(Namespace::default())));
-        let action = format!("{} {ROUTE}", request.method());
-        let entry = AuditEntry::of(&caller, action, address.name.to_string(), client.address);
+        let entry = AuditEntry::of(&caller, (request.method(), ROUTE), &address.name, client.address);
         app.access().audit.refused(AuditEntry { outcome: problem.status().as_u16(), ..entry });
     }
     admitted
@@ -225,6 +241,7 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         // Nothing of the body was read yet, and nothing written: it is this request's. No other contract needs it.
         written: if is_server { client.names.take_head() } else { None },
         client: client.address,
+        is_secure: client.is_secure,
         entrance,
         has_trailers: is_server && path == CallPath::Direct,
         // On our own origin an interim answer would reach a browser before the answer that is kept apart.
@@ -247,7 +264,8 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
                 }
                 Entrance::Host => None,
             };
-            stored(app, path, &current, call, key).await?
+            let account = grant.as_ref().and_then(|grant| grant.principal.account_id().cloned());
+            stored(app, (path, account), &current, call, key).await?
         }
     };
     // A browser, curl and most libraries say what they accept, and follow; to others the answer goes as it is.
@@ -325,7 +343,7 @@ async fn number(
 /// Runs a call by the scheduler: without a row before its end, or with one.
 async fn stored(
     app: &App,
-    path: CallPath,
+    (path, account): (CallPath, Option<AccountId>),
     current: &Current,
     call: HttpCall,
     key: Option<IdempotencyKey>,
@@ -357,6 +375,7 @@ async fn stored(
         callback: None,
         retries: Some(0),
         traceparent: call.traceparent,
+        account,
     };
     let record = if path == CallPath::Queued {
         let age = Duration::from_millis(spec.max_age_ms);

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, response::AppendHeaders};
-use faena_auth::{Account, AccountId, AccountKind, Principal, Scope, Scopes};
+use faena_auth::{Account, AccountId, AccountKind, Principal, Requirement, Scope, Scopes};
 use faena_domain::json::parse_object;
 use faena_domain::{AccountName, Namespace, Timestamp};
 use faena_protocol::db::{AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, SecretPut, SetupGet};
@@ -16,13 +16,15 @@ use serde_json::{Map, Value};
 
 use crate::access::{Audited, Network, Origin, check_secret, new_secret, setup_hash};
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_named};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The largest body.
 pub(super) const MAX_REQUEST: u64 = 64 * 1024;
+/// What accounts of others require.
+const ACCOUNTS: (Requirement, &str) = (Requirement::Scope(Scope::Admin), "account");
 /// The largest metadata of an account, in bytes.
 const MAX_METADATA: usize = 16 * 1024;
 
@@ -106,7 +108,8 @@ pub(crate) async fn setup(
     };
     check_secret(&secret)?;
     let account = put(&app, account, secret, (origin, true)).await?;
-    let audited = Audited { account: Some(account.name.to_string()), target: Some(account.name.to_string()) };
+    let name = Some(account.name.to_string());
+    let audited = Audited { account: name.clone(), target: name, namespace: None };
     Ok((StatusCode::CREATED, Extension(audited), Json(account)))
 }
 
@@ -149,6 +152,7 @@ pub(crate) async fn make(
     }
     let secret = asked.secret.map_or_else(new_secret, |secret| check_secret(&secret).map(|()| secret))?;
     let name: AccountName = asked.name.parse()?;
+    permit_named(app.access(), &principal, ACCOUNTS, name.as_str()).await?;
     let account = AccountRecord {
         id: new_id(),
         name,
@@ -159,7 +163,8 @@ pub(crate) async fn make(
         created_at: Timestamp(unix_ms()),
     };
     let account = put(&app, account, secret.clone(), (origin, false)).await?;
-    let audited = Audited { account: None, target: Some(account.name.to_string()) };
+    let (target, namespace) = (Some(account.name.to_string()), Some(account.namespace.clone()));
+    let audited = Audited { account: None, target, namespace };
     Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(Made { account, secret })))
 }
 
@@ -175,8 +180,11 @@ pub(crate) async fn list(
     Ok(Json(app.db().ask(&AccountList { namespace: principal.namespace.clone() }).await?))
 }
 
+/// An account, where the principal may do this with it: rules know it by its name, whatever the path has.
 async fn find(app: &App, principal: &Principal, account: String) -> Reply<AccountRecord> {
-    Ok(app.db().ask(&AccountGet { namespace: principal.namespace.clone(), account }).await?)
+    let account = app.db().ask(&AccountGet { namespace: principal.namespace.clone(), account }).await?;
+    permit_named(app.access(), principal, ACCOUNTS, account.name.as_str()).await?;
+    Ok(account)
 }
 
 /// One account.
@@ -221,30 +229,31 @@ pub(crate) async fn change_secret(
     let ends_keys = super::flag(query.as_deref(), "keys")?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let NewSecret { old, new } = parse_object(&bytes, &["old", "new"])?;
-    let is_admin = principal.scopes.include(Scope::Admin) && (!principal.is_elsewhere() || principal.is_root());
     let login = app.db().ask(&LoginGet { namespace: principal.namespace.clone(), account: account.clone() }).await;
     let is_own = |id: &AccountId| principal.account_id() == Some(id) && !principal.is_elsewhere();
+    let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
+    let may = permit_named(app.access(), &principal, ACCOUNTS, &name).await;
+    let is_admin = may.is_ok();
     // Who may not change it does not learn whether it is there.
     let login = match login {
         Ok(login) if is_admin || is_own(&login.account.id) => login,
         Err(error) if is_admin => return Err(error.into()),
-        _ => {
-            let detail = format!("{} may change no secret but its own", principal.account);
-            return Err(Problem::new(ErrorCode::Forbidden, detail));
-        }
+        _ => return Err(may.err().unwrap_or_else(|| Problem::new(ErrorCode::Forbidden, "it is another's secret"))),
     };
     check_secret(&new)?;
     let network = Network::from(origin.address);
     let needs_old = !is_admin || (is_own(&login.account.id) && old.is_some());
+    let mut proven = None;
     if needs_old {
         let Some(old) = old else {
             return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the secret until now"));
         };
-        let of = (&login.account.namespace, account.as_str());
-        app.access().prove(of, old, Some(login.secret), network).await?;
+        let of = (&login.account.namespace, name.as_str());
+        app.access().prove(of, old, Some(login.secret.clone()), network).await?;
+        proven = Some(login.secret);
     }
     let secret = app.access().secrets.hash(new, network).await?;
-    app.db().ask(&SecretPut { id: login.account.id, secret, ends_keys }).await?;
+    app.db().ask(&SecretPut { id: login.account.id, secret, proven, ends_keys }).await?;
     app.access().refresh().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -8,6 +8,7 @@ use axum::extract::RawQuery;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use faena_auth::Scope;
 use faena_domain::limits::MAX_PAGE;
 use faena_domain::near::nearest;
 use faena_domain::{CallNum, CallStatus, FunctionName, Namespace};
@@ -18,7 +19,7 @@ use serde::ser::SerializeMap;
 
 use super::events;
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_call_record};
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::view::CallView;
@@ -145,6 +146,7 @@ pub(crate) async fn get(
 ) -> Reply<Response> {
     let (num, namespace) = (number(&num)?, &principal.namespace);
     let call = actions::calls::find(&app, namespace, num).await?;
+    permit_call_record(&principal, Scope::Read, &call)?;
     if events::wants_events(&headers) {
         return events::follow(app, namespace.clone(), call);
     }
@@ -169,6 +171,11 @@ pub(crate) async fn cancel(
     Authenticated(principal): Authenticated,
     Path(num): Path<String>,
 ) -> Reply<Json<CallView>> {
-    let call = actions::calls::cancel(&app, &principal.namespace, number(&num)?).await?;
+    let num = number(&num)?;
+    if !principal.scopes.include(Scope::Deploy) {
+        let call = actions::calls::find(&app, &principal.namespace, num).await?;
+        permit_call_record(&principal, Scope::Deploy, &call)?;
+    }
+    let call = actions::calls::cancel(&app, &principal.namespace, num).await?;
     Ok(Json(CallView::whole(call, app.blobs()).await?))
 }

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use faena_auth::{Principal, Requirement, RuleSet, Scope, Target};
+use faena_auth::{Principal, RuleSet};
 use faena_domain::Manifest;
 use faena_domain::config::{ConfigPath, InvalidPath, leaves};
 use faena_protocol::db::{ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, SecretsRotate};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::flag;
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_binding};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -31,13 +31,9 @@ impl From<InvalidPath> for Problem {
 /// Refuses a version that asks for values which its uploader may not use.
 pub(super) fn may_bind(principal: &Principal, manifest: &Manifest, rules: &RuleSet) -> Reply<()> {
     for path in manifest.bindings().values() {
-        let endpoint = format!("/config/{path}");
-        let target = Target { kind: "config", name: path.as_str(), endpoint: &endpoint };
-        principal.may(Requirement::Scope(Scope::Deploy), &target, rules).map_err(|error| {
-            Problem::new(
-                ErrorCode::Forbidden,
-                format!("faena.toml asks for the value {path} of the configuration: {error}"),
-            )
+        permit_binding(principal, path, rules).map_err(|error| {
+            let detail = format!("faena.toml asks for the value {path} of the configuration: {error}");
+            Problem::new(ErrorCode::Forbidden, detail)
         })?;
     }
     Ok(())

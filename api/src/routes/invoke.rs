@@ -183,6 +183,7 @@ pub(crate) async fn invoke(
         callback,
         retries: invocation.retries.or(wait.map(|_| 0)),
         traceparent: trace::parent(&headers),
+        account: principal.account_id().cloned(),
     };
     let most = wait.map(Duration::from_secs);
     let call = match (plan(&terms, &target), most) {

@@ -14,7 +14,7 @@ use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{MAX_REQUEST, NO_STORE};
-use crate::access::{Audited, new_credential};
+use crate::access::{Asking, Audited, Origin, new_credential};
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
@@ -66,6 +66,7 @@ fn scopes(principal: &Principal, asked: Option<&[String]>) -> Reply<Scopes> {
 pub(crate) async fn make(
     State(app): State<App>,
     Authenticated(principal): Authenticated,
+    Extension(origin): Extension<Origin>,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<(StatusCode, Extension<Audited>, AppendHeaders<[(&'static str, &'static str); 1]>, Json<MadeKey>)> {
@@ -82,6 +83,12 @@ pub(crate) async fn make(
             Err(Problem::new(ErrorCode::InvalidInstant, "expiresAt is over already"))
         }
     };
+    let asked_end = expires_at.map(instant).transpose()?;
+    // A key that ends makes none that outlives it.
+    let expires_at = match app.access().end_of_key(&Asking::of_route(&headers, &origin)).await? {
+        Some(end) => Some(asked_end.map_or(end, |asked| asked.min(end))),
+        None => asked_end,
+    };
     let made = new_credential(CredentialKind::Key)?;
     let key = KeyRecord {
         id: made.id,
@@ -89,11 +96,11 @@ pub(crate) async fn make(
         account,
         scopes: scopes(&principal, asked.as_deref())?,
         created_at: Timestamp(now),
-        expires_at: expires_at.map(instant).transpose()?,
+        expires_at,
         last_used_at: None,
     };
     let record = app.db().ask(&KeyPut { key, hash: made.hash }).await?;
-    let audited = Audited { account: None, target: Some(record.name.to_string()) };
+    let audited = Audited { target: Some(record.name.to_string()), ..Audited::default() };
     Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(MadeKey { record, key: made.text })))
 }
 

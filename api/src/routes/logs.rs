@@ -8,6 +8,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use faena_auth::Scope;
 use faena_domain::near::nearest;
 use faena_domain::units::Span;
 use faena_domain::{CallNum, CallStatus, FunctionName, FunctionStatus, Namespace, Timestamp, Version, log};
@@ -20,7 +21,7 @@ use super::calls::number;
 use super::events::{KEEP_ALIVE, wants_events};
 use crate::actions::calls::find;
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_call_record};
 use crate::logs::{self, Asked, Cursor, Follower, LineView, Writer};
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -41,6 +42,7 @@ pub(crate) async fn of_call(
     headers: HeaderMap,
 ) -> Reply<Response> {
     let call = find(&app, &principal.namespace, number(&num)?).await?;
+    permit_call_record(&principal, Scope::Read, &call)?;
     if wants_events(&headers) {
         let place = app.follow(&principal.namespace, &call.function)?;
         return Ok(follow(app, Following::Call(principal.namespace.clone(), call.num, Cursor::default()), place));

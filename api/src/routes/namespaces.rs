@@ -44,7 +44,7 @@ pub(crate) async fn make(
         return Err(Problem::new(ErrorCode::Conflict, detail));
     }
     app.access().refresh().await?;
-    let audited = Audited { account: None, target: Some(put.record.name.to_string()) };
+    let audited = Audited { target: Some(put.record.name.to_string()), ..Audited::default() };
     Ok((StatusCode::CREATED, Extension(audited), Json(put.record)))
 }
 

@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use faena_auth::{Principal, Scope};
 use faena_domain::json::parse_object;
 use faena_domain::limits::MAX_PAGE;
 use faena_domain::{CallNum, FunctionName, Namespace, Payload, Version};
@@ -14,7 +15,7 @@ use serde::Deserialize;
 
 use super::calls;
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{self, Authenticated, permit_call_record};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -31,18 +32,25 @@ struct Options {
 
 async fn again(
     app: &App,
-    namespace: &Namespace,
+    principal: &Principal,
     headers: &HeaderMap,
     (of, version): (CallNum, Option<Version>),
 ) -> Reply<CallRecord> {
     let request = CallReplay {
         num: app.call_ids().next().await?,
-        namespace: namespace.clone(),
+        namespace: principal.namespace.clone(),
         of,
         version,
         traceparent: trace::parent(headers),
+        account: principal.account_id().cloned(),
     };
     Ok(app.db().ask(&request).await?)
+}
+
+/// Who repeats a call calls its function.
+async fn permit_repeating(app: &App, principal: &Principal, call: &CallRecord) -> Reply<()> {
+    let path = call.request.as_ref().map_or("/", |request| request.path.as_str());
+    authorize::permit_call(app.access(), principal, call.function.as_str(), path).await
 }
 
 /// Whether a record holds all that a call was: the beginning of a body is another body, and a WebSocket is none.
@@ -82,8 +90,10 @@ pub(crate) async fn one(
     let options: Options = if bytes.is_empty() { Options::default() } else { parse_object(&bytes, &["version"])? };
     // One that is not written yet is there in a moment.
     let call = actions::calls::written(&app, namespace, num).await?;
+    permit_call_record(&principal, Scope::Deploy, &call)?;
+    permit_repeating(&app, &principal, &call).await?;
     is_whole(&call)?;
-    let call = again(&app, namespace, &headers, (call.num, options.version.map(Version))).await?;
+    let call = again(&app, &principal, &headers, (call.num, options.version.map(Version))).await?;
     app.scheduler().poke();
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
     let view = CallView::whole(call, app.blobs()).await?;
@@ -170,10 +180,11 @@ pub(crate) async fn many(
     let mut made = Vec::with_capacity(nums.len());
     for num in nums {
         let call = actions::calls::find(&app, namespace, num).await?;
+        permit_repeating(&app, &principal, &call).await?;
         // A dead letter that was replayed is not replayed again: the same request twice makes the same calls.
         made.push(match call.replayed_as {
             Some(replay) => actions::calls::find(&app, namespace, replay).await?,
-            None => again(&app, namespace, &headers, (num, selection.version.map(Version))).await?,
+            None => again(&app, &principal, &headers, (num, selection.version.map(Version))).await?,
         });
     }
     app.scheduler().poke();

@@ -16,7 +16,7 @@ use super::accounts::MAX_REQUEST;
 use super::flag;
 use crate::access::Audited;
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_named};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -85,13 +85,14 @@ pub(crate) async fn put(
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let asked: AskedRule = parse_object(&bytes, &["id", "scope", "resource", "access", "priority"])?;
     let rule = asked.rule()?;
+    permit_named(app.access(), &principal, (Requirement::Scope(Scope::Admin), "rule"), rule.id.as_str()).await?;
     if !force {
         keeps_author(&principal, &app.access().rules(&principal.namespace).await?.with(rule.clone()))?;
     }
     let put = app.db().ask(&RulePut { namespace: principal.namespace.clone(), rule }).await?;
     app.access().refresh().await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
-    let audited = Audited { account: None, target: Some(put.record.id.to_string()) };
+    let audited = Audited { target: Some(put.record.id.to_string()), ..Audited::default() };
     Ok((status, Extension(audited), Json(put.record)))
 }
 

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use faena_auth::{Requirement, Scope};
 use faena_domain::name::InvalidName;
 use faena_domain::runtime::InvalidRuntime;
 use faena_domain::{RuntimeName, RuntimeSpec};
@@ -16,7 +17,7 @@ use faena_protocol::records::RuntimeRecord;
 use serde::Serialize;
 
 use crate::app::App;
-use crate::authorize::Authenticated;
+use crate::authorize::{Authenticated, permit_named};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -72,6 +73,8 @@ pub(crate) async fn register(
 ) -> Reply<(StatusCode, Json<Registered>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_RUNTIME).await?;
     let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
+    let deploying = (Requirement::Scope(Scope::Deploy), "runtime");
+    permit_named(app.access(), &principal, deploying, spec.name.as_str()).await?;
     let warnings = warnings(&app, &spec).await;
     let put = app.db().ask(&RuntimePut { namespace: principal.namespace.clone(), spec }).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };

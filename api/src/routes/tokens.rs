@@ -7,10 +7,11 @@ use axum::response::AppendHeaders;
 use axum::{Extension, Json};
 use faena_auth::{Credential, CredentialKind, NewCredential};
 use faena_domain::json::parse_object;
+use faena_domain::name::MAX_NAME;
 use faena_domain::{Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{CredentialGet, LoginGet, Refreshed, SessionBegin, SessionEnd, SessionRefresh};
-use faena_protocol::records::{AccountRecord, TokenRecord};
+use faena_protocol::records::{AccountRecord, LoginRecord, TokenRecord};
 use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,8 @@ fn record(made: &NewCredential, expires_at: i64) -> TokenRecord {
 }
 
 fn answer(account: AccountRecord, (access, refresh): (NewCredential, NewCredential), ends_at: i64) -> Answer {
-    let audited = Audited { account: Some(account.name.to_string()), target: Some(account.name.to_string()) };
+    let name = Some(account.name.to_string());
+    let audited = Audited { account: name.clone(), target: name, namespace: Some(account.namespace.clone()) };
     let tokens =
         Tokens { access_token: access.text, refresh_token: refresh.text, expires_at: Timestamp(ends_at), account };
     (StatusCode::CREATED, Extension(audited), NO_STORE, Json(tokens))
@@ -66,12 +68,26 @@ pub(crate) async fn make(
     Extension(origin): Extension<Origin>,
     headers: HeaderMap,
     body: Body,
-) -> Reply<Answer> {
-    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+) -> Result<Answer, (Extension<Audited>, Problem)> {
+    let nobody = |problem: Problem| (Extension(Audited::default()), problem);
+    match asked(&app, &headers, body).await.map_err(nobody)? {
+        Asked::Refresh(token) => refresh(&app, &token).await.map_err(nobody),
+        Asked::SignIn { of, secret } => sign_in(&app, of, secret, Network::from(origin.address)).await,
+    }
+}
+
+/// What a body asks for.
+enum Asked {
+    SignIn { of: (Namespace, String), secret: String },
+    Refresh(String),
+}
+
+async fn asked(app: &App, headers: &HeaderMap, body: Body) -> Reply<Asked> {
+    let bytes = body::read_json(app.admission(), headers, body, MAX_REQUEST).await?;
     let asked: Login = parse_object(&bytes, &["name", "id", "secret", "namespace", "refreshToken"])?;
     let (account, secret) = match asked {
         Login { refresh_token: Some(token), name: None, id: None, secret: None, namespace: None } => {
-            return refresh(&app, &token).await;
+            return Ok(Asked::Refresh(token));
         }
         Login { name: Some(name), id: None, secret: Some(secret), refresh_token: None, .. } => (name, secret),
         Login { id: Some(id), name: None, secret: Some(secret), refresh_token: None, .. } => (id, secret),
@@ -81,7 +97,7 @@ pub(crate) async fn make(
         }
     };
     let namespace = asked.namespace.as_deref().map_or_else(|| Ok(Namespace::default()), super::accounts::namespace)?;
-    sign_in(&app, (namespace, account), secret, Network::from(origin.address)).await
+    Ok(Asked::SignIn { of: (namespace, account), secret })
 }
 
 async fn sign_in(
@@ -89,28 +105,45 @@ async fn sign_in(
     (namespace, account): (Namespace, String),
     secret: String,
     network: Network,
-) -> Reply<Answer> {
+) -> Result<Answer, (Extension<Audited>, Problem)> {
+    let named = Audited { account: None, target: Some(account.clone()), namespace: Some(namespace.clone()) };
+    let failed = |problem: Problem| (Extension(named.clone()), problem);
+    // No account has a longer name, and nothing is kept of one.
+    if account.len() > MAX_NAME {
+        let nobody = Audited { namespace: Some(namespace), ..Audited::default() };
+        return Err((Extension(nobody), wrong_secret()));
+    }
     let login = match app.db().ask(&LoginGet { namespace: namespace.clone(), account: account.clone() }).await {
         Ok(login) => Some(login),
         Err(DbError::NotFound { .. }) => None,
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(failed(error.into())),
     };
     let hash = login.as_ref().map(|login| login.secret.clone());
     // Its name and its id are the same account to who guesses.
     let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
-    app.access().prove((&namespace, &name), secret, hash, network).await?;
-    let account = login.ok_or_else(wrong_secret)?.account;
+    app.access().prove((&namespace, &name), secret, hash, network).await.map_err(failed)?;
+    let login = login.ok_or_else(wrong_secret).map_err(failed)?;
+    begin(app, login).await.map_err(failed)
+}
+
+/// Begins a session of an account whose secret was proven.
+async fn begin(app: &App, LoginRecord { account, secret }: LoginRecord) -> Reply<Answer> {
     let (access, refresh) = (new_credential(CredentialKind::Access)?, new_credential(CredentialKind::Refresh)?);
     let now = unix_ms();
     let ends_at = Timestamp(now + SESSION_MS);
     let begin = SessionBegin {
         session: uuid::Uuid::new_v4().simple().to_string(),
         account: account.id.clone(),
+        proven: secret,
         ends_at,
         access: record(&access, now + ACCESS_MS),
         refresh: record(&refresh, ends_at.0),
     };
-    app.db().ask(&begin).await?;
+    match app.db().ask(&begin).await {
+        // Its secret was changed, or it was deleted, meanwhile.
+        Err(DbError::NotFound { .. }) => return Err(wrong_secret()),
+        begun => begun?,
+    }
     Ok(answer(account, (access, refresh), now + ACCESS_MS))
 }
 
@@ -150,8 +183,12 @@ async fn refresh(app: &App, token: &str) -> Reply<Answer> {
 
 /// Signs out: the session of the token ends at once.
 #[utoipa::path(delete, path = "/token", tag = "accounts", responses((status = 204, description = "The session has ended")))]
-pub(crate) async fn delete(State(app): State<App>, headers: HeaderMap) -> Reply<StatusCode> {
-    match app.access().session(&Asking::of_route(&headers)).await? {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Extension(origin): Extension<Origin>,
+    headers: HeaderMap,
+) -> Reply<StatusCode> {
+    match app.access().session(&Asking::of_route(&headers, &origin)).await? {
         Some(session) => {
             app.db().ask(&SessionEnd { session }).await?;
             app.access().refresh().await?;

@@ -62,11 +62,13 @@ impl Principal {
             (Requirement::Call, Account::Function(_)) => return Ok(()),
             (Requirement::Call, _) => {}
             (_, Account::Anonymous) => return Err(Forbidden::Unauthenticated),
-            (Requirement::Root, _) => {
-                return if self.is_root() { Ok(()) } else { Err(Forbidden::Root { account: self.account.clone() }) };
+            (Requirement::Root, _) if self.is_elsewhere() && !self.is_root() => {
+                return Err(Forbidden::Elsewhere(self.namespace.clone()));
             }
+            (Requirement::Root, _) if !self.is_root() => return Err(Forbidden::Root { account: self.account.clone() }),
+            (Requirement::Root, _) => {}
             (Requirement::Account, _) => return Ok(()),
-            (Requirement::Scope(_), _) => {}
+            (Requirement::Scope(_) | Requirement::OwnCall(_), _) => {}
         }
         // An administrator of the platform may do everything in the namespaces of others.
         if self.is_elsewhere() && self.is_root() {
@@ -77,6 +79,12 @@ impl Principal {
         }
         if let Requirement::Scope(scope) = requirement
             && !self.scopes.include(scope)
+        {
+            return Err(self.lacks(scope));
+        }
+        if let Requirement::OwnCall(scope) = requirement
+            && !self.scopes.include(scope)
+            && !self.scopes.include(Scope::Invoke)
         {
             return Err(self.lacks(scope));
         }

@@ -84,6 +84,8 @@ pub enum Requirement {
     Scope(Scope),
     /// To call a function; a rule can permit that by itself.
     Call,
+    /// A scope, or `invoke` for a call that the account has made itself.
+    OwnCall(Scope),
     /// The scope `admin` in the root namespace: the operation concerns the whole platform.
     Root,
 }
@@ -117,6 +119,12 @@ impl Principal {
             Account::Named { id, .. } => Some(id),
             Account::Operator | Account::Anonymous | Account::Function(_) => None,
         }
+    }
+
+    /// Whether it may do with a call what requires this scope, or has made the call.
+    pub fn may_touch_call(&self, scope: Scope, made_by: Option<&AccountId>) -> bool {
+        let is_own = made_by.is_some() && made_by == self.account_id();
+        self.scopes.include(scope) || (is_own && self.scopes.include(Scope::Invoke))
     }
 
     /// Whether it acts in another namespace than that of its account.

@@ -170,17 +170,20 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn applies(&self, principal: &Principal, target: &Target<'_>) -> bool {
-        let Self { scope, resource, .. } = self;
+    fn concerns(&self, principal: &Principal) -> bool {
         let is_account = matches!(principal.account, Account::Named { .. });
-        let concerns = match scope {
+        match &self.scope {
             RuleScope::Public => true,
             RuleScope::Namespace => is_account && !principal.is_elsewhere(),
             RuleScope::Anyone => is_account,
             // Words are those of the namespace that gave them.
             RuleScope::Named(name) => !principal.is_elsewhere() && principal.scopes.include_named(name),
-        };
-        concerns
+        }
+    }
+
+    fn applies(&self, principal: &Principal, target: &Target<'_>) -> bool {
+        let resource = &self.resource;
+        self.concerns(principal)
             && resource.kind.matches(target.kind)
             && resource.name.matches(target.name)
             && resource.endpoint.matches(target.endpoint)
@@ -241,6 +244,22 @@ impl RuleSet {
         self.0.iter().any(|rule| {
             let RuleResource { kind, name, endpoint } = &rule.resource;
             *endpoint != Pattern::Any && kind.matches("function") && name.matches(function)
+        })
+    }
+
+    /// Whether a rule denies a principal something whose name lies below a dotted one: `db.password` below `db`.
+    pub fn denies_below(&self, principal: &Principal, kind: &str, path: &str) -> bool {
+        let is_below = |pattern: &Pattern| {
+            let name = match pattern {
+                Pattern::Any => return false,
+                Pattern::Exact(name) | Pattern::Below(name) => name.replace('/', "."),
+            };
+            let (head, rest) = (name.get(..path.len()), name.get(path.len()..));
+            head.is_some_and(|head| head.eq_ignore_ascii_case(path)) && rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.0.iter().any(|rule| {
+            let RuleResource { kind: of, name, .. } = &rule.resource;
+            rule.access == Access::Denied && rule.concerns(principal) && of.matches(kind) && is_below(name)
         })
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::http::{self, Method, Request};
+pub use ureq::http::Method;
+use ureq::http::{self, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// How long a reply may take.
@@ -110,8 +111,10 @@ impl Client {
     /// [`ClientError`] says who refused what, or what could not be reached.
     pub fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let ClientConfig { address, credential, namespace, .. } = &self.config;
-        let unreachable =
-            |error: &dyn std::fmt::Display| ClientError::Unreachable { address: address.clone(), cause: error.to_string() };
+        let unreachable = |error: &dyn std::fmt::Display| ClientError::Unreachable {
+            address: address.clone(),
+            cause: error.to_string(),
+        };
         let mut request = Request::builder().method(method).uri(format!("{}{path}", address.trim_end_matches('/')));
         if let Some(credential) = credential {
             request = request.header("authorization", format!("Bearer {credential}"));

@@ -149,6 +149,24 @@ pub struct Binding {
     pub config: ConfigPath,
 }
 
+/// The most that a version gets of the configuration, in bytes of values: they travel with its calls.
+pub const MAX_BOUND: usize = 32 * 1024;
+
+/// Why a version does not get what it asks for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ConfigProblem {
+    /// A value is not there.
+    #[error("faena.toml asks for the value {0} of the configuration, which is not there; PUT /config/{0} sets it")]
+    Missing(ConfigPath),
+    /// A secret cannot be opened.
+    #[error("the secret {0} cannot be opened with the keys of this platform; put it again")]
+    Sealed(ConfigPath),
+    /// The values are too large.
+    #[error("the values of the configuration that faena.toml asks for have more than {MAX_BOUND} bytes")]
+    TooLarge,
+}
+
 /// A text that may be a secret, and is not shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -65,7 +65,7 @@ fn is_locked(connection: &Connection) -> Result<bool, DbError> {
 
 fn namespace(connection: &Connection, name: &Namespace) -> Result<NamespaceRecord, DbError> {
     connection
-        .prepare_cached("SELECT name, created_at FROM namespaces WHERE name = ?1")
+        .prepare_cached("SELECT name, created_at FROM namespaces WHERE name = ?1 AND NOT deleted")
         .and_then(|mut statement| {
             let record = |row: &Row<'_>| {
                 Ok(NamespaceRecord { name: row.get::<_, Text<_>>(0)?.0, created_at: Timestamp(row.get(1)?) })
@@ -134,12 +134,18 @@ impl Write for NamespacePut {
                 (self.name.as_str(), context.wall),
             )
             .map_err(broken)?;
+        let found = namespace(connection, &self.name).map_err(|error| match error {
+            DbError::NotFound { .. } => DbError::Conflict {
+                message: format!("there was a namespace {}, and names are not used again", self.name),
+            },
+            error => error,
+        })?;
         if created > 0 {
             for rule in faena_auth::RuleSet::beginning().rules() {
                 insert_rule(connection, &self.name, rule)?;
             }
         }
-        Ok(Put { record: namespace(connection, &self.name)?, created: created > 0 })
+        Ok(Put { record: found, created: created > 0 })
     }
 }
 
@@ -152,7 +158,7 @@ impl Read for NamespaceGet {
 impl Read for NamespaceList {
     fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<Namespace>, DbError> {
         connection
-            .prepare_cached("SELECT name FROM namespaces ORDER BY name")
+            .prepare_cached("SELECT name FROM namespaces WHERE NOT deleted ORDER BY name")
             .and_then(|mut statement| statement.query_map([], |row| Ok(row.get::<_, Text<_>>(0)?.0))?.collect())
             .map_err(|error| internal("listing namespaces", &error))
     }
@@ -168,9 +174,13 @@ impl Write for NamespaceDelete {
                 message: "the namespace default is the platform's own, and stays".to_owned(),
             });
         }
-        for (what, table) in
-            [("functions", "functions"), ("runtimes", "runtimes"), ("calls", "calls"), ("calls", "completed_batches")]
-        {
+        for (what, table) in [
+            ("functions", "functions"),
+            ("runtimes", "runtimes"),
+            ("calls", "calls"),
+            ("calls", "completed_batches"),
+            ("configuration", "config"),
+        ] {
             let held: bool = connection
                 .query_row(
                     &format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE namespace = ?1)"),
@@ -183,10 +193,12 @@ impl Write for NamespaceDelete {
                 return Err(DbError::Conflict { message });
             }
         }
-        connection
-            .execute("DELETE FROM namespaces WHERE name = ?1", [name.as_str()])
-            .map(drop)
-            .map_err(|error| internal("deleting a namespace", &error))
+        let delete = || -> rusqlite::Result<()> {
+            connection.execute("DELETE FROM accounts WHERE namespace = ?1", [name.as_str()])?;
+            connection.execute("DELETE FROM rules WHERE namespace = ?1", [name.as_str()])?;
+            connection.execute("UPDATE namespaces SET deleted = 1 WHERE name = ?1", [name.as_str()]).map(drop)
+        };
+        delete().map_err(|error| internal("deleting a namespace", &error))
     }
 }
 
@@ -339,7 +351,10 @@ impl Write for SecretPut {
         context.changes_access();
         let broken = |error| internal("changing a secret", &error);
         let changed = connection
-            .execute("UPDATE accounts SET secret = ?2 WHERE id = ?1", (&*self.id.0, &self.secret.0))
+            .execute(
+                "UPDATE accounts SET secret = ?2 WHERE id = ?1 AND (?3 IS NULL OR secret = ?3)",
+                (&*self.id.0, &self.secret.0, self.proven.as_ref().map(|proven| &proven.0)),
+            )
             .map_err(broken)?;
         if changed == 0 {
             return Err(not_found(Resource::Account, &self.id));

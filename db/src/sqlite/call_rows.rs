@@ -38,6 +38,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
         created_at: row.get(9)?,
         ended_at: row.get(10)?,
         traceparent: spec.traceparent,
+        account: spec.account,
         replay_of: row.get::<_, Option<i64>>(11)?.map(CallNum),
         run_at: row.get::<_, Option<i64>>(12)?.map(Timestamp),
         callback: row.get::<_, Option<Json<_>>>(14)?.map(|json| json.0),

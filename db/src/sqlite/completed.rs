@@ -82,6 +82,7 @@ pub(super) fn spec(ended: EndedCall) -> CallSpec {
         callback: None,
         retries: None,
         traceparent: call.traceparent,
+        account: call.account,
     }
 }
 

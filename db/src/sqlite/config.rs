@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use faena_domain::config::{ConfigPath, SecretText, as_text, assemble, leaves};
+use faena_domain::config::{ConfigPath, ConfigProblem, MAX_BOUND, SecretText, as_text, assemble, leaves};
 use faena_domain::{FunctionId, FunctionName, Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -30,7 +30,7 @@ pub(super) const REQUESTS: &[Request] = &[
 
 /// The most leaves of a namespace, and the bytes of all of them.
 const MAX_LEAVES: u64 = 10_000;
-const MAX_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_BYTES: u64 = 1024 * 1024;
 /// Changes of a namespace that are kept.
 const CHANGES: u32 = 10_000;
 /// Changes that are told at once.
@@ -54,14 +54,20 @@ pub(super) fn register(connection: &Connection, keyring: &Keyring) -> rusqlite::
     let keys = keyring.clone();
     connection.create_scalar_function("unseal", 3, flags, move |context| {
         let (namespace, path) = place(context)?;
-        let opened = keys.open_sealed(&namespace, &path, &context.get::<Vec<u8>>(2)?).map_err(failed)?;
-        String::from_utf8(opened).map_err(|error| rusqlite::Error::UserFunctionError(Box::new(error)))
+        // NULL where it cannot be opened: one secret stops no other function.
+        let opened = keys.open_sealed(&namespace, &path, &context.get::<Vec<u8>>(2)?);
+        Ok(opened.ok().and_then(|bytes| String::from_utf8(bytes).ok()))
     })?;
     let keys = keyring.clone();
     connection.create_scalar_function("reseal", 3, flags, move |context| {
         let (namespace, path) = place(context)?;
         keys.reseal(&namespace, &path, &context.get::<Vec<u8>>(2)?).map_err(failed)
     })
+}
+
+/// Whether any secret is kept.
+pub(super) fn has_secrets(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM config WHERE sealed IS NOT NULL)", [], |row| row.get(0))
 }
 
 /// A leaf as it is stored.
@@ -136,49 +142,81 @@ fn check_size(connection: &Connection, namespace: &Namespace) -> Result<(), DbEr
     Ok(())
 }
 
-/// Puts leaves; true where nothing was at the path.
-fn put(
+/// What is wrong with values that are to be put in clear: they would take the place of secrets without a word.
+fn check_clear(new: &BTreeMap<ConfigPath, Value>, before: &[Leaf]) -> Result<(), DbError> {
+    let conflict = |message: String| Err(DbError::Conflict { message });
+    for (path, value) in new {
+        if value == SECRET {
+            return conflict(format!(
+                "{path}: {SECRET:?} stands for a secret where it is not to be seen, and is no value"
+            ));
+        }
+        if before.iter().any(|old| old.path == *path && old.value.is_none()) {
+            return conflict(format!("{path} is a secret: put it with ?secret=true, or delete it first"));
+        }
+    }
+    Ok(())
+}
+
+/// Puts one leaf; what it replaces is noted. An object without members changes nothing where an object is.
+fn put_leaf(
     request: &ConfigPut,
-    new: BTreeMap<ConfigPath, Value>,
+    (path, value): (&ConfigPath, &Value),
     connection: &Connection,
     context: &RequestContext<'_>,
-) -> rusqlite::Result<bool> {
-    let ConfigPut { namespace, path, secret, account, .. } = request;
-    let before = stored(connection, namespace, Some(path))?;
-    let mut remove = connection.prepare_cached(&format!("DELETE FROM config WHERE {BELOW}"))?;
-    let mut remove_one = connection.prepare_cached("DELETE FROM config WHERE namespace = ?1 AND path = ?2")?;
-    for (leaf, value) in new {
-        // What was a value is an object now, and the reverse.
-        for above in leaf.above() {
-            remove_one.execute((namespace.as_str(), above))?;
-        }
-        let old = before.iter().find(|old| old.path == leaf);
-        if !secret && old.is_some_and(|old| old.value.as_ref() == Some(&value)) {
-            continue;
-        }
-        remove.execute((namespace.as_str(), leaf.as_str()))?;
-        let sql = if *secret {
-            "INSERT INTO config (namespace, path, sealed) VALUES (?1, ?2, seal(?1, ?2, ?3))"
-        } else {
-            "INSERT INTO config (namespace, path, value) VALUES (?1, ?2, ?3)"
-        };
-        connection.prepare_cached(sql)?.execute((namespace.as_str(), leaf.as_str(), Json(&value)))?;
-        note(connection, context, (namespace, account), (&leaf, old))?;
+) -> rusqlite::Result<()> {
+    let ConfigPut { namespace, secret, account, .. } = request;
+    let there = stored(connection, namespace, Some(path))?;
+    let is_object = there.iter().any(|leaf| leaf.path != *path);
+    let is_same = !secret && there.iter().any(|leaf| leaf.path == *path && leaf.value.as_ref() == Some(value));
+    if is_same || (is_object && *value == Value::Object(serde_json::Map::new())) {
+        return Ok(());
     }
-    Ok(before.is_empty())
+    // What was a value is an object now, and the reverse.
+    let mut replaced: Vec<Leaf> = there;
+    for above in path.above().filter_map(|above| above.parse::<ConfigPath>().ok()) {
+        replaced.extend(stored(connection, namespace, Some(&above))?.into_iter().filter(|leaf| leaf.path == above));
+    }
+    let mut remove = connection.prepare_cached("DELETE FROM config WHERE namespace = ?1 AND path = ?2")?;
+    for leaf in &replaced {
+        remove.execute((namespace.as_str(), leaf.path.as_str()))?;
+        if leaf.path != *path {
+            note(connection, context, (namespace, account), (&leaf.path, Some(leaf)))?;
+        }
+    }
+    let sql = if *secret {
+        "INSERT INTO config (namespace, path, sealed) VALUES (?1, ?2, seal(?1, ?2, ?3))"
+    } else {
+        "INSERT INTO config (namespace, path, value) VALUES (?1, ?2, ?3)"
+    };
+    connection.prepare_cached(sql)?.execute((namespace.as_str(), path.as_str(), Json(value)))?;
+    let old = replaced.iter().find(|leaf| leaf.path == *path);
+    note(connection, context, (namespace, account), (path, old))?;
+    if *secret {
+        // What it was before may be the same secret, in clear.
+        connection
+            .prepare_cached("UPDATE config_changes SET old = NULL, was_secret = 1 WHERE namespace = ?1 AND path = ?2 AND old IS NOT NULL")?
+            .execute((namespace.as_str(), path.as_str()))?;
+    }
+    Ok(())
 }
 
 impl Write for ConfigPut {
     fn write(mut self, connection: &Connection, context: &RequestContext<'_>) -> Result<bool, DbError> {
         let ConfigValue(value) = std::mem::replace(&mut self.value, ConfigValue(Value::Null));
         let new = leaves(&self.path, value).map_err(|error| DbError::Invalid { message: error.to_string() })?;
-        let put = put(&self, new, connection, context).and_then(|created| {
-            has_changed(connection, context, &self.namespace)?;
-            Ok(created)
-        });
-        let created = put.map_err(|error| internal("putting a value", &error))?;
+        let broken = |error| internal("putting a value", &error);
+        let before = stored(connection, &self.namespace, Some(&self.path)).map_err(broken)?;
+        if !self.secret {
+            check_clear(&new, &before)?;
+        }
+        let put = || {
+            new.iter().try_for_each(|leaf| put_leaf(&self, leaf, connection, context))?;
+            has_changed(connection, context, &self.namespace)
+        };
+        put().map_err(broken)?;
         check_size(connection, &self.namespace)?;
-        Ok(created)
+        Ok(before.is_empty())
     }
 }
 
@@ -240,7 +278,11 @@ impl Read for ConfigHistory {
 
 impl Write for SecretsRotate {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<u64, DbError> {
-        context.keyring.rotate().map_err(|error| {
+        let sealed: Vec<Vec<u8>> = connection
+            .prepare_cached("SELECT DISTINCT substr(sealed, 1, 8) FROM config WHERE sealed IS NOT NULL")
+            .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
+            .map_err(|error| internal("reading which keys are in use", &error))?;
+        context.keyring.rotate(&sealed).map_err(|error| {
             tracing::error!(%error, "the file of the keys cannot be written");
             DbError::Internal { message: "writing the file of the keys".to_owned() }
         })?;
@@ -266,22 +308,47 @@ pub(super) fn bound(
         .and_then(|mut statement| statement.query_row([namespace.as_str()], |row| row.get(0)))
         .map_err(broken)?;
     let mut config = BoundConfig { revision, ..BoundConfig::default() };
+    let mut bytes = 0;
     for (name, path) in env {
         match opened(connection, namespace, path).map_err(broken)? {
-            Some(value) => drop(config.env.insert(name.clone(), SecretText(as_text(value)))),
-            None => config.missing = Some(path.clone()),
+            Opened::Value(value) => {
+                let text = as_text(value);
+                bytes += text.len();
+                config.env.insert(name.clone(), SecretText(text));
+            }
+            Opened::Nothing => config.problem = Some(ConfigProblem::Missing(path.clone())),
+            Opened::Sealed => config.problem = Some(ConfigProblem::Sealed(path.clone())),
+        }
+        if bytes > MAX_BOUND {
+            config.problem = Some(ConfigProblem::TooLarge);
+        }
+        if config.problem.is_some() {
+            config.env.clear();
+            break;
         }
     }
     Ok(Some(config))
 }
 
 /// A value with its secrets.
-fn opened(connection: &Connection, namespace: &Namespace, path: &ConfigPath) -> rusqlite::Result<Option<Value>> {
-    let leaf = |row: &Row<'_>| Ok((row.get::<_, Text<ConfigPath>>(0)?.0, row.get::<_, Json<Value>>(1)?.0));
+enum Opened {
+    Value(Value),
+    /// There is none.
+    Nothing,
+    /// A secret in it cannot be opened.
+    Sealed,
+}
+
+fn opened(connection: &Connection, namespace: &Namespace, path: &ConfigPath) -> rusqlite::Result<Opened> {
+    let leaf = |row: &Row<'_>| {
+        let path = row.get::<_, Text<ConfigPath>>(0)?.0;
+        Ok(row.get::<_, Option<Json<Value>>>(1)?.map(|Json(value)| (path, value)))
+    };
     let mut statement = connection.prepare_cached(&format!(
         "SELECT path, coalesce(value, unseal(namespace, path, sealed)) FROM config WHERE {BELOW} ORDER BY path"
     ))?;
-    let leaves =
-        statement.query_map((namespace.as_str(), path.as_str()), leaf)?.collect::<rusqlite::Result<Vec<_>>>()?;
-    Ok(assemble(path.as_str(), leaves))
+    let leaves: Vec<Option<(ConfigPath, Value)>> =
+        statement.query_map((namespace.as_str(), path.as_str()), leaf)?.collect::<rusqlite::Result<_>>()?;
+    let Some(leaves) = leaves.into_iter().collect::<Option<Vec<_>>>() else { return Ok(Opened::Sealed) };
+    Ok(assemble(path.as_str(), leaves).map_or(Opened::Nothing, Opened::Value))
 }

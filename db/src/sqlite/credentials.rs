@@ -27,8 +27,11 @@ pub(super) const REQUESTS: &[Request] = &[
     write::<KeysUsed>(),
 ];
 
+const DAY_MS: i64 = 24 * 3600 * 1000;
 /// The most sessions of an account.
 const MAX_SESSIONS: u32 = 100;
+/// The most tokens of a session: more than one that is refreshed every ten minutes needs.
+const MAX_TOKENS: u32 = 10_000;
 /// The most keys of an account.
 const MAX_KEYS: u64 = 100;
 
@@ -39,6 +42,7 @@ fn credential(row: &Row<'_>) -> rusqlite::Result<CredentialRecord> {
         expires_at: row.get::<_, Option<i64>>("expires_at")?.map(Timestamp),
         scopes: row.get::<_, Option<Json<Scopes>>>("own_scopes")?.map(|Json(scopes)| scopes),
         session: row.get("session")?,
+        session_ends_at: row.get::<_, Option<i64>>("session_ends_at")?.map(Timestamp),
         account: account_record(row)?,
     })
 }
@@ -48,10 +52,11 @@ impl Read for CredentialGet {
         let id = self.id.to_string();
         let record = connection
             .prepare_cached(&format!(
-                "SELECT {ACCOUNT}, t.kind AS credential, t.hash AS hash, min(t.expires_at, s.ends_at) AS expires_at, NULL AS own_scopes, s.id AS session
+                "SELECT {ACCOUNT}, t.kind AS credential, t.hash AS hash, min(t.expires_at, s.ends_at) AS expires_at, NULL AS own_scopes, s.id AS session,
+                     s.ends_at AS session_ends_at
                  FROM tokens t JOIN sessions s ON s.id = t.session JOIN accounts a ON a.id = s.account WHERE t.id = ?1
                  UNION ALL
-                 SELECT {ACCOUNT}, 'key', k.hash, k.expires_at, k.scopes, NULL
+                 SELECT {ACCOUNT}, 'key', k.hash, k.expires_at, k.scopes, NULL, NULL
                  FROM api_keys k JOIN accounts a ON a.id = k.account WHERE k.id = ?1"
             ))
             .and_then(|mut statement| statement.query_row([&id], credential).optional())
@@ -86,8 +91,13 @@ impl Write for SessionBegin {
             return Ok(());
         }
         let account = &*self.account.0;
+        // The secret that was proven may have been changed meanwhile.
         let is_there: bool = connection
-            .query_row("SELECT EXISTS (SELECT 1 FROM accounts WHERE id = ?1)", [account], |row| row.get(0))
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM accounts WHERE id = ?1 AND secret = ?2)",
+                (account, &self.proven.0),
+                |row| row.get(0),
+            )
             .map_err(broken)?;
         if !is_there {
             return Err(not_found(Resource::Account, account));
@@ -97,11 +107,14 @@ impl Write for SessionBegin {
                 "INSERT INTO sessions (id, account, began_at, ends_at) VALUES (?1, ?2, ?3, ?4)",
                 (&self.session, account, context.wall, self.ends_at.0),
             )?;
-            connection.execute(
+            let ended = connection.execute(
                 "DELETE FROM sessions WHERE account = ?1 AND id IN
                      (SELECT id FROM sessions WHERE account = ?1 ORDER BY began_at DESC, id LIMIT -1 OFFSET ?2)",
                 (account, MAX_SESSIONS),
             )?;
+            if ended > 0 {
+                context.changes_access();
+            }
             insert_tokens(connection, &self.session, (&self.access, &self.refresh))
         };
         begin().map_err(broken)
@@ -139,6 +152,14 @@ impl Write for SessionRefresh {
             }
             None => {}
         }
+        let tokens: u32 = connection
+            .query_row("SELECT count(*) FROM tokens WHERE session = ?1", [&session], |row| row.get(0))
+            .map_err(broken)?;
+        if tokens >= MAX_TOKENS {
+            context.changes_access();
+            connection.execute("DELETE FROM sessions WHERE id = ?1", [&session]).map_err(broken)?;
+            return Ok(Refreshed::Reused);
+        }
         let exchange = || {
             connection.execute("UPDATE tokens SET successor = ?2 WHERE id = ?1", (&used, &next))?;
             insert_tokens(connection, &session, (&self.access, &self.refresh))
@@ -150,10 +171,13 @@ impl Write for SessionRefresh {
 
 impl Write for SessionEnd {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
-        context.changes_access();
         connection
             .execute("DELETE FROM sessions WHERE id = ?1", [&self.session])
-            .map(drop)
+            .map(|ended| {
+                if ended > 0 {
+                    context.changes_access();
+                }
+            })
             .map_err(|error| internal("ending a session", &error))
     }
 }
@@ -180,8 +204,7 @@ fn keys(connection: &Connection, account: &AccountId) -> Result<Vec<KeyRecord>, 
 }
 
 impl Write for KeyPut {
-    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<KeyRecord, DbError> {
-        context.changes_access();
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<KeyRecord, DbError> {
         let Self { key, hash } = self;
         let there = keys(connection, &key.account)?;
         match there.iter().find(|other| other.name == key.name) {
@@ -225,12 +248,15 @@ impl Read for KeyList {
 
 impl Write for KeyDelete {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
-        context.changes_access();
         let id = self.id.to_string();
         let gone = connection
             .execute("DELETE FROM api_keys WHERE account = ?1 AND id = ?2", (&*self.account.0, &id))
             .map_err(|error| internal("deleting a key", &error))?;
-        if gone == 0 { Err(not_found(Resource::Key, &id)) } else { Ok(()) }
+        if gone == 0 {
+            return Err(not_found(Resource::Key, &id));
+        }
+        context.changes_access();
+        Ok(())
     }
 }
 
@@ -248,6 +274,7 @@ impl Write for KeysUsed {
 /// Forgets tokens and sessions that have ended.
 pub(super) fn forget(connection: &Connection, now: i64) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM sessions WHERE ends_at <= ?1")?.execute([now])?;
-    // A token that was exchanged is kept as long as its session: it may come back.
-    connection.prepare_cached("DELETE FROM tokens WHERE expires_at <= ?1")?.execute([now]).map(drop)
+    // A token that was exchanged is kept as long as its session: it may come back. One for access is known for a day longer:
+    // what it began goes on with its session.
+    connection.prepare_cached("DELETE FROM tokens WHERE expires_at <= ?1")?.execute([now - DAY_MS]).map(drop)
 }

@@ -19,9 +19,6 @@ const TAG: usize = 16;
 const KEY_ID: usize = 8;
 /// A sealed key: nonce, key and tag.
 const SEALED_KEY: usize = NONCE_LEN + KEY + TAG;
-/// Keys that the file keeps: the one in use, and the one before, for backups that were made under it.
-const KEPT: usize = 2;
-
 /// Something could not be sealed or opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SealError {
@@ -34,6 +31,7 @@ pub(crate) enum SealError {
 }
 
 /// The key that others are sealed under.
+#[derive(Clone)]
 struct Key {
     id: [u8; KEY_ID],
     bytes: [u8; KEY],
@@ -159,13 +157,17 @@ impl Keyring {
         Ok([&key.id[..], &seal(&key.bytes, &place, &own)?, secret].concat())
     }
 
-    /// Takes a new key into use. The file has it before anything is sealed with it.
-    pub(crate) fn rotate(&self) -> io::Result<()> {
+    /// Takes a new key into use. The file has it before anything is sealed with it; the one before stays, for backups that
+    /// were made under it, and so does each that has sealed one of these.
+    pub(crate) fn rotate(&self, sealed: &[Vec<u8>]) -> io::Result<()> {
         let new = Key::new(random().map_err(io::Error::other)?);
         let mut keys = self.keys.write();
-        keys.insert(0, new);
-        keys.truncate(KEPT);
-        write(&self.path, &keys)
+        let is_needed = |key: &Key| sealed.iter().any(|sealed| sealed.starts_with(&key.id));
+        let kept = keys.iter().enumerate().filter(|(at, key)| *at == 0 || is_needed(key)).map(|(_, key)| key.clone());
+        let next: Vec<Key> = std::iter::once(new).chain(kept).collect();
+        write(&self.path, &next)?;
+        *keys = next;
+        Ok(())
     }
 }
 
@@ -216,12 +218,15 @@ mod tests {
         let keys = keyring(folder.path());
         let sealed = keys.seal("red", "a", b"canary").unwrap();
         assert_eq!(keyring(folder.path()).open_sealed("red", "a", &sealed).unwrap(), b"canary");
-        keys.rotate().unwrap();
+        // A rotation that ended before anything was sealed again loses no key, however often it is tried.
+        for _ in 0..3 {
+            keys.rotate(std::slice::from_ref(&sealed)).unwrap();
+        }
         let again = keys.reseal("red", "a", &sealed).unwrap();
         assert_ne!(again[..KEY_ID], sealed[..KEY_ID]);
-        keys.rotate().unwrap();
+        keys.rotate(std::slice::from_ref(&again)).unwrap();
         assert_eq!(keyring(folder.path()).open_sealed("red", "a", &again).unwrap(), b"canary");
-        assert_eq!(keys.open_sealed("red", "a", &sealed), Err(SealError::Foreign), "two rotations later");
+        assert_eq!(keys.open_sealed("red", "a", &sealed), Err(SealError::Foreign), "nothing needs its key");
     }
 
     #[test]

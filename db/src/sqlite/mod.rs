@@ -139,9 +139,15 @@ impl SqliteStore {
             return Err(OpenError::TooOld(rusqlite::version()));
         }
         let open = |source| OpenError::Open { path: path.to_owned(), source };
-        let keyring = Keyring::open(keys).map_err(|source| OpenError::Keys { path: keys.to_owned(), source })?;
-        let mut connection = connect(path, OpenFlags::default(), &keyring).map_err(open)?;
+        let mut connection = connect(path, OpenFlags::default()).map_err(open)?;
         migrate::migrate(&mut connection).map_err(|source| OpenError::Migrate { path: path.to_owned(), source })?;
+        let unusable = |source| OpenError::Keys { path: keys.to_owned(), source };
+        // A new key would open none of the secrets that are there.
+        if config::has_secrets(&connection).map_err(open)? && !keys.exists() {
+            return Err(unusable(std::io::Error::other("the database has secrets that were sealed under keys in it")));
+        }
+        let keyring = Keyring::open(keys).map_err(unusable)?;
+        config::register(&connection, &keyring).map_err(open)?;
         let clock = Clock::start(&connection, time).map_err(open)?;
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);
@@ -150,7 +156,10 @@ impl SqliteStore {
         let access = AtomicU64::new(u64::try_from(clock.now()).unwrap_or(0) * 1000);
         let shared = Arc::new(Shared { clock, settings, disk, changes, keyring, access });
         let readers = (0..READERS)
-            .map(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX, &shared.keyring))
+            .map(|_| {
+                let reader = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+                config::register(&reader, &shared.keyring).map(|()| reader)
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(open)?;
         let files = Files { wal: PathBuf::from(format!("{}-wal", path.display())), reserve };
@@ -214,9 +223,8 @@ impl Shared {
     }
 }
 
-fn connect(path: &Path, flags: OpenFlags, keyring: &Keyring) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
-    config::register(&connection, keyring)?;
     // The busy timeout comes first: changing the journal mode takes a lock.
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "cache_size", -4000)?;

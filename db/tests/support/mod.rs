@@ -184,6 +184,7 @@ pub(crate) fn spec(num: i64, function: &str) -> CallSpec {
         waited: false,
         replay_of: None,
         callback: None,
+        account: None,
         traceparent: String::new(),
     }
 }

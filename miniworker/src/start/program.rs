@@ -32,10 +32,8 @@ pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, Str
 /// A value of the configuration that the version asks for and that is not there, or that no variable can have.
 pub(super) fn check_config(code: &Code) -> Result<(), StartError> {
     let Some(config) = &code.config else { return Ok(()) };
-    if let Some(path) = &config.missing {
-        return Err(StartError::refused(format!(
-            "faena.toml asks for the value {path} of the configuration, which is not there; PUT /config/{path} sets it"
-        )));
+    if let Some(problem) = &config.problem {
+        return Err(StartError::refused(problem.to_string()));
     }
     match config.env.iter().find(|(_, value)| value.0.contains('\0')) {
         Some((name, _)) => Err(StartError::refused(format!(

@@ -117,6 +117,8 @@ requests! {
         id: AccountId,
         /// The hash of the new secret.
         secret: SecretHash,
+        /// The hash of the old one, where that was proven and has to be so still.
+        proven: Option<SecretHash>,
         /// Whether its keys end too.
         ends_keys: bool,
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use faena_auth::AccountId;
 use faena_domain::{CallNum, CallStatus, EngineKind, Epoch, FunctionName, Namespace, Owner, Version};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,8 @@ requests! {
         version: Option<Version>,
         /// The W3C trace context of the new call.
         traceparent: String,
+        /// The account that makes it, where one does.
+        account: Option<AccountId>,
     }
     /// Forgets that a call is a dead letter; the call stays on record.
     Write DeadLetterForget = "dead_letter.forget" by [Api] -> () {

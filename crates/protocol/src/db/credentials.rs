@@ -5,7 +5,7 @@ use faena_domain::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Seen, requests};
-use crate::records::{AccountRecord, CredentialRecord, KeyRecord, TokenRecord};
+use crate::records::{AccountRecord, CredentialRecord, KeyRecord, SecretHash, TokenRecord};
 
 /// What became of a token that was to be exchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ requests! {
         session: String,
         /// Whose it is.
         account: AccountId,
+        /// The hash of the secret that was proven: one that was changed meanwhile begins nothing.
+        proven: SecretHash,
         /// When it ends, whatever is exchanged meanwhile.
         ends_at: Timestamp,
         /// Its first token.

@@ -108,6 +108,8 @@ pub struct CredentialRecord {
     pub scopes: Option<Scopes>,
     /// Its session, where it has one.
     pub session: Option<String>,
+    /// When that ends.
+    pub session_ends_at: Option<Timestamp>,
 }
 
 /// One line of the audit.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use faena_auth::AccountId;
 use faena_domain::{
     Attempt, BlobKey, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Namespace, Payload, Timestamp,
     Version,
@@ -71,6 +72,9 @@ pub struct CallSpec {
     pub retries: Option<u32>,
     /// The W3C trace context that the call carries.
     pub traceparent: String,
+    /// The account that made it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
 }
 
 impl CallSpec {
@@ -183,6 +187,9 @@ pub struct CallRecord {
     /// How its callback stands, once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<CallbackState>,
+    /// The account that made it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
 }
 
 impl CallRecord {
@@ -219,6 +226,7 @@ impl CallRecord {
             replayed_as: None,
             run_at: None,
             callback: None,
+            account: None,
         }
     }
 }
@@ -251,6 +259,7 @@ impl Accepted {
                 body: spec.body,
                 replay_of: spec.replay_of,
                 run_at: spec.run_at,
+                account: spec.account,
                 ..CallRecord::pending((spec.num, spec.function), (version, engine), created_at, spec.traceparent)
             },
         }

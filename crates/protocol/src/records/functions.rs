@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use faena_domain::config::{ConfigPath, SecretText};
+use faena_domain::config::{ConfigProblem, SecretText};
 use faena_domain::{
     BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest,
     Namespace, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
@@ -104,9 +104,9 @@ pub struct BoundConfig {
     pub revision: i64,
     /// Variables.
     pub env: BTreeMap<String, SecretText>,
-    /// What it asks for and is not there.
+    /// Why it does not get what it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub missing: Option<ConfigPath>,
+    pub problem: Option<ConfigProblem>,
 }
 
 /// All an instance needs to know of a version.

@@ -254,6 +254,7 @@ impl Write for CallReplay {
             waited: false,
             callback: None,
             traceparent: self.traceparent,
+            account: self.account,
             // A waited call was recorded without its age, and may have had another than an asynchronous one gets.
             max_age_ms: if old.waited || old.max_age_ms == 0 { DEFAULT_AGE_MS } else { old.max_age_ms },
             retries: old.retries.filter(|_| !old.waited),
