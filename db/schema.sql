@@ -288,6 +288,7 @@ INSERT INTO access (one) VALUES (1);
 CREATE TABLE namespaces (
     name       TEXT PRIMARY KEY, -- in lower case
     created_at INTEGER NOT NULL,
+    allow      TEXT NOT NULL, -- what its runtimes may let functions ask for
     deleted    INTEGER NOT NULL DEFAULT 0 -- its name is not used again: calls, lines of the audit and logs have it
 ) STRICT, WITHOUT ROWID;
 
@@ -298,7 +299,7 @@ CREATE TABLE rules (
     PRIMARY KEY (namespace, key)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO namespaces (name, created_at) VALUES ('default', 0);
+INSERT INTO namespaces (name, created_at, allow) VALUES ('default', 0, '{"egress":true,"minimum":true,"preload":true}');
 INSERT INTO rules (namespace, key, rule) VALUES ('default', 'default',
     '{"id":"default","scope":"*","resource":{"type":"*","name":"*","endpoint":"*"},"access":"GRANTED","priority":0}');
 

@@ -78,6 +78,7 @@ const OPERATIONS: &[(&str, &str, Requirement, &str)] = &[
     ("POST", "/namespace", Root, "namespace"),
     ("GET", "/namespaces", Root, "namespace"),
     ("GET", "/namespace/{namespace}", Root, "namespace"),
+    ("PATCH", "/namespace/{namespace}", Root, "namespace"),
     ("DELETE", "/namespace/{namespace}", Root, "namespace"),
     ("POST", "/secrets/rotate", Root, "config"),
     ("GET", "/config", ADMIN, "config"),

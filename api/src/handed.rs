@@ -53,8 +53,11 @@ impl RequestHead<'_> {
     /// Whether no record keeps a header.
     fn is_private(&self, name: &str) -> bool {
         const CREDENTIALS: [&str; 2] = ["authorization", "cookie"];
+        const ENDINGS: [&str; 4] = ["-key", "-token", "-secret", "-signature"];
         let is = |private: &str| name.eq_ignore_ascii_case(private);
-        (self.entrance == Entrance::Host && CREDENTIALS.into_iter().any(is))
+        let lower = name.to_ascii_lowercase().replace('_', "-");
+        ENDINGS.iter().any(|ending| lower.ends_with(ending))
+            || (self.entrance == Entrance::Host && CREDENTIALS.into_iter().any(is))
             || self.private_headers.iter().any(|private| is(private))
     }
 }

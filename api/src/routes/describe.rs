@@ -120,6 +120,10 @@ fn account_body(path: &str) -> Option<Value> {
     let name = json!({"type": "string", "pattern": NAME});
     let text = || json!({"type": "string"});
     let secret = || json!({"type": "string", "minLength": 12, "maxLength": 1024});
+    let grants = || {
+        let yes = json!({"type": "boolean"});
+        json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes}})
+    };
     let names =
         || json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES});
     Some(match path {
@@ -159,9 +163,11 @@ fn account_body(path: &str) -> Option<Value> {
                 }),
             )
         }
-        "/namespace" => {
-            object(&["name"], json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}}))
-        }
+        "/namespace/{namespace}" => object(&["allow"], json!({"allow": grants()})),
+        "/namespace" => object(
+            &["name"],
+            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants()}),
+        ),
         _ => return None,
     })
 }

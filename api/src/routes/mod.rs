@@ -97,7 +97,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(rules::delete))
         .routes(routes!(namespaces::make))
         .routes(routes!(namespaces::list))
-        .routes(routes!(namespaces::get, namespaces::delete))
+        .routes(routes!(namespaces::get, namespaces::patch, namespaces::delete))
         .routes(routes!(config::list))
         .routes(routes!(config::rotate))
         .routes(routes!(config::put, config::get, config::delete))

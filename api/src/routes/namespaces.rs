@@ -4,9 +4,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
-use faena_domain::Namespace;
 use faena_domain::json::parse_object;
-use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePut};
+use faena_domain::{Grants, Namespace};
+use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut};
 use faena_protocol::records::NamespaceRecord;
 use serde::Deserialize;
 
@@ -20,10 +20,17 @@ use crate::problem::{ErrorCode, Problem, Reply};
 #[derive(Debug, Deserialize)]
 struct NewNamespace {
     name: String,
+    #[serde(default)]
+    allow: Grants,
+}
+
+#[derive(Debug, Deserialize)]
+struct Changes {
+    allow: Grants,
 }
 
 /// Makes a namespace. Its name is a label of host names.
-#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`"),
+#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`"),
     responses((status = 201, description = "The namespace"), (status = 409, description = "There is one of this name", body = Problem)))]
 pub(crate) async fn make(
     State(app): State<App>,
@@ -31,14 +38,14 @@ pub(crate) async fn make(
     body: Body,
 ) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceRecord>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let NewNamespace { name } = parse_object(&bytes, &["name"])?;
+    let NewNamespace { name, allow } = parse_object(&bytes, &["name", "allow"])?;
     let name: Namespace = name.parse()?;
     if !name.is_label() || name.as_str() != name.key() {
         let detail =
             format!("{:?} is no label: namespaces have the characters a-z 0-9 -, and end in no -", name.as_str());
         return Err(Problem::new(ErrorCode::InvalidName, detail));
     }
-    let put = app.db().ask(&NamespacePut { name }).await?;
+    let put = app.db().ask(&NamespacePut { name, allow }).await?;
     if !put.created {
         let detail = format!("there is a namespace {} already", put.record.name);
         return Err(Problem::new(ErrorCode::Conflict, detail));
@@ -59,6 +66,20 @@ pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<Namespace>>> 
 pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<NamespaceRecord>> {
     let name = super::accounts::namespace(&name)?;
     Ok(Json(app.db().ask(&NamespaceGet { name }).await?))
+}
+
+/// Changes what the runtimes of a namespace may let functions ask for. Runtimes that are there stay as they are.
+#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
+pub(crate) async fn patch(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply<Json<NamespaceRecord>> {
+    let name = super::accounts::namespace(&name)?;
+    let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
+    let Changes { allow } = parse_object(&bytes, &["allow"])?;
+    Ok(Json(app.db().ask(&NamespacePatch { name, allow }).await?))
 }
 
 /// Forgets a namespace in which nothing is but accounts and rules.

@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, StatusCode};
 use faena_auth::{Requirement, Scope};
 use faena_domain::name::InvalidName;
 use faena_domain::runtime::InvalidRuntime;
-use faena_domain::{RuntimeName, RuntimeSpec};
-use faena_protocol::db::{RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
+use faena_domain::{Registrar, RuntimeName, RuntimeSpec};
+use faena_protocol::db::{NamespaceGet, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
 use faena_protocol::node::{Question, Reply as WorkerReply};
 use faena_protocol::records::RuntimeRecord;
 use serde::Serialize;
@@ -57,6 +57,9 @@ impl From<InvalidRuntime> for Problem {
             InvalidRuntime::Command { .. } => Self::new(ErrorCode::InvalidCommand, error),
             InvalidRuntime::Engine { .. } => Self::new(ErrorCode::UnknownEngine, error),
             InvalidRuntime::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
+            InvalidRuntime::NotGranted(_) => Self::new(ErrorCode::Forbidden, error).hint(
+                "`allow` is for administrators, within what the namespace has; `networks` for those of the platform",
+            ),
             InvalidRuntime::Limit(_) | InvalidRuntime::Networks(_) => Self::new(ErrorCode::LimitExceeded, error),
         }
     }
@@ -72,7 +75,10 @@ pub(crate) async fn register(
     body: Body,
 ) -> Reply<(StatusCode, Json<Registered>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_RUNTIME).await?;
-    let spec = RuntimeSpec::parse(&bytes, app.maximum())?;
+    let grants = app.db().ask(&NamespaceGet { name: principal.namespace.clone() }).await?.allow;
+    let registrar =
+        Registrar { grants, is_admin: principal.scopes.include(Scope::Admin), is_root: principal.is_root() };
+    let spec = RuntimeSpec::parse_of(&registrar, &bytes, app.maximum())?;
     let deploying = (Requirement::Scope(Scope::Deploy), "runtime");
     permit_named(app.access(), &principal, deploying, spec.name.as_str()).await?;
     let warnings = warnings(&app, &spec).await;

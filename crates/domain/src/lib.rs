@@ -45,7 +45,7 @@ pub use manifest::Manifest;
 pub use name::{AccountName, FunctionId, FunctionName, KeyName, Namespace, RuleId, RuntimeName};
 pub use network::{EgressRule, Network, NetworkRule};
 pub use payload::Payload;
-pub use runtime::{EngineKind, RuntimeSpec};
+pub use runtime::{EngineKind, Grants, Registrar, RuntimeSpec};
 pub use serving::{Contract, Preload, Reuse, Serving};
 pub use slots::Slots;
 pub use time::Timestamp;

@@ -73,6 +73,83 @@ impl Default for Allow {
     }
 }
 
+/// What the runtimes of a namespace may let their functions ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Grants {
+    /// See [`Allow::egress`].
+    pub egress: bool,
+    /// See [`Allow::minimum`].
+    pub minimum: bool,
+    /// See [`Allow::preload`].
+    pub preload: bool,
+}
+
+impl Grants {
+    /// Everything.
+    pub const ALL: Self = Self { egress: true, minimum: true, preload: true };
+    /// Nothing, as a new namespace has.
+    pub const NONE: Self = Self { egress: false, minimum: false, preload: false };
+}
+
+impl Default for Grants {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// What who registers a runtime may permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registrar {
+    /// What its namespace has.
+    pub grants: Grants,
+    /// Whether it may say what is allowed, rather than take what the namespace has.
+    pub is_admin: bool,
+    /// Whether it may permit private networks.
+    pub is_root: bool,
+}
+
+impl Registrar {
+    /// Who may do everything.
+    pub const ROOT: Self = Self { grants: Grants::ALL, is_admin: true, is_root: true };
+}
+
+/// What a body says of [`Allow`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AskedAllow {
+    egress: Option<bool>,
+    minimum: Option<bool>,
+    preload: Option<bool>,
+    #[serde(default)]
+    networks: Vec<NetworkRule>,
+}
+
+impl AskedAllow {
+    fn within(self, registrar: &Registrar) -> Result<Allow, InvalidRuntime> {
+        if !registrar.is_admin {
+            return Err(InvalidRuntime::NotGranted("allow"));
+        }
+        if !self.networks.is_empty() && !registrar.is_root {
+            return Err(InvalidRuntime::NotGranted("allow.networks"));
+        }
+        if self.networks.len() > MAX_RULES {
+            return Err(InvalidRuntime::Networks(self.networks.len()));
+        }
+        let one = |what, asked: Option<bool>, granted: bool| match asked {
+            Some(true) if !granted => Err(InvalidRuntime::NotGranted(what)),
+            asked => Ok(asked.unwrap_or(granted)),
+        };
+        let Grants { egress, minimum, preload } = registrar.grants;
+        Ok(Allow {
+            egress: one("allow.egress", self.egress, egress)?,
+            minimum: one("allow.minimum", self.minimum, minimum)?,
+            preload: one("allow.preload", self.preload, preload)?,
+            networks: self.networks,
+        })
+    }
+}
+
 /// A runtime as it is registered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -146,6 +223,9 @@ pub enum InvalidRuntime {
     /// A variable.
     #[error(transparent)]
     Env(#[from] InvalidEnv),
+    /// What its registrar may not permit.
+    #[error("{0} is not granted to who registers the runtime")]
+    NotGranted(&'static str),
     /// More networks than a runtime may permit.
     #[error("allow.networks: {0} networks are more than {MAX_RULES}")]
     Networks(usize),
@@ -165,16 +245,23 @@ struct Body {
     limits: AskedLimits,
     #[serde(default)]
     env: BTreeMap<String, String>,
-    #[serde(default)]
-    allow: Allow,
+    allow: Option<AskedAllow>,
 }
 
 impl RuntimeSpec {
+    /// Parses the body of `POST /registerRuntime` of somebody who may permit everything.
+    ///
+    /// # Errors
+    /// As [`RuntimeSpec::parse_of`].
+    pub fn parse(body: &[u8], maximum: &Limits) -> Result<Self, InvalidRuntime> {
+        Self::parse_of(&Registrar::ROOT, body, maximum)
+    }
+
     /// Parses the body of `POST /registerRuntime`.
     ///
     /// # Errors
     /// [`InvalidRuntime`] names the first member that is wrong.
-    pub fn parse(body: &[u8], maximum: &Limits) -> Result<Self, InvalidRuntime> {
+    pub fn parse_of(registrar: &Registrar, body: &[u8], maximum: &Limits) -> Result<Self, InvalidRuntime> {
         let body: Body = parse_object(body, &FIELDS)?;
         let name = match &body.name {
             Some(name) => name.parse()?,
@@ -191,9 +278,9 @@ impl RuntimeSpec {
         let engine = body.engine.as_deref().map(parse_engine).transpose()?;
         body.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
         check_env(&body.env)?;
-        if body.allow.networks.len() > MAX_RULES {
-            return Err(InvalidRuntime::Networks(body.allow.networks.len()));
-        }
+        let Grants { egress, minimum, preload } = registrar.grants;
+        let granted = Allow { egress, minimum, preload, networks: Vec::new() };
+        let allow = body.allow.map(|asked| asked.within(registrar)).transpose()?.unwrap_or(granted);
         Ok(Self {
             name,
             image,
@@ -203,7 +290,7 @@ impl RuntimeSpec {
             engine,
             limits: body.limits,
             env: body.env,
-            allow: body.allow,
+            allow,
         })
     }
 
@@ -252,6 +339,25 @@ mod tests {
 
     fn parse(value: &serde_json::Value) -> Result<RuntimeSpec, InvalidRuntime> {
         RuntimeSpec::parse(value.to_string().as_bytes(), &Limits::MAXIMUM)
+    }
+
+    #[test]
+    fn a_runtime_permits_what_its_registrar_may() {
+        let with = |registrar: &Registrar, allow: Option<serde_json::Value>| {
+            let mut body = owners();
+            allow.into_iter().for_each(|allow| body["allow"] = allow);
+            RuntimeSpec::parse_of(registrar, body.to_string().as_bytes(), &Limits::MAXIMUM).map(|spec| spec.allow)
+        };
+        let deployer = Registrar { grants: Grants { egress: true, ..Grants::NONE }, is_admin: false, is_root: false };
+        let taken = with(&deployer, None).unwrap();
+        assert_eq!((taken.egress, taken.minimum, taken.preload), (true, false, false), "what its namespace has");
+        let refused = |registrar: &Registrar, allow| with(registrar, Some(allow)).unwrap_err().to_string();
+        assert!(refused(&deployer, serde_json::json!({})).contains("allow is not granted"));
+        let lead = Registrar { is_admin: true, ..deployer };
+        assert!(!with(&lead, Some(serde_json::json!({"egress": false}))).unwrap().egress);
+        assert!(refused(&lead, serde_json::json!({"minimum": true})).contains("allow.minimum"));
+        assert!(refused(&lead, serde_json::json!({"networks": ["10.0.0.0/8"]})).contains("allow.networks"));
+        assert!(with(&Registrar::ROOT, Some(serde_json::json!({"networks": ["10.0.0.0/8"]}))).is_ok());
     }
 
     fn owners() -> serde_json::Value {

@@ -5,8 +5,8 @@ use faena_domain::{AccountName, Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     AccessState, AccessStateGet, AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, NamespaceDelete,
-    NamespaceGet, NamespaceList, NamespacePut, Put, Resource, RuleDelete, RuleList, RulePut, SecretPut, Seen, SetupGet,
-    SetupPut,
+    NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, Put, Resource, RuleDelete, RuleList, RulePut, SecretPut,
+    Seen, SetupGet, SetupPut,
 };
 use faena_protocol::records::{AccountRecord, LoginRecord, NamespaceRecord, SecretHash};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -21,6 +21,7 @@ pub(super) const REQUESTS: &[Request] = &[
     write::<SetupPut>(),
     read::<SetupGet>(),
     write::<NamespacePut>(),
+    write::<NamespacePatch>(),
     read::<NamespaceGet>(),
     read::<NamespaceList>(),
     write::<NamespaceDelete>(),
@@ -65,10 +66,11 @@ fn is_locked(connection: &Connection) -> Result<bool, DbError> {
 
 fn namespace(connection: &Connection, name: &Namespace) -> Result<NamespaceRecord, DbError> {
     connection
-        .prepare_cached("SELECT name, created_at FROM namespaces WHERE name = ?1 AND NOT deleted")
+        .prepare_cached("SELECT name, created_at, allow FROM namespaces WHERE name = ?1 AND NOT deleted")
         .and_then(|mut statement| {
             let record = |row: &Row<'_>| {
-                Ok(NamespaceRecord { name: row.get::<_, Text<_>>(0)?.0, created_at: Timestamp(row.get(1)?) })
+                let (Text(name), Json(allow)) = (row.get(0)?, row.get(2)?);
+                Ok(NamespaceRecord { name, created_at: Timestamp(row.get(1)?), allow })
             };
             statement.query_row([name.as_str()], record).optional()
         })
@@ -130,8 +132,8 @@ impl Write for NamespacePut {
         let broken = |error| internal("making a namespace", &error);
         let created = connection
             .execute(
-                "INSERT INTO namespaces (name, created_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                (self.name.as_str(), context.wall),
+                "INSERT INTO namespaces (name, created_at, allow) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                (self.name.as_str(), context.wall, Json(self.allow)),
             )
             .map_err(broken)?;
         let found = namespace(connection, &self.name).map_err(|error| match error {
@@ -146,6 +148,16 @@ impl Write for NamespacePut {
             }
         }
         Ok(Put { record: found, created: created > 0 })
+    }
+}
+
+impl Write for NamespacePatch {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
+        let found = namespace(connection, &self.name)?;
+        connection
+            .execute("UPDATE namespaces SET allow = ?2 WHERE name = ?1", (self.name.as_str(), Json(self.allow)))
+            .map_err(|error| internal("changing a namespace", &error))?;
+        Ok(NamespaceRecord { allow: self.allow, ..found })
     }
 }
 

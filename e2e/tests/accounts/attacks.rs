@@ -175,3 +175,59 @@ fn a_name_of_a_namespace_is_not_used_again() {
     let into_red = json!({"name": "spy", "type": "user", "namespace": "red"});
     assert_eq!(platform.post("/account", &into_red).problem(404), "unknown_namespace");
 }
+
+#[test]
+fn a_namespace_lets_its_functions_ask_for_what_it_was_given() {
+    let platform = locked();
+    let lead = team(&platform, "red");
+    let runtime = |allow: Option<Value>| {
+        let mut runtime = json!({"name": "r", "image": "bashruntime", "path": "/ws", "dependencies": "", "run": "bash run.sh", "engine": "sandbox"});
+        allow.into_iter().for_each(|allow| runtime["allow"] = allow);
+        as_who(&platform, &lead, "POST", "/registerRuntime", Some(&runtime))
+    };
+    assert_eq!(runtime(Some(json!({"egress": true}))).problem(403), "forbidden");
+    assert_eq!(runtime(Some(json!({"networks": ["10.0.0.0/8"]}))).problem(403), "forbidden");
+    assert_eq!(runtime(None).status, 201);
+    let mut as_lead = Platform::stopped();
+    (as_lead.port, as_lead.credential) = (platform.port, Some(lead.clone()));
+    let archive = zip(&[("run.sh", b"true"), ("faena.toml", b"network = \"egress\"\n")]);
+    assert_eq!(as_lead.upload("r", "f", &archive).problem(422), "egress_not_allowed");
+    let patch = json!({"allow": {"egress": true}}).to_string();
+    let kind = [("Content-Type", "application/json")];
+    assert_eq!(as_lead.send("PATCH", "/namespace/red", &kind, patch.as_bytes()).problem(403), "forbidden");
+    let patched = platform.send("PATCH", "/namespace/red", &kind, patch.as_bytes()).json();
+    assert_eq!(patched["allow"], json!({"egress": true, "minimum": false, "preload": false}));
+    assert_eq!(runtime(None).status, 200);
+    assert_eq!(as_lead.upload("r", "f", &archive).status, 201);
+}
+
+#[test]
+fn what_makes_a_request_the_same_call_is_its_accounts_own() {
+    let platform = locked();
+    super::with_echo(&platform);
+    let invoke = |name: &str| {
+        let bearer = format!("Bearer {}", account(&platform, "default", name, &["invoke"]));
+        let headers =
+            [("Authorization", bearer.as_str()), ("Idempotency-Key", "same"), ("Content-Type", "application/json")];
+        let again = || {
+            platform.send("POST", "/invokeFunction", &headers, br#"{"funcName": "echo", "params": {}}"#).json()["callNum"].clone()
+        };
+        let (first, second) = (again(), again());
+        assert_eq!(first, second);
+        first
+    };
+    assert_ne!(invoke("ann"), invoke("bob"));
+}
+
+#[test]
+fn a_record_keeps_no_header_that_is_a_secret_by_its_name() {
+    let platform = locked();
+    super::with_echo(&platform);
+    let headers = [("X-Api-Key", "canary"), ("X_Hub_Signature", "canary"), ("X-Mine", "kept")];
+    assert_eq!(platform.send("POST", "/f/echo", &headers, b"{}").status, 200);
+    let calls = eventually(SOON, "the call is on record", || {
+        let calls = platform.get("/calls").text();
+        if calls.contains("kept") { Ok(calls) } else { Err(calls) }
+    });
+    assert!(!calls.contains("canary"), "{calls}");
+}

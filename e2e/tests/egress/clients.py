@@ -85,9 +85,16 @@ def big():
     return "equal" if got == body else f"{len(got)} bytes"
 
 
+def huge():
+    """A name whose answer has 64 KB."""
+    with socket.create_connection(("huge.far.test", 7), timeout=20) as connection:
+        connection.sendall(b"x")
+        return connection.recv(1).decode()
+
+
 def go(params):
     found = {}
-    for client in (urllib_get, requests_get, httpx_get, aiohttp_get, postgres, redis_get, mail, words, big):
+    for client in (urllib_get, requests_get, httpx_get, aiohttp_get, postgres, redis_get, mail, words, big, huge):
         try:
             found[client.__name__] = client()
         except Exception as error:

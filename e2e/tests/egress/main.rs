@@ -77,7 +77,14 @@ fn ordinary_clients_reach_their_servers(engine: Engine) {
     for client in ["urllib_get", "requests_get", "httpx_get", "aiohttp_get"] {
         assert_eq!(found[client], hello, "{client} {found:?}");
     }
-    let others = [("postgres", "5050"), ("redis_get", "value"), ("mail", "sent"), ("words", "olleh"), ("big", "equal")];
+    let others = [
+        ("postgres", "5050"),
+        ("redis_get", "value"),
+        ("mail", "sent"),
+        ("words", "olleh"),
+        ("big", "equal"),
+        ("huge", "x"),
+    ];
     for (client, got) in others {
         assert_eq!(found[client], got, "{client} {found:?}");
     }

@@ -2,7 +2,7 @@
 
     names.py LISTEN ADDRESS
 
-Names below `far.test` have ADDRESS. `private.test`, `here.test`, `chain.test` and `moves.test` lead where a function may not
+Names below `far.test` have ADDRESS; `huge.far.test` has it four thousand times. `private.test`, `here.test`, `chain.test` and `moves.test` lead where a function may not
 go. Whatever does not end in `.test` is asked of the host's own server.
 """
 
@@ -15,6 +15,8 @@ import threading
 
 LISTEN, ADDRESS = sys.argv[1:]
 MOVES = itertools.count()
+# Records of 16 bytes that fit into 64 KB with the rest of a message.
+HUGE = 4090
 
 
 def forwarded(query):
@@ -53,10 +55,15 @@ def answer(query):
             records += target + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(address)
         else:
             records += b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(address)
+    if name == "huge.far.test" and kind == 1:
+        # As much as an answer by TCP can hold.
+        records *= HUGE
     if name == "text.far.test" and kind == 16:
         # More than a datagram holds, so it is asked for again by TCP.
         texts = b"".join(bytes([200]) + b"t" * 200 for _ in range(10))
         records += b"\xc0\x0c" + struct.pack(">HHIH", 16, 1, 0, len(texts)) + texts
+    if name == "huge.far.test" and records:
+        return query[:2] + struct.pack(">HHHHH", 0x8180, 1, HUGE, 0, 0) + question + records
     count = 2 if name == "chain.test" and records else (1 if records else 0)
     code = 0 if address or records else 3
     return query[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, count, 0, 0) + question + records

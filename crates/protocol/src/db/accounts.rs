@@ -1,7 +1,7 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule};
-use faena_domain::{Namespace, RuleId};
+use faena_domain::{Grants, Namespace, RuleId};
 use serde::{Deserialize, Serialize};
 
 use super::Put;
@@ -46,6 +46,15 @@ requests! {
     Write NamespacePut = "namespace.put" by [Api] -> Put<NamespaceRecord> {
         /// Its name, in lower case.
         name: Namespace,
+        /// What its runtimes may let functions ask for.
+        allow: Grants,
+    }
+    /// Changes what the runtimes of a namespace may let functions ask for. Those that are there stay as they are.
+    Write NamespacePatch = "namespace.patch" by [Api] -> NamespaceRecord {
+        /// Its name.
+        name: Namespace,
+        /// What they may.
+        allow: Grants,
     }
     /// One namespace.
     Read NamespaceGet = "namespace.get" by [Api] -> NamespaceRecord {

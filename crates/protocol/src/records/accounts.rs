@@ -3,7 +3,7 @@
 use std::fmt;
 
 use faena_auth::{AccountId, AccountKind, CredentialHash, CredentialId, CredentialKind, Scopes};
-use faena_domain::{AccountName, KeyName, Namespace, Timestamp};
+use faena_domain::{AccountName, Grants, KeyName, Namespace, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A namespace: what is in it exists for its own accounts alone.
@@ -14,6 +14,8 @@ pub struct NamespaceRecord {
     pub name: Namespace,
     /// When it was made.
     pub created_at: Timestamp,
+    /// What its runtimes may let functions ask for.
+    pub allow: Grants,
 }
 
 /// An account of a person or a program.
