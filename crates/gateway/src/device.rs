@@ -46,6 +46,8 @@ pub(crate) trait Effects: Outlet {
     fn give_place(&mut self, flow: FlowId);
     /// Has a connection looked at again at this time.
     fn wake(&mut self, flow: FlowId, at: Instant);
+    /// Publishes what has passed since the device was attached.
+    fn count(&mut self, counters: &Counters);
     /// A new number.
     fn number(&mut self) -> u64;
 }
@@ -147,19 +149,15 @@ impl<P: Peer> Device<P> {
         if !self.openings.take(now) {
             return;
         }
-        let why = if self.left == 0 {
-            Some(Blocked::Budget)
-        } else if self.flows.len() + self.dialing.len() >= FLOWS
-            || self.dialing.len() >= HALF_OPEN
-            || !effects.take_place()
-        {
-            Some(Blocked::Connections)
-        } else {
-            None
-        };
-        if let Some(why) = why {
+        let is_spent = self.left == 0;
+        let is_full = self.flows.len() + self.dialing.len() >= FLOWS || self.dialing.len() >= HALF_OPEN;
+        if is_spent || is_full || !effects.take_place() {
             reset(syn, self.own).iter().for_each(|packet| effects.send(packet));
-            return self.report(why, ends, effects, now);
+            // The worker knows from the counters what has been spent.
+            if !is_spent {
+                self.report(Blocked::Connections, ends, effects, now);
+            }
+            return;
         }
         let flow = FlowId(effects.number());
         self.by_id.insert(flow, ends);
@@ -202,6 +200,7 @@ impl<P: Peer> Device<P> {
         let seed = effects.number();
         self.flows.insert(ends, (flow, Flow::new(ends, self.own, self.mtu, (peer, seed), now).with_names(names)));
         self.counters.connections += 1;
+        effects.count(&self.counters);
         self.step(ends, Some(&syn), effects, now);
         true
     }
@@ -265,6 +264,10 @@ impl<P: Peer> Device<P> {
         self.counters.sent += sent;
         self.counters.received += received;
         self.left = self.left.saturating_sub(sent + received);
+        if sent + received > 0 {
+            // Before a reset: a call that ends because of one reports all that has passed.
+            effects.count(&self.counters);
+        }
         match life {
             Life::Over => self.forget_flow(ends, effects),
             Life::Refused => {
@@ -280,7 +283,6 @@ impl<P: Peer> Device<P> {
             }
         }
         if self.left == 0 {
-            self.report(Blocked::Budget, ends, effects, now);
             self.reset_flows(effects, now);
         }
     }

@@ -131,8 +131,6 @@ pub enum Blocked {
     Udp,
     /// As many connections as one instance, its function or the node may have.
     Connections,
-    /// What may pass in one call has passed.
-    Budget,
     /// The client has named another server in TLS than the one that it dialled.
     ServerName,
 }

@@ -108,7 +108,6 @@ struct Served {
     memory: OwnedFd,
     /// What the proxy had let through when that was looked at last.
     proxied: u64,
-    written: Counters,
 }
 
 /// How one device reaches the others' things.
@@ -121,6 +120,7 @@ struct Line {
 /// The effects of one device.
 struct Acting<'a> {
     line: &'a Line,
+    memory: &'a OwnedFd,
     shared: &'a mut Shared,
 }
 
@@ -171,6 +171,10 @@ impl Effects for Acting<'_> {
         self.shared.timers.push(Reverse((at, flow)));
     }
 
+    fn count(&mut self, counters: &Counters) {
+        counters.write(self.memory);
+    }
+
     fn number(&mut self) -> u64 {
         self.shared.next += 1;
         self.shared.next
@@ -178,16 +182,12 @@ impl Effects for Acting<'_> {
 }
 
 impl Served {
-    /// Lets the device act, and notes what has passed.
+    /// Lets the device act, within what the proxy has left of its budget.
     fn act(&mut self, shared: &mut Shared, f: impl FnOnce(&mut Device<Connected>, &mut Acting<'_>, Instant)) {
-        let Self { device, line, memory, proxied, written } = self;
+        let Self { device, line, memory, proxied } = self;
         let total = Counters::proxied(&*memory);
         device.charge(total.saturating_sub(std::mem::replace(proxied, total)));
-        f(device, &mut Acting { line, shared }, Instant::now());
-        if *written != device.counters {
-            *written = device.counters;
-            written.write(&*memory);
-        }
+        f(device, &mut Acting { line, memory, shared }, Instant::now());
     }
 }
 
@@ -404,10 +404,10 @@ impl Poller {
             return;
         }
         let device = Device::new(link::ADDRESS, budget, Instant::now());
-        let (proxied, written) = (Counters::proxied(&memory), Counters::read(&memory));
-        let mut served = Served { device, line, memory, proxied, written };
+        let (proxied, counted) = (Counters::proxied(&memory), Counters::read(&memory));
+        let mut served = Served { device, line, memory, proxied };
         // What an earlier gateway has counted stays counted.
-        (served.device.counters, served.device.call) = (written, call);
+        (served.device.counters, served.device.call) = (counted, call);
         self.devices.insert(served.line.id, served);
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use faena_domain::EgressUse;
 use faena_domain::limits::MAX_CALL_LOG;
 use faena_domain::log::{LogBuffer, LogStream};
+use faena_domain::units::ByteSize;
 use faena_gateway::Counters;
 use parking_lot::Mutex;
 
@@ -69,6 +70,12 @@ pub(crate) struct EgressReport {
     pub(crate) refusals: LogBuffer,
 }
 
+/// What a call's log says where its budget was spent.
+fn spent(budget: u64) -> String {
+    let most = ByteSize(budget);
+    format!("egress refused: the {most} that may pass in one call have passed (setting egress_bytes)\n")
+}
+
 /// What a call's log says where a program without egress has tried to reach something.
 const NO_ROUTE: &str = "a connection or a look-up found no route: this function has no network; faena.toml asks for one with \
                         [network] egress; see https://github.com/faena-dev/faena/blob/main/docs/how-to/egress.md\n";
@@ -104,6 +111,7 @@ impl Account {
         &self.counters
     }
 
+    /// Bytes that may pass in one call.
     pub(super) fn budget(&self) -> u64 {
         self.budget
     }
@@ -162,8 +170,9 @@ impl Account {
 
     /// What has passed since a reading; where no other call runs, what follows begins a new account.
     pub(crate) fn report(&self, since: Counters, is_alone: bool) -> EgressReport {
+        let total = self.total();
         let mut seen = self.seen.lock();
-        let Counters { sent, received, connections } = self.total().since(since);
+        let Counters { sent, received, connections } = total.since(since);
         let hosts: Vec<String> = seen.hosts.iter().cloned().collect();
         let is_used = connections > 0 || sent > 0 || received > 0;
         let used = is_used.then_some(EgressUse { hosts, connections, sent_bytes: sent, received_bytes: received });
@@ -172,6 +181,9 @@ impl Account {
         let more = std::mem::take(&mut seen.more_refusals);
         if more > 0 {
             refusals.push(capture::now(), format!("egress: {more} refusals more\n").as_bytes());
+        }
+        if total.since(seen.base).bytes() >= self.budget {
+            refusals.push(capture::now(), spent(self.budget).as_bytes());
         }
         if is_alone {
             seen.hosts.clear();
@@ -212,6 +224,9 @@ mod tests {
         let refusals = String::from_utf8(report.refusals.into_bytes()).unwrap();
         assert_eq!(refusals.lines().count(), MAX_REFUSALS + 1);
         assert!(refusals.ends_with("\negress: 20 refusals more\n"), "{refusals}");
+        account.proxied(200, true);
+        let refusals = String::from_utf8(account.report(start, true).refusals.into_bytes()).unwrap();
+        assert!(refusals.contains("may pass in one call have passed"), "{refusals}");
         account.renew();
         assert_eq!(account.left(), 1000);
         let next = account.report(account.total(), true);

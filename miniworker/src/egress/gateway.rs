@@ -256,14 +256,15 @@ impl Driver {
             ToWorker::Blocked { device, why, target } => {
                 if let Some(outlet) = self.outlet(device) {
                     let host = format!("{}:{}", outlet.judge.host_of(*target.ip()), target.port());
-                    outlet.account.refused(explained(why, &host, outlet.account.budget()));
+                    outlet.account.refused(explained(why, &host));
                 }
             }
         }
     }
 }
 
-pub(super) fn explained(why: Blocked, target: &str, budget: u64) -> String {
+/// What a call's log says of a refusal.
+pub(super) fn explained(why: Blocked, target: &str) -> String {
     match why {
         Blocked::Udp => format!("egress to {target} refused: UDP; only look-ups are passed on"),
         Blocked::Connections => {
@@ -271,12 +272,6 @@ pub(super) fn explained(why: Blocked, target: &str, budget: u64) -> String {
         }
         Blocked::ServerName => {
             format!("egress to {target} refused: its client names a server in TLS that no rule of faena.toml permits")
-        }
-        Blocked::Budget => {
-            let most = faena_domain::units::ByteSize(budget);
-            format!(
-                "egress to {target} refused: the {most} that may pass in one call have passed (setting egress_bytes)"
-            )
         }
     }
 }

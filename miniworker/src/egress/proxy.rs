@@ -190,7 +190,7 @@ async fn pass_named(
             Verdict::Permitted => break,
             Verdict::Unfinished if first.is_empty() => break,
             Verdict::Unfinished | Verdict::Refused => {
-                account.refused(explained(Blocked::ServerName, target, 0));
+                account.refused(explained(Blocked::ServerName, target));
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
         }
