@@ -289,6 +289,7 @@ CREATE TABLE namespaces (
     name       TEXT PRIMARY KEY, -- in lower case
     created_at INTEGER NOT NULL,
     allow      TEXT NOT NULL, -- what its runtimes may let functions ask for
+    quota      TEXT NOT NULL DEFAULT '{}', -- what it may have and do
     deleted    INTEGER NOT NULL DEFAULT 0 -- its name is not used again: calls, lines of the audit and logs have it
 ) STRICT, WITHOUT ROWID;
 
@@ -299,7 +300,7 @@ CREATE TABLE rules (
     PRIMARY KEY (namespace, key)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO namespaces (name, created_at, allow) VALUES ('default', 0, '{"egress":true,"minimum":true,"preload":true}');
+INSERT INTO namespaces (name, created_at, allow) VALUES ('default', 0, '{"egress":true,"minimum":true,"preload":true,"public":true}');
 INSERT INTO rules (namespace, key, rule) VALUES ('default', 'default',
     '{"id":"default","scope":"*","resource":{"type":"*","name":"*","endpoint":"*"},"access":"GRANTED","priority":0}');
 
@@ -391,3 +392,5 @@ CREATE TABLE config_changes (
 ) STRICT;
 
 CREATE INDEX config_changes_of_namespace ON config_changes (namespace, number);
+
+CREATE INDEX versions_public ON versions (namespace) WHERE manifest ->> 'access' = 'public';

@@ -407,6 +407,19 @@ class Bench:
         ours = self.wrk(apart.port, "/f/native", 1, POST)
         self.rows["apart"].add(ours[0], raw[0], (cpu_us(apart.pids()) - before) / (ours[2] * round(max(1, SECONDS))))
 
+    def keys(self, up, locked):
+        """The same function on a platform with accounts, called with a key."""
+        script = POST + f'\nwrk.headers["Authorization"] = "Bearer {locked.key}"\n'
+        before = cpu_us(up.pids())
+        without = self.wrk(up.port, "/f/native", 1, POST)
+        cpu = (cpu_us(up.pids()) - before) / (without[2] * round(max(1, SECONDS)))
+        before = cpu_us(locked.pids())
+        ours = self.wrk(locked.port, "/f/native", 1, script)
+        assert ours[3]
+        with_key = (cpu_us(locked.pids()) - before) / (ours[2] * round(max(1, SECONDS)))
+        self.rows["key"].add(ours[0], without[0], with_key)
+        self.rows["key-cpu"].add(with_key - cpu, 2, with_key)
+
     def streams(self, up):
         """Servers: the raw one as a function, and one whose bodies are streams."""
         nat = self.raw["hyper"]
@@ -686,6 +699,8 @@ def define(bench):
     row("capacity", "calls/s on one core, native, c=8 ÷ raw", "1/s", 0.3, 0.5, higher=True)
     row("capacity-python", "calls/s on one core, Python, c=8 ÷ uvicorn", "1/s", 1.0, 1.5, higher=True)
     row("apart", "through a worker in another process, native, c=1: p50 ÷ raw", "µs", 1.7, 1.5)
+    row("key", "warm, native handler, with a key of an account: p50 ÷ on an open platform", "µs", 1.05, 1.0)
+    row("key-cpu", "what a key costs more of CPU-µs a call ÷ 2 µs", "µs", 1, 0.5)
     row("cold", "cold, sandbox, Python hello ÷ `docker run`", "ms", 0.06, 0.04)
     row("cold-zygote", "cold, sandbox with zygote, Python hello ÷ `docker run`", "ms", 0.02, 0.01)
     row("fork", "`reuse = \"fork\"`, Python hello, warm ÷ `docker run`", "ms", None, None)
@@ -716,7 +731,18 @@ def define(bench):
     row("egress-start", "what a cold start costs more with a network device ÷ 0.5 ms", "ms", 1, 0.5)
 
 
-def prepare(bench, up, apart, many):
+def lock(platform):
+    """Makes the first account of a platform, and a key of it."""
+    def post(path, body, headers={}):
+        status, text = platform.request("POST", path, json.dumps(body), {**JSON, **headers})
+        assert status == 201, (path, status, text)
+        return json.loads(text)
+    account = post("/account", {"name": "bench", "type": "service", "scopes": ["admin"]})
+    token = post("/token", {"id": account["id"], "secret": account["secret"]})["accessToken"]
+    platform.key = post("/key", {"name": "bench"}, {"Authorization": f"Bearer {token}"})["key"]
+
+
+def prepare(bench, up, apart, many, locked):
     native = bench.native = (TARGET / "examples" / "hello").read_bytes()
     echo = (TARGET / "examples" / "echo").read_bytes()
     program = {"engine": "sandbox", "image": "bashruntime", "run": "./hello"}
@@ -753,6 +779,9 @@ def prepare(bench, up, apart, many):
         up.request("POST", f"/f/{name}", ADA, JSON)
     apart.function("native", {"hello": native}, handler, **program)
     apart.call("native")
+    locked.function("native", {"hello": native}, handler + "parallel = 8\n", **program)
+    locked.call("native")
+    lock(locked)
     many.runtime("many", **program)
     source = {"hello": native, "faena.toml": handler}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -769,11 +798,11 @@ def main():
     (bench.folder / "code").mkdir()
     (bench.folder / "code" / "test.py").write_text(COMMAND)
     (bench.folder / "asgi.py").write_text(ASGI)
-    for name in ("up", "apart", "many"):
+    for name in ("up", "apart", "many", "locked"):
         (bench.folder / name).mkdir()
     settings = 'queue_calls = 1000000\nqueue_bytes = "1 GB"\nqueue_total_calls = 1000000\nqueue_total_bytes = "4 GB"\nfreeze_after = "3s"\n'
     settings += f'egress_networks = ["{FAR_ADDRESS}/32"]\negress_bytes = "4 GB"\n'
-    up = apart = many = None
+    up = apart = many = locked = None
     try:
         bench.serve("hyper", [str(TARGET / "raw"), "PORT"], "/")
         bench.serve("uvicorn", [sys.executable, "-m", "uvicorn", "asgi:app", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error", "--port", "PORT"], "/")
@@ -783,8 +812,9 @@ def main():
         up = Platform(bench.folder / "up", settings=settings)
         apart = Platform(bench.folder / "apart", roles=("db", "api", "worker"))
         many = Platform(bench.folder / "many")
-        prepare(bench, up, apart, many)
-        steps = {"warm": lambda turn: bench.warm(up), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        locked = Platform(bench.folder / "locked")
+        prepare(bench, up, apart, many, locked)
+        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.
@@ -798,7 +828,7 @@ def main():
             print(f"round {turn + 1} of {ROUNDS}", flush=True)
         prototype(up)
     finally:
-        for platform in (up, apart, many):
+        for platform in (up, apart, many, locked):
             if platform:
                 platform.stop()
         for process in bench.started:

@@ -1,5 +1,6 @@
 //! What every handler needs.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use faena_blob::BlobStore;
@@ -74,6 +75,7 @@ impl App {
         db: DbClient,
         blobs: BlobStore,
         (scheduler, draining): (SchedulerHandle, CancellationToken),
+        audit_file: Option<File>,
         connections: WorkerConnections,
         registry: Registry,
     ) -> Self {
@@ -83,7 +85,7 @@ impl App {
             completions: scheduler.completions().clone(),
             in_flight: scheduler.in_flight().clone(),
             call_ids: CallIdAllocator::new(db.clone()),
-            access: Access::new(db.clone(), config.may_be_open().then(|| config.operators.clone())),
+            access: Access::new(db.clone(), config.may_be_open().then(|| config.operators.clone()), audit_file),
             versions: Versions::new(db.clone()),
             invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
             shared: Handle::current(),

@@ -134,7 +134,7 @@ async fn admit(
     };
     let permitted = async {
         let rules = authorize::rules_for(app.access(), &principal).await?;
-        operation.permit(&principal, &rules)?;
+        operation.permit(&principal, &rules.rules)?;
         no_query(route, uri)
     };
     let permitted = permitted.await;

@@ -34,7 +34,9 @@ mod trace;
 mod versions;
 mod view;
 
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +86,8 @@ pub struct ApiConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Whom an open platform is for.
     pub operators: Operators,
+    /// Where each line of the audit is appended too.
+    pub audit_file: Option<PathBuf>,
     /// The domain below which functions have origins of their own, besides `localhost`.
     pub functions_domain: Option<String>,
     /// Headers of requests that functions get and no record keeps, besides credentials.
@@ -122,6 +126,14 @@ pub enum ApiError {
         "{0} is no loopback address, and credentials would cross the network in clear: set tls_cert and tls_key, or name the proxy that adds TLS in trusted_proxies, or say --insecure-http"
     )]
     NotSecure(SocketAddr),
+    /// The file of the audit cannot be opened.
+    #[error("cannot open the file of the audit {path}: {source}")]
+    Audit {
+        /// Where.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The certificate cannot be used.
     #[error("cannot use the certificate: {0}")]
     Tls(#[source] std::io::Error),
@@ -190,7 +202,12 @@ impl Api {
         let draining = CancellationToken::new();
         let connections = WorkerConnections::new(config.shards.clone());
         let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
-        let app = App::new(&config, db, blobs, (handle, draining), connections, registry);
+        let open = |path: &PathBuf| {
+            let opened = File::options().append(true).create(true).mode(0o600).open(path);
+            opened.map_err(|source| ApiError::Audit { path: path.clone(), source })
+        };
+        let audit_file = config.audit_file.as_ref().map(open).transpose()?;
+        let app = App::new(&config, db, blobs, (handle, draining), audit_file, connections, registry);
         Ok(Self { listener, tls, app, scheduler, workers, internal, config })
     }
 

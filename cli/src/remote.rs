@@ -62,7 +62,7 @@ pub(crate) enum RemoteTask {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Who one is, and what one may do
+    /// Shows the account and the scopes of the credential
     Whoami {
         #[command(flatten)]
         remote: Remote,
@@ -112,7 +112,7 @@ pub(crate) enum AccountTask {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenTask {
-    /// Signs in with a secret from standard input, and prints an access token
+    /// Signs in with a secret from standard input, and prints an access token, which lasts 15 minutes
     Make {
         /// The account's name or id
         account: String,
@@ -130,7 +130,7 @@ pub(crate) enum KeyTask {
         /// A scope; may be repeated (default: those of the account)
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<String>,
-        /// When it ends
+        /// When it ends, as 2026-01-31T08:00:00Z
         #[arg(long, value_name = "INSTANT")]
         expires: Option<String>,
     },
@@ -147,7 +147,7 @@ pub(crate) enum KeyTask {
 pub(crate) enum RuleTask {
     /// Adds a rule, or replaces the one with its id; it is read as JSON from standard input
     Put {
-        /// Also where it locks out who makes it
+        /// Apply it even if you could no longer edit rules
         #[arg(long)]
         force: bool,
     },
@@ -157,7 +157,7 @@ pub(crate) enum RuleTask {
     Delete {
         /// Its id
         id: String,
-        /// Also where that locks out who asks
+        /// Apply it even if you could no longer edit rules
         #[arg(long)]
         force: bool,
     },
@@ -198,7 +198,7 @@ pub(crate) enum ConfigTask {
         /// Where
         path: Option<String>,
         /// Shows its changes
-        #[arg(long)]
+        #[arg(long, requires = "path")]
         history: bool,
     },
     /// Removes a value with all below it
@@ -215,13 +215,13 @@ pub(crate) enum SecretTask {
         /// Where, as db.password
         path: String,
     },
-    /// Seals all secrets under a new key
+    /// Seals all secrets under a new key; for administrators of the platform
     Rotate,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct AuditTask {
-    /// Only lines since this instant
+    /// Only lines since this instant, as 2026-01-31T08:00:00Z
     #[arg(long, value_name = "INSTANT")]
     since: Option<String>,
     /// Only those of this account

@@ -132,6 +132,7 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         insecure_http: settings.insecure_http,
         trusted_proxies: settings.trusted_proxies()?,
         operators: settings.operators()?,
+        audit_file: settings.audit_file.clone(),
         functions_domain: settings.functions_domain.clone(),
         private_headers: settings.private_headers.clone(),
         maximum: settings.maximum(),

@@ -78,6 +78,9 @@ pub(crate) struct Settings {
     pub(crate) trusted_proxies: Vec<String>,
     /// Users of this machine, by name or number, whom an open platform is for besides its own, root and who ran sudo.
     pub(crate) operators: Vec<String>,
+    /// A file that each line of the audit is appended to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) audit_file: Option<PathBuf>,
     /// The domain below which functions have origins of their own, besides `localhost`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) functions_domain: Option<String>,
@@ -210,6 +213,7 @@ impl Default for Settings {
             insecure_http: false,
             trusted_proxies: Vec::new(),
             operators: Vec::new(),
+            audit_file: None,
             functions_domain: None,
             private_headers: Vec::new(),
             stream_idle: Span(60_000),
@@ -258,8 +262,17 @@ fn default_ca_bundle() -> Option<PathBuf> {
 
 /// The names of all settings.
 fn names() -> HashSet<String> {
-    let optional =
-        ["run", "secret_key_file", "blobs", "ca_bundle", "egress_proxy", "functions_domain", "tls_cert", "tls_key"];
+    let optional = [
+        "run",
+        "secret_key_file",
+        "blobs",
+        "ca_bundle",
+        "egress_proxy",
+        "functions_domain",
+        "tls_cert",
+        "tls_key",
+        "audit_file",
+    ];
     let value = serde_json::to_value(Settings::default()).unwrap_or_default();
     let known = value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
     known.into_iter().chain(optional.map(str::to_owned)).collect()

@@ -112,7 +112,11 @@ fn a_redirection_leads_to_the_function_again() {
     }
     let reply = platform.send("GET", "/f/shop", &[], b"");
     assert_eq!((reply.status, reply.header("location")), (302, Some("/cart?full=1")));
-    let reply = platform.send("GET", "/f/shop/cart?full=1", &[("X-Forwarded-For", "192.0.2.7")], b"");
+    // What comes by a proxy is not open to the user of this machine.
+    let forwarded = [("X-Forwarded-For", "192.0.2.7")];
+    assert_eq!(platform.send("GET", "/f/shop/cart", &forwarded, b"").problem(401), "unauthenticated");
+    platform.lock();
+    let reply = platform.send("GET", "/f/shop/cart?full=1", &forwarded, b"");
     assert_eq!(reply.text(), "/cart?full=1 /f/shop http localhost 127.0.0.1");
     assert!(platform.stop());
 }

@@ -2,7 +2,10 @@
 //! for each minute, account, address and operation.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::http::Method;
 use faena_auth::{Account, Principal};
@@ -13,6 +16,7 @@ use faena_protocol::db::AuditAppend;
 use faena_protocol::records::AuditRecord;
 use faena_scheduler::unix_ms;
 use parking_lot::Mutex;
+use tracing::error;
 
 /// Refusals are counted over this, in milliseconds.
 const MINUTE: i64 = 60_000;
@@ -51,6 +55,8 @@ struct Kind {
 #[derive(Debug)]
 pub(crate) struct Audit {
     db: DbClient,
+    /// Where each line is written too, before the database has it.
+    file: Option<Arc<Mutex<File>>>,
     refusals: Mutex<HashMap<Kind, u64>>,
 }
 
@@ -82,11 +88,23 @@ impl AuditEntry {
 }
 
 impl Audit {
-    pub(super) fn new(db: DbClient) -> Self {
-        Self { db, refusals: Mutex::default() }
+    pub(super) fn new(db: DbClient, file: Option<File>) -> Self {
+        Self { db, file: file.map(|file| Arc::new(Mutex::new(file))), refusals: Mutex::default() }
+    }
+
+    /// Writes lines to the file, one document in each; all of one message in one write, so that none is torn.
+    async fn write(&self, lines: &[AuditRecord]) {
+        let Some(file) = self.file.clone() else { return };
+        let text: String =
+            lines.iter().filter_map(|line| serde_json::to_string(line).ok()).map(|line| line + "\n").collect();
+        let written = tokio::task::spawn_blocking(move || file.lock().write_all(text.as_bytes())).await;
+        if let Err(error) | Ok(Err(error)) = written.map_err(std::io::Error::other) {
+            error!(%error, "the file of the audit cannot be written");
+        }
     }
 
     async fn append(&self, lines: Vec<AuditRecord>) -> Result<(), DbError> {
+        self.write(&lines).await;
         let id = uuid::Uuid::new_v4().simple().to_string();
         self.db.ask(&AuditAppend { id, lines }).await
     }

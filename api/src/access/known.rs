@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use faena_auth::{Account, CredentialHash, CredentialId, CredentialKind, Principal, RuleSet};
-use faena_domain::{Namespace, Timestamp};
-use faena_protocol::db::{AccessSeen, AccessState, KeyUse, Seen};
+use faena_domain::{Namespace, Quota, Timestamp};
+use faena_protocol::db::{AccessSeen, AccessState, KeyUse, NamespaceRules, Seen};
 use faena_protocol::records::CredentialRecord;
 
 /// Credentials that are remembered, and namespaces; beyond it all are forgotten, and those in use come back at once.
@@ -65,13 +65,20 @@ impl From<CredentialRecord> for KnownCredential {
     }
 }
 
+/// By what the calls of a namespace are judged.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) rules: RuleSet,
+    pub(crate) quota: Quota,
+}
+
 /// What was read since anything has changed.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// What db has said last, and when it was asked.
     pub(super) state: Option<(AccessState, Instant)>,
     credentials: HashMap<CredentialId, Arc<KnownCredential>>,
-    rules: HashMap<Namespace, Arc<RuleSet>>,
+    rules: HashMap<Namespace, Arc<Rules>>,
     /// Uses of keys that were forgotten since db was told.
     uses: Vec<KeyUse>,
 }
@@ -106,7 +113,7 @@ impl Known {
         self.credentials.get(&id).cloned()
     }
 
-    pub(super) fn rules(&self, namespace: &Namespace) -> Option<Arc<RuleSet>> {
+    pub(super) fn rules(&self, namespace: &Namespace) -> Option<Arc<Rules>> {
         self.rules.get(namespace).cloned()
     }
 
@@ -123,8 +130,9 @@ impl Known {
     }
 
     /// The same, of rules.
-    pub(super) fn learn_rules(&mut self, namespace: &Namespace, found: Seen<Vec<faena_auth::Rule>>) -> Arc<RuleSet> {
-        let rules = Arc::new(RuleSet::new(found.record));
+    pub(super) fn learn_rules(&mut self, namespace: &Namespace, found: Seen<NamespaceRules>) -> Arc<Rules> {
+        let NamespaceRules { rules, quota } = found.record;
+        let rules = Arc::new(Rules { rules: RuleSet::new(rules), quota });
         if self.seen() == Some(found.seen) {
             if self.rules.len() >= MOST {
                 self.rules.clear();

@@ -3,20 +3,21 @@
 //! A platform on which no account was ever made is open: what reaches it from this machine is the local operator's. The
 //! first account locks it, for ever.
 
+mod asking;
 mod audit;
 mod guesses;
 mod known;
 mod peer;
+mod rates;
 mod secrets;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::fs::File;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, header};
-use faena_auth::{Account, Credential, CredentialKind, Principal, Requirement, RuleSet, Target};
+use faena_auth::{Account, Credential, CredentialKind, Principal, Requirement, Target};
 use faena_db_client::DbClient;
-use faena_domain::{Namespace, Timestamp};
+use faena_domain::{Namespace, Quota, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{AccessState, AccessStateGet, CredentialGet, KeysUsed, Resource, RuleList, SetupPut};
 use faena_protocol::records::SecretHash;
@@ -26,14 +27,17 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::entrance::Entrance;
 use crate::problem::{ErrorCode, Problem, Reply};
+use asking::unknown_credential;
+pub(crate) use asking::{Asking, Origin};
 pub(crate) use audit::{Audit, AuditEntry, Audited};
 use guesses::Guesses;
 pub(crate) use guesses::Network;
+pub(crate) use known::Rules;
 use known::{Known, KnownCredential};
 pub use peer::Operators;
 pub(crate) use peer::{Peer, client_address};
+use rates::Rates;
 pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_secret};
 
 /// How often db is asked whether anything has changed.
@@ -44,39 +48,8 @@ const WORD: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often last uses of keys are noted.
 const NOTE_USES: Duration = Duration::from_secs(20);
-/// Names the namespace that a request concerns, where it is not the account's own.
-const NAMESPACE: &str = "faena-namespace";
 
 static OPERATOR: LazyLock<Arc<Principal>> = LazyLock::new(|| Arc::new(Principal::operator()));
-
-/// Where a request comes from.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    /// The client's address.
-    pub(crate) address: IpAddr,
-    /// The connection that it came on; none within this process.
-    pub(crate) peer: Option<Arc<Peer>>,
-}
-
-impl Default for Origin {
-    /// This process.
-    fn default() -> Self {
-        Self { address: Ipv4Addr::LOCALHOST.into(), peer: None }
-    }
-}
-
-/// A request, as far as it says who sent it.
-pub(crate) struct Asking<'a> {
-    pub(crate) headers: &'a HeaderMap,
-    /// How it addresses a function, where it does.
-    pub(crate) entrance: Option<Entrance>,
-    /// The namespace that its host names.
-    pub(crate) host: Option<&'a str>,
-    /// The connection that it came on; none within this process.
-    pub(crate) peer: Option<&'a Peer>,
-    /// Whether it concerns its own account, in whatever namespace that is.
-    pub(crate) is_about_itself: bool,
-}
 
 /// What a request was admitted by, so that it can be judged again while it lasts.
 #[derive(Clone, Debug)]
@@ -100,19 +73,21 @@ pub(crate) struct Access {
     changed: watch::Sender<()>,
     guesses: Guesses,
     pub(crate) secrets: Secrets,
+    rates: Rates,
     pub(crate) audit: Audit,
 }
 
 impl Access {
     /// What an api knows at its start: nothing. The tasks that follow db end when this is dropped.
-    pub(crate) fn new(db: DbClient, open_for: Option<Operators>) -> Arc<Self> {
+    pub(crate) fn new(db: DbClient, open_for: Option<Operators>, audit_file: Option<File>) -> Arc<Self> {
         let access = Arc::new(Self {
-            audit: Audit::new(db.clone()),
+            audit: Audit::new(db.clone(), audit_file),
             known: RwLock::default(),
             open_for,
             changed: watch::Sender::new(()),
             guesses: Guesses::default(),
             secrets: Secrets::default(),
+            rates: Rates::default(),
             db,
         });
         tokio::spawn(follow(Arc::downgrade(&access)));
@@ -269,7 +244,7 @@ impl Access {
             };
             let target = Target { kind: grant.kind, name: &grant.name, endpoint: &grant.endpoint };
             let rules = self.rules(&principal.namespace).await?;
-            Reply::Ok(principal.may(grant.requirement, &target, &rules).is_ok())
+            Reply::Ok(principal.may(grant.requirement, &target, &rules.rules).is_ok())
         };
         let ends = [ErrorCode::Unauthenticated, ErrorCode::UnknownNamespace];
         holds.await.unwrap_or_else(|problem| !ends.iter().any(|code| problem.is(*code)))
@@ -319,7 +294,7 @@ impl Access {
     ///
     /// # Errors
     /// 404 where there is no such namespace.
-    pub(crate) async fn rules(&self, namespace: &Namespace) -> Reply<Arc<RuleSet>> {
+    pub(crate) async fn rules(&self, namespace: &Namespace) -> Reply<Arc<Rules>> {
         let there = self.known.read().rules(namespace);
         match there {
             Some(rules) => Ok(rules),
@@ -328,6 +303,30 @@ impl Access {
                 Ok(self.known.write().learn_rules(namespace, found))
             }
         }
+    }
+
+    /// Counts a call of a namespace.
+    ///
+    /// # Errors
+    /// 429 where it has made as many in this minute as it may.
+    pub(crate) fn count_call(&self, principal: &Principal, quota: &Quota) -> Reply<()> {
+        let is_anonymous = principal.account == Account::Anonymous;
+        let most = if is_anonymous { quota.anonymous_calls_per_minute() } else { quota.calls_per_minute };
+        let Some(most) = most else { return Ok(()) };
+        self.rates.count(&principal.namespace, (is_anonymous, most), Instant::now()).map_err(|left| {
+            let detail = format!(
+                "the namespace {} may make {most} calls in a minute{} (quota callsPerMinute)",
+                principal.namespace,
+                if is_anonymous { " without a credential" } else { "" }
+            );
+            let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+            Problem::new(ErrorCode::RateLimited, detail).retry_after(seconds)
+        })
+    }
+
+    /// How many calls this api has counted for a namespace in this minute; they are counted where there is a quota.
+    pub(crate) fn calls_in_minute(&self, namespace: &Namespace) -> u32 {
+        self.rates.counted(namespace, Instant::now())
     }
 
     /// Notes in db when keys were used.
@@ -339,49 +338,6 @@ impl Access {
         if let Err(error) = self.db.ask(&KeysUsed { uses }).await {
             debug!(%error, "when keys were used is not noted");
         }
-    }
-}
-
-impl<'a> Asking<'a> {
-    /// A request for a route.
-    pub(crate) fn of_route(headers: &'a HeaderMap, origin: &'a Origin) -> Self {
-        Self { headers, entrance: None, host: None, peer: origin.peer.as_deref(), is_about_itself: false }
-    }
-
-    /// The namespace that it names: by its host, or by a header.
-    fn namespace(&self) -> Reply<Option<Namespace>> {
-        let header = self.headers.get(NAMESPACE).map(|value| value.to_str().unwrap_or("?"));
-        let header = header.filter(|_| !self.is_about_itself);
-        match self.host.or(header) {
-            // Names of namespaces are in lower case.
-            Some(name) => Ok(Some(name.to_ascii_lowercase().parse()?)),
-            None => Ok(None),
-        }
-    }
-
-    /// The same, read.
-    pub(crate) fn read_credential(&self) -> Option<Credential> {
-        self.credential().ok().flatten()?.parse().ok()
-    }
-
-    /// The credential that it sends to the platform. On its own origin a function has credentials of its own.
-    fn credential(&self) -> Reply<Option<&'a str>> {
-        let Some(value) = self.headers.get(header::AUTHORIZATION) else { return Ok(None) };
-        let bearer = value.to_str().ok().and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
-        });
-        match bearer {
-            Some(token) if token.starts_with("fna_") => Ok(Some(token)),
-            _ if self.entrance == Some(Entrance::Host) => Ok(None),
-            _ => Err(unknown_credential().hint("send `Authorization: Bearer` with an access token or a key")),
-        }
-    }
-
-    /// Whether a proxy has passed it on: it may come from anywhere.
-    fn is_forwarded(&self) -> bool {
-        const MARKS: [&str; 3] = ["forwarded", "x-real-ip", "via"];
-        self.headers.keys().any(|name| MARKS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-"))
     }
 }
 
@@ -398,10 +354,6 @@ pub(crate) fn wrong_secret() -> Problem {
 fn too_many(left: Duration) -> Problem {
     let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
     Problem::new(ErrorCode::TooManyAttempts, "too many attempts to sign in have failed").retry_after(seconds)
-}
-
-fn unknown_credential() -> Problem {
-    Problem::new(ErrorCode::Unauthenticated, "the credential is unknown, or has ended or was revoked")
 }
 
 /// Asks db what has changed, and notes when keys were used.

@@ -93,7 +93,10 @@ codes! {
     NotJson, "not_json", UNSUPPORTED_MEDIA_TYPE, "The body does not say that it is JSON";
     NotMultipart, "not_multipart", UNSUPPORTED_MEDIA_TYPE, "The upload is not multipart/form-data";
     NotReplayable, "not_replayable", CONFLICT, "The record does not hold all of the call";
+    PublicNotAllowed, "public_not_allowed", UNPROCESSABLE_ENTITY, "The runtime does not allow public functions";
     QueueFull, "queue_full", TOO_MANY_REQUESTS, "The queue is full";
+    QuotaExceeded, "quota_exceeded", FORBIDDEN, "The quota of the namespace is exceeded";
+    RateLimited, "rate_limited", TOO_MANY_REQUESTS, "The call rate of the namespace is exceeded";
     RepeatedField, "repeated_field", BAD_REQUEST, "A field is there twice";
     RepeatedHeader, "repeated_header", BAD_REQUEST, "A header is there more than once";
     Running, "running", ACCEPTED, "The call has not ended yet";

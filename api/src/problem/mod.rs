@@ -141,6 +141,7 @@ impl From<DbError> for Problem {
                 Self::new(code, format!("there is no {what} {name}"))
             }
             DbError::Conflict { message } => Self::new(ErrorCode::Conflict, message.clone()),
+            DbError::OverQuota { message } => Self::new(ErrorCode::QuotaExceeded, message.clone()),
             DbError::TooMuch { message } => Self::new(ErrorCode::LimitExceeded, message.clone()),
             DbError::AdministratorNeeded { message } => Self::new(ErrorCode::AdministratorNeeded, message.clone()),
             DbError::Stale => Self::new(ErrorCode::Conflict, error.to_string()),

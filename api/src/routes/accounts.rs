@@ -95,7 +95,7 @@ pub(crate) async fn setup(
     if !is_right {
         let detail = "the token of the set-up is wrong, or an account was made already";
         return Err(Problem::new(ErrorCode::BadCredentials, detail)
-            .hint("the first start beyond loopback prints a token; `faena setup` prints another"));
+            .hint("the log of the start has a token; `faena setup` prints another"));
     }
     let account = AccountRecord {
         id: new_id(),

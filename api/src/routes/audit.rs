@@ -33,8 +33,8 @@ fn parse(text: &str, request: &mut AuditList) -> Reply<()> {
                 request.limit = limit.ok_or_else(|| invalid(format!("limit must be a number from 1 to {MAX_PAGE}")))?;
             }
             "cursor" => {
-                let before: u64 = value.parse().map_err(|error| invalid(format!("cursor: {error}")))?;
-                request.before = Some(before);
+                let before = value.parse().ok().filter(|before| *before > 0);
+                request.before = Some(before.ok_or_else(|| invalid("cursor is that of a Link header".to_owned()))?);
             }
             other => {
                 let near = nearest(other, KNOWN).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
@@ -47,7 +47,7 @@ fn parse(text: &str, request: &mut AuditList) -> Reply<()> {
 }
 
 /// The query of the page after this one.
-fn next(request: &AuditList, last: u64) -> String {
+fn next(request: &AuditList, last: i64) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("limit", &request.limit.to_string()).append_pair("cursor", &last.to_string());
     for (name, value) in [("account", &request.account), ("action", &request.action)] {

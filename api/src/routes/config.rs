@@ -40,7 +40,7 @@ pub(super) fn may_bind(principal: &Principal, manifest: &Manifest, rules: &RuleS
 }
 
 /// Puts a value: members of objects are merged, anything else is replaced.
-#[utoipa::path(put, path = "/config/{path}", tag = "config", params(("path" = String, Path, description = "names with dots between them, as `db.url`"), ("secret" = Option<bool>, Query, description = "keeps it sealed")), request_body(content = Object, content_type = "application/json", description = "Any JSON"),
+#[utoipa::path(put, path = "/config/{path}", tag = "config", params(("path" = String, Path, description = "names with dots between them, as `db.url`"), ("secret" = Option<bool>, Query, description = "keeps it sealed")), request_body(content = serde_json::Value, content_type = "application/json", description = "Any JSON"),
     responses((status = 201, description = "It is there"), (status = 204, description = "It has changed"), (status = 400, description = "What is wrong", body = Problem)))]
 pub(crate) async fn put(
     State(app): State<App>,

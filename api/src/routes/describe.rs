@@ -56,12 +56,18 @@ pub(super) fn function_calls(document: &mut OpenApi) {
 
 /// Completes a document in place.
 pub(super) fn complete(document: &mut Value) {
+    document["components"]["securitySchemes"] = json!({"credential": {
+        "type": "http", "scheme": "bearer", "description": "An access token (`POST /token`) or a key (`POST /key`)"}});
+    document["security"] = json!([{"credential": []}, {}]);
     let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
     for (path, item) in paths {
         let Some(operations) = item.as_object_mut() else { continue };
         for (method, operation) in operations {
             let Some(operation) = operation.as_object_mut() else { continue };
             operation.insert("operationId".to_owned(), Value::String(id(method, path)));
+            if is_of_a_namespace(operation) {
+                name_a_namespace(operation);
+            }
             parameters(path, operation);
             responses(operation);
             if let (Some(false), Some(body)) = (needs_body(path), operation.get_mut("requestBody")) {
@@ -120,9 +126,13 @@ fn account_body(path: &str) -> Option<Value> {
     let name = json!({"type": "string", "pattern": NAME});
     let text = || json!({"type": "string"});
     let secret = || json!({"type": "string", "minLength": 12, "maxLength": 1024});
+    let quota = || {
+        let count = json!({"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX});
+        json!({"type": "object", "additionalProperties": false, "properties": {"functions": count, "callsPerMinute": count}})
+    };
     let grants = || {
         let yes = json!({"type": "boolean"});
-        json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes}})
+        json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes, "public": yes}})
     };
     let names =
         || json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES});
@@ -163,10 +173,10 @@ fn account_body(path: &str) -> Option<Value> {
                 }),
             )
         }
-        "/namespace/{namespace}" => object(&["allow"], json!({"allow": grants()})),
+        "/namespace/{namespace}" => object(&[], json!({"allow": grants(), "quota": quota()})),
         "/namespace" => object(
             &["name"],
-            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants()}),
+            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants(), "quota": quota()}),
         ),
         _ => return None,
     })
@@ -189,7 +199,7 @@ fn body(path: &str) -> Option<Value> {
                 "limits": {"type": "object"},
                 "env": {"type": "object", "additionalProperties": {"type": "string"}},
                 "allow": {"type": "object", "additionalProperties": false, "properties": {
-                    "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"},
+                    "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"}, "public": {"type": "boolean"},
                     "networks": {"type": "array", "items": {"type": "string"}}}},
             }),
         ),
@@ -222,13 +232,27 @@ fn body(path: &str) -> Option<Value> {
     })
 }
 
+/// Whether a route concerns what is in one namespace.
+fn is_of_a_namespace(operation: &Map<String, Value>) -> bool {
+    let tag = operation.get("tags").and_then(|tags| tags[0].as_str());
+    !matches!(tag, Some("namespaces" | "operations"))
+}
+
+/// Adds the header that names another namespace than the account's own.
+fn name_a_namespace(operation: &mut Map<String, Value>) {
+    let parameters = operation.entry("parameters").or_insert_with(|| json!([]));
+    let header = json!({"name": "Faena-Namespace", "in": "header", "required": false, "schema": {"type": "string"},
+        "description": "The namespace that the request concerns, where it is not the account's own"});
+    parameters.as_array_mut().into_iter().for_each(|parameters| parameters.push(header.clone()));
+}
+
 fn parameters(path: &str, operation: &mut Map<String, Value>) {
     let of_logs = path == "/function/{name}/logs";
     let Some(parameters) = operation.get_mut("parameters").and_then(Value::as_array_mut) else { return };
     for parameter in parameters.iter_mut().filter_map(Value::as_object_mut) {
         let is_in_path = parameter.get("in") == Some(&json!("path"));
         let schema = match parameter.get("name").and_then(Value::as_str).unwrap_or_default() {
-            "name" | "funcName" | "runtime" => json!({"type": "string", "pattern": NAME}),
+            "name" | "funcName" | "runtime" | "Faena-Namespace" => json!({"type": "string", "pattern": NAME}),
             "callNum" | "cursor" => json!({"type": "integer", "format": "int64", "minimum": 1}),
             "status" => {
                 // Only calls that have ended are asked for their logs by status.
@@ -238,6 +262,7 @@ fn parameters(path: &str, operation: &mut Map<String, Value>) {
                 json!({"type": "string", "enum": names})
             }
             "version" => json!({"type": "integer", "format": "int64", "minimum": 1}),
+            "since" if path == "/audit" => json!({"type": "string", "format": "date-time"}),
             "since" => {
                 json!({"type": "string", "pattern": "^[1-9][0-9]{0,8}(ms|s|m|h|d)$|^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$"})
             }

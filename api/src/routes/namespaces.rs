@@ -4,11 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
-use faena_domain::json::parse_object;
-use faena_domain::{Grants, Namespace};
+use faena_domain::json::{self, parse_object};
+use faena_domain::{Grants, GrantsChange, Namespace, Quota, QuotaChange, Timestamp};
 use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut};
 use faena_protocol::records::NamespaceRecord;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::accounts::MAX_REQUEST;
 use crate::access::Audited;
@@ -20,39 +20,70 @@ use crate::problem::{ErrorCode, Problem, Reply};
 #[derive(Debug, Deserialize)]
 struct NewNamespace {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     allow: Grants,
+    #[serde(default, deserialize_with = "json::object")]
+    quota: Quota,
 }
 
 #[derive(Debug, Deserialize)]
 struct Changes {
+    #[serde(default, deserialize_with = "json::object")]
+    allow: GrantsChange,
+    #[serde(default, deserialize_with = "json::object")]
+    quota: QuotaChange,
+}
+
+/// A namespace, and what it uses of its quota.
+#[derive(Debug, Serialize)]
+pub(crate) struct NamespaceView {
+    name: Namespace,
+    #[serde(rename = "createdAt")]
+    created_at: Timestamp,
     allow: Grants,
+    quota: Quota,
+    usage: Usage,
+}
+
+/// What a namespace uses.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    functions: u32,
+    /// Of this minute, as this api has counted them; they are counted where there is a quota.
+    calls_per_minute: u32,
+}
+
+fn view(app: &App, record: NamespaceRecord) -> NamespaceView {
+    let NamespaceRecord { name, created_at, allow, quota, functions } = record;
+    let usage = Usage { functions, calls_per_minute: app.access().calls_in_minute(&name) };
+    NamespaceView { name, created_at, allow, quota, usage }
 }
 
 /// Makes a namespace. Its name is a label of host names.
-#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`"),
+#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`, `quota`"),
     responses((status = 201, description = "The namespace"), (status = 409, description = "There is one of this name", body = Problem)))]
 pub(crate) async fn make(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
-) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceRecord>)> {
+) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceView>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let NewNamespace { name, allow } = parse_object(&bytes, &["name", "allow"])?;
+    let NewNamespace { name, allow, quota } = parse_object(&bytes, &["name", "allow", "quota"])?;
     let name: Namespace = name.parse()?;
     if !name.is_label() || name.as_str() != name.key() {
         let detail =
             format!("{:?} is no label: namespaces have the characters a-z 0-9 -, and end in no -", name.as_str());
         return Err(Problem::new(ErrorCode::InvalidName, detail));
     }
-    let put = app.db().ask(&NamespacePut { name, allow }).await?;
+    let put = app.db().ask(&NamespacePut { name, allow, quota }).await?;
     if !put.created {
         let detail = format!("there is a namespace {} already", put.record.name);
         return Err(Problem::new(ErrorCode::Conflict, detail));
     }
     app.access().refresh().await?;
     let audited = Audited { target: Some(put.record.name.to_string()), ..Audited::default() };
-    Ok((StatusCode::CREATED, Extension(audited), Json(put.record)))
+    Ok((StatusCode::CREATED, Extension(audited), Json(view(&app, put.record))))
 }
 
 /// The names of all namespaces.
@@ -63,23 +94,26 @@ pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<Namespace>>> 
 
 /// One namespace.
 #[utoipa::path(get, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<NamespaceRecord>> {
+pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<NamespaceView>> {
     let name = super::accounts::namespace(&name)?;
-    Ok(Json(app.db().ask(&NamespaceGet { name }).await?))
+    Ok(Json(view(&app, app.db().ask(&NamespaceGet { name }).await?)))
 }
 
-/// Changes what the runtimes of a namespace may let functions ask for. Runtimes that are there stay as they are.
-#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
+/// Changes what the runtimes of a namespace may allow, and its quota; members that are left out stay as they are. Runtimes
+/// and functions that exist already are not affected.
+#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`, `quota`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn patch(
     State(app): State<App>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Reply<Json<NamespaceRecord>> {
+) -> Reply<Json<NamespaceView>> {
     let name = super::accounts::namespace(&name)?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let Changes { allow } = parse_object(&bytes, &["allow"])?;
-    Ok(Json(app.db().ask(&NamespacePatch { name, allow }).await?))
+    let Changes { allow, quota } = parse_object(&bytes, &["allow", "quota"])?;
+    let record = app.db().ask(&NamespacePatch { name, allow, quota }).await?;
+    app.access().refresh().await?;
+    Ok(Json(view(&app, record)))
 }
 
 /// Forgets a namespace in which nothing is but accounts and rules.

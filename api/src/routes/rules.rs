@@ -87,7 +87,7 @@ pub(crate) async fn put(
     let rule = asked.rule()?;
     permit_named(app.access(), &principal, (Requirement::Scope(Scope::Admin), "rule"), rule.id.as_str()).await?;
     if !force {
-        keeps_author(&principal, &app.access().rules(&principal.namespace).await?.with(rule.clone()))?;
+        keeps_author(&principal, &app.access().rules(&principal.namespace).await?.rules.with(rule.clone()))?;
     }
     let put = app.db().ask(&RulePut { namespace: principal.namespace.clone(), rule }).await?;
     app.access().refresh().await?;
@@ -99,7 +99,7 @@ pub(crate) async fn put(
 /// The rules of the namespace, in the order in which they decide.
 #[utoipa::path(get, path = "/rules", tag = "rules", responses((status = 200, description = "The rules")))]
 pub(crate) async fn list(State(app): State<App>, Authenticated(principal): Authenticated) -> Reply<Json<Vec<Rule>>> {
-    Ok(Json(app.access().rules(&principal.namespace).await?.rules().to_vec()))
+    Ok(Json(app.access().rules(&principal.namespace).await?.rules.rules().to_vec()))
 }
 
 /// Removes a rule.
@@ -113,7 +113,7 @@ pub(crate) async fn delete(
     let force = flag(query.as_deref(), "force")?;
     let id: RuleId = id.parse()?;
     if !force {
-        keeps_author(&principal, &app.access().rules(&principal.namespace).await?.without(&id))?;
+        keeps_author(&principal, &app.access().rules(&principal.namespace).await?.rules.without(&id))?;
     }
     app.db().ask(&RuleDelete { namespace: principal.namespace.clone(), id }).await?;
     app.access().refresh().await?;

@@ -61,6 +61,7 @@ impl From<InvalidManifest> for Problem {
                 Self::new(ErrorCode::LimitExceeded, error)
             }
             InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
+            InvalidManifest::Public(_) => Self::new(ErrorCode::PublicNotAllowed, error),
         }
     }
 }
@@ -106,7 +107,7 @@ pub(crate) async fn register(
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
-    config::may_bind(&principal, &manifest, &*app.access().rules(&namespace).await?)?;
+    config::may_bind(&principal, &manifest, &app.access().rules(&namespace).await?.rules)?;
     let root = root(&checked.listing, &spec, &manifest);
     let handler = Program::at_upload(&manifest.serving, &spec, &checked.listing.below(&root))?;
     let (spooled, _held) = match handler {

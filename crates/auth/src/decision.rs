@@ -32,7 +32,7 @@ pub enum Forbidden {
         account: Account,
     },
     /// A rule denies it.
-    #[error("the rule {rule} denies it to {account}")]
+    #[error("{account} is refused by the rule {rule}")]
     Denied {
         /// Who asked.
         account: Account,
@@ -40,7 +40,7 @@ pub enum Forbidden {
         rule: String,
     },
     /// No rule grants it.
-    #[error("no rule grants it to {account}")]
+    #[error("no rule permits this request for {account}")]
     NotGranted {
         /// Who asked.
         account: Account,

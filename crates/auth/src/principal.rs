@@ -53,7 +53,7 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator => f.write_str("operator"),
-            Self::Anonymous => f.write_str("who sends no credential"),
+            Self::Anonymous => f.write_str("an anonymous caller"),
             Self::Named { name, .. } => f.write_str(name),
             Self::Function(name) => write!(f, "the function {name}"),
         }

@@ -170,6 +170,21 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// What a function says in its faena.toml with `access = "public"`: everyone may call it.
+    pub fn public(function: &faena_domain::FunctionName) -> Self {
+        Self {
+            id: faena_domain::RuleId::public(function),
+            scope: RuleScope::Public,
+            resource: RuleResource {
+                kind: Pattern::Exact("function".to_owned()),
+                name: Pattern::Exact(function.as_str().to_owned()),
+                endpoint: Pattern::Any,
+            },
+            access: Access::Granted,
+            priority: 0,
+        }
+    }
+
     fn concerns(&self, principal: &Principal) -> bool {
         let is_account = matches!(principal.account, Account::Named { .. });
         match &self.scope {
@@ -189,8 +204,7 @@ impl Rule {
             && resource.endpoint.matches(target.endpoint)
     }
 
-    /// Whether it permits what it grants: a rule for all accounts gives no scope to who lacks it, and no rule but one for a
-    /// call gives any.
+    /// Whether this rule is enough for the requirement: for a call, a rule of `*` or `+` also requires the scope `invoke`.
     fn suffices(&self, requirement: Requirement, scopes: &Scopes) -> bool {
         match (requirement, &self.scope) {
             (Requirement::Call, RuleScope::Namespace | RuleScope::Anyone) => scopes.include(Scope::Invoke),

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::near::nearest;
 
@@ -78,6 +80,23 @@ pub fn parse_object<'a, T: Deserialize<'a>>(text: &'a [u8], known: &[&str]) -> R
     })
 }
 
+/// A member that is there, for `deserialize_with`: it has to be a `T`, where `Option` alone takes null for left out.
+///
+/// # Errors
+/// Those of `T`.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A member that has to be an object, for `deserialize_with`: a derived structure alone would take an array too.
+///
+/// # Errors
+/// Those of the parser.
+pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+    let members = Map::deserialize(deserializer)?;
+    T::deserialize(Value::Object(members)).map_err(D::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -107,6 +126,7 @@ mod tests {
     fn what_is_no_object_is_refused() {
         for text in ["[1]", "null", "\"x\"", "", "{", "7"] {
             assert!(parse_object::<Point>(text.as_bytes(), &["x"]).is_err(), "{text}");
+            assert!(object::<_, Point>(&mut serde_json::Deserializer::from_str(text)).is_err(), "{text}");
         }
     }
 

@@ -34,12 +34,23 @@ pub struct Manifest {
     /// What it reaches of the world.
     #[serde(default)]
     pub network: Network,
+    /// Who may call it besides those whom rules permit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<FunctionAccess>,
     /// What it may ask of the platform from inside.
     #[serde(default, skip_serializing_if = "Identity::is_empty")]
     pub identity: Identity,
     /// What its process speaks, and which of its instances wait.
     #[serde(flatten)]
     pub serving: Serving,
+}
+
+/// Who may call a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FunctionAccess {
+    /// Everyone, also without a credential, unless a rule denies it.
+    Public,
 }
 
 /// Why a `faena.toml` was refused.
@@ -74,6 +85,9 @@ pub enum InvalidManifest {
     /// Egress that the runtime does not allow.
     #[error("faena.toml: network = \"egress\" is not allowed by the runtime {0:?}")]
     Egress(String),
+    /// Callers without a credential, which the runtime does not allow.
+    #[error("faena.toml: access = \"public\" is not allowed by the runtime {0:?}")]
+    Public(String),
     /// Instances that wait, which the runtime does not allow.
     #[error("faena.toml: {what} is not allowed by the runtime {runtime:?}")]
     Waiting {
@@ -84,9 +98,9 @@ pub enum InvalidManifest {
     },
 }
 
-const KEYS: [&str; 12] = [
-    "limits", "env", "retries", "network", "identity", "contract", "handler", "reuse", "preload", "minimum", "idle",
-    "parallel",
+const KEYS: [&str; 13] = [
+    "access", "limits", "env", "retries", "network", "identity", "contract", "handler", "reuse", "preload", "minimum",
+    "idle", "parallel",
 ];
 const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
 fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(), InvalidManifest> {
@@ -155,6 +169,9 @@ impl Manifest {
     pub fn grant(&self, runtime: &RuntimeSpec, maximum: &Limits) -> Result<Limits, InvalidManifest> {
         if self.network.has_egress() && !runtime.allow.egress {
             return Err(InvalidManifest::Egress(runtime.name.to_string()));
+        }
+        if self.access == Some(FunctionAccess::Public) && !runtime.allow.public {
+            return Err(InvalidManifest::Public(runtime.name.to_string()));
         }
         let waiting = [
             ("minimum", self.serving.minimum > 0 && !runtime.allow.minimum),

@@ -164,6 +164,11 @@ impl Namespace {
 }
 
 impl RuleId {
+    /// The rule that a function makes by itself. It may be longer than those that people name.
+    pub fn public(function: &FunctionName) -> Self {
+        Self(format!("public.{function}").into())
+    }
+
     /// The rule that every namespace begins with.
     pub fn beginning() -> Self {
         Self("default".into())

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, InvalidCommand};
 use crate::environment::{InvalidEnv, check_env};
-use crate::json::{InvalidJson, parse_object};
+use crate::json::{InvalidJson, parse_object, present};
 use crate::limits::{LimitExceeded, Limits};
 use crate::name::InvalidName;
 use crate::near::nearest;
@@ -58,6 +58,9 @@ pub struct Allow {
     /// `preload = "function"`.
     #[serde(default = "granted")]
     pub preload: bool,
+    /// `access = "public"`. It is said, never taken for granted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public: bool,
     /// Private networks that functions with egress may reach, besides those that the platform permits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkRule>,
@@ -69,7 +72,7 @@ fn granted() -> bool {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self { egress: true, minimum: true, preload: true, networks: Vec::new() }
+        Self { egress: true, minimum: true, preload: true, public: false, networks: Vec::new() }
     }
 }
 
@@ -83,13 +86,46 @@ pub struct Grants {
     pub minimum: bool,
     /// See [`Allow::preload`].
     pub preload: bool,
+    /// See [`Allow::public`].
+    pub public: bool,
 }
 
 impl Grants {
     /// Everything.
-    pub const ALL: Self = Self { egress: true, minimum: true, preload: true };
+    pub const ALL: Self = Self { egress: true, minimum: true, preload: true, public: true };
     /// Nothing, as a new namespace has.
-    pub const NONE: Self = Self { egress: false, minimum: false, preload: false };
+    pub const NONE: Self = Self { egress: false, minimum: false, preload: false, public: false };
+}
+
+/// Changes of [`Grants`]: a member that is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrantsChange {
+    /// See [`Allow::egress`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub egress: Option<bool>,
+    /// See [`Allow::minimum`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<bool>,
+    /// See [`Allow::preload`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub preload: Option<bool>,
+    /// See [`Allow::public`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub public: Option<bool>,
+}
+
+impl Grants {
+    /// These grants after a change.
+    #[must_use]
+    pub fn changed(self, change: GrantsChange) -> Self {
+        Self {
+            egress: change.egress.unwrap_or(self.egress),
+            minimum: change.minimum.unwrap_or(self.minimum),
+            preload: change.preload.unwrap_or(self.preload),
+            public: change.public.unwrap_or(self.public),
+        }
+    }
 }
 
 impl Default for Grants {
@@ -121,6 +157,7 @@ struct AskedAllow {
     egress: Option<bool>,
     minimum: Option<bool>,
     preload: Option<bool>,
+    public: Option<bool>,
     #[serde(default)]
     networks: Vec<NetworkRule>,
 }
@@ -140,11 +177,14 @@ impl AskedAllow {
             Some(true) if !granted => Err(InvalidRuntime::NotGranted(what)),
             asked => Ok(asked.unwrap_or(granted)),
         };
-        let Grants { egress, minimum, preload } = registrar.grants;
+        let Grants { egress, minimum, preload, public } = registrar.grants;
+        // Nothing becomes public by what is left out.
+        let is_public = one("allow.public", self.public.or(Some(false)), public)?;
         Ok(Allow {
             egress: one("allow.egress", self.egress, egress)?,
             minimum: one("allow.minimum", self.minimum, minimum)?,
             preload: one("allow.preload", self.preload, preload)?,
+            public: is_public,
             networks: self.networks,
         })
     }
@@ -278,8 +318,8 @@ impl RuntimeSpec {
         let engine = body.engine.as_deref().map(parse_engine).transpose()?;
         body.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
         check_env(&body.env)?;
-        let Grants { egress, minimum, preload } = registrar.grants;
-        let granted = Allow { egress, minimum, preload, networks: Vec::new() };
+        let Grants { egress, minimum, preload, .. } = registrar.grants;
+        let granted = Allow { egress, minimum, preload, ..Allow::default() };
         let allow = body.allow.map(|asked| asked.within(registrar)).transpose()?.unwrap_or(granted);
         Ok(Self {
             name,

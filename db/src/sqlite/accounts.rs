@@ -1,12 +1,12 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule, Scope, Scopes};
-use faena_domain::{AccountName, Namespace, Timestamp};
+use faena_domain::{AccountName, FunctionId, FunctionName, Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     AccessState, AccessStateGet, AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, NamespaceDelete,
-    NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, Put, Resource, RuleDelete, RuleList, RulePut, SecretPut,
-    Seen, SetupGet, SetupPut,
+    NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, NamespaceRules, Put, Resource, RuleDelete, RuleList,
+    RulePut, SecretPut, Seen, SetupGet, SetupPut,
 };
 use faena_protocol::records::{AccountRecord, LoginRecord, NamespaceRecord, SecretHash};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -64,13 +64,17 @@ fn is_locked(connection: &Connection) -> Result<bool, DbError> {
         .map_err(|error| internal("reading whether the platform is locked", &error))
 }
 
-fn namespace(connection: &Connection, name: &Namespace) -> Result<NamespaceRecord, DbError> {
+pub(super) fn namespace(connection: &Connection, name: &Namespace) -> Result<NamespaceRecord, DbError> {
     connection
-        .prepare_cached("SELECT name, created_at, allow FROM namespaces WHERE name = ?1 AND NOT deleted")
+        .prepare_cached(
+            "SELECT name, created_at, allow, quota, (SELECT count(*) FROM functions f WHERE f.namespace = ?1)
+             FROM namespaces WHERE name = ?1 AND NOT deleted",
+        )
         .and_then(|mut statement| {
             let record = |row: &Row<'_>| {
-                let (Text(name), Json(allow)) = (row.get(0)?, row.get(2)?);
-                Ok(NamespaceRecord { name, created_at: Timestamp(row.get(1)?), allow })
+                let (Text(name), Json(allow), Json(quota)) = (row.get(0)?, row.get(2)?, row.get(3)?);
+                let (created_at, functions) = (Timestamp(row.get(1)?), row.get(4)?);
+                Ok(NamespaceRecord { name, created_at, allow, quota, functions })
             };
             statement.query_row([name.as_str()], record).optional()
         })
@@ -132,8 +136,8 @@ impl Write for NamespacePut {
         let broken = |error| internal("making a namespace", &error);
         let created = connection
             .execute(
-                "INSERT INTO namespaces (name, created_at, allow) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                (self.name.as_str(), context.wall, Json(self.allow)),
+                "INSERT INTO namespaces (name, created_at, allow, quota) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+                (self.name.as_str(), context.wall, Json(self.allow), Json(self.quota)),
             )
             .map_err(broken)?;
         let found = namespace(connection, &self.name).map_err(|error| match error {
@@ -152,12 +156,17 @@ impl Write for NamespacePut {
 }
 
 impl Write for NamespacePatch {
-    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
         let found = namespace(connection, &self.name)?;
+        let (allow, quota) = (found.allow.changed(self.allow), found.quota.changed(self.quota));
         connection
-            .execute("UPDATE namespaces SET allow = ?2 WHERE name = ?1", (self.name.as_str(), Json(self.allow)))
+            .execute(
+                "UPDATE namespaces SET allow = ?2, quota = ?3 WHERE name = ?1",
+                (self.name.as_str(), Json(allow), Json(quota)),
+            )
             .map_err(|error| internal("changing a namespace", &error))?;
-        Ok(NamespaceRecord { allow: self.allow, ..found })
+        context.changes_access();
+        Ok(NamespaceRecord { allow, quota, ..found })
     }
 }
 
@@ -223,6 +232,37 @@ fn rules(connection: &Connection, namespace: &Namespace) -> Result<Vec<Rule>, Db
         .map_err(|error| internal("reading rules", &error))
 }
 
+/// The functions whose current version says that everyone may call it.
+fn public_functions(connection: &Connection, namespace: &Namespace) -> Result<Vec<FunctionName>, DbError> {
+    connection
+        .prepare_cached(
+            "SELECT f.name FROM versions v JOIN functions f
+             ON f.namespace = v.namespace AND f.key = v.function AND f.current = v.version
+             WHERE v.namespace = ?1 AND v.manifest ->> 'access' = 'public' ORDER BY f.key",
+        )
+        .and_then(|mut statement| {
+            statement.query_map([namespace.as_str()], |row| Ok(row.get::<_, Text<_>>(0)?.0))?.collect()
+        })
+        .map_err(|error| internal("looking for public functions", &error))
+}
+
+/// Notes that access may change with a function: one of its versions is for everyone.
+pub(super) fn note_public(
+    connection: &Connection,
+    context: &RequestContext<'_>,
+    function: &FunctionId,
+) -> rusqlite::Result<()> {
+    let is_public = connection
+        .prepare_cached(
+            "SELECT 1 FROM versions WHERE namespace = ?1 AND function = ?2 AND manifest ->> 'access' = 'public' LIMIT 1",
+        )?
+        .exists((function.namespace.as_str(), function.name.key()))?;
+    if is_public {
+        context.changes_access();
+    }
+    Ok(())
+}
+
 fn insert_rule(connection: &Connection, namespace: &Namespace, rule: &Rule) -> Result<(), DbError> {
     connection
         .execute(
@@ -234,9 +274,11 @@ fn insert_rule(connection: &Connection, namespace: &Namespace, rule: &Rule) -> R
 }
 
 impl Read for RuleList {
-    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Seen<Vec<Rule>>, DbError> {
-        namespace(connection, &self.namespace)?;
-        Ok(Seen { seen: context.access_seen, record: rules(connection, &self.namespace)? })
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Seen<NamespaceRules>, DbError> {
+        let quota = namespace(connection, &self.namespace)?.quota;
+        let mut rules = rules(connection, &self.namespace)?;
+        rules.extend(public_functions(connection, &self.namespace)?.iter().map(Rule::public));
+        Ok(Seen { seen: context.access_seen, record: NamespaceRules { rules, quota } })
     }
 }
 

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::queue::{self, TransitionContext};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, call_rows, function_queues, functions, internal};
+use super::{accounts, blobs, call_rows, function_queues, functions, internal};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] =
@@ -237,7 +237,10 @@ impl Write for BuildFinish {
             (Err(Refused::Already), _) => Ok(()),
             (Err(Refused::Stale | Refused::NotDue), _) => Err(DbError::Stale),
             (Ok(after), Some(outcome)) if matches!(after.status, FunctionStatus::Ready | FunctionStatus::Error) => {
-                end(&build, connection, outcome, context)
+                end(&build, connection, outcome, context)?;
+                let function = FunctionId::new(&build.namespace, &build.function);
+                accounts::note_public(connection, context, &function)
+                    .map_err(|error| internal("ending a build", &error))
             }
             // It is built again.
             (Ok(_), _) => Ok(()),

@@ -51,7 +51,8 @@ struct Due {
     num: i64,
     tries: u32,
     callback: Callback,
-    secret: String,
+    /// None where it cannot be opened.
+    secret: Option<String>,
     bytes: usize,
     namespace: Namespace,
 }
@@ -65,7 +66,8 @@ fn due(row: &Row<'_>) -> rusqlite::Result<Due> {
 fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<Due>> {
     let mut found: Vec<Due> = connection
         .prepare_cached(
-            "SELECT b.num, b.tries + 1, c.callback, b.secret, length(c.spec) + length(c.result) + length(c.attempts), c.namespace
+            "SELECT b.num, b.tries + 1, c.callback, unseal(c.namespace, 'callbacks/' || c.function, unhex(b.secret)),
+                 length(c.spec) + length(c.result) + length(c.attempts), c.namespace
              FROM callbacks b JOIN calls c ON c.num = b.num
              WHERE b.status = 'WAITING' AND b.due_at <= ?1 ORDER BY b.due_at LIMIT ?2",
         )?
@@ -85,6 +87,14 @@ fn take(connection: &Connection, limit: u32, now: i64) -> rusqlite::Result<Vec<D
     Ok(found)
 }
 
+/// Gives a callback up that nobody can sign.
+fn give_up(connection: &Connection, num: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE callbacks SET status = 'UNDELIVERED', error = ?2 WHERE num = ?1")?
+        .execute((num, "the secret that signs it cannot be opened with the keys of this platform"))
+        .map(drop)
+}
+
 fn call(connection: &Connection, num: i64) -> rusqlite::Result<CallRecord> {
     let sql = format!("SELECT {} FROM calls WHERE num = ?1", super::call_rows::COLUMNS);
     connection.prepare_cached(&sql)?.query_row([num], super::call_rows::record)
@@ -97,6 +107,10 @@ impl Write for CallbacksTake {
         for Due { num, tries, callback, secret, namespace, .. } in
             take(connection, self.limit, context.now).map_err(broken)?
         {
+            let Some(secret) = secret else {
+                give_up(connection, num).map_err(broken)?;
+                continue;
+            };
             let mut call = call(connection, num).map_err(broken)?;
             call.logs = Payload::empty();
             jobs.push(CallbackJob { namespace, call, callback, secret, tries });

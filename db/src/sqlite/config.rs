@@ -61,13 +61,31 @@ pub(super) fn register(connection: &Connection, keyring: &Keyring) -> rusqlite::
     let keys = keyring.clone();
     connection.create_scalar_function("reseal", 3, flags, move |context| {
         let (namespace, path) = place(context)?;
-        keys.reseal(&namespace, &path, &context.get::<Vec<u8>>(2)?).map_err(failed)
+        let sealed = context.get::<Vec<u8>>(2)?;
+        // What cannot be opened stays as it is: the file may come back that has its key.
+        Ok(keys.reseal(&namespace, &path, &sealed).unwrap_or(sealed))
     })
 }
 
 /// Whether any secret is kept.
 pub(super) fn has_secrets(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM config WHERE sealed IS NOT NULL)", [], |row| row.get(0))
+}
+
+/// Seals what signs callbacks and was kept in clear by an earlier Faena.
+pub(super) fn seal_callbacks(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute(
+        "UPDATE callbacks SET secret = hex(seal(c.namespace, 'callbacks/' || c.function, callbacks.secret))
+         FROM calls c WHERE c.num = callbacks.num AND callbacks.secret LIKE 'whsec\\_%' ESCAPE '\\'",
+        [],
+    )?;
+    connection
+        .execute(
+            "UPDATE functions SET secret = hex(seal(namespace, 'callbacks/' || key, secret))
+             WHERE secret LIKE 'whsec\\_%' ESCAPE '\\'",
+            [],
+        )
+        .map(drop)
 }
 
 /// A leaf as it is stored.
@@ -279,17 +297,31 @@ impl Read for ConfigHistory {
 impl Write for SecretsRotate {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<u64, DbError> {
         let sealed: Vec<Vec<u8>> = connection
-            .prepare_cached("SELECT DISTINCT substr(sealed, 1, 8) FROM config WHERE sealed IS NOT NULL")
+            .prepare_cached(
+                "SELECT DISTINCT substr(sealed, 1, 8) FROM config WHERE sealed IS NOT NULL
+                 UNION SELECT DISTINCT substr(unhex(secret), 1, 8) FROM functions
+                 UNION SELECT DISTINCT substr(unhex(secret), 1, 8) FROM callbacks WHERE status = 'WAITING'",
+            )
             .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
             .map_err(|error| internal("reading which keys are in use", &error))?;
         context.keyring.rotate(&sealed).map_err(|error| {
             tracing::error!(%error, "the file of the keys cannot be written");
             DbError::Internal { message: "writing the file of the keys".to_owned() }
         })?;
-        connection
-            .execute("UPDATE config SET sealed = reseal(namespace, path, sealed) WHERE sealed IS NOT NULL", [])
-            .map(|count| count as u64)
-            .map_err(|error| internal("sealing secrets with a new key", &error))
+        let rotate = || {
+            connection.execute(
+                "UPDATE callbacks SET secret = hex(reseal(c.namespace, 'callbacks/' || c.function, unhex(callbacks.secret)))
+                 FROM calls c WHERE c.num = callbacks.num AND callbacks.status = 'WAITING'",
+                [],
+            )?;
+            connection.execute(
+                "UPDATE functions SET secret = hex(reseal(namespace, 'callbacks/' || key, unhex(secret)))",
+                [],
+            )?;
+            connection
+                .execute("UPDATE config SET sealed = reseal(namespace, path, sealed) WHERE sealed IS NOT NULL", [])
+        };
+        rotate().map(|count| count as u64).map_err(|error| internal("sealing secrets with a new key", &error))
     }
 }
 

@@ -12,14 +12,13 @@ use faena_protocol::db::{
     ChangedFunctions, FunctionChanges, FunctionDelete, FunctionGet, FunctionList, Put, Resource, VersionList,
     VersionPut, VersionResolve, VersionsMinimum,
 };
-use faena_protocol::records::{Code, FunctionRecord, ResolvedVersion, VersionRecord};
+use faena_protocol::records::{Code, FunctionRecord, NamespaceRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::config;
 use super::queue::{TransitionContext, apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, call_rows, internal, runtimes};
+use super::{accounts, blobs, call_rows, config, internal, runtimes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -107,12 +106,26 @@ fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> 
     Ok(FunctionRecord { name, current, newest, created_at })
 }
 
+/// Refuses a new function where its namespace has as many as it may.
+fn check_quota(request: &VersionPut, connection: &Connection) -> Result<(), DbError> {
+    let NamespaceRecord { functions, quota, name, .. } = accounts::namespace(connection, &request.namespace)?;
+    match quota.functions {
+        Some(most) if functions >= most => {
+            let message =
+                format!("the namespace {name} has {functions} functions, and may have {most} (quota functions)");
+            Err(DbError::OverQuota { message })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(), DbError> {
     let runtime = runtimes::find(connection, &request.namespace, &request.runtime)?;
     let (namespace, key) = (request.namespace.as_str(), request.function.key());
     let write = || -> rusqlite::Result<()> {
         connection.execute(
-            "INSERT INTO functions (namespace, key, name, secret, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+            "INSERT INTO functions (namespace, key, name, secret, created_at)
+             VALUES (?1, ?2, ?3, hex(seal(?1, 'callbacks/' || ?2, ?4)), ?5) ON CONFLICT DO NOTHING",
             (namespace, &key, request.function.as_str(), &request.secret, now),
         )?;
         connection.execute(
@@ -168,6 +181,9 @@ impl Write for VersionPut {
                 return Err(DbError::QueueFull { message });
             }
             context.takes_new_work()?;
+            if old.is_none() {
+                check_quota(&self, connection)?;
+            }
             insert(&self, connection, context.now)?;
         }
         let record = find(connection, &self.namespace, &self.function)?;
@@ -215,6 +231,7 @@ impl Write for FunctionDelete {
             apply(connection, num, &Event::Cancel, context, TransitionContext::cancelled(CallStatus::Pending, &why))?;
         }
         let delete = || -> rusqlite::Result<()> {
+            accounts::note_public(connection, context, &FunctionId::new(&self.namespace, &self.name))?;
             // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.
             connection.execute(
                 "UPDATE calls SET retries = 0, expires_at = ?3 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",

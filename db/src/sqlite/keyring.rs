@@ -107,13 +107,13 @@ impl Keyring {
                     hex::decode_to_slice(line.trim(), &mut bytes).map(|()| Key::new(bytes))
                 };
                 let keys: Result<Vec<Key>, _> = text.lines().map(key).collect();
-                keys.ok().filter(|keys| !keys.is_empty()).ok_or_else(|| io::Error::other("it holds no keys"))?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let keys = vec![Key::new(random().map_err(io::Error::other)?)];
-                write(path, &keys)?;
+                let mut keys = keys.map_err(|_| io::Error::other("it holds something else than keys"))?;
+                if keys.is_empty() {
+                    keys = first_key(path)?;
+                }
                 keys
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => first_key(path)?,
             Err(error) => return Err(error),
         };
         Ok(Self { path: Arc::new(path.to_owned()), keys: Arc::new(RwLock::new(keys)) })
@@ -169,6 +169,13 @@ impl Keyring {
         *keys = next;
         Ok(())
     }
+}
+
+/// Makes the file with one key.
+fn first_key(path: &Path) -> io::Result<Vec<Key>> {
+    let keys = vec![Key::new(random().map_err(io::Error::other)?)];
+    write(path, &keys)?;
+    Ok(keys)
 }
 
 /// Writes the file as a whole, for its owner alone.
@@ -239,6 +246,8 @@ mod tests {
         assert!(Keyring::open(&path).unwrap_err().to_string().contains("0600"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "nonsense\n").unwrap();
-        assert!(Keyring::open(&path).unwrap_err().to_string().contains("no keys"));
+        assert!(Keyring::open(&path).unwrap_err().to_string().contains("something else"));
+        fs::write(&path, "").unwrap();
+        assert!(Keyring::open(&path).is_ok(), "an empty file begins anew");
     }
 }

@@ -144,10 +144,13 @@ impl SqliteStore {
         let unusable = |source| OpenError::Keys { path: keys.to_owned(), source };
         // A new key would open none of the secrets that are there.
         if config::has_secrets(&connection).map_err(open)? && !keys.exists() {
-            return Err(unusable(std::io::Error::other("the database has secrets that were sealed under keys in it")));
+            let missing = "it is not there, and the database has secrets that were sealed under keys in it; \
+                           put it back, or make an empty file to go on without these secrets";
+            return Err(unusable(std::io::Error::other(missing)));
         }
         let keyring = Keyring::open(keys).map_err(unusable)?;
         config::register(&connection, &keyring).map_err(open)?;
+        config::seal_callbacks(&connection).map_err(open)?;
         let clock = Clock::start(&connection, time).map_err(open)?;
         workers::grant_grace(&connection, clock.now()).map_err(open)?;
         let mut reserve = Reserve::beside(path, settings.disk_reserve.0);

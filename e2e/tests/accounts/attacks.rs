@@ -196,7 +196,7 @@ fn a_namespace_lets_its_functions_ask_for_what_it_was_given() {
     let kind = [("Content-Type", "application/json")];
     assert_eq!(as_lead.send("PATCH", "/namespace/red", &kind, patch.as_bytes()).problem(403), "forbidden");
     let patched = platform.send("PATCH", "/namespace/red", &kind, patch.as_bytes()).json();
-    assert_eq!(patched["allow"], json!({"egress": true, "minimum": false, "preload": false}));
+    assert_eq!(patched["allow"], json!({"egress": true, "minimum": false, "preload": false, "public": false}));
     assert_eq!(runtime(None).status, 200);
     assert_eq!(as_lead.upload("r", "f", &archive).status, 201);
 }
@@ -230,4 +230,56 @@ fn a_record_keeps_no_header_that_is_a_secret_by_its_name() {
         if calls.contains("kept") { Ok(calls) } else { Err(calls) }
     });
     assert!(!calls.contains("canary"), "{calls}");
+}
+
+#[test]
+fn a_namespace_has_what_its_quota_permits() {
+    let platform = locked();
+    let lead = team(&platform, "red");
+    let mut as_lead = Platform::stopped();
+    (as_lead.port, as_lead.credential) = (platform.port, Some(lead.clone()));
+    as_lead.shell_runtime(Engine::Sandbox, &json!({}));
+    as_lead.script("one", "echo one");
+    let kind = [("Content-Type", "application/json")];
+    let quota = json!({"quota": {"functions": 1, "callsPerMinute": 4}}).to_string();
+    let patched = platform.send("PATCH", "/namespace/red", &kind, quota.as_bytes()).json();
+    assert_eq!((&patched["quota"]["functions"], &patched["usage"]["functions"]), (&json!(1), &json!(1)), "{patched}");
+    let second = as_lead.upload("shell", "two", &zip(&[("run.sh", b"true")]));
+    assert_eq!(second.problem(403), "quota_exceeded");
+    as_lead.script("one", "echo another version");
+    assert_eq!(as_lead.built("one")["status"], "READY");
+    let open = json!({"id": "open", "scope": "", "resource": {"type": "function", "name": "one", "endpoint": "*"}, "access": "GRANTED", "priority": 1});
+    assert_eq!(as_lead.post("/rule", &open).status, 201);
+    let stranger = || as_stranger(&platform, "POST", "/f/one", &[("Faena-Namespace", "red")]);
+    // A minute may end in between: then as many are permitted again.
+    let permitted = (0..5).filter(|_| stranger().status == 200).count();
+    assert!((2..=4).contains(&permitted), "{permitted}");
+    let refused = stranger();
+    assert_eq!(refused.problem(429), "rate_limited");
+    assert!(refused.header("retry-after").is_some());
+    let own = (0..9).filter(|_| as_who(&platform, &lead, "POST", "/f/one", None).status == 200).count();
+    assert!((2..=6).contains(&own), "{own}");
+    // Other namespaces are not concerned.
+    assert_eq!(platform.get("/functions").status, 200);
+}
+
+#[test]
+fn a_function_is_public_where_its_runtime_allows_that() {
+    let platform = locked();
+    let archive = |toml: &str| zip(&[("run.sh", b"echo hello"), ("faena.toml", toml.as_bytes())]);
+    platform.shell_runtime(Engine::Sandbox, &json!({}));
+    assert_eq!(platform.upload("shell", "hook", &archive("access = \"public\"\n")).problem(422), "public_not_allowed");
+    platform.shell_runtime(Engine::Sandbox, &json!({"allow": {"public": true}}));
+    let call = || as_stranger(&platform, "POST", "/f/hook", &[]).status;
+    assert_eq!(platform.upload("shell", "hook", &archive("access = \"public\"\n")).status, 201);
+    assert_eq!(platform.built("hook")["status"], "READY");
+    eventually(SOON, "everyone may call it", || if call() == 200 { Ok(()) } else { Err(call()) });
+    assert!(platform.get("/rules").text().contains("public.hook"));
+    // A rule denies it, and so does the next version that says nothing.
+    denies(&platform, "shut", "", "function", "hook");
+    eventually(SOON, "nobody may", || if call() == 401 { Ok(()) } else { Err(call()) });
+    assert_eq!(platform.send("DELETE", "/rule/shut", &[], b"").status, 204);
+    eventually(SOON, "everyone may again", || if call() == 200 { Ok(()) } else { Err(call()) });
+    assert_eq!(platform.upload("shell", "hook", &archive("")).status, 200);
+    eventually(SOON, "the next version is not public", || if call() == 401 { Ok(()) } else { Err(call()) });
 }

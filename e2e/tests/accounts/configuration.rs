@@ -124,6 +124,8 @@ fn a_function_gets_what_it_asks_for_and_secrets_are_nowhere_else() {
         .collect();
     assert!(!seen.contains(CANARY) && !platform.logged().contains(CANARY));
     assert_eq!(holding(&platform.data(), CANARY.as_bytes()), Vec::<std::path::PathBuf>::new());
+    // What signs callbacks is sealed too.
+    assert_eq!(holding(&platform.data(), b"whsec_"), Vec::<std::path::PathBuf>::new());
     // Who may deploy binds what rules let them use.
     let rule = json!({"id": "kept", "scope": "*", "resource": {"type": "config", "name": "db.password", "endpoint": "*"}, "access": "DENIED", "priority": 5});
     assert_eq!(platform.post("/rule", &rule).status, 201);

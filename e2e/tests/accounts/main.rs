@@ -362,7 +362,7 @@ fn rules_decide_who_calls_what() {
     assert_eq!(rule(denied).status, 201);
     let refused = as_who(&platform, &robot, "POST", "/f/echo", None);
     assert_eq!(refused.problem(403), "forbidden");
-    assert!(refused.text().contains("the rule shut"), "{}", refused.text());
+    assert!(refused.text().contains("by the rule shut"), "{}", refused.text());
     let lockout = json!({"id": "out", "scope": "*", "resource": {"type": "*", "name": "*", "endpoint": "*"}, "access": "DENIED", "priority": 9});
     assert_eq!(rule(lockout.clone()).problem(409), "locked_out");
     assert_eq!(platform.send("DELETE", "/rule/default", &[], b"").problem(409), "locked_out");

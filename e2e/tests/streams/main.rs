@@ -278,6 +278,10 @@ fn a_client_that_leaves_in_the_middle_of_its_body_is_noticed() {
     let head = "POST /f/s/count HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut upload = Connection::send(&platform, head);
     upload.chunk(b"one");
+    eventually(LONG, "the function waits", || {
+        let pool = platform.get("/workers").json()[0]["pool"].clone();
+        if pool["working"] == 1 { Ok(()) } else { Err(pool) }
+    });
     drop(upload);
     eventually(LONG, "the call is recorded", || {
         let calls = platform.get("/calls?funcName=s&status=CANCELLED&limit=1").json();

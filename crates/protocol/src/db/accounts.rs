@@ -1,7 +1,7 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule};
-use faena_domain::{Grants, Namespace, RuleId};
+use faena_domain::{Grants, GrantsChange, Namespace, Quota, QuotaChange, RuleId};
 use serde::{Deserialize, Serialize};
 
 use super::Put;
@@ -32,6 +32,16 @@ pub struct Seen<T> {
     pub record: T,
 }
 
+/// By what the calls of a namespace are judged.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceRules {
+    /// Its rules, and those that functions make by themselves.
+    pub rules: Vec<Rule>,
+    /// What it may have and do.
+    pub quota: Quota,
+}
+
 requests! {
     /// Asks who is let in.
     Read AccessStateGet = "access.state" by [Api] -> AccessState {}
@@ -48,13 +58,17 @@ requests! {
         name: Namespace,
         /// What its runtimes may let functions ask for.
         allow: Grants,
+        /// What it may have and do.
+        quota: Quota,
     }
-    /// Changes what the runtimes of a namespace may let functions ask for. Those that are there stay as they are.
+    /// Changes what a namespace may. Runtimes and functions that exist already are not affected.
     Write NamespacePatch = "namespace.patch" by [Api] -> NamespaceRecord {
         /// Its name.
         name: Namespace,
-        /// What they may.
-        allow: Grants,
+        /// What its runtimes may let functions ask for.
+        allow: GrantsChange,
+        /// What it may have and do.
+        quota: QuotaChange,
     }
     /// One namespace.
     Read NamespaceGet = "namespace.get" by [Api] -> NamespaceRecord {
@@ -68,8 +82,8 @@ requests! {
         /// Its name.
         name: Namespace,
     }
-    /// The rules of a namespace.
-    Read RuleList = "rule.list" by [Api] -> Seen<Vec<Rule>> {
+    /// The rules of a namespace, and what it may do.
+    Read RuleList = "rule.list" by [Api] -> Seen<NamespaceRules> {
         /// The namespace.
         namespace: Namespace,
     }

@@ -11,7 +11,7 @@ use crate::records::AuditRecord;
 #[serde(rename_all = "camelCase")]
 pub struct AuditLine {
     /// Rises from line to line.
-    pub number: u64,
+    pub number: i64,
     /// What happened.
     #[serde(flatten)]
     pub record: AuditRecord,
@@ -36,7 +36,7 @@ requests! {
         /// Only those of this action.
         action: Option<String>,
         /// Only lines with a lower number.
-        before: Option<u64>,
+        before: Option<i64>,
         /// How many at most.
         limit: u32,
     }

@@ -137,6 +137,12 @@ pub enum DbError {
         /// A sentence that names both.
         message: String,
     },
+    /// More than its namespace may have.
+    #[error("{message}")]
+    OverQuota {
+        /// A sentence that names the quota.
+        message: String,
+    },
     /// More than is permitted.
     #[error("{message}")]
     TooMuch {

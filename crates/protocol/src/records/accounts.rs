@@ -3,7 +3,7 @@
 use std::fmt;
 
 use faena_auth::{AccountId, AccountKind, CredentialHash, CredentialId, CredentialKind, Scopes};
-use faena_domain::{AccountName, Grants, KeyName, Namespace, Timestamp};
+use faena_domain::{AccountName, Grants, KeyName, Namespace, Quota, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A namespace: what is in it exists for its own accounts alone.
@@ -16,6 +16,10 @@ pub struct NamespaceRecord {
     pub created_at: Timestamp,
     /// What its runtimes may let functions ask for.
     pub allow: Grants,
+    /// What it may have and do.
+    pub quota: Quota,
+    /// How many functions it has.
+    pub functions: u32,
 }
 
 /// An account of a person or a program.

@@ -1,0 +1,92 @@
+//! What a request says of who sent it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, header};
+use faena_auth::Credential;
+use faena_domain::Namespace;
+
+use super::Peer;
+use crate::entrance::Entrance;
+use crate::problem::{ErrorCode, Problem, Reply};
+
+/// Names the namespace that a request concerns, where it is not the account's own.
+const NAMESPACE: &str = "faena-namespace";
+
+/// Where a request comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// The client's address.
+    pub(crate) address: IpAddr,
+    /// The connection that it came on; none within this process.
+    pub(crate) peer: Option<Arc<Peer>>,
+}
+
+impl Default for Origin {
+    /// This process.
+    fn default() -> Self {
+        Self { address: Ipv4Addr::LOCALHOST.into(), peer: None }
+    }
+}
+
+/// A request, as far as it says who sent it.
+pub(crate) struct Asking<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    /// How it addresses a function, where it does.
+    pub(crate) entrance: Option<Entrance>,
+    /// The namespace that its host names.
+    pub(crate) host: Option<&'a str>,
+    /// The connection that it came on; none within this process.
+    pub(crate) peer: Option<&'a Peer>,
+    /// Whether it concerns its own account, in whatever namespace that is.
+    pub(crate) is_about_itself: bool,
+}
+
+impl<'a> Asking<'a> {
+    /// A request for a route.
+    pub(crate) fn of_route(headers: &'a HeaderMap, origin: &'a Origin) -> Self {
+        Self { headers, entrance: None, host: None, peer: origin.peer.as_deref(), is_about_itself: false }
+    }
+
+    /// The namespace that it names: by its host, or by a header.
+    pub(super) fn namespace(&self) -> Reply<Option<Namespace>> {
+        let header = self.headers.get(NAMESPACE).map(|value| value.to_str().unwrap_or("?"));
+        let header = header.filter(|_| !self.is_about_itself);
+        match self.host.or(header) {
+            // Names of namespaces are in lower case.
+            Some(name) => Ok(Some(name.to_ascii_lowercase().parse()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, read.
+    pub(crate) fn read_credential(&self) -> Option<Credential> {
+        self.credential().ok().flatten()?.parse().ok()
+    }
+
+    /// The credential that it sends to the platform. On its own origin a function has credentials of its own.
+    pub(super) fn credential(&self) -> Reply<Option<&'a str>> {
+        let Some(value) = self.headers.get(header::AUTHORIZATION) else { return Ok(None) };
+        let bearer = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
+        });
+        match bearer {
+            Some(token) if token.starts_with("fna_") => Ok(Some(token)),
+            _ if self.entrance == Some(Entrance::Host) => Ok(None),
+            _ => Err(unknown_credential().hint("send `Authorization: Bearer` with an access token or a key")),
+        }
+    }
+
+    /// Whether a proxy has passed it on: it may come from anywhere.
+    pub(super) fn is_forwarded(&self) -> bool {
+        const MARKS: [&str; 3] = ["forwarded", "x-real-ip", "via"];
+        self.headers.keys().any(|name| MARKS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-"))
+    }
+}
+
+/// 401: the credential is none of ours.
+pub(super) fn unknown_credential() -> Problem {
+    Problem::new(ErrorCode::Unauthenticated, "the credential is unknown, or has ended or was revoked")
+}
