@@ -39,7 +39,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) host: Option<&'a str>,
     /// The connection that it came on; none within this process.
     pub(crate) peer: Option<&'a Peer>,
-    /// Whether it concerns its own account, in whatever namespace that is.
+    /// Whether the route concerns the account of the request itself, whatever namespace that account is in.
     pub(crate) is_about_itself: bool,
 }
 

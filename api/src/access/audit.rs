@@ -1,5 +1,5 @@
-//! What was changed and what was refused, for the record: changes one by one, before their replies; refusals counted, a line
-//! for each minute, account, address and operation.
+//! The audit log. A change is one line, which is written before the reply. Refusals are counted: one line for each minute,
+//! account, address and operation.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -116,7 +116,7 @@ impl Audit {
         self.append(vec![AuditRecord { at, namespace, account, action, target, address, outcome, count: 1 }]).await
     }
 
-    /// Counts a refusal. What is not there, and what fails, is none.
+    /// Counts a refusal: 401, 403 or 429. Other outcomes are ignored.
     pub(crate) fn refused(&self, entry: AuditEntry) {
         if !matches!(entry.outcome, 401 | 403 | 429) {
             return;

@@ -68,12 +68,12 @@ struct State {
 
 /// Counts attempts that failed.
 #[derive(Debug, Default)]
-pub(crate) struct Guesses(Mutex<State>);
+pub(crate) struct SignInLimits(Mutex<State>);
 
 /// An attempt; it has failed, unless it is said to have succeeded.
 #[derive(Debug)]
 pub(crate) struct Attempt<'a> {
-    guesses: &'a Guesses,
+    guesses: &'a SignInLimits,
     subjects: Vec<Subject>,
     of: (Name, Network),
 }
@@ -87,7 +87,7 @@ fn forget_oldest(counts: &mut HashMap<Subject, Count>) {
     counts.retain(|_, count| count.since > middle);
 }
 
-impl Guesses {
+impl SignInLimits {
     /// Counts an attempt.
     ///
     /// # Errors
@@ -164,13 +164,13 @@ mod tests {
         text.parse::<IpAddr>().unwrap().into()
     }
 
-    fn fails(guesses: &Guesses, account: &str, from: &str, now: Instant) -> bool {
+    fn fails(guesses: &SignInLimits, account: &str, from: &str, now: Instant) -> bool {
         guesses.attempt(&Namespace::default(), account, network(from), now).is_ok()
     }
 
     #[test]
     fn who_guesses_is_slowed_and_nobody_else() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (SignInLimits::default(), Instant::now());
         assert_eq!((0..60).filter(|_| fails(&guesses, "ann", "192.0.2.1", now)).count(), 10);
         assert!(!fails(&guesses, "ANN", "192.0.2.1", now), "case does not matter");
         assert!(fails(&guesses, "bob", "192.0.2.1", now), "another account");
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_network_has_a_bound_over_all_accounts() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (SignInLimits::default(), Instant::now());
         let tried = (0..200).filter(|number| fails(&guesses, &number.to_string(), "2001:db8::1", now));
         assert_eq!(tried.count(), 100);
         assert!(!fails(&guesses, "ann", "2001:db8::ffff", now), "one subscriber has 64 bits");
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_account_that_many_guess_is_open_to_who_used_it_before() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (SignInLimits::default(), Instant::now());
         guesses.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
         let tried = (0..150).filter(|number| fails(&guesses, "ann", &format!("198.51.100.{number}"), now));
         assert_eq!(tried.count(), 100);
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_succeeds_does_not_count() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (SignInLimits::default(), Instant::now());
         for _ in 0..50 {
             guesses.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
         }

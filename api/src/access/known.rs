@@ -72,9 +72,9 @@ pub(crate) struct Rules {
     pub(crate) quota: Quota,
 }
 
-/// What was read since anything has changed.
+/// Credentials and rules that were read from db since the last change of access.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct AccessCache {
     /// What db has said last, and when it was asked.
     pub(super) state: Option<(AccessState, Instant)>,
     credentials: HashMap<CredentialId, Arc<KnownCredential>>,
@@ -83,7 +83,7 @@ pub(super) struct Known {
     uses: Vec<KeyUse>,
 }
 
-impl Known {
+impl AccessCache {
     fn seen(&self) -> Option<AccessSeen> {
         self.state.map(|(state, _)| state.seen)
     }
@@ -117,7 +117,7 @@ impl Known {
         self.rules.get(namespace).cloned()
     }
 
-    /// Remembers what was read, where nothing has changed since.
+    /// Stores a credential, unless access has changed since it was read.
     pub(super) fn learn(&mut self, id: CredentialId, found: Seen<CredentialRecord>) -> Arc<KnownCredential> {
         let known = Arc::new(KnownCredential::from(found.record));
         if self.seen() == Some(found.seen) {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_a_change_is_not_remembered() {
-        let mut known = Known::default();
+        let mut known = AccessCache::default();
         let (id, found) = record(1);
         known.learn(id, found.clone());
         assert!(known.credential(id).is_none(), "db has said nothing yet");
@@ -204,13 +204,13 @@ mod tests {
     #[test]
     fn a_key_has_no_scope_that_its_account_lacks() {
         let (id, found) = record(1);
-        let known = Known::default().learn(id, found);
+        let known = AccessCache::default().learn(id, found);
         assert!(known.principal.scopes.include(Scope::Read) && !known.principal.scopes.include(Scope::Admin));
     }
 
     #[test]
     fn a_use_is_told_once_also_where_the_credential_was_forgotten() {
-        let mut known = Known::default();
+        let mut known = AccessCache::default();
         known.hear(state(1), Instant::now());
         let (id, found) = record(1);
         known.learn(id, found).used(7);

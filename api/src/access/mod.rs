@@ -31,10 +31,10 @@ use crate::problem::{ErrorCode, Problem, Reply};
 use asking::unknown_credential;
 pub(crate) use asking::{Asking, Origin};
 pub(crate) use audit::{Audit, AuditEntry, Audited};
-use guesses::Guesses;
 pub(crate) use guesses::Network;
+use guesses::SignInLimits;
 pub(crate) use known::Rules;
-use known::{Known, KnownCredential};
+use known::{AccessCache, KnownCredential};
 pub use peer::Operators;
 pub(crate) use peer::{Peer, client_address};
 use rates::Rates;
@@ -42,8 +42,9 @@ pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_sec
 
 /// How often db is asked whether anything has changed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// How old the word of db may be: what was revoked elsewhere is refused here after this.
-const WORD: Duration = Duration::from_secs(2);
+/// The longest time for which an answer of db about access is used without a newer one. It bounds how long a credential that
+/// was revoked by another api is still accepted.
+const MAX_ACCESS_AGE: Duration = Duration::from_secs(2);
 /// How long db may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often last uses of keys are noted.
@@ -66,12 +67,12 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 pub(crate) struct Access {
     db: DbClient,
-    known: RwLock<Known>,
+    known: RwLock<AccessCache>,
     /// Whom the platform is open for; none where it may not be open.
     open_for: Option<Operators>,
     /// Sent when anything has changed.
     changed: watch::Sender<()>,
-    guesses: Guesses,
+    guesses: SignInLimits,
     pub(crate) secrets: Secrets,
     rates: Rates,
     pub(crate) audit: Audit,
@@ -85,7 +86,7 @@ impl Access {
             known: RwLock::default(),
             open_for,
             changed: watch::Sender::new(()),
-            guesses: Guesses::default(),
+            guesses: SignInLimits::default(),
             secrets: Secrets::default(),
             rates: Rates::default(),
             db,
@@ -94,12 +95,12 @@ impl Access {
         access
     }
 
-    /// What db says, no older than it may be.
+    /// The state of access, at most [`MAX_ACCESS_AGE`] old.
     async fn state(&self) -> Reply<AccessState> {
         {
             let known = self.known.read();
             if let Some((state, heard)) = known.state
-                && heard.elapsed() < WORD
+                && heard.elapsed() < MAX_ACCESS_AGE
             {
                 return Ok(state);
             }
@@ -107,7 +108,7 @@ impl Access {
         self.refresh().await
     }
 
-    /// Asks db for its word. Called after a change, so that who made it sees it.
+    /// Reads the state of access from db. Called after a change, so that the next request of its author sees it.
     pub(crate) async fn refresh(&self) -> Reply<AccessState> {
         let asked = Instant::now();
         let state = self.db.ask_within(&AccessStateGet {}, ANSWER).await?;
@@ -118,8 +119,8 @@ impl Access {
         Ok(state)
     }
 
-    /// Where nobody is let in until there is an account: the token with which the first can be made. It takes the place of
-    /// one that was offered before.
+    /// The token with which the first account can be made; none where the platform is open or locked. It replaces an
+    /// earlier token.
     pub(crate) async fn offer_setup(&self) -> Reply<Option<String>> {
         if self.open_for.is_some() || self.state().await?.locked {
             return Ok(None);
@@ -151,7 +152,7 @@ impl Access {
         }
     }
 
-    /// Whether a request comes from somebody whom an open platform is for.
+    /// Whether an open platform accepts a request: it comes from an operator, and through no proxy.
     fn is_open_to(&self, asking: &Asking<'_>) -> bool {
         let is_operators = |operators: &Operators| asking.peer.is_none_or(|peer| peer.is_of(operators));
         self.open_for.as_ref().is_some_and(|operators| !asking.is_forwarded() && is_operators(operators))

@@ -109,7 +109,7 @@ pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet
         if !is_trusted(&client) {
             break;
         }
-        // What is no address is not believed, and nothing before it.
+        // An entry that is no address ends the search: neither it nor the entries before it are trusted.
         let Ok(address) = address.parse::<IpAddr>() else { break };
         client = address;
     }

@@ -86,7 +86,7 @@ pub(crate) fn new_credential(kind: CredentialKind) -> Reply<NewCredential> {
     Ok(NewCredential::new(kind, random()?, random::<SECRET_BYTES>()?))
 }
 
-/// A secret that nobody chose.
+/// A random secret.
 pub(crate) fn new_secret() -> Reply<String> {
     Ok(hex::encode(random::<24>()?))
 }
@@ -115,7 +115,7 @@ impl Secrets {
         Ok(Place { network, by_network: Arc::clone(&self.by_network), _place: place })
     }
 
-    /// Runs a slow hash when it is its turn. It holds its place until it has ended, also where nobody waits for it any longer.
+    /// Runs a slow hash once a place is free. It keeps the place until it has ended, even if its request was dropped.
     async fn run<T: Send + 'static>(&self, network: Network, hash: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
         let place = self.place(network)?;
         let running = Arc::clone(&self.running).acquire_owned().await.map_err(|_| busy())?;
