@@ -394,3 +394,24 @@ CREATE TABLE config_changes (
 CREATE INDEX config_changes_of_namespace ON config_changes (namespace, number);
 
 CREATE INDEX versions_public ON versions (namespace) WHERE manifest ->> 'access' = 'public';
+
+CREATE TABLE providers (
+    key        TEXT PRIMARY KEY, -- the name in lower case
+    provider   TEXT NOT NULL, -- JSON
+    secret     BLOB, -- sealed; NULL of a public client
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- An identity has an account in each namespace that it has signed in to. Its account has the empty secret, which nobody can prove.
+CREATE TABLE identities (
+    issuer       TEXT NOT NULL,
+    subject      TEXT NOT NULL,
+    namespace    TEXT NOT NULL,
+    account      TEXT NOT NULL UNIQUE REFERENCES accounts (id) ON DELETE CASCADE,
+    provider     TEXT NOT NULL, -- by which it has signed in last
+    signed_in_at INTEGER NOT NULL,
+    keys_end_at  INTEGER NOT NULL, -- its keys are taken until then; the next sign-in renews it
+    PRIMARY KEY (issuer, subject, namespace)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX identities_of_provider ON identities (provider);

@@ -53,6 +53,11 @@ for tool in "$@"; do
         command -v redis-server >/dev/null || packages redis-server
         command -v git >/dev/null && command -v openssl >/dev/null && command -v runuser >/dev/null ||
             packages git openssl util-linux
+        [ -d "$SERVICES_VENV/npm/node_modules/oidc-provider" ] || {
+            say "installing oidc-provider"
+            mkdir -p "$SERVICES_VENV/npm"
+            npm install --prefix "$SERVICES_VENV/npm" --silent --no-audit --no-fund oidc-provider@8
+        }
         [ -x "$SERVICES_VENV/bin/python" ] || {
             say "installing grpcio"
             /usr/bin/python3 -m venv "$SERVICES_VENV" && "$SERVICES_VENV/bin/pip" install --quiet grpcio

@@ -15,7 +15,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::ApiConfig;
 use crate::accept_batcher::AcceptBatcher;
 use crate::access::Access;
 use crate::admission::AdmissionControl;
@@ -23,8 +22,10 @@ use crate::call_ids::CallIdAllocator;
 use crate::entrance::Hosts;
 use crate::metrics::Metrics;
 use crate::problem::{ErrorCode, Problem, Reply};
+use crate::providers::Providers;
 use crate::shares::{Share, Shares};
 use crate::versions::Versions;
+use crate::{ApiConfig, SignInLifetimes};
 use faena_scheduler::CompletionWriter;
 use faena_scheduler::InFlight;
 use faena_scheduler::SchedulerHandle;
@@ -57,6 +58,8 @@ struct Inner {
     is_beyond_loopback: bool,
     trusted_proxies: Vec<IpNet>,
     hosts: Hosts,
+    providers: Providers,
+    sign_in_lifetimes: SignInLifetimes,
     private_headers: Vec<String>,
     tunnels: TaskTracker,
     uploads: Arc<Semaphore>,
@@ -102,6 +105,8 @@ impl App {
             trusted_proxies: config.trusted_proxies.clone(),
             hosts: Hosts::new(config.functions_domain.as_deref()),
             private_headers: config.private_headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            providers: Providers::default(),
+            sign_in_lifetimes: config.sign_in,
             tunnels: TaskTracker::new(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             // Clients that only wait may hold half of all connections.
@@ -183,6 +188,16 @@ impl App {
     /// The hosts of functions.
     pub(crate) fn hosts(&self) -> &Hosts {
         &self.inner.hosts
+    }
+
+    /// Asks identity providers.
+    pub(crate) fn providers(&self) -> &Providers {
+        &self.inner.providers
+    }
+
+    /// How long sign-ins with them count.
+    pub(crate) fn sign_in_lifetimes(&self) -> SignInLifetimes {
+        self.inner.sign_in_lifetimes
     }
 
     /// Headers of requests that no record keeps, in lower case.

@@ -16,7 +16,7 @@ use faena_protocol::db::Resource;
 use faena_protocol::records::CallRecord;
 use percent_encoding::percent_decode_str;
 
-use crate::access::{Access, Asking, Grant, Rules};
+use crate::access::{Access, Grant, RequestAuth, Rules};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 const READ: Requirement = Requirement::Scope(Scope::Read);
@@ -62,6 +62,12 @@ const OPERATIONS: &[(&str, &str, Requirement, &str)] = &[
     ("POST", "/setup", Nothing, "account"),
     ("POST", "/token", Nothing, "account"),
     ("DELETE", "/token", Account, "account"),
+    ("GET", "/login", Nothing, "account"),
+    ("GET", "/login/callback/{provider}", Nothing, "account"),
+    ("POST", "/provider", Root, "provider"),
+    ("GET", "/providers", Root, "provider"),
+    ("GET", "/provider/{provider}", Root, "provider"),
+    ("DELETE", "/provider/{provider}", Root, "provider"),
     ("GET", "/whoami", Account, "account"),
     ("POST", "/account", ADMIN, "account"),
     ("GET", "/accounts", ADMIN, "account"),
@@ -128,7 +134,9 @@ impl<'a> Operation<'a> {
     /// Whether a request for it changes something, other than by a call.
     pub(crate) fn is_change(&self, method: &Method) -> bool {
         let is_call = self.requirement == Requirement::Call || self.path == "/invokeFunction";
-        !method.is_safe() && !is_call
+        // Who comes back from a provider has signed in.
+        let is_sign_in = self.path.starts_with("/login/callback/");
+        is_sign_in || (!method.is_safe() && !is_call)
     }
 
     /// Whether it concerns the account that asks, and no namespace.
@@ -143,10 +151,10 @@ impl<'a> Operation<'a> {
     }
 
     /// What a request for it is admitted by.
-    pub(crate) fn grant(&self, principal: &Arc<Principal>, asking: &Asking<'_>) -> Grant {
+    pub(crate) fn grant(&self, principal: &Arc<Principal>, request: &RequestAuth<'_>) -> Grant {
         Grant {
             principal: Arc::clone(principal),
-            credential: asking.read_credential(),
+            credential: request.read_credential(),
             requirement: self.requirement,
             kind: self.kind,
             name: self.name().into_owned(),
@@ -231,10 +239,15 @@ pub(crate) fn permit_binding(principal: &Principal, path: &ConfigPath, rules: &R
 }
 
 /// What a call of a function is admitted by.
-pub(crate) fn grant_of_call(principal: &Arc<Principal>, asking: &Asking<'_>, function: &str, path: &str) -> Grant {
+pub(crate) fn grant_of_call(
+    principal: &Arc<Principal>,
+    request: &RequestAuth<'_>,
+    function: &str,
+    path: &str,
+) -> Grant {
     Grant {
         principal: Arc::clone(principal),
-        credential: asking.read_credential(),
+        credential: request.read_credential(),
         requirement: Requirement::Call,
         kind: FUNCTION,
         name: function.to_owned(),

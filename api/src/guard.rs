@@ -19,7 +19,7 @@ use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
 use futures_util::future::{Either, select};
 use futures_util::{StreamExt, TryStreamExt};
 
-use crate::access::{Asking, AuditEntry, Audited, Grant, Origin};
+use crate::access::{AuditEntry, Audited, Grant, Origin, RequestAuth, session_cookie};
 use crate::app::App;
 use crate::authorize::{self, NO_ROUTE, Operation};
 use crate::calling::CallingFunction;
@@ -28,12 +28,15 @@ use crate::problem::{ErrorCode, Problem, Reply};
 
 /// What follows something is sent as this (HTML Standard, 9.2).
 const EVENT_STREAM: &str = "text/event-stream";
+/// Where a browser begins to sign in, and where it comes back.
+const LOGIN: &str = "/login";
+const LOGIN_CALLBACK: &str = "/login/callback/";
 /// What a multipart body may add to the archive in it.
 pub(crate) const MULTIPART_FRAME: u64 = 64 * 1024;
 
 /// Judges a request, counts its answer, and records what it has changed.
 pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    if let Err(problem) = judge(&app, request.uri(), request.headers()) {
+    if let Err(problem) = judge(&app, request.method(), request.uri(), request.headers()) {
         return problem.into_response();
     }
     let begun = Instant::now();
@@ -56,7 +59,7 @@ async fn admit_and_answer(app: &App, route: &str, mut request: Request, next: Ne
         record(app, false, entry, &mut response).await;
         return response;
     }
-    let grant = operation.grant(&principal, &Asking::of_route(request.headers(), &origin));
+    let grant = operation.grant(&principal, &RequestAuth::of_route(request.headers(), &origin));
     let is_lasting = lasts(request.headers());
     request.extensions_mut().insert(principal);
     request.extensions_mut().insert(origin);
@@ -127,8 +130,8 @@ async fn admit(
     if operation.requirement == Requirement::Nothing {
         return (nobody(), no_query(route, uri));
     }
-    let asking = Asking { is_about_itself: operation.is_about_itself(), ..Asking::of_route(headers, origin) };
-    let principal = match app.access().principal(&asking).await {
+    let auth = RequestAuth { is_about_itself: operation.is_about_itself(), ..RequestAuth::of_route(headers, origin) };
+    let principal = match app.access().principal(&auth).await {
         Ok(principal) => principal,
         Err(problem) => return (nobody(), Err(problem)),
     };
@@ -170,6 +173,8 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
                 | "/rule"
                 | "/rule/{id}"
                 | "/account/{account}/secret"
+                | LOGIN
+                | "/login/callback/{provider}"
         );
     match uri.query() {
         Some(query) if !takes_one && !query.is_empty() => {
@@ -180,11 +185,18 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
 }
 
 /// Checks that apply to every request of the API.
-fn judge(app: &App, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
+fn judge(app: &App, method: &Method, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
     declared_size(headers)?;
     bounded(headers)?;
     single(uri, headers)?;
-    not_a_page(app, headers)
+    let is_sign_in = uri.path() == LOGIN || uri.path().starts_with(LOGIN_CALLBACK);
+    if is_sign_in && *method == Method::GET {
+        // A provider sends the browser here, and other sites may link to a sign-in.
+        return own_host(app, headers);
+    }
+    not_a_page(app, headers)?;
+    // SameSite=Lax lets a link of another site bring the cookie, and a link changes nothing.
+    if method.is_safe() { Ok(()) } else { cookie_of_this_site(headers) }
 }
 
 /// Checks that apply to every request for a function.
@@ -193,7 +205,7 @@ pub(crate) fn judge_call(app: &App, entrance: Entrance, head: (&Method, &Uri, &H
     bounded(headers)?;
     single(uri, headers)?;
     match entrance {
-        Entrance::Path => not_a_page(app, headers),
+        Entrance::Path => not_a_page(app, headers).and_then(|()| cookie_of_this_site(headers)),
         Entrance::Host => not_another_site(method, headers),
     }
 }
@@ -291,7 +303,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
+/// Refuses a request for a host that is none of ours.
+fn own_host(app: &App, headers: &HeaderMap) -> Reply<()> {
     let host = text(headers, "host").unwrap_or_default();
     let name = host_name(host).to_ascii_lowercase();
     // A page can have a name that leads here (DNS rebinding), but no address of its own that does.
@@ -305,6 +318,31 @@ fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
         return Err(Problem::new(ErrorCode::ForeignHost, detail)
             .hint("call localhost or 127.0.0.1, or name the host in the setting host_names"));
     }
+    Ok(())
+}
+
+/// Refuses a request that a page of another site may have sent, with the cookie that the browser adds to it: one that names
+/// no origin of ours.
+fn cookie_of_this_site(headers: &HeaderMap) -> Reply<()> {
+    if session_cookie(headers).is_none() || headers.contains_key(header::AUTHORIZATION) {
+        return Ok(());
+    }
+    let host = text(headers, "host").unwrap_or_default();
+    let is_own = match (text(headers, "origin"), text(headers, "sec-fetch-site")) {
+        (Some(origin), _) => is_origin_of(origin, host),
+        (None, Some(site)) => is_same_site(site),
+        (None, None) => false,
+    };
+    if is_own {
+        return Ok(());
+    }
+    let detail = "the request has the cookie of a session, and does not say that it comes from a page of this platform";
+    Err(Problem::new(ErrorCode::ForeignOrigin, detail).hint("a browser sends the header Origin; programs use a key"))
+}
+
+fn not_a_page(app: &App, headers: &HeaderMap) -> Reply<()> {
+    own_host(app, headers)?;
+    let host = text(headers, "host").unwrap_or_default();
     let is_foreign = text(headers, "origin").is_some_and(|origin| !is_origin_of(origin, host))
         || text(headers, "sec-fetch-site").is_some_and(|site| !is_same_site(site));
     if is_foreign {

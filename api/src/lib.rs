@@ -24,6 +24,7 @@ pub mod metrics;
 mod path;
 mod preference;
 mod problem;
+mod providers;
 mod routes;
 mod server;
 mod shares;
@@ -86,6 +87,8 @@ pub struct ApiConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Whom an open platform is for.
     pub operators: Operators,
+    /// How long sign-ins with an identity provider count.
+    pub sign_in: SignInLifetimes,
     /// Where each line of the audit is appended too.
     pub audit_file: Option<PathBuf>,
     /// The domain below which functions have origins of their own, besides `localhost`.
@@ -108,6 +111,22 @@ pub struct ApiConfig {
     pub invoker: Option<Arc<dyn Invoker>>,
     /// Runtimes of one thread each, which own connections; none leaves them where we are called.
     pub shards: Vec<Handle>,
+}
+
+/// How long a sign-in with an identity provider counts, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct SignInLifetimes {
+    /// For the session that it begins.
+    pub session_ms: i64,
+    /// For keys that the account makes: after that they need another sign-in.
+    pub keys_ms: i64,
+}
+
+impl Default for SignInLifetimes {
+    fn default() -> Self {
+        const HOUR_MS: i64 = 3600 * 1000;
+        Self { session_ms: 12 * HOUR_MS, keys_ms: 30 * 24 * HOUR_MS }
+    }
 }
 
 impl ApiConfig {

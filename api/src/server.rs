@@ -173,7 +173,11 @@ impl Edge {
         if self.app.hosts().is_call(&request) {
             return Ok(http_call::answer(&self.app, request, &client).await);
         }
-        request.extensions_mut().insert(Origin { address: client.address, peer: client.peer.clone() });
+        request.extensions_mut().insert(Origin {
+            address: client.address,
+            peer: client.peer.clone(),
+            is_secure: client.is_secure,
+        });
         if invoke::is_only_stored(&request) {
             return self.accepting.oneshot(request).await;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use faena_api::{Api, ApiConfig};
+use faena_api::{Api, ApiConfig, SignInLifetimes};
 use faena_blob::BlobStore;
 use faena_db::SqliteStore;
 use faena_db_client::DbClient;
@@ -22,7 +22,7 @@ use tracing::{error, info};
 
 use crate::folders::{Folders, Lock};
 use crate::node;
-use crate::settings::Settings;
+use crate::settings::{Settings, millis};
 use crate::shards::Shards;
 
 /// What a second signal ends the process with (sysexits.h has none for it; shells use 128 and the signal).
@@ -132,6 +132,10 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         insecure_http: settings.insecure_http,
         trusted_proxies: settings.trusted_proxies()?,
         operators: settings.operators()?,
+        sign_in: SignInLifetimes {
+            session_ms: millis(settings.sign_in_lasts),
+            keys_ms: millis(settings.sign_in_keys_last),
+        },
         audit_file: settings.audit_file.clone(),
         functions_domain: settings.functions_domain.clone(),
         private_headers: settings.private_headers.clone(),

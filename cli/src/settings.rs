@@ -78,6 +78,9 @@ pub(crate) struct Settings {
     pub(crate) trusted_proxies: Vec<String>,
     /// Users of this machine, by name or number, whom an open platform is for besides its own, root and who ran sudo.
     pub(crate) operators: Vec<String>,
+    /// How long the session of a sign-in with an identity provider lasts, and how long keys do after the last sign-in.
+    pub(crate) sign_in_lasts: Span,
+    pub(crate) sign_in_keys_last: Span,
     /// A file that each line of the audit is appended to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) audit_file: Option<PathBuf>,
@@ -213,6 +216,8 @@ impl Default for Settings {
             insecure_http: false,
             trusted_proxies: Vec::new(),
             operators: Vec::new(),
+            sign_in_lasts: Span(12 * 3_600_000),
+            sign_in_keys_last: Span(30 * 24 * 3_600_000),
             audit_file: None,
             functions_domain: None,
             private_headers: Vec::new(),
@@ -319,6 +324,11 @@ fn check_domain(domain: &str, host_names: &[String]) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// A span as milliseconds that may be subtracted.
+pub(crate) fn millis(span: Span) -> i64 {
+    i64::try_from(span.0).unwrap_or(i64::MAX)
 }
 
 impl Settings {
@@ -432,7 +442,6 @@ impl Settings {
 
     /// How the database is set up.
     pub(crate) fn store(&self) -> StoreSettings {
-        let millis = |span: Span| i64::try_from(span.0).unwrap_or(i64::MAX);
         StoreSettings {
             queue: QueueBounds {
                 function_calls: self.queue_calls,

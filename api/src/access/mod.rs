@@ -1,15 +1,15 @@
-//! Who is let in: what is known of accounts, credentials and rules, remembered until db tells that it has changed.
+//! Who is let in: accounts, credentials and rules, cached until db reports a change.
 //!
 //! A platform on which no account was ever made is open: what reaches it from this machine is the local operator's. The
 //! first account locks it, for ever.
 
-mod asking;
 mod audit;
-mod guesses;
-mod known;
+mod cache;
 mod peer;
 mod rates;
+mod request_auth;
 mod secrets;
+mod sign_in_limits;
 
 use std::fs::File;
 use std::sync::{Arc, LazyLock, Weak};
@@ -28,17 +28,17 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::problem::{ErrorCode, Problem, Reply};
-use asking::unknown_credential;
-pub(crate) use asking::{Asking, Origin};
 pub(crate) use audit::{Audit, AuditEntry, Audited};
-pub(crate) use guesses::Network;
-use guesses::SignInLimits;
-pub(crate) use known::Rules;
-use known::{AccessCache, KnownCredential};
+pub(crate) use cache::Rules;
+use cache::{AccessCache, KnownCredential};
 pub use peer::Operators;
 pub(crate) use peer::{Peer, client_address};
 use rates::Rates;
+use request_auth::unknown_credential;
+pub(crate) use request_auth::{Origin, RequestAuth, SESSION_COOKIE, cookie, session_cookie};
 pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_secret};
+pub(crate) use sign_in_limits::Network;
+use sign_in_limits::{Attempt, SignInLimits};
 
 /// How often db is asked whether anything has changed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -67,12 +67,12 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 pub(crate) struct Access {
     db: DbClient,
-    known: RwLock<AccessCache>,
+    cache: RwLock<AccessCache>,
     /// Whom the platform is open for; none where it may not be open.
     open_for: Option<Operators>,
     /// Sent when anything has changed.
     changed: watch::Sender<()>,
-    guesses: SignInLimits,
+    sign_in_limits: SignInLimits,
     pub(crate) secrets: Secrets,
     rates: Rates,
     pub(crate) audit: Audit,
@@ -83,10 +83,10 @@ impl Access {
     pub(crate) fn new(db: DbClient, open_for: Option<Operators>, audit_file: Option<File>) -> Arc<Self> {
         let access = Arc::new(Self {
             audit: Audit::new(db.clone(), audit_file),
-            known: RwLock::default(),
+            cache: RwLock::default(),
             open_for,
             changed: watch::Sender::new(()),
-            guesses: SignInLimits::default(),
+            sign_in_limits: SignInLimits::default(),
             secrets: Secrets::default(),
             rates: Rates::default(),
             db,
@@ -98,7 +98,7 @@ impl Access {
     /// The state of access, at most [`MAX_ACCESS_AGE`] old.
     async fn state(&self) -> Reply<AccessState> {
         {
-            let known = self.known.read();
+            let known = self.cache.read();
             if let Some((state, heard)) = known.state
                 && heard.elapsed() < MAX_ACCESS_AGE
             {
@@ -112,7 +112,7 @@ impl Access {
     pub(crate) async fn refresh(&self) -> Reply<AccessState> {
         let asked = Instant::now();
         let state = self.db.ask_within(&AccessStateGet {}, ANSWER).await?;
-        let has_changed = self.known.write().hear(state, asked);
+        let has_changed = self.cache.write().hear(state, asked);
         if has_changed {
             self.changed.send_replace(());
         }
@@ -134,15 +134,14 @@ impl Access {
     ///
     /// # Errors
     /// 401 for a credential that is none of ours; 400 for a namespace that cannot be one.
-    pub(crate) async fn principal(&self, asking: &Asking<'_>) -> Reply<Arc<Principal>> {
-        let named = asking.namespace()?;
-        if !self.state().await?.locked && self.is_open_to(asking) {
+    pub(crate) async fn principal(&self, request: &RequestAuth<'_>) -> Reply<Arc<Principal>> {
+        let named = request.namespace()?;
+        if !self.state().await?.locked && self.is_open_to(request) {
             return self.operator(named).await;
         }
-        let Some(text) = asking.credential()? else {
+        let Some(credential) = request.credential()? else {
             return Ok(Arc::new(Principal::anonymous(named.unwrap_or_default())));
         };
-        let credential: Credential = text.parse().map_err(|_| unknown_credential())?;
         let known = self.credential(&credential).await?;
         match named {
             Some(named) if named != known.principal.namespace => {
@@ -153,9 +152,9 @@ impl Access {
     }
 
     /// Whether an open platform accepts a request: it comes from an operator, and through no proxy.
-    fn is_open_to(&self, asking: &Asking<'_>) -> bool {
-        let is_operators = |operators: &Operators| asking.peer.is_none_or(|peer| peer.is_of(operators));
-        self.open_for.as_ref().is_some_and(|operators| !asking.is_forwarded() && is_operators(operators))
+    fn is_open_to(&self, request: &RequestAuth<'_>) -> bool {
+        let is_operators = |operators: &Operators| request.peer.is_none_or(|peer| peer.is_of(operators));
+        self.open_for.as_ref().is_some_and(|operators| !request.is_forwarded() && is_operators(operators))
     }
 
     async fn operator(&self, named: Option<Namespace>) -> Reply<Arc<Principal>> {
@@ -170,9 +169,6 @@ impl Access {
 
     /// What a credential stands for, where it is one that is sent with requests and has not ended.
     async fn credential(&self, credential: &Credential) -> Reply<Arc<KnownCredential>> {
-        if credential.kind == CredentialKind::Refresh {
-            return Err(unknown_credential().hint("exchange it at POST /token"));
-        }
         let known = self.lookup(credential).await?;
         let now = unix_ms();
         if known.has_ended(now) {
@@ -184,11 +180,11 @@ impl Access {
 
     /// What a credential stands for, also where it has ended.
     async fn lookup(&self, credential: &Credential) -> Reply<Arc<KnownCredential>> {
-        let there = self.known.read().credential(credential.id);
+        let there = self.cache.read().credential(credential.id);
         let known = match there {
             Some(known) => known,
             None => match self.db.ask_within(&CredentialGet { id: credential.id }, ANSWER).await {
-                Ok(found) => self.known.write().learn(credential.id, found),
+                Ok(found) => self.cache.write().learn(credential.id, found),
                 Err(DbError::NotFound { what: Resource::Credential, .. }) => return Err(unknown_credential()),
                 Err(error) => return Err(error.into()),
             },
@@ -252,8 +248,8 @@ impl Access {
     }
 
     /// When the key of a request ends, where it has one that does.
-    pub(crate) async fn end_of_key(&self, asking: &Asking<'_>) -> Reply<Option<Timestamp>> {
-        let Some(credential) = asking.read_credential() else { return Ok(None) };
+    pub(crate) async fn end_of_key(&self, request: &RequestAuth<'_>) -> Reply<Option<Timestamp>> {
+        let Some(credential) = request.read_credential() else { return Ok(None) };
         if credential.kind != CredentialKind::Key {
             return Ok(None);
         }
@@ -261,9 +257,8 @@ impl Access {
     }
 
     /// The session of a credential, where it is an access token.
-    pub(crate) async fn session(&self, asking: &Asking<'_>) -> Reply<Option<String>> {
-        let Some(text) = asking.credential()? else { return Ok(None) };
-        let credential: Credential = text.parse().map_err(|_| unknown_credential())?;
+    pub(crate) async fn session(&self, request: &RequestAuth<'_>) -> Reply<Option<String>> {
+        let Some(credential) = request.credential()? else { return Ok(None) };
         Ok(self.credential(&credential).await?.session.clone())
     }
 
@@ -278,7 +273,7 @@ impl Access {
         hash: Option<SecretHash>,
         network: Network,
     ) -> Reply<()> {
-        let attempt = self.guesses.attempt(namespace, account, network, Instant::now()).map_err(too_many)?;
+        let attempt = self.sign_in_limits.attempt(namespace, account, network, Instant::now()).map_err(too_many)?;
         match self.secrets.is_right(secret, hash, network).await {
             Ok(true) => attempt.succeeded(),
             Ok(false) => return Err(wrong_secret()),
@@ -291,17 +286,25 @@ impl Access {
         Ok(())
     }
 
+    /// Counts a sign-in with a provider; it has failed, unless it is said to have succeeded.
+    ///
+    /// # Errors
+    /// 429 where too many from this network have failed.
+    pub(crate) fn attempt_from(&self, network: Network) -> Reply<Attempt<'_>> {
+        self.sign_in_limits.attempt_from(network, Instant::now()).map_err(too_many)
+    }
+
     /// The rules of a namespace.
     ///
     /// # Errors
     /// 404 where there is no such namespace.
     pub(crate) async fn rules(&self, namespace: &Namespace) -> Reply<Arc<Rules>> {
-        let there = self.known.read().rules(namespace);
+        let there = self.cache.read().rules(namespace);
         match there {
             Some(rules) => Ok(rules),
             None => {
                 let found = self.db.ask_within(&RuleList { namespace: namespace.clone() }, ANSWER).await?;
-                Ok(self.known.write().learn_rules(namespace, found))
+                Ok(self.cache.write().learn_rules(namespace, found))
             }
         }
     }
@@ -332,7 +335,7 @@ impl Access {
 
     /// Notes in db when keys were used.
     async fn note_uses(&self) {
-        let uses = self.known.write().take_uses();
+        let uses = self.cache.write().take_uses();
         if uses.is_empty() {
             return;
         }

@@ -30,7 +30,7 @@ use faena_protocol::records::{CallSpec, Code, IdempotencyKey};
 use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::access::{Asking, AuditEntry, Grant, Peer};
+use crate::access::{AuditEntry, Grant, Peer, RequestAuth};
 use crate::app::App;
 use crate::calling::CallingFunction;
 use crate::entrance::{Address, Entrance};
@@ -187,7 +187,7 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
 
 /// Who calls, where they may.
 async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, client: &Client) -> Reply<Grant> {
-    let asking = Asking {
+    let auth = RequestAuth {
         headers: request.headers(),
         entrance: Some(address.entrance),
         host: address.namespace,
@@ -197,10 +197,10 @@ async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, cl
     let path = address.entrance.path(request.uri());
     let mut caller = None;
     let admitted = async {
-        let principal = app.access().principal(&asking).await?;
+        let principal = app.access().principal(&auth).await?;
         let permitted = authorize::permit_call(app.access(), &principal, &address.name, path).await;
         caller = Some(Arc::clone(&principal));
-        permitted.map(|()| authorize::grant_of_call(&principal, &asking, &address.name, path))
+        permitted.map(|()| authorize::grant_of_call(&principal, &auth, &address.name, path))
     };
     let admitted = match admitted.await {
         // A host names a function, whatever is missing of it.

@@ -60,6 +60,7 @@ codes! {
     ImageFailed, "image_failed", BAD_GATEWAY, "The image cannot be used";
     Infrastructure, "infrastructure", BAD_GATEWAY, "The platform failed the call";
     Internal, "internal", INTERNAL_SERVER_ERROR, "The platform failed";
+    InsecureSignIn, "insecure_sign_in", BAD_REQUEST, "Browsers sign in over HTTPS";
     InvalidCallNumber, "invalid_call_number", BAD_REQUEST, "This is no call number";
     InvalidCallback, "invalid_callback", UNPROCESSABLE_ENTITY, "The callback cannot be called";
     InvalidCommand, "invalid_command", BAD_REQUEST, "This is no command";
@@ -71,6 +72,7 @@ codes! {
     InvalidName, "invalid_name", BAD_REQUEST, "This is no name";
     InvalidPath, "invalid_path", BAD_REQUEST, "The path cannot be used";
     InvalidPreference, "invalid_preference", BAD_REQUEST, "The preference cannot be read";
+    InvalidProvider, "invalid_provider", UNPROCESSABLE_ENTITY, "The identity provider cannot be used";
     InvalidQuery, "invalid_query", BAD_REQUEST, "The query is unknown or wrong";
     InvalidRequest, "invalid_request", BAD_REQUEST, "This is no request for a function";
     InvalidRule, "invalid_rule", BAD_REQUEST, "This is no rule";
@@ -93,6 +95,7 @@ codes! {
     NotJson, "not_json", UNSUPPORTED_MEDIA_TYPE, "The body does not say that it is JSON";
     NotMultipart, "not_multipart", UNSUPPORTED_MEDIA_TYPE, "The upload is not multipart/form-data";
     NotReplayable, "not_replayable", CONFLICT, "The record does not hold all of the call";
+    ProviderUnavailable, "provider_unavailable", BAD_GATEWAY, "The identity provider cannot be asked";
     PublicNotAllowed, "public_not_allowed", UNPROCESSABLE_ENTITY, "The runtime does not allow public functions";
     QueueFull, "queue_full", TOO_MANY_REQUESTS, "The queue is full";
     QuotaExceeded, "quota_exceeded", FORBIDDEN, "The quota of the namespace is exceeded";
@@ -100,6 +103,7 @@ codes! {
     RepeatedField, "repeated_field", BAD_REQUEST, "A field is there twice";
     RepeatedHeader, "repeated_header", BAD_REQUEST, "A header is there more than once";
     Running, "running", ACCEPTED, "The call has not ended yet";
+    SignInFailed, "sign_in_failed", UNAUTHORIZED, "The sign-in did not succeed";
     Stopping, "stopping", SERVICE_UNAVAILABLE, "The platform is stopping";
     Timeout, "timeout", GATEWAY_TIMEOUT, "The attempt took too long";
     TooManyAttempts, "too_many_attempts", TOO_MANY_REQUESTS, "Too many attempts";
@@ -118,10 +122,12 @@ codes! {
     UnknownKey, "unknown_key", BAD_REQUEST, "faena.toml has no such key";
     UnknownApiKey, "unknown_api_key", NOT_FOUND, "There is no such API key";
     UnknownNamespace, "unknown_namespace", NOT_FOUND, "There is no such namespace";
+    UnknownProvider, "unknown_provider", NOT_FOUND, "There is no such identity provider";
     UnknownRule, "unknown_rule", NOT_FOUND, "There is no such rule";
     UnknownRoute, "unknown_route", NOT_FOUND, "There is nothing at this path";
     UnknownRuntime, "unknown_runtime", NOT_FOUND, "There is no such runtime";
     UnknownVersion, "unknown_version", NOT_FOUND, "There is no such version";
+    UnmappedIdentity, "unmapped_identity", FORBIDDEN, "The identity has no access";
     UnsafeArchive, "unsafe_archive", BAD_REQUEST, "An entry of the archive is not permitted";
     UnsupportedArchive, "unsupported_archive", UNSUPPORTED_MEDIA_TYPE, "The archive is packed in a way that is not read";
     UnsupportedEncoding, "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, "The encoding of the body is not read";

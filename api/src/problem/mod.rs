@@ -137,6 +137,7 @@ impl From<DbError> for Problem {
                     Resource::Key => ErrorCode::UnknownApiKey,
                     Resource::Rule => ErrorCode::UnknownRule,
                     Resource::Config => ErrorCode::UnknownConfig,
+                    Resource::Provider => ErrorCode::UnknownProvider,
                 };
                 Self::new(code, format!("there is no {what} {name}"))
             }

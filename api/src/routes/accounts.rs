@@ -230,7 +230,7 @@ pub(crate) async fn change_secret(
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let NewSecret { old, new } = parse_object(&bytes, &["old", "new"])?;
     let login = app.db().ask(&LoginGet { namespace: principal.namespace.clone(), account: account.clone() }).await;
-    let is_own = |id: &AccountId| principal.account_id() == Some(id) && !principal.is_elsewhere();
+    let is_own = |id: &AccountId| principal.account_id() == Some(id) && !principal.is_in_foreign_namespace();
     let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
     let may = permit_named(app.access(), &principal, ACCOUNTS, &name).await;
     let is_admin = may.is_ok();
@@ -240,6 +240,10 @@ pub(crate) async fn change_secret(
         Err(error) if is_admin => return Err(error.into()),
         _ => return Err(may.err().unwrap_or_else(|| Problem::new(ErrorCode::Forbidden, "it is another's secret"))),
     };
+    if login.secret.is_none() {
+        let detail = format!("{name} signs in with an identity provider, and has no secret");
+        return Err(Problem::new(ErrorCode::Conflict, detail));
+    }
     check_secret(&new)?;
     let network = Network::from(origin.address);
     let needs_old = !is_admin || (is_own(&login.account.id) && old.is_some());
@@ -249,8 +253,8 @@ pub(crate) async fn change_secret(
             return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the secret until now"));
         };
         let of = (&login.account.namespace, name.as_str());
-        app.access().prove(of, old, Some(login.secret.clone()), network).await?;
-        proven = Some(login.secret);
+        app.access().prove(of, old, login.secret.clone(), network).await?;
+        proven = login.secret;
     }
     let secret = app.access().secrets.hash(new, network).await?;
     app.db().ask(&SecretPut { id: login.account.id, secret, proven, ends_keys }).await?;

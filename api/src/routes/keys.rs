@@ -14,7 +14,7 @@ use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{MAX_REQUEST, NO_STORE};
-use crate::access::{Asking, Audited, Origin, new_credential};
+use crate::access::{Audited, Origin, RequestAuth, new_credential};
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body;
@@ -85,7 +85,7 @@ pub(crate) async fn make(
     };
     let asked_end = expires_at.map(instant).transpose()?;
     // A key that ends makes none that outlives it.
-    let expires_at = match app.access().end_of_key(&Asking::of_route(&headers, &origin)).await? {
+    let expires_at = match app.access().end_of_key(&RequestAuth::of_route(&headers, &origin)).await? {
         Some(end) => Some(asked_end.map_or(end, |asked| asked.min(end))),
         None => asked_end,
     };

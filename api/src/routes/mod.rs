@@ -12,8 +12,10 @@ mod functions;
 mod health;
 pub(crate) mod invoke;
 mod keys;
+mod login;
 mod logs;
 mod namespaces;
+mod providers;
 mod replay;
 mod rules;
 mod runtimes;
@@ -89,6 +91,11 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(accounts::change_secret))
         .routes(routes!(accounts::whoami))
         .routes(routes!(tokens::make, tokens::delete))
+        .routes(routes!(login::begin))
+        .routes(routes!(login::finish))
+        .routes(routes!(providers::put))
+        .routes(routes!(providers::list))
+        .routes(routes!(providers::get, providers::delete))
         .routes(routes!(keys::make))
         .routes(routes!(keys::list))
         .routes(routes!(keys::delete))

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::AppendHeaders;
 use axum::{Extension, Json};
 use faena_auth::{Credential, CredentialKind, NewCredential};
@@ -16,7 +16,8 @@ use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{MAX_REQUEST, NO_STORE};
-use crate::access::{Asking, Audited, Network, Origin, new_credential, wrong_secret};
+use super::login::clear_session;
+use crate::access::{Audited, Network, Origin, RequestAuth, new_credential, wrong_secret};
 use crate::app::App;
 use crate::body;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -118,7 +119,7 @@ async fn sign_in(
         Err(DbError::NotFound { .. }) => None,
         Err(error) => return Err(failed(error.into())),
     };
-    let hash = login.as_ref().map(|login| login.secret.clone());
+    let hash = login.as_ref().and_then(|login| login.secret.clone());
     // Its name and its id are the same account to who guesses.
     let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
     app.access().prove((&namespace, &name), secret, hash, network).await.map_err(failed)?;
@@ -128,13 +129,14 @@ async fn sign_in(
 
 /// Begins a session of an account whose secret was proven.
 async fn begin(app: &App, LoginRecord { account, secret }: LoginRecord) -> Reply<Answer> {
+    let proven = secret.ok_or_else(wrong_secret)?;
     let (access, refresh) = (new_credential(CredentialKind::Access)?, new_credential(CredentialKind::Refresh)?);
     let now = unix_ms();
     let ends_at = Timestamp(now + SESSION_MS);
     let begin = SessionBegin {
         session: uuid::Uuid::new_v4().simple().to_string(),
         account: account.id.clone(),
-        proven: secret,
+        proven,
         ends_at,
         access: record(&access, now + ACCESS_MS),
         refresh: record(&refresh, ends_at.0),
@@ -182,17 +184,17 @@ async fn refresh(app: &App, token: &str) -> Reply<Answer> {
 }
 
 /// Signs out: the session of the token ends at once.
-#[utoipa::path(delete, path = "/token", tag = "accounts", responses((status = 204, description = "The session has ended")))]
+#[utoipa::path(delete, path = "/token", tag = "accounts", responses((status = 204, description = "The session has ended; a browser forgets its cookie")))]
 pub(crate) async fn delete(
     State(app): State<App>,
     Extension(origin): Extension<Origin>,
     headers: HeaderMap,
-) -> Reply<StatusCode> {
-    match app.access().session(&Asking::of_route(&headers, &origin)).await? {
+) -> Reply<(StatusCode, AppendHeaders<[(HeaderName, HeaderValue); 1]>)> {
+    match app.access().session(&RequestAuth::of_route(&headers, &origin)).await? {
         Some(session) => {
             app.db().ask(&SessionEnd { session }).await?;
             app.access().refresh().await?;
-            Ok(StatusCode::NO_CONTENT)
+            Ok((StatusCode::NO_CONTENT, AppendHeaders([(header::SET_COOKIE, clear_session()?)])))
         }
         None => Err(Problem::new(ErrorCode::Conflict, "the credential of this request belongs to no session")
             .hint("a key ends with DELETE /key/ID")),

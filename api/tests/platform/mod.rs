@@ -84,6 +84,7 @@ impl Parts<'_> {
             insecure_http: false,
             trusted_proxies: Vec::new(),
             operators: faena_api::Operators::default(),
+            sign_in: faena_api::SignInLifetimes::default(),
             audit_file: None,
             functions_domain: None,
             private_headers: Vec::new(),

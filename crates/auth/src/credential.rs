@@ -1,4 +1,5 @@
-//! Credentials: `fna_a_…` is an access token, `fna_k_…` a key, `fna_r_…` a token that is exchanged for new ones.
+//! Credentials: `fna_a_…` is an access token, `fna_k_…` a key, `fna_r_…` a token that is exchanged for new ones,
+//! `fna_s_…` the cookie of a browser's session.
 //!
 //! A credential is `fna_`, its kind, its id and its secret. The id finds the record, which has a hash of the secret: secrets of
 //! 256 random bits need no slow hash.
@@ -27,16 +28,19 @@ pub enum CredentialKind {
     Refresh,
     /// A key, until it is deleted or ends.
     Key,
+    /// The cookie of a browser, until its session ends.
+    Cookie,
 }
 
 impl CredentialKind {
-    const ALL: [Self; 3] = [Self::Access, Self::Refresh, Self::Key];
+    const ALL: [Self; 4] = [Self::Access, Self::Refresh, Self::Key, Self::Cookie];
 
     const fn letter(self) -> &'static str {
         match self {
             Self::Access => "a",
             Self::Refresh => "r",
             Self::Key => "k",
+            Self::Cookie => "s",
         }
     }
 }

@@ -62,7 +62,7 @@ impl Principal {
             (Requirement::Call, Account::Function(_)) => return Ok(()),
             (Requirement::Call, _) => {}
             (_, Account::Anonymous) => return Err(Forbidden::Unauthenticated),
-            (Requirement::Root, _) if self.is_elsewhere() && !self.is_root() => {
+            (Requirement::Root, _) if self.is_in_foreign_namespace() && !self.is_root() => {
                 return Err(Forbidden::Elsewhere(self.namespace.clone()));
             }
             (Requirement::Root, _) if !self.is_root() => return Err(Forbidden::Root { account: self.account.clone() }),
@@ -71,10 +71,10 @@ impl Principal {
             (Requirement::Scope(_) | Requirement::OwnCall(_), _) => {}
         }
         // An administrator of the platform may do everything in the namespaces of others.
-        if self.is_elsewhere() && self.is_root() {
+        if self.is_in_foreign_namespace() && self.is_root() {
             return Ok(());
         }
-        if self.is_elsewhere() && requirement != Requirement::Call && self.account != Account::Anonymous {
+        if self.is_in_foreign_namespace() && requirement != Requirement::Call && self.account != Account::Anonymous {
             return Err(Forbidden::Elsewhere(self.namespace.clone()));
         }
         if let Requirement::Scope(scope) = requirement
@@ -91,7 +91,7 @@ impl Principal {
         match rules.decide(self, requirement, target) {
             Ok(()) => Ok(()),
             Err(_) if self.account == Account::Anonymous => Err(Forbidden::Unauthenticated),
-            Err(_) if self.is_elsewhere() => Err(Forbidden::Elsewhere(self.namespace.clone())),
+            Err(_) if self.is_in_foreign_namespace() => Err(Forbidden::Elsewhere(self.namespace.clone())),
             Err(Some(rule)) => Err(Forbidden::Denied { account: self.account.clone(), rule: rule.to_owned() }),
             Err(None) if requirement == Requirement::Call && !self.scopes.include(Scope::Invoke) => {
                 Err(self.lacks(Scope::Invoke))

@@ -5,12 +5,14 @@
 
 mod credential;
 mod decision;
+mod mapping;
 mod principal;
 mod rule;
 mod scope;
 
 pub use credential::{Credential, CredentialHash, CredentialId, CredentialKind, NewCredential, SECRET_BYTES};
 pub use decision::Forbidden;
+pub use mapping::{MAX_MAPPINGS, Mapping, mapped};
 pub use principal::{Account, AccountId, AccountKind, Principal, Requirement};
 pub use rule::{Access, InvalidRule, MAX_PATTERN, Pattern, Rule, RuleResource, RuleScope, RuleSet, Target};
 pub use scope::{InvalidScope, MAX_SCOPES, Scope, Scopes};

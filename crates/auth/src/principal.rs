@@ -128,7 +128,7 @@ impl Principal {
     }
 
     /// Whether it acts in another namespace than that of its account.
-    pub fn is_elsewhere(&self) -> bool {
+    pub fn is_in_foreign_namespace(&self) -> bool {
         self.home.as_ref() != Some(&self.namespace)
     }
 

@@ -189,10 +189,10 @@ impl Rule {
         let is_account = matches!(principal.account, Account::Named { .. });
         match &self.scope {
             RuleScope::Public => true,
-            RuleScope::Namespace => is_account && !principal.is_elsewhere(),
+            RuleScope::Namespace => is_account && !principal.is_in_foreign_namespace(),
             RuleScope::Anyone => is_account,
             // Words are those of the namespace that gave them.
-            RuleScope::Named(name) => !principal.is_elsewhere() && principal.scopes.include_named(name),
+            RuleScope::Named(name) => !principal.is_in_foreign_namespace() && principal.scopes.include_named(name),
         }
     }
 

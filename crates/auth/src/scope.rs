@@ -134,6 +134,14 @@ impl Scopes {
         }
     }
 
+    /// The scopes of both sets.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.built_in |= other.built_in;
+        self.words.extend(other.words.iter().cloned());
+        self
+    }
+
     /// The scopes of this set that the other one includes too.
     #[must_use]
     pub fn within(&self, other: &Self) -> Self {

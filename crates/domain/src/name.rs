@@ -131,6 +131,8 @@ names! {
     KeyName;
     /// The id of a rule in its namespace.
     RuleId;
+    /// The name of an identity provider.
+    ProviderName;
 }
 
 /// A function, as everything that counts, caches or holds it knows it.

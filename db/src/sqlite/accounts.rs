@@ -57,7 +57,7 @@ pub(super) fn account_record(row: &Row<'_>) -> rusqlite::Result<AccountRecord> {
     })
 }
 
-fn is_locked(connection: &Connection) -> Result<bool, DbError> {
+pub(super) fn is_locked(connection: &Connection) -> Result<bool, DbError> {
     connection
         .prepare_cached("SELECT locked FROM access")
         .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
@@ -84,8 +84,11 @@ pub(super) fn namespace(connection: &Connection, name: &Namespace) -> Result<Nam
 
 /// An account of a namespace by its id or its name, and the hash of its secret.
 fn login(connection: &Connection, namespace: &Namespace, account: &str) -> Result<LoginRecord, DbError> {
-    let record =
-        |row: &Row<'_>| Ok(LoginRecord { account: account_record(row)?, secret: SecretHash(row.get("secret")?) });
+    let record = |row: &Row<'_>| {
+        let secret: String = row.get("secret")?;
+        let secret = (!secret.is_empty()).then_some(SecretHash(secret));
+        Ok(LoginRecord { account: account_record(row)?, secret })
+    };
     connection
         .prepare_cached(&format!(
             "SELECT {ACCOUNT}, a.secret AS secret FROM accounts a WHERE a.namespace = ?1 AND (a.id = ?2 OR a.key = ?3)"
@@ -96,6 +99,14 @@ fn login(connection: &Connection, namespace: &Namespace, account: &str) -> Resul
         })
         .map_err(|error| internal("reading an account", &error))?
         .ok_or_else(|| not_found(Resource::Account, account))
+}
+
+/// The accounts of a namespace that need no provider to sign in.
+fn accounts_with_secrets(connection: &Connection, namespace: &Namespace) -> Result<Vec<AccountRecord>, DbError> {
+    connection
+        .prepare_cached(&format!("SELECT {ACCOUNT} FROM accounts a WHERE a.namespace = ?1 AND a.secret <> ''"))
+        .and_then(|mut statement| statement.query_map([namespace.as_str()], account_record)?.collect())
+        .map_err(|error| internal("listing accounts", &error))
 }
 
 fn accounts(connection: &Connection, namespace: &Namespace) -> Result<Vec<AccountRecord>, DbError> {
@@ -307,6 +318,42 @@ impl Write for RuleDelete {
     }
 }
 
+/// Makes an account, whose name must be free in its namespace.
+pub(super) fn insert_account(
+    connection: &Connection,
+    account: &AccountRecord,
+    secret: &SecretHash,
+) -> Result<(), DbError> {
+    let there = accounts(connection, &account.namespace)?;
+    if there.iter().any(|other| other.name == account.name) {
+        let message = format!("the namespace {} has an account {} already", account.namespace, account.name);
+        return Err(DbError::Conflict { message });
+    }
+    if there.len() as u64 >= MAX_ACCOUNTS {
+        let message = format!("the namespace {} has {MAX_ACCOUNTS} accounts, which is the most", account.namespace);
+        return Err(DbError::Conflict { message });
+    }
+    let row = (
+        &*account.id.0,
+        account.namespace.as_str(),
+        account.name.key(),
+        account.name.as_str(),
+        Text(account.kind),
+        Json(&account.scopes),
+        Json(&account.metadata),
+        &secret.0,
+        account.created_at.0,
+    );
+    connection
+        .execute(
+            "INSERT INTO accounts (id, namespace, key, name, kind, scopes, metadata, secret, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            row,
+        )
+        .map(drop)
+        .map_err(|error| internal("making an account", &error))
+}
+
 impl Write for AccountPut {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<AccountRecord, DbError> {
         context.changes_access();
@@ -327,34 +374,10 @@ impl Write for AccountPut {
             let message = "the first account must have the scope admin in the namespace default".to_owned();
             return Err(DbError::AdministratorNeeded { message });
         }
-        let there = accounts(connection, &account.namespace)?;
-        if there.iter().any(|other| other.name == account.name) {
-            let message = format!("the namespace {} has an account {} already", account.namespace, account.name);
-            return Err(DbError::Conflict { message });
-        }
-        if there.len() as u64 >= MAX_ACCOUNTS {
-            let message = format!("the namespace {} has {MAX_ACCOUNTS} accounts, which is the most", account.namespace);
-            return Err(DbError::Conflict { message });
-        }
-        let row = (
-            &*account.id.0,
-            account.namespace.as_str(),
-            account.name.key(),
-            account.name.as_str(),
-            Text(account.kind),
-            Json(&account.scopes),
-            Json(&account.metadata),
-            &secret.0,
-            account.created_at.0,
-        );
+        insert_account(connection, &account, &secret)?;
         connection
-            .execute(
-                "INSERT INTO accounts (id, namespace, key, name, kind, scopes, metadata, secret, created_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                row,
-            )
-            .and_then(|_| connection.execute("UPDATE access SET locked = 1, setup = NULL", []))
-            .map_err(|error| internal("making an account", &error))?;
+            .execute("UPDATE access SET locked = 1, setup = NULL", [])
+            .map_err(|error| internal("locking the platform", &error))?;
         Ok(account)
     }
 }
@@ -380,7 +403,7 @@ impl Write for AccountDelete {
             .optional()
             .map_err(|error| internal("reading an account", &error))?;
         let namespace: Namespace = found.and_then(|name| name.parse().ok()).ok_or_else(unknown)?;
-        let accounts = accounts(connection, &namespace)?;
+        let accounts = accounts_with_secrets(connection, &namespace)?;
         let is_admin = |account: &&AccountRecord| account.scopes.include(Scope::Admin);
         let (going, staying): (Vec<_>, Vec<_>) = accounts.iter().filter(is_admin).partition(|one| one.id == self.id);
         if !going.is_empty() && staying.is_empty() {
@@ -406,7 +429,7 @@ impl Write for SecretPut {
         let broken = |error| internal("changing a secret", &error);
         let changed = connection
             .execute(
-                "UPDATE accounts SET secret = ?2 WHERE id = ?1 AND (?3 IS NULL OR secret = ?3)",
+                "UPDATE accounts SET secret = ?2 WHERE id = ?1 AND secret <> '' AND (?3 IS NULL OR secret = ?3)",
                 (&*self.id.0, &self.secret.0, self.proven.as_ref().map(|proven| &proven.0)),
             )
             .map_err(broken)?;

@@ -69,7 +69,9 @@ pub(super) fn register(connection: &Connection, keyring: &Keyring) -> rusqlite::
 
 /// Whether any secret is kept.
 pub(super) fn has_secrets(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.query_row("SELECT EXISTS (SELECT 1 FROM config WHERE sealed IS NOT NULL)", [], |row| row.get(0))
+    const KEPT: &str = "SELECT EXISTS (SELECT 1 FROM config WHERE sealed IS NOT NULL)
+                             OR EXISTS (SELECT 1 FROM providers WHERE secret IS NOT NULL)";
+    connection.query_row(KEPT, [], |row| row.get(0))
 }
 
 /// Seals what signs callbacks and was kept in clear by an earlier Faena.
@@ -299,6 +301,7 @@ impl Write for SecretsRotate {
         let sealed: Vec<Vec<u8>> = connection
             .prepare_cached(
                 "SELECT DISTINCT substr(sealed, 1, 8) FROM config WHERE sealed IS NOT NULL
+                 UNION SELECT DISTINCT substr(secret, 1, 8) FROM providers WHERE secret IS NOT NULL
                  UNION SELECT DISTINCT substr(unhex(secret), 1, 8) FROM functions
                  UNION SELECT DISTINCT substr(unhex(secret), 1, 8) FROM callbacks WHERE status = 'WAITING'",
             )
@@ -318,8 +321,13 @@ impl Write for SecretsRotate {
                 "UPDATE functions SET secret = hex(reseal(namespace, 'callbacks/' || key, unhex(secret)))",
                 [],
             )?;
+            let providers = connection.execute(
+                "UPDATE providers SET secret = reseal('', 'providers/' || key, secret) WHERE secret IS NOT NULL",
+                [],
+            )?;
             connection
                 .execute("UPDATE config SET sealed = reseal(namespace, path, sealed) WHERE sealed IS NOT NULL", [])
+                .map(|values| values + providers)
         };
         rotate().map(|count| count as u64).map_err(|error| internal("sealing secrets with a new key", &error))
     }

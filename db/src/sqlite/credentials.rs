@@ -28,6 +28,8 @@ pub(super) const REQUESTS: &[Request] = &[
 ];
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
+/// Later than any instant.
+const NEVER: i64 = i64::MAX;
 /// The most sessions of an account.
 const MAX_SESSIONS: u32 = 100;
 /// The most tokens of a session: more than one that is refreshed every ten minutes needs.
@@ -56,8 +58,9 @@ impl Read for CredentialGet {
                      s.ends_at AS session_ends_at
                  FROM tokens t JOIN sessions s ON s.id = t.session JOIN accounts a ON a.id = s.account WHERE t.id = ?1
                  UNION ALL
-                 SELECT {ACCOUNT}, 'key', k.hash, k.expires_at, k.scopes, NULL, NULL
-                 FROM api_keys k JOIN accounts a ON a.id = k.account WHERE k.id = ?1"
+                 SELECT {ACCOUNT}, 'key', k.hash, nullif(min(coalesce(k.expires_at, {NEVER}), coalesce(i.keys_end_at, {NEVER})), {NEVER}),
+                     k.scopes, NULL, NULL
+                 FROM api_keys k JOIN accounts a ON a.id = k.account LEFT JOIN identities i ON i.account = a.id WHERE k.id = ?1"
             ))
             .and_then(|mut statement| statement.query_row([&id], credential).optional())
             .map_err(|error| internal("reading a credential", &error))?
@@ -66,14 +69,14 @@ impl Read for CredentialGet {
     }
 }
 
-fn insert_tokens(
-    connection: &Connection,
-    session: &str,
-    (access, refresh): (&TokenRecord, &TokenRecord),
-) -> rusqlite::Result<()> {
-    let mut statement = connection
-        .prepare_cached("INSERT INTO tokens (id, session, kind, hash, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?;
-    for (kind, token) in [(CredentialKind::Access, access), (CredentialKind::Refresh, refresh)] {
+/// The tokens of a session, each with what it is for.
+type Tokens<'a> = [(CredentialKind, &'a TokenRecord)];
+
+fn insert_tokens(connection: &Connection, session: &str, tokens: &Tokens<'_>) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO tokens (id, session, kind, hash, expires_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+    )?;
+    for (kind, token) in tokens {
         statement.execute((token.id.to_string(), session, Text(kind), Text(&token.hash), token.expires_at.0))?;
     }
     Ok(())
@@ -81,6 +84,28 @@ fn insert_tokens(
 
 fn is_token(connection: &Connection, token: &TokenRecord) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM tokens WHERE id = ?1)", [token.id.to_string()], |row| row.get(0))
+}
+
+/// Begins a session: its id, its account and its end. Of too many of one account the oldest ends.
+pub(super) fn begin_session(
+    connection: &Connection,
+    context: &RequestContext<'_>,
+    (session, account, ends_at): (&str, &str, Timestamp),
+    tokens: &Tokens<'_>,
+) -> rusqlite::Result<()> {
+    connection.execute(
+        "INSERT INTO sessions (id, account, began_at, ends_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+        (session, account, context.wall, ends_at.0),
+    )?;
+    let ended = connection.execute(
+        "DELETE FROM sessions WHERE account = ?1 AND id IN
+             (SELECT id FROM sessions WHERE account = ?1 ORDER BY began_at DESC, id LIMIT -1 OFFSET ?2)",
+        (account, MAX_SESSIONS),
+    )?;
+    if ended > 0 {
+        context.changes_access();
+    }
+    insert_tokens(connection, session, tokens)
 }
 
 impl Write for SessionBegin {
@@ -102,22 +127,8 @@ impl Write for SessionBegin {
         if !is_there {
             return Err(not_found(Resource::Account, account));
         }
-        let begin = || {
-            connection.execute(
-                "INSERT INTO sessions (id, account, began_at, ends_at) VALUES (?1, ?2, ?3, ?4)",
-                (&self.session, account, context.wall, self.ends_at.0),
-            )?;
-            let ended = connection.execute(
-                "DELETE FROM sessions WHERE account = ?1 AND id IN
-                     (SELECT id FROM sessions WHERE account = ?1 ORDER BY began_at DESC, id LIMIT -1 OFFSET ?2)",
-                (account, MAX_SESSIONS),
-            )?;
-            if ended > 0 {
-                context.changes_access();
-            }
-            insert_tokens(connection, &self.session, (&self.access, &self.refresh))
-        };
-        begin().map_err(broken)
+        let tokens = [(CredentialKind::Access, &self.access), (CredentialKind::Refresh, &self.refresh)];
+        begin_session(connection, context, (&self.session, account, self.ends_at), &tokens).map_err(broken)
     }
 }
 
@@ -162,7 +173,8 @@ impl Write for SessionRefresh {
         }
         let exchange = || {
             connection.execute("UPDATE tokens SET successor = ?2 WHERE id = ?1", (&used, &next))?;
-            insert_tokens(connection, &session, (&self.access, &self.refresh))
+            let tokens = [(CredentialKind::Access, &self.access), (CredentialKind::Refresh, &self.refresh)];
+            insert_tokens(connection, &session, &tokens)
         };
         exchange().map_err(broken)?;
         Ok(Refreshed::Done(Box::new(account)))

@@ -18,6 +18,7 @@ mod keyring;
 mod keys;
 mod logs;
 mod migrate;
+mod providers;
 mod queue;
 mod reader;
 mod registry;

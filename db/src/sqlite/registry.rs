@@ -10,8 +10,8 @@ use rusqlite::Connection;
 use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
 use super::{
-    accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs, runtimes,
-    workers,
+    accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs, providers,
+    runtimes, workers,
 };
 
 /// The requests of this module.
@@ -24,6 +24,7 @@ fn all() -> impl Iterator<Item = &'static Request> {
     let modules = [
         REQUESTS,
         accounts::REQUESTS,
+        providers::REQUESTS,
         audit::REQUESTS,
         blobs::REQUESTS,
         builds::REQUESTS,

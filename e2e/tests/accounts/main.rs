@@ -80,8 +80,10 @@ fn operations(platform: &Platform) -> Vec<(String, String)> {
 }
 
 /// Routes that need no credential.
-const FOR_EVERYONE: [(&str, &str); 4] =
-    [("POST", "/setup"), ("POST", "/token"), ("GET", "/healthz"), ("GET", "/readyz")];
+const FOR_EVERYONE: [(&str, &str); 5] =
+    [("POST", "/setup"), ("POST", "/token"), ("GET", "/login"), ("GET", "/healthz"), ("GET", "/readyz")];
+/// Where browsers come back from an identity provider. Without one it is always 401.
+const CALLBACK: (&str, &str) = ("GET", "/login/callback/{provider}");
 /// Routes that need a credential, whatever its scopes.
 const FOR_ACCOUNTS: [(&str, &str); 7] = [
     ("DELETE", "/token"),
@@ -113,6 +115,10 @@ fn every_route_needs_a_credential_that_is_whole_alive_and_permitted() {
     let uploaded = [("Content-Type", "application/json")];
     for (method, route) in operations(&platform) {
         let operation = (method.as_str(), route.as_str());
+        if operation == CALLBACK {
+            assert_eq!(as_stranger(&platform, "GET", "/login/callback/x", &[]).problem(401), "sign_in_failed");
+            continue;
+        }
         let path = route.replace("{callNum}", "1").replace("/{path}", "/x").replace(['{', '}'], "");
         if FOR_EVERYONE.contains(&operation) {
             assert!(

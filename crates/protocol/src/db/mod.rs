@@ -11,6 +11,7 @@ mod config;
 mod credentials;
 mod functions;
 mod logs;
+mod providers;
 mod runtimes;
 mod service;
 mod slots;
@@ -32,6 +33,7 @@ pub use config::*;
 pub use credentials::*;
 pub use functions::*;
 pub use logs::*;
+pub use providers::*;
 pub use runtimes::*;
 pub use service::*;
 pub use slots::*;
@@ -99,6 +101,8 @@ pub enum Resource {
     Rule,
     /// A value of the configuration.
     Config,
+    /// An identity provider.
+    Provider,
 }
 
 impl fmt::Display for Resource {
@@ -115,6 +119,7 @@ impl fmt::Display for Resource {
             Self::Key => "key",
             Self::Rule => "rule",
             Self::Config => "value of the configuration",
+            Self::Provider => "identity provider",
         })
     }
 }
@@ -246,6 +251,7 @@ pub fn messages() -> impl Iterator<Item = &'static Message> {
         accounts::MESSAGES,
         config::MESSAGES,
         credentials::MESSAGES,
+        providers::MESSAGES,
         audit::MESSAGES,
     ];
     all.into_iter().flatten()

@@ -60,8 +60,8 @@ impl fmt::Debug for SecretHash {
 pub struct LoginRecord {
     /// The account.
     pub account: AccountRecord,
-    /// The hash of its secret.
-    pub secret: SecretHash,
+    /// The hash of its secret; none of who signs in with a provider.
+    pub secret: Option<SecretHash>,
 }
 
 /// A key of an account. Its secret is told once, when it is made.

@@ -4,8 +4,10 @@ mod accounts;
 mod builds;
 mod calls;
 mod functions;
+mod providers;
 
 pub use accounts::*;
 pub use builds::*;
 pub use calls::*;
 pub use functions::*;
+pub use providers::*;

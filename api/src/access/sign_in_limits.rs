@@ -1,4 +1,4 @@
-//! Guessing of secrets is slowed for who guesses, and tells nothing.
+//! Guessing of secrets is slowed for who limits, and tells nothing.
 //!
 //! Each attempt counts until it has succeeded, so that many at once count too.
 
@@ -73,9 +73,10 @@ pub(crate) struct SignInLimits(Mutex<State>);
 /// An attempt; it has failed, unless it is said to have succeeded.
 #[derive(Debug)]
 pub(crate) struct Attempt<'a> {
-    guesses: &'a SignInLimits,
+    limits: &'a SignInLimits,
     subjects: Vec<Subject>,
-    of: (Name, Network),
+    /// The account that it names.
+    of: Option<(Name, Network)>,
 }
 
 /// Forgets the older half.
@@ -100,10 +101,27 @@ impl SignInLimits {
         now: Instant,
     ) -> Result<Attempt<'_>, Duration> {
         let name: Name = (namespace.clone(), account.to_ascii_lowercase());
-        let mut state = self.0.lock();
-        let is_new = !state.known.get(&name).is_some_and(|networks| networks.contains(&network));
+        let is_new = !self.0.lock().known.get(&name).is_some_and(|networks| networks.contains(&network));
         let mut subjects = vec![Subject::Pair(name.clone(), network), Subject::Network(network)];
         subjects.extend(is_new.then(|| Subject::Account(name.clone())));
+        self.count(subjects, Some((name, network)), now)
+    }
+
+    /// Counts an attempt that names no account.
+    ///
+    /// # Errors
+    /// As [`Self::attempt`].
+    pub(crate) fn attempt_from(&self, network: Network, now: Instant) -> Result<Attempt<'_>, Duration> {
+        self.count(vec![Subject::Network(network)], None, now)
+    }
+
+    fn count(
+        &self,
+        subjects: Vec<Subject>,
+        of: Option<(Name, Network)>,
+        now: Instant,
+    ) -> Result<Attempt<'_>, Duration> {
+        let mut state = self.0.lock();
         if state.counts.len() >= MOST {
             state.counts.retain(|subject, count| now.duration_since(count.since) < subject.bound().1);
             if state.counts.len() >= MOST {
@@ -125,14 +143,14 @@ impl SignInLimits {
             state.counts.entry(subject.clone()).or_insert(Count { failures: 0, since: now }).failures += 1;
         }
         drop(state);
-        Ok(Attempt { guesses: self, subjects, of: (name, network) })
+        Ok(Attempt { limits: self, subjects, of })
     }
 }
 
 impl Attempt<'_> {
     /// Nothing was tried: it does not count.
     pub(crate) fn withdraw(self) {
-        let mut state = self.guesses.0.lock();
+        let mut state = self.limits.0.lock();
         for subject in self.subjects {
             if let Some(count) = state.counts.get_mut(&subject) {
                 count.failures = count.failures.saturating_sub(1);
@@ -142,9 +160,10 @@ impl Attempt<'_> {
 
     /// The secret was right.
     pub(crate) fn succeeded(self) {
-        let (guesses, (name, network)) = (self.guesses, self.of.clone());
+        let (limits, of) = (self.limits, self.of.clone());
         self.withdraw();
-        let mut state = guesses.0.lock();
+        let Some((name, network)) = of else { return };
+        let mut state = limits.0.lock();
         if state.known.len() >= MOST {
             state.known.clear();
         }
@@ -164,44 +183,44 @@ mod tests {
         text.parse::<IpAddr>().unwrap().into()
     }
 
-    fn fails(guesses: &SignInLimits, account: &str, from: &str, now: Instant) -> bool {
-        guesses.attempt(&Namespace::default(), account, network(from), now).is_ok()
+    fn fails(limits: &SignInLimits, account: &str, from: &str, now: Instant) -> bool {
+        limits.attempt(&Namespace::default(), account, network(from), now).is_ok()
     }
 
     #[test]
-    fn who_guesses_is_slowed_and_nobody_else() {
-        let (guesses, now) = (SignInLimits::default(), Instant::now());
-        assert_eq!((0..60).filter(|_| fails(&guesses, "ann", "192.0.2.1", now)).count(), 10);
-        assert!(!fails(&guesses, "ANN", "192.0.2.1", now), "case does not matter");
-        assert!(fails(&guesses, "bob", "192.0.2.1", now), "another account");
-        assert!(fails(&guesses, "ann", "192.0.2.2", now), "another address");
-        assert!(fails(&guesses, "ann", "192.0.2.1", now + Duration::from_secs(60)), "a minute later");
+    fn who_limits_is_slowed_and_nobody_else() {
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        assert_eq!((0..60).filter(|_| fails(&limits, "ann", "192.0.2.1", now)).count(), 10);
+        assert!(!fails(&limits, "ANN", "192.0.2.1", now), "case does not matter");
+        assert!(fails(&limits, "bob", "192.0.2.1", now), "another account");
+        assert!(fails(&limits, "ann", "192.0.2.2", now), "another address");
+        assert!(fails(&limits, "ann", "192.0.2.1", now + Duration::from_secs(60)), "a minute later");
     }
 
     #[test]
     fn a_network_has_a_bound_over_all_accounts() {
-        let (guesses, now) = (SignInLimits::default(), Instant::now());
-        let tried = (0..200).filter(|number| fails(&guesses, &number.to_string(), "2001:db8::1", now));
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        let tried = (0..200).filter(|number| fails(&limits, &number.to_string(), "2001:db8::1", now));
         assert_eq!(tried.count(), 100);
-        assert!(!fails(&guesses, "ann", "2001:db8::ffff", now), "one subscriber has 64 bits");
-        assert!(fails(&guesses, "ann", "2001:db8:0:1::1", now));
+        assert!(!fails(&limits, "ann", "2001:db8::ffff", now), "one subscriber has 64 bits");
+        assert!(fails(&limits, "ann", "2001:db8:0:1::1", now));
     }
 
     #[test]
     fn an_account_that_many_guess_is_open_to_who_used_it_before() {
-        let (guesses, now) = (SignInLimits::default(), Instant::now());
-        guesses.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
-        let tried = (0..150).filter(|number| fails(&guesses, "ann", &format!("198.51.100.{number}"), now));
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        limits.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
+        let tried = (0..150).filter(|number| fails(&limits, "ann", &format!("198.51.100.{number}"), now));
         assert_eq!(tried.count(), 100);
-        assert!(fails(&guesses, "ann", "192.0.2.1", now));
+        assert!(fails(&limits, "ann", "192.0.2.1", now));
     }
 
     #[test]
     fn what_succeeds_does_not_count() {
-        let (guesses, now) = (SignInLimits::default(), Instant::now());
+        let (limits, now) = (SignInLimits::default(), Instant::now());
         for _ in 0..50 {
-            guesses.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
+            limits.attempt(&Namespace::default(), "ann", network("192.0.2.1"), now).unwrap().succeeded();
         }
-        assert!(fails(&guesses, "ann", "192.0.2.1", now));
+        assert!(fails(&limits, "ann", "192.0.2.1", now));
     }
 }

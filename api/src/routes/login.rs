@@ -1,0 +1,303 @@
+//! Signing in with an identity provider, in a browser.
+//!
+//! What has to be kept between both steps lies in a cookie of the browser, so that any api can do the second step, and one that
+//! another browser has begun cannot be finished.
+
+use axum::Extension;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use faena_auth::{AccountId, AccountKind, CredentialKind, mapped};
+use faena_domain::{AccountName, Namespace, ProviderName, Timestamp};
+use faena_protocol::db::{IdentitySignIn, ProviderGet};
+use faena_protocol::records::{AccountRecord, ProviderLogin, TokenRecord};
+use faena_scheduler::unix_ms;
+use faena_sign_in::{Callback, Identity, Pending};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::access::{Audited, Network, Origin, SESSION_COOKIE, cookie, new_credential};
+use crate::app::App;
+use crate::entrance::host_name;
+use crate::path::Path;
+use crate::problem::{ErrorCode, Problem, Reply};
+
+/// The cookie that is kept between both steps.
+const LOGIN_COOKIE: &str = "__Host-faena-login";
+/// How long a person may take at the provider, in seconds.
+const LOGIN_SECONDS: i64 = 600;
+/// Where a browser goes after a sign-in that does not say where.
+const HOME: &str = "/whoami";
+/// The longest path to go to after a sign-in.
+const MAX_RETURN: usize = 1000;
+/// Claims that an account shows, for people to recognise it. They decide nothing.
+const SHOWN: [&str; 3] = ["name", "preferred_username", "email"];
+/// The longest claim that is shown, in characters.
+const MAX_SHOWN: usize = 200;
+/// Bytes of the digest that makes the name of an account unique.
+const NAME_DIGEST: usize = 8;
+
+/// What the browser keeps between both steps.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    provider: ProviderName,
+    namespace: Option<Namespace>,
+    back: String,
+    pending: Pending,
+}
+
+fn set_cookie(name: &str, value: &str, seconds: i64) -> Reply<HeaderValue> {
+    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={seconds}");
+    HeaderValue::from_str(&text).map_err(|error| Problem::internal("making a cookie", &error))
+}
+
+/// Ends the session of a browser.
+pub(super) fn clear_session() -> Reply<HeaderValue> {
+    set_cookie(SESSION_COOKIE, "", 0)
+}
+
+/// Where the provider sends the browser back to.
+fn redirect(headers: &HeaderMap, origin: &Origin, provider: &ProviderName) -> Reply<String> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_loopback = matches!(host_name(host), "localhost" | "127.0.0.1" | "[::1]");
+    let scheme = match (origin.is_secure, is_loopback) {
+        (true, _) => "https",
+        (false, true) => "http",
+        (false, false) => {
+            let detail =
+                format!("a browser takes the cookie of a session over HTTPS alone, and {host} is asked over HTTP");
+            return Err(Problem::new(ErrorCode::InsecureSignIn, detail));
+        }
+    };
+    Ok(format!("{scheme}://{host}/login/callback/{provider}"))
+}
+
+fn invalid_query(detail: &str) -> Problem {
+    Problem::new(ErrorCode::InvalidQuery, detail.to_owned())
+}
+
+/// A path of this origin.
+fn is_path(path: &str) -> bool {
+    let is_absolute = path.starts_with('/') && !path.starts_with("//") && !path.starts_with("/\\");
+    is_absolute && path.len() <= MAX_RETURN && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
+}
+
+/// Sends a browser to an identity provider.
+#[utoipa::path(get, path = "/login", tag = "accounts", params(("provider" = String, Query, description = "the identity provider"), ("namespace" = Option<String>, Query, description = "the namespace to sign in to, where there are several"), ("return" = Option<String>, Query, description = "the path to go to after that")),
+    responses((status = 303, description = "The address of the provider"), (status = 404, description = "There is no such provider", body = Problem), (status = 502, description = "The provider cannot be asked", body = Problem)))]
+pub(crate) async fn begin(
+    State(app): State<App>,
+    Extension(origin): Extension<Origin>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Reply<Response> {
+    let (mut provider, mut namespace, mut back) = (None, None, HOME.to_owned());
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        match &*name {
+            "provider" => provider = Some(value.parse::<ProviderName>()?),
+            "namespace" => namespace = Some(super::accounts::namespace(&value)?),
+            "return" if is_path(&value) => back = value.into_owned(),
+            "return" => return Err(invalid_query("return is a path of this platform, as /whoami")),
+            _ => return Err(invalid_query("the parameters are provider, namespace and return")),
+        }
+    }
+    let provider = provider.ok_or_else(|| invalid_query("the parameter provider is missing"))?;
+    let redirect = redirect(&headers, &origin, &provider)?;
+    let attempt = app.access().attempt_from(Network::from(origin.address))?;
+    let login = app.db().ask(&ProviderGet { name: provider.clone() }).await?;
+    let (address, pending) = app.providers().ask(login, move |provider| provider.begin(redirect)).await?;
+    // Nothing was tried yet.
+    attempt.withdraw();
+    let kept = serde_json::to_vec(&Kept { provider, namespace, back, pending });
+    let kept = BASE64.encode(kept.map_err(|error| Problem::internal("making a cookie", &error))?);
+    let address = HeaderValue::from_str(&address).map_err(|error| Problem::internal("making an address", &error))?;
+    let cookie = set_cookie(LOGIN_COOKIE, &kept, LOGIN_SECONDS)?;
+    let headers = [(header::LOCATION, address), (header::SET_COOKIE, cookie), (header::CACHE_CONTROL, NO_STORE)];
+    Ok((StatusCode::SEE_OTHER, headers).into_response())
+}
+
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+fn callback(query: Option<&str>) -> Callback {
+    let mut callback = Callback::default();
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let field = match &*name {
+            "code" => &mut callback.code,
+            "state" => &mut callback.state,
+            "iss" => &mut callback.issuer,
+            "error" => &mut callback.error,
+            "error_description" => &mut callback.error_description,
+            // A provider may add parameters of its own (RFC 6749, 4.1.2).
+            _ => continue,
+        };
+        *field = Some(value.into_owned());
+    }
+    callback
+}
+
+/// Signs in who comes back from an identity provider.
+#[utoipa::path(get, path = "/login/callback/{provider}", tag = "accounts", params(("provider" = String, Path,), ("code" = Option<String>, Query, description = "the provider's code"), ("state" = Option<String>, Query, description = "what the browser was sent with"), ("iss" = Option<String>, Query, description = "the provider's issuer identifier"), ("error" = Option<String>, Query, description = "why there is no code"), ("error_description" = Option<String>, Query, description = "the same in words")),
+    responses((status = 200, description = "A page that goes on, and the cookie of the session"), (status = 401, description = "Nobody has signed in", body = Problem), (status = 403, description = "No mapping applies to the identity", body = Problem)))]
+pub(crate) async fn finish(
+    State(app): State<App>,
+    Extension(origin): Extension<Origin>,
+    Path(provider): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let signed_in = sign_in(&app, &origin, provider, query.as_deref(), &headers).await;
+    let mut response = signed_in.unwrap_or_else(IntoResponse::into_response);
+    // A sign-in is finished once, however it ends.
+    if let Ok(cookie) = set_cookie(LOGIN_COOKIE, "", 0) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+async fn sign_in(
+    app: &App,
+    origin: &Origin,
+    provider: String,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Reply<Response> {
+    let provider: ProviderName = provider.parse()?;
+    let not_begun = || {
+        let detail = "the sign-in was not begun by this browser, or was finished already";
+        Problem::new(ErrorCode::SignInFailed, detail).hint("begin again at /login?provider=NAME")
+    };
+    let attempt = app.access().attempt_from(Network::from(origin.address))?;
+    let kept = cookie(headers, LOGIN_COOKIE).and_then(|text| BASE64.decode(text).ok());
+    let kept: Kept = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(not_begun)?;
+    if kept.provider != provider || !is_path(&kept.back) {
+        return Err(not_begun());
+    }
+    let redirect = redirect(headers, origin, &provider)?;
+    let login = app.db().ask(&ProviderGet { name: provider.clone() }).await?;
+    let ProviderLogin { provider: record, .. } = login.clone();
+    let claims: Vec<String> = record.mappings.iter().map(|mapping| mapping.claim.clone()).collect();
+    let (callback, pending) = (callback(query), kept.pending);
+    let identity = app.providers().ask(login, move |provider| {
+        let claims: Vec<&str> = claims.iter().map(String::as_str).collect();
+        provider.finish(redirect, callback, pending, &claims)
+    });
+    let identity = identity.await?;
+    let found = mapped(&record.mappings, &identity.claims, kept.namespace.as_ref());
+    let (namespace, scopes) = found.ok_or_else(|| {
+        let subject: String = identity.subject.chars().take(MAX_SHOWN).collect();
+        let detail = format!("no mapping of the provider {provider} gives the subject {subject:?} access");
+        Problem::new(ErrorCode::UnmappedIdentity, detail)
+    })?;
+    let account = AccountRecord {
+        id: AccountId(uuid::Uuid::new_v4().simple().to_string().into()),
+        name: account_name(&record.name, &identity)?,
+        namespace,
+        kind: AccountKind::User,
+        scopes,
+        metadata: metadata(&record.name, &identity),
+        created_at: Timestamp(unix_ms()),
+    };
+    let (cookie, account) = begin_session(app, provider, identity, account).await?;
+    attempt.succeeded();
+    app.access().refresh().await?;
+    let audited = Audited {
+        account: Some(account.name.to_string()),
+        target: Some(account.name.to_string()),
+        namespace: Some(account.namespace),
+    };
+    Ok((Extension(audited), page(&kept.back, cookie)?).into_response())
+}
+
+/// Begins a session of an identity; its cookie.
+async fn begin_session(
+    app: &App,
+    provider: ProviderName,
+    identity: Identity,
+    account: AccountRecord,
+) -> Reply<(HeaderValue, AccountRecord)> {
+    let made = new_credential(CredentialKind::Cookie)?;
+    let lifetimes = app.sign_in_lifetimes();
+    let now = unix_ms();
+    let request = IdentitySignIn {
+        provider,
+        issuer: identity.issuer,
+        subject: identity.subject,
+        account,
+        session: uuid::Uuid::new_v4().simple().to_string(),
+        cookie: TokenRecord {
+            id: made.id,
+            hash: made.hash.clone(),
+            expires_at: Timestamp(now.saturating_add(lifetimes.session_ms)),
+        },
+        keys_end_at: Timestamp(now.saturating_add(lifetimes.keys_ms)),
+    };
+    let account = app.db().ask(&request).await?;
+    Ok((set_cookie(SESSION_COOKIE, &made.text, lifetimes.session_ms / 1000)?, account))
+}
+
+/// The name of an identity's account. It says nothing that the person has chosen: names of people are no proof of who they are.
+fn account_name(provider: &ProviderName, identity: &Identity) -> Reply<AccountName> {
+    let digest = Sha256::digest(format!("{}\0{}", identity.issuer, identity.subject));
+    let short: String = provider.as_str().chars().take(40).collect();
+    Ok(format!("{short}-{}", hex::encode(&digest[..NAME_DIGEST])).parse()?)
+}
+
+/// What an account shows of its identity.
+fn metadata(provider: &ProviderName, identity: &Identity) -> Map<String, Value> {
+    let cut = |text: &str| text.chars().take(MAX_SHOWN).collect::<String>();
+    let claims =
+        SHOWN.iter().filter_map(|name| Some(((*name).to_owned(), json!(cut(identity.claims.get(*name)?.as_str()?)))));
+    let own = [("provider", provider.as_str()), ("issuer", &identity.issuer), ("subject", &identity.subject)];
+    claims.chain(own.map(|(name, value)| (name.to_owned(), json!(cut(value))))).collect()
+}
+
+/// A page that goes on by itself. A redirect would still count as sent by the provider's site, and be refused.
+fn page(back: &str, cookie: HeaderValue) -> Reply<Response> {
+    let back = back.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&#39;");
+    let html = format!(
+        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=\"0;url={back}\"><title>Signed in</title>\
+         <p>You are signed in. <a href=\"{back}\">Go on</a>"
+    );
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (header::CACHE_CONTROL, NO_STORE),
+        (header::SET_COOKIE, cookie),
+    ];
+    Ok((StatusCode::OK, headers, html).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_browser_goes_on_within_this_origin() {
+        for path in ["/whoami", "/", "/calls?limit=1", "/a'b<c"] {
+            assert!(is_path(path), "{path}");
+        }
+        let long = format!("/{}", "a".repeat(MAX_RETURN));
+        for path in
+            ["", "whoami", "//evil.example", "/\\evil.example", "https://evil.example", "/a b", "/a\"", "/\n", &long]
+        {
+            assert!(!is_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_an_account_is_nothing_that_a_person_has_chosen() {
+        let identity = |issuer: &str, subject: &str| {
+            let claims = json!({"preferred_username": "root", "email": "e"}).as_object().cloned().unwrap_or_default();
+            Identity { issuer: issuer.to_owned(), subject: subject.to_owned(), claims }
+        };
+        let provider: ProviderName = "p".repeat(63).parse().expect("a name");
+        let name = |issuer, subject| account_name(&provider, &identity(issuer, subject)).expect("a name").to_string();
+        assert_eq!(name("a", "b"), name("a", "b"));
+        assert!(name("a", "b") != name("ab", "") && !name("a", "root").contains("root"));
+        assert_eq!(metadata(&provider, &identity("a", "b"))["preferred_username"], "root");
+    }
+}

@@ -1,0 +1,178 @@
+//! Identity providers, and who signs in with them.
+
+use faena_auth::{AccountId, CredentialKind};
+use faena_domain::config::SecretText;
+use faena_protocol::DbError;
+use faena_protocol::db::{IdentitySignIn, ProviderDelete, ProviderGet, ProviderList, ProviderPut, Put, Resource};
+use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, SecretHash};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::accounts::{ACCOUNT, account_record, insert_account, namespace};
+use super::credentials::begin_session;
+use super::requests::{Read, Request, RequestContext, Write, read, write};
+use super::rows::{Json, not_found};
+use super::{accounts, internal};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[
+    write::<ProviderPut>(),
+    read::<ProviderGet>(),
+    read::<ProviderList>(),
+    write::<ProviderDelete>(),
+    write::<IdentitySignIn>(),
+];
+
+/// The most providers.
+const MAX_PROVIDERS: u64 = 100;
+
+impl Write for ProviderPut {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Put<ProviderRecord>, DbError> {
+        let Self { provider, client_secret } = self;
+        let key = provider.name.key();
+        let broken = |error| internal("writing a provider", &error);
+        let (others, is_there): (u64, bool) = connection
+            .query_row("SELECT count(*), coalesce(max(key = ?1), 0) FROM providers", [&key], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .map_err(broken)?;
+        if !is_there && others >= MAX_PROVIDERS {
+            let message = format!("there are {MAX_PROVIDERS} providers, which is the most");
+            return Err(DbError::Conflict { message });
+        }
+        let secret = client_secret.map(|SecretText(text)| text);
+        connection
+            .execute(
+                "INSERT INTO providers (key, provider, secret, created_at)
+                 VALUES (?1, ?2, iif(?3 IS NULL, NULL, seal('', 'providers/' || ?1, coalesce(?3, ''))), ?4)
+                 ON CONFLICT DO UPDATE SET provider = excluded.provider, secret = excluded.secret, created_at = excluded.created_at",
+                (&key, Json(&provider), secret, provider.created_at.0),
+            )
+            .map_err(broken)?;
+        Ok(Put { record: provider, created: !is_there })
+    }
+}
+
+impl Read for ProviderGet {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<ProviderLogin, DbError> {
+        type Found = (Json<ProviderRecord>, bool, Option<String>);
+        let found: Option<Found> = connection
+            .prepare_cached(
+                "SELECT provider, secret IS NOT NULL, iif(secret IS NULL, NULL, unseal('', 'providers/' || key, coalesce(secret, x'')))
+                 FROM providers WHERE key = ?1",
+            )
+            .and_then(|mut statement| {
+                statement.query_row([self.name.key()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+            })
+            .map_err(|error| internal("reading a provider", &error))?;
+        let (Json(provider), is_sealed, secret) = found.ok_or_else(|| not_found(Resource::Provider, &self.name))?;
+        if is_sealed && secret.is_none() {
+            let message = format!(
+                "the client secret of the provider {} cannot be opened with the keys of this platform: put the provider again",
+                self.name
+            );
+            return Err(DbError::Conflict { message });
+        }
+        Ok(ProviderLogin { provider, client_secret: secret.map(SecretText) })
+    }
+}
+
+impl Read for ProviderList {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<ProviderRecord>, DbError> {
+        connection
+            .prepare_cached("SELECT provider FROM providers ORDER BY key")
+            .and_then(|mut statement| {
+                statement.query_map([], |row| Ok(row.get::<_, Json<ProviderRecord>>(0)?.0))?.collect()
+            })
+            .map_err(|error| internal("listing providers", &error))
+    }
+}
+
+impl Write for ProviderDelete {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let key = self.name.key();
+        let delete = || -> rusqlite::Result<usize> {
+            const ITS_ACCOUNTS: &str = "SELECT account FROM identities WHERE provider = ?1";
+            connection.execute(&format!("DELETE FROM sessions WHERE account IN ({ITS_ACCOUNTS})"), [&key])?;
+            connection.execute(&format!("DELETE FROM api_keys WHERE account IN ({ITS_ACCOUNTS})"), [&key])?;
+            connection.execute("DELETE FROM providers WHERE key = ?1", [&key])
+        };
+        let gone = delete().map_err(|error| internal("deleting a provider", &error))?;
+        if gone == 0 {
+            return Err(not_found(Resource::Provider, &self.name));
+        }
+        context.changes_access();
+        Ok(())
+    }
+}
+
+/// The account of an identity in a namespace.
+fn account_of(connection: &Connection, sign_in: &IdentitySignIn) -> rusqlite::Result<Option<AccountRecord>> {
+    connection
+        .prepare_cached(&format!(
+            "SELECT {ACCOUNT} FROM identities i JOIN accounts a ON a.id = i.account
+             WHERE i.issuer = ?1 AND i.subject = ?2 AND i.namespace = ?3"
+        ))?
+        .query_row((&sign_in.issuer, &sign_in.subject, sign_in.account.namespace.as_str()), account_record)
+        .optional()
+}
+
+impl Write for IdentitySignIn {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<AccountRecord, DbError> {
+        let broken = |error| internal("signing in an identity", &error);
+        let key = self.provider.key();
+        let is_there: bool = connection
+            .query_row("SELECT EXISTS (SELECT 1 FROM providers WHERE key = ?1)", [&key], |row| row.get(0))
+            .map_err(broken)?;
+        if !is_there {
+            return Err(not_found(Resource::Provider, &self.provider));
+        }
+        if !accounts::is_locked(connection)? {
+            let message = "the platform has no account yet: make an administrator with a secret first".to_owned();
+            return Err(DbError::Conflict { message });
+        }
+        namespace(connection, &self.account.namespace)?;
+        context.changes_access();
+        let account = match account_of(connection, &self).map_err(broken)? {
+            Some(account) => {
+                connection
+                    .execute(
+                        "UPDATE accounts SET scopes = ?2, metadata = ?3 WHERE id = ?1",
+                        (&*account.id.0, Json(&self.account.scopes), Json(&self.account.metadata)),
+                    )
+                    .map_err(broken)?;
+                let AccountRecord { scopes, metadata, .. } = self.account;
+                AccountRecord { scopes, metadata, ..account }
+            }
+            None => {
+                insert_account(connection, &self.account, &SecretHash(String::new()))?;
+                self.account
+            }
+        };
+        let AccountId(id) = &account.id;
+        connection
+            .execute(
+                "INSERT INTO identities (issuer, subject, namespace, account, provider, signed_in_at, keys_end_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT DO UPDATE SET provider = ?5, signed_in_at = ?6, keys_end_at = ?7",
+                (
+                    &self.issuer,
+                    &self.subject,
+                    account.namespace.as_str(),
+                    &**id,
+                    &key,
+                    context.wall,
+                    self.keys_end_at.0,
+                ),
+            )
+            .and_then(|_| {
+                begin_session(
+                    connection,
+                    context,
+                    (&self.session, id, self.cookie.expires_at),
+                    &[(CredentialKind::Cookie, &self.cookie)],
+                )
+            })
+            .map_err(broken)?;
+        Ok(account)
+    }
+}
