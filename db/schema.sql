@@ -61,7 +61,7 @@ CREATE TABLE versions (
     incarnation  TEXT,
     lease_end    INTEGER,
     claim        TEXT,
-    redeliveries INTEGER NOT NULL DEFAULT 0,
+    redeliveries INTEGER NOT NULL DEFAULT 0, building_since INTEGER,
     PRIMARY KEY (namespace, function, version)
 ) STRICT, WITHOUT ROWID;
 
@@ -139,7 +139,8 @@ CREATE TABLE function_queues (
     PRIMARY KEY (namespace, function)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX function_queues_by_turn ON function_queues (turn) WHERE due > 0;
+-- Claims look for the queues of one namespace after the other.
+CREATE INDEX function_queues_by_turn ON function_queues (namespace, turn) WHERE due > 0;
 
 -- The same over all functions; counting would take longer the more there are.
 CREATE TABLE totals (
@@ -291,7 +292,7 @@ CREATE TABLE namespaces (
     allow      TEXT NOT NULL, -- what its runtimes may let functions ask for
     quota      TEXT NOT NULL DEFAULT '{}', -- what it may have and do
     deleted    INTEGER NOT NULL DEFAULT 0 -- its name is not used again: calls, lines of the audit and logs have it
-) STRICT, WITHOUT ROWID;
+, weight INTEGER NOT NULL DEFAULT 1) STRICT, WITHOUT ROWID;
 
 CREATE TABLE rules (
     namespace TEXT NOT NULL REFERENCES namespaces (name) ON DELETE CASCADE,
@@ -415,3 +416,11 @@ CREATE TABLE identities (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX identities_of_provider ON identities (provider);
+
+-- What builds of a namespace have taken on a day (days since 1970, UTC).
+CREATE TABLE build_time (
+    namespace TEXT NOT NULL,
+    day       INTEGER NOT NULL,
+    ms        INTEGER NOT NULL,
+    PRIMARY KEY (namespace, day)
+) STRICT, WITHOUT ROWID;

@@ -16,7 +16,7 @@ use faena_protocol::db::Resource;
 use faena_protocol::records::CallRecord;
 use percent_encoding::percent_decode_str;
 
-use crate::access::{Access, Grant, RequestAuth, Rules};
+use crate::access::{Access, CallPlace, Grant, RequestAuth, Rules};
 use crate::problem::{ErrorCode, Problem, Reply};
 
 const READ: Requirement = Requirement::Scope(Scope::Read);
@@ -159,6 +159,7 @@ impl<'a> Operation<'a> {
             kind: self.kind,
             name: self.name().into_owned(),
             endpoint: percent_decode_str(self.path).decode_utf8_lossy().into_owned(),
+            place: None,
         }
     }
 
@@ -193,11 +194,17 @@ pub(crate) async fn rules_for(access: &Access, principal: &Principal) -> Reply<A
     }
 }
 
-/// Refuses a call to who may not call a function at a path, which is as the request has it.
-pub(crate) async fn permit_call(access: &Access, principal: &Principal, function: &str, path: &str) -> Reply<()> {
+/// Refuses a call to who may not call a function at a path, which is as the request has it. One that is waited for counts as under
+/// way until what is returned is dropped.
+pub(crate) async fn permit_call(
+    access: &Access,
+    principal: &Principal,
+    (function, path): (&str, &str),
+    waited: bool,
+) -> Reply<Option<CallPlace>> {
     // While a platform is open its operator is bound by nothing.
     if principal.account == faena_auth::Account::Operator {
-        return Ok(());
+        return Ok(None);
     }
     let rules = rules_for(access, principal).await?;
     let endpoint = percent_decode_str(path).decode_utf8_lossy();
@@ -207,7 +214,7 @@ pub(crate) async fn permit_call(access: &Access, principal: &Principal, function
     }
     let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
     principal.may(Requirement::Call, &target, &rules.rules)?;
-    access.count_call(principal, &rules.quota)
+    access.count_call(principal, &rules.quota, waited)
 }
 
 /// Refuses an operation on a thing that only its body names, or that its path names in another way.
@@ -242,8 +249,8 @@ pub(crate) fn permit_binding(principal: &Principal, path: &ConfigPath, rules: &R
 pub(crate) fn grant_of_call(
     principal: &Arc<Principal>,
     request: &RequestAuth<'_>,
-    function: &str,
-    path: &str,
+    (function, path): (&str, &str),
+    place: Option<CallPlace>,
 ) -> Grant {
     Grant {
         principal: Arc::clone(principal),
@@ -252,6 +259,7 @@ pub(crate) fn grant_of_call(
         kind: FUNCTION,
         name: function.to_owned(),
         endpoint: percent_decode_str(path).decode_utf8_lossy().into_owned(),
+        place: place.map(Arc::new),
     }
 }
 

@@ -332,6 +332,7 @@ mod tests {
             calls: Vec::new(),
             concurrency: None,
             serving: faena_domain::Serving::default(),
+            share: faena_domain::NamespaceShare::default(),
             since: 1,
         }
     }

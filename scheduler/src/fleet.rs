@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use faena_domain::{CallNum, EngineKind, Epoch, FunctionId, Owner, Slots};
+use faena_domain::{CallNum, EngineKind, Epoch, FunctionId, Namespace, Owner, Slots, slots};
 use faena_protocol::db::{SlotsView, SparePlaces};
 use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
 use faena_protocol::records::{BuildJob, BuildRef, CallJob};
@@ -22,7 +22,7 @@ struct Worker<P> {
     calls: HashMap<Claim, CallOf>,
     ledger: Ledger,
     builds: HashMap<BuildRef, FunctionId>,
-    build_slots: Slots<FunctionId>,
+    build_slots: Slots,
     /// A claim is under way.
     claim: Option<UnderWay>,
     is_draining: bool,
@@ -110,8 +110,8 @@ impl<P> Worker<P> {
 }
 
 /// Whether slots have room: a free one, or the reserve, where that is looked at.
-fn has_room(slots: &Slots<FunctionId>, reserve: bool) -> bool {
-    slots.free() > 0 || (reserve && slots.only_holder().is_some())
+fn has_room(slots: &Slots, reserve: bool) -> bool {
+    slots.free() > 0 || (reserve && slots.has_reserve())
 }
 
 impl<P: Clone + PartialEq> Fleet<P> {
@@ -269,11 +269,24 @@ impl<P: Clone + PartialEq> Fleet<P> {
         self.run_of(owner).and_then(|worker| worker.claim).is_some_and(|claim| claim.is_outdated)
     }
 
-    /// Whether another function than this could take the reserve of a worker.
-    pub(crate) fn has_reserve_for_others(&mut self, peer: &P, of: &CallOf) -> bool {
+    /// What a namespace has of all workers' slots, for its weight.
+    pub(crate) fn load(&self, namespace: &Namespace, weight: u32) -> u64 {
+        let held = self.0.values().map(|worker| worker.ledger.slots().held_by_namespace(namespace)).sum();
+        slots::load(held, weight)
+    }
+
+    /// Whether a function could take the reserve of any worker.
+    pub(crate) fn has_reserve_for(&self, function: &FunctionId) -> bool {
+        let has_one = |worker: &Worker<P>| {
+            worker.ledger.slots().reserve_is_for(function) || worker.build_slots.reserve_is_for(function)
+        };
+        self.0.values().any(|worker| worker.takes_work() && has_one(worker))
+    }
+
+    /// Whether a function whose call has ended was in the reserve of a worker: another one could take it now.
+    pub(crate) fn has_left_reserve(&mut self, peer: &P, of: &CallOf) -> bool {
         let function = of.function_id();
-        self.by_peer(peer)
-            .is_some_and(|worker| worker.ledger.slots().only_holder().is_some_and(|only| *only != function))
+        self.by_peer(peer).is_some_and(|worker| worker.ledger.slots().reserve_is_for(&function))
     }
 
     /// Takes over what db has claimed for a worker; none where that has gone meanwhile.
@@ -305,7 +318,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
 
 #[cfg(test)]
 mod tests {
-    use faena_domain::{FunctionName, Namespace, Version};
+    use faena_domain::{FunctionName, Version};
     use proptest::prelude::*;
 
     use super::*;
@@ -331,7 +344,7 @@ mod tests {
 
     fn of(function: &str, parallel: u32) -> CallOf {
         let function: FunctionName = function.parse().expect("a name");
-        CallOf { namespace: Namespace::default(), function, version: Version(1), parallel }
+        CallOf { namespace: Namespace::default(), function, version: Version(1), parallel, weight: 1 }
     }
 
     fn claim(num: i64) -> Claim {
@@ -387,7 +400,7 @@ mod tests {
         let owner = node("a", 1).owner;
         assert!(!fleet.is_outdated(&owner) && fleet.capacities(false).is_empty() && fleet.is_outdated(&owner));
         fleet.claimed(&owner, &[], &[]);
-        assert!(!fleet.is_outdated(&owner) && fleet.has_reserve_for_others(&"a", &of("other", 1)));
+        assert!(!fleet.is_outdated(&owner) && fleet.has_left_reserve(&"a", &of("other", 1)));
     }
 
     #[test]

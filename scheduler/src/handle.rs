@@ -1,5 +1,6 @@
 //! The way to the scheduler's task.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use faena_db_client::DbClient;
@@ -7,6 +8,7 @@ use faena_domain::{CallNum, Epoch, FunctionId, Owner};
 use faena_protocol::DbError;
 use faena_protocol::node::{Lease, Question, Reply};
 use faena_protocol::records::{BuildJob, CallJob, CallRecord};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::completions::CompletionWriter;
@@ -48,6 +50,7 @@ pub(crate) struct ClaimReply {
 pub struct SchedulerHandle {
     commands: mpsc::Sender<Command>,
     poke: Arc<Notify>,
+    poked: Arc<Mutex<HashSet<FunctionId>>>,
     ends: broadcast::Sender<CallNum>,
     completions: CompletionWriter,
     in_flight: InFlight,
@@ -60,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) sender: mpsc::Sender<Command>,
     pub(crate) poke: Arc<Notify>,
+    /// The functions that db has got work for since they were looked at.
+    pub(crate) poked: Arc<Mutex<HashSet<FunctionId>>>,
     pub(crate) ends: broadcast::Sender<CallNum>,
     pub(crate) completions: CompletionWriter,
     pub(crate) in_flight: InFlight,
@@ -77,18 +82,19 @@ impl SchedulerHandle {
     pub(crate) fn new(db: DbClient) -> (Self, Shared) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (ends, _) = broadcast::channel(ENDS);
-        let (poke, in_flight) = (Arc::new(Notify::new()), InFlight::default());
+        let (poke, poked, in_flight) = (Arc::new(Notify::new()), Arc::default(), InFlight::default());
         let completions = CompletionWriter::new(db, in_flight.clone());
         let handle = Self {
             commands: sender.clone(),
             poke: Arc::clone(&poke),
+            poked: Arc::clone(&poked),
             ends: ends.clone(),
             completions: completions.clone(),
             in_flight: in_flight.clone(),
             statistics: Statistics::default(),
         };
         let statistics = handle.statistics.clone();
-        (handle, Shared { commands, sender, poke, ends, completions, in_flight, statistics })
+        (handle, Shared { commands, sender, poke, poked, ends, completions, in_flight, statistics })
     }
 
     /// Hands over a waited call; its answer comes through its own channel. False if the scheduler's queue is full.
@@ -127,8 +133,9 @@ impl SchedulerHandle {
         let _ = self.ends.send(num);
     }
 
-    /// Says that db has work.
-    pub fn poke(&self) {
+    /// Says that db has got work for a function.
+    pub fn poke(&self, function: FunctionId) {
+        self.poked.lock().insert(function);
         self.poke.notify_one();
     }
 

@@ -10,7 +10,7 @@ use faena_protocol::node::CallOf;
 /// instance that works has a slot.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
-    slots: Slots<FunctionId>,
+    slots: Slots,
     calls: HashMap<(FunctionId, Version), Calls>,
 }
 
@@ -32,7 +32,7 @@ impl Ledger {
         Self { slots: Slots::new(slots), calls: HashMap::new() }
     }
 
-    pub(crate) fn slots(&self) -> &Slots<FunctionId> {
+    pub(crate) fn slots(&self) -> &Slots {
         &self.slots
     }
 
@@ -82,7 +82,7 @@ impl Ledger {
 }
 
 /// What db has to know of slots.
-pub(crate) fn slots_view(slots: &Slots<FunctionId>) -> SlotsView {
+pub(crate) fn slots_view(slots: &Slots) -> SlotsView {
     let held = slots.held().map(|(function, slots)| HeldSlots { function: function.clone(), slots });
     SlotsView { total: slots.total(), held: held.collect() }
 }
@@ -95,7 +95,7 @@ mod tests {
 
     fn of(function: &str, parallel: u32) -> CallOf {
         let function = function.parse().expect("a name");
-        CallOf { namespace: faena_domain::Namespace::default(), function, version: Version(1), parallel }
+        CallOf { namespace: faena_domain::Namespace::default(), function, version: Version(1), parallel, weight: 1 }
     }
 
     #[test]

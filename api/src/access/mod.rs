@@ -33,7 +33,8 @@ pub(crate) use cache::Rules;
 use cache::{AccessCache, KnownCredential};
 pub use peer::Operators;
 pub(crate) use peer::{Peer, client_address};
-use rates::Rates;
+pub(crate) use rates::CallPlace;
+use rates::{Concurrency, Rates};
 use request_auth::unknown_credential;
 pub(crate) use request_auth::{Origin, RequestAuth, SESSION_COOKIE, cookie, session_cookie};
 pub(crate) use secrets::{Secrets, check as check_secret, new_credential, new_secret};
@@ -61,6 +62,8 @@ pub(crate) struct Grant {
     pub(crate) kind: &'static str,
     pub(crate) name: String,
     pub(crate) endpoint: String,
+    /// The place of a call among those of its namespace, where they are counted.
+    pub(crate) place: Option<Arc<CallPlace>>,
 }
 
 /// What an api knows of accounts.
@@ -75,6 +78,7 @@ pub(crate) struct Access {
     sign_in_limits: SignInLimits,
     pub(crate) secrets: Secrets,
     rates: Rates,
+    concurrency: Concurrency,
     pub(crate) audit: Audit,
 }
 
@@ -89,6 +93,7 @@ impl Access {
             sign_in_limits: SignInLimits::default(),
             secrets: Secrets::default(),
             rates: Rates::default(),
+            concurrency: Concurrency::default(),
             db,
         });
         tokio::spawn(follow(Arc::downgrade(&access)));
@@ -309,13 +314,28 @@ impl Access {
         }
     }
 
-    /// Counts a call of a namespace.
+    /// Counts a call of a namespace. One that is waited for is under way until what is returned is dropped.
     ///
     /// # Errors
-    /// 429 where it has made as many in this minute as it may.
-    pub(crate) fn count_call(&self, principal: &Principal, quota: &Quota) -> Reply<()> {
+    /// 429 where as many are under way, or were made in this minute, as may be.
+    pub(crate) fn count_call(&self, principal: &Principal, quota: &Quota, waited: bool) -> Reply<Option<CallPlace>> {
         let is_anonymous = principal.account == Account::Anonymous;
-        let most = if is_anonymous { quota.anonymous_calls_per_minute() } else { quota.calls_per_minute };
+        let bound = |most: u32| if is_anonymous { Quota::anonymous(most) } else { most };
+        let place = match quota.concurrent_calls.map(bound).filter(|_| waited) {
+            Some(most) => Some(self.concurrency.take(&principal.namespace, is_anonymous, most).ok_or_else(|| {
+                let detail = format!(
+                    "{most} calls of the namespace {} are under way, and no more may be (quota concurrentCalls)",
+                    principal.namespace
+                );
+                Problem::new(ErrorCode::RateLimited, detail).retry_after(1)
+            })?),
+            None => None,
+        };
+        self.count_rate(principal, is_anonymous, quota.calls_per_minute.map(bound))?;
+        Ok(place)
+    }
+
+    fn count_rate(&self, principal: &Principal, is_anonymous: bool, most: Option<u32>) -> Reply<()> {
         let Some(most) = most else { return Ok(()) };
         self.rates.count(&principal.namespace, (is_anonymous, most), Instant::now()).map_err(|left| {
             let detail = format!(
@@ -331,6 +351,11 @@ impl Access {
     /// How many calls this api has counted for a namespace in this minute; they are counted where there is a quota.
     pub(crate) fn calls_in_minute(&self, namespace: &Namespace) -> u32 {
         self.rates.counted(namespace, Instant::now())
+    }
+
+    /// How many calls of a namespace are under way in this api; they are counted where there is a quota.
+    pub(crate) fn calls_under_way(&self, namespace: &Namespace) -> u32 {
+        self.concurrency.counted(namespace)
     }
 
     /// Notes in db when keys were used.

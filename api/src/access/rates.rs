@@ -1,6 +1,7 @@
-//! How many calls a namespace makes in a minute.
+//! How many calls a namespace makes in a minute, and at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faena_domain::Namespace;
@@ -56,6 +57,59 @@ impl Rates {
     }
 }
 
+/// Calls under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct UnderWay {
+    calls: u32,
+    anonymous: u32,
+}
+
+type UnderWayOf = Arc<Mutex<HashMap<Namespace, UnderWay>>>;
+
+/// Counts calls under way of namespaces that have a quota.
+#[derive(Debug, Default)]
+pub(super) struct Concurrency(UnderWayOf);
+
+/// A place among the calls of a namespace, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct CallPlace {
+    namespace: Namespace,
+    is_anonymous: bool,
+    under_way: UnderWayOf,
+}
+
+impl Concurrency {
+    /// A place among so many; callers without a credential have a bound of their own. None where all are taken.
+    pub(super) fn take(&self, namespace: &Namespace, is_anonymous: bool, most: u32) -> Option<CallPlace> {
+        let mut under_way = self.0.lock();
+        let of = under_way.entry(namespace.clone()).or_default();
+        let counted = if is_anonymous { of.anonymous } else { of.calls };
+        if counted >= most {
+            return None;
+        }
+        of.calls += 1;
+        of.anonymous += u32::from(is_anonymous);
+        Some(CallPlace { namespace: namespace.clone(), is_anonymous, under_way: Arc::clone(&self.0) })
+    }
+
+    /// The calls under way.
+    pub(super) fn counted(&self, namespace: &Namespace) -> u32 {
+        self.0.lock().get(namespace).map_or(0, |of| of.calls)
+    }
+}
+
+impl Drop for CallPlace {
+    fn drop(&mut self) {
+        let mut under_way = self.under_way.lock();
+        let Some(of) = under_way.get_mut(&self.namespace) else { return };
+        of.calls -= 1;
+        of.anonymous -= u32::from(self.is_anonymous);
+        if of.calls == 0 {
+            under_way.remove(&self.namespace);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +128,17 @@ mod tests {
         assert_eq!(rates.counted(&namespace, later), 0);
         assert!(count(false, later).is_ok());
         assert!(rates.count(&"other".parse().unwrap(), (false, 1), now).is_ok());
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_its_call_has_ended() {
+        let (concurrency, namespace) = (Concurrency::default(), Namespace::default());
+        let stranger = concurrency.take(&namespace, true, 1).unwrap();
+        assert!(concurrency.take(&namespace, true, 1).is_none());
+        let known = concurrency.take(&namespace, false, 2).unwrap();
+        assert!(concurrency.take(&namespace, false, 2).is_none() && concurrency.counted(&namespace) == 2);
+        assert!(concurrency.take(&"other".parse().unwrap(), false, 1).is_some());
+        drop((stranger, known));
+        assert!(concurrency.counted(&namespace) == 0 && concurrency.0.lock().is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use faena_domain::{CallNum, CallStatus, Namespace, Version};
+use faena_domain::{CallNum, CallStatus, FunctionId, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet};
 use faena_protocol::records::{CallRecord, CallSpec, Code, NewCall};
@@ -54,10 +54,10 @@ async fn sleep_or_never(span: Option<Duration>) {
 
 /// Accepts a call durably: its row is committed when this returns.
 pub(crate) async fn accept(app: &App, spec: CallSpec, version: Option<Version>) -> Reply<CallRecord> {
-    let is_due = spec.run_at.is_none();
+    let function = spec.run_at.is_none().then(|| FunctionId::new(&spec.namespace, &spec.function));
     let call = app.accepts().accept(NewCall { spec, version }).await?;
-    if is_due {
-        app.scheduler().poke();
+    if let Some(function) = function {
+        app.scheduler().poke(function);
     }
     Ok(call)
 }

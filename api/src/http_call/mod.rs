@@ -198,9 +198,9 @@ async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, cl
     let mut caller = None;
     let admitted = async {
         let principal = app.access().principal(&auth).await?;
-        let permitted = authorize::permit_call(app.access(), &principal, &address.name, path).await;
+        let permitted = authorize::permit_call(app.access(), &principal, (&address.name, path), true).await;
         caller = Some(Arc::clone(&principal));
-        permitted.map(|()| authorize::grant_of_call(&principal, &auth, &address.name, path))
+        permitted.map(|place| authorize::grant_of_call(&principal, &auth, (&address.name, path), place))
     };
     let admitted = match admitted.await {
         // A host names a function, whatever is missing of it.

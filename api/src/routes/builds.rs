@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use faena_domain::{BuildFailure, FunctionName, FunctionStatus, Namespace, Version, log};
+use faena_domain::{BuildFailure, FunctionId, FunctionName, FunctionStatus, Namespace, Version, log};
 use faena_protocol::db::{BuildGet, BuildRetry};
 use faena_protocol::node::LogOf;
 use faena_protocol::records::{BuildRecord, BuildRef};
@@ -79,6 +79,6 @@ pub(crate) async fn retry(
     let (namespace, function): (_, FunctionName) = (principal.namespace.clone(), name.parse()?);
     let request = BuildRetry { namespace: namespace.clone(), function: function.clone() };
     let build = app.db().ask(&request).await?;
-    app.scheduler().poke();
+    app.scheduler().poke(FunctionId::new(&namespace, &function));
     Ok((StatusCode::ACCEPTED, view(&app, reference(namespace, function, &build), build).await?))
 }

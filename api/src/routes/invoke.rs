@@ -142,8 +142,9 @@ pub(crate) async fn invoke(
     let request =
         invocation.request.as_deref().map(|asked| asked_request::parse(asked, &invocation.params)).transpose()?;
     let path = request.as_ref().map_or("/", |request| request.path.as_str());
-    authorize::permit_call(app.access(), &principal, function.as_str(), path).await?;
     let wait = preference::prefer_wait(&headers)?;
+    // It counts until this request is answered.
+    let _place = authorize::permit_call(app.access(), &principal, (function.as_str(), path), wait.is_some()).await?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(&namespace, &function, version).await?;
     let (key, run_at) =

@@ -5,9 +5,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use faena_domain::json::{self, parse_object};
-use faena_domain::{Grants, GrantsChange, Namespace, Quota, QuotaChange, Timestamp};
+use faena_domain::{Grants, GrantsChange, MAX_WEIGHT, Namespace, Quota, QuotaChange, Timestamp};
 use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut};
-use faena_protocol::records::NamespaceRecord;
+use faena_protocol::records::{NamespaceRecord, StoredUsage};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::MAX_REQUEST;
@@ -24,6 +24,8 @@ struct NewNamespace {
     allow: Grants,
     #[serde(default, deserialize_with = "json::object")]
     quota: Quota,
+    #[serde(default, deserialize_with = "json::present")]
+    weight: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +34,23 @@ struct Changes {
     allow: GrantsChange,
     #[serde(default, deserialize_with = "json::object")]
     quota: QuotaChange,
+    #[serde(default, deserialize_with = "json::present")]
+    weight: Option<u32>,
+}
+
+/// The weight of a namespace that does not say one.
+const WEIGHT: u32 = 1;
+
+/// # Errors
+/// 422 for a weight that is none.
+fn check_weight(weight: Option<u32>) -> Reply<Option<u32>> {
+    match weight {
+        Some(weight) if !(1..=MAX_WEIGHT).contains(&weight) => {
+            let detail = format!("weight = {weight} is not within 1 and {MAX_WEIGHT}, which are permitted");
+            Err(Problem::new(ErrorCode::LimitExceeded, detail))
+        }
+        weight => Ok(weight),
+    }
 }
 
 /// A namespace, and what it uses of its quota.
@@ -42,6 +61,7 @@ pub(crate) struct NamespaceView {
     created_at: Timestamp,
     allow: Grants,
     quota: Quota,
+    weight: u32,
     usage: Usage,
 }
 
@@ -49,19 +69,27 @@ pub(crate) struct NamespaceView {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Usage {
-    functions: u32,
-    /// Of this minute, as this api has counted them; they are counted where there is a quota.
+    #[serde(flatten)]
+    stored: StoredUsage,
+    /// Calls under way that are waited for, as this api has counted them; they are counted where there is a quota.
+    concurrent_calls: u32,
+    /// Of this minute, counted in the same way.
     calls_per_minute: u32,
 }
 
 fn view(app: &App, record: NamespaceRecord) -> NamespaceView {
-    let NamespaceRecord { name, created_at, allow, quota, functions } = record;
-    let usage = Usage { functions, calls_per_minute: app.access().calls_in_minute(&name) };
-    NamespaceView { name, created_at, allow, quota, usage }
+    let NamespaceRecord { name, created_at, allow, quota, weight, usage } = record;
+    let access = app.access();
+    let usage = Usage {
+        stored: usage,
+        concurrent_calls: access.calls_under_way(&name),
+        calls_per_minute: access.calls_in_minute(&name),
+    };
+    NamespaceView { name, created_at, allow, quota, weight, usage }
 }
 
 /// Makes a namespace. Its name is a label of host names.
-#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`, `quota`"),
+#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`, `quota`, `weight`"),
     responses((status = 201, description = "The namespace"), (status = 409, description = "There is one of this name", body = Problem)))]
 pub(crate) async fn make(
     State(app): State<App>,
@@ -69,14 +97,15 @@ pub(crate) async fn make(
     body: Body,
 ) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceView>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let NewNamespace { name, allow, quota } = parse_object(&bytes, &["name", "allow", "quota"])?;
+    let NewNamespace { name, allow, quota, weight } = parse_object(&bytes, &["name", "allow", "quota", "weight"])?;
+    let weight = check_weight(weight)?.unwrap_or(WEIGHT);
     let name: Namespace = name.parse()?;
     if !name.is_label() || name.as_str() != name.key() {
         let detail =
             format!("{:?} is no label: namespaces have the characters a-z 0-9 -, and end in no -", name.as_str());
         return Err(Problem::new(ErrorCode::InvalidName, detail));
     }
-    let put = app.db().ask(&NamespacePut { name, allow, quota }).await?;
+    let put = app.db().ask(&NamespacePut { name, allow, quota, weight }).await?;
     if !put.created {
         let detail = format!("there is a namespace {} already", put.record.name);
         return Err(Problem::new(ErrorCode::Conflict, detail));
@@ -101,7 +130,7 @@ pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Rep
 
 /// Changes what the runtimes of a namespace may allow, and its quota; members that are left out stay as they are. Runtimes
 /// and functions that exist already are not affected.
-#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`, `quota`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
+#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`, `quota`, `weight`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn patch(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -110,8 +139,9 @@ pub(crate) async fn patch(
 ) -> Reply<Json<NamespaceView>> {
     let name = super::accounts::namespace(&name)?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let Changes { allow, quota } = parse_object(&bytes, &["allow", "quota"])?;
-    let record = app.db().ask(&NamespacePatch { name, allow, quota }).await?;
+    let Changes { allow, quota, weight } = parse_object(&bytes, &["allow", "quota", "weight"])?;
+    let weight = check_weight(weight)?;
+    let record = app.db().ask(&NamespacePatch { name, allow, quota, weight }).await?;
     app.access().refresh().await?;
     Ok(Json(view(&app, record)))
 }

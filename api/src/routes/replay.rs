@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use faena_auth::{Principal, Scope};
 use faena_domain::json::parse_object;
 use faena_domain::limits::MAX_PAGE;
-use faena_domain::{CallNum, FunctionName, Namespace, Payload, Version};
+use faena_domain::{CallNum, FunctionId, FunctionName, Namespace, Payload, Version};
 use faena_protocol::db::{CallList, CallReplay, DeadLetterForget};
 use faena_protocol::records::CallRecord;
 use serde::Deserialize;
@@ -50,7 +50,7 @@ async fn again(
 /// Who repeats a call calls its function.
 async fn permit_repeating(app: &App, principal: &Principal, call: &CallRecord) -> Reply<()> {
     let path = call.request.as_ref().map_or("/", |request| request.path.as_str());
-    authorize::permit_call(app.access(), principal, call.function.as_str(), path).await
+    authorize::permit_call(app.access(), principal, (call.function.as_str(), path), false).await.map(drop)
 }
 
 /// Whether a record holds all that a call was: the beginning of a body is another body, and a WebSocket is none.
@@ -94,7 +94,7 @@ pub(crate) async fn one(
     permit_repeating(&app, &principal, &call).await?;
     is_whole(&call)?;
     let call = again(&app, &principal, &headers, (call.num, options.version.map(Version))).await?;
-    app.scheduler().poke();
+    app.scheduler().poke(FunctionId::new(namespace, &call.function));
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
     let view = CallView::whole(call, app.blobs()).await?;
     let mut response = (StatusCode::ACCEPTED, Json(view)).into_response();
@@ -187,6 +187,6 @@ pub(crate) async fn many(
             None => again(&app, &principal, &headers, (num, selection.version.map(Version))).await?,
         });
     }
-    app.scheduler().poke();
+    made.iter().for_each(|call| app.scheduler().poke(FunctionId::new(namespace, &call.function)));
     Ok((StatusCode::ACCEPTED, Json(calls::Page(made))).into_response())
 }

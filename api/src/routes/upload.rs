@@ -13,7 +13,7 @@ use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
 use faena_domain::program::{InvalidProgram, Place, Program};
 use faena_domain::serving::InvalidServing;
-use faena_domain::{FunctionName, Manifest, RuntimeName, RuntimeSpec};
+use faena_domain::{FunctionId, FunctionName, Manifest, RuntimeName, RuntimeSpec};
 use faena_protocol::db::{RuntimeGet, VersionPut};
 use futures_util::StreamExt;
 use http_body_util::Limited;
@@ -127,9 +127,9 @@ pub(crate) async fn register(
         limits,
         secret: callbacks::new_secret(),
     };
-    let secret = put.secret.clone();
+    let (secret, id) = (put.secret.clone(), FunctionId::new(&put.namespace, &put.function));
     let put = app.db().ask(&put).await?;
-    app.scheduler().poke();
+    app.scheduler().poke(id);
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(FunctionView::registered(put.record, put.created.then_some(secret)))))
 }

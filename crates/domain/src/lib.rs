@@ -32,6 +32,7 @@ pub mod runtime;
 pub mod serving;
 pub mod slots;
 pub mod time;
+mod turns;
 pub mod units;
 
 pub use build::{BuildFailure, BuildStatus};
@@ -46,8 +47,9 @@ pub use manifest::Manifest;
 pub use name::{AccountName, FunctionId, FunctionName, KeyName, Namespace, ProviderName, RuleId, RuntimeName};
 pub use network::{EgressRule, Network, NetworkRule};
 pub use payload::Payload;
-pub use quota::{Quota, QuotaChange};
+pub use quota::{MAX_WEIGHT, NamespaceShare, Quota, QuotaChange};
 pub use runtime::{EngineKind, Grants, GrantsChange, Registrar, RuntimeSpec};
 pub use serving::{Contract, Preload, Reuse, Serving};
 pub use slots::Slots;
 pub use time::Timestamp;
+pub use turns::{FairTurns, Turn, Waits};

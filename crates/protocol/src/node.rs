@@ -57,6 +57,9 @@ pub struct CallOf {
     pub version: Version,
     /// Calls at once in one instance.
     pub parallel: u32,
+    /// The weight of the namespace.
+    #[serde(default)]
+    pub weight: u32,
 }
 
 impl CallOf {
@@ -72,6 +75,7 @@ impl CallOf {
             function: code.function.clone(),
             version: code.version,
             parallel: code.serving.parallel(),
+            weight: code.share.weight,
         }
     }
 }

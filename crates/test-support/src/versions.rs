@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use faena_domain::{BlobKey, DigestKind, EngineKind, Limits, Namespace, Network, Serving, Version};
+use faena_domain::{BlobKey, DigestKind, EngineKind, Limits, Namespace, NamespaceShare, Network, Serving, Version};
 use faena_protocol::records::Code;
 
 /// The first version of a function, for the sandbox's place; its archive is nowhere.
@@ -29,6 +29,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         calls: Vec::new(),
         concurrency: None,
         serving,
+        share: NamespaceShare::default(),
         since: 1,
     }
 }

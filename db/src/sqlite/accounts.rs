@@ -1,19 +1,19 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule, Scope, Scopes};
-use faena_domain::{AccountName, FunctionId, FunctionName, Namespace, Timestamp};
+use faena_domain::{AccountName, FunctionId, FunctionName, Namespace, Quota, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     AccessState, AccessStateGet, AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, NamespaceDelete,
     NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, NamespaceRules, Put, Resource, RuleDelete, RuleList,
     RulePut, SecretPut, Seen, SetupGet, SetupPut,
 };
-use faena_protocol::records::{AccountRecord, LoginRecord, NamespaceRecord, SecretHash};
+use faena_protocol::records::{AccountRecord, LoginRecord, NamespaceRecord, SecretHash, StoredUsage};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::internal;
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
+use super::{builds, internal};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -64,19 +64,39 @@ pub(super) fn is_locked(connection: &Connection) -> Result<bool, DbError> {
         .map_err(|error| internal("reading whether the platform is locked", &error))
 }
 
-pub(super) fn namespace(connection: &Connection, name: &Namespace) -> Result<NamespaceRecord, DbError> {
+/// The quota of a namespace, where it exists.
+pub(super) fn exists(connection: &Connection, name: &Namespace) -> Result<Quota, DbError> {
+    connection
+        .prepare_cached("SELECT quota FROM namespaces WHERE name = ?1 AND NOT deleted")
+        .and_then(|mut statement| statement.query_row([name.as_str()], |row| row.get(0)).optional())
+        .map_err(|error| internal("reading a namespace", &error))?
+        .map(|Json(quota)| quota)
+        .ok_or_else(|| not_found(Resource::Namespace, name))
+}
+
+/// A namespace, and what it has; its builds are those of the day of an instant.
+pub(super) fn namespace(connection: &Connection, name: &Namespace, wall: i64) -> Result<NamespaceRecord, DbError> {
     connection
         .prepare_cached(
-            "SELECT name, created_at, allow, quota, (SELECT count(*) FROM functions f WHERE f.namespace = ?1)
+            "SELECT name, created_at, allow, quota, weight, (SELECT count(*) FROM functions f WHERE f.namespace = ?1),
+                 (SELECT count(*) FROM calls c INDEXED BY calls_leased WHERE c.status = 'RUNNING' AND c.namespace = ?1),
+                 (SELECT coalesce(sum(source_bytes), 0) FROM versions v WHERE v.namespace = ?1),
+                 (SELECT coalesce(sum(ms), 0) / 60000 FROM build_time b WHERE b.namespace = ?1 AND b.day = ?2)
              FROM namespaces WHERE name = ?1 AND NOT deleted",
         )
         .and_then(|mut statement| {
             let record = |row: &Row<'_>| {
                 let (Text(name), Json(allow), Json(quota)) = (row.get(0)?, row.get(2)?, row.get(3)?);
-                let (created_at, functions) = (Timestamp(row.get(1)?), row.get(4)?);
-                Ok(NamespaceRecord { name, created_at, allow, quota, functions })
+                let usage = StoredUsage {
+                    functions: row.get(5)?,
+                    queued_calls: row.get(6)?,
+                    stored_bytes: row.get(7)?,
+                    build_minutes_per_day: row.get(8)?,
+                };
+                let (created_at, weight) = (Timestamp(row.get(1)?), row.get(4)?);
+                Ok(NamespaceRecord { name, created_at, allow, quota, weight, usage })
             };
-            statement.query_row([name.as_str()], record).optional()
+            statement.query_row((name.as_str(), builds::day(wall)), record).optional()
         })
         .map_err(|error| internal("reading a namespace", &error))?
         .ok_or_else(|| not_found(Resource::Namespace, name))
@@ -147,11 +167,11 @@ impl Write for NamespacePut {
         let broken = |error| internal("making a namespace", &error);
         let created = connection
             .execute(
-                "INSERT INTO namespaces (name, created_at, allow, quota) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-                (self.name.as_str(), context.wall, Json(self.allow), Json(self.quota)),
+                "INSERT INTO namespaces (name, created_at, allow, quota, weight) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+                (self.name.as_str(), context.wall, Json(self.allow), Json(self.quota), self.weight),
             )
             .map_err(broken)?;
-        let found = namespace(connection, &self.name).map_err(|error| match error {
+        let found = namespace(connection, &self.name, context.wall).map_err(|error| match error {
             DbError::NotFound { .. } => DbError::Conflict {
                 message: format!("there was a namespace {}, and names are not used again", self.name),
             },
@@ -168,22 +188,37 @@ impl Write for NamespacePut {
 
 impl Write for NamespacePatch {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
-        let found = namespace(connection, &self.name)?;
+        let found = namespace(connection, &self.name, context.wall)?;
         let (allow, quota) = (found.allow.changed(self.allow), found.quota.changed(self.quota));
+        let weight = self.weight.unwrap_or(found.weight);
+        let broken = |error| internal("changing a namespace", &error);
         connection
             .execute(
-                "UPDATE namespaces SET allow = ?2, quota = ?3 WHERE name = ?1",
-                (self.name.as_str(), Json(allow), Json(quota)),
+                "UPDATE namespaces SET allow = ?2, quota = ?3, weight = ?4 WHERE name = ?1",
+                (self.name.as_str(), Json(allow), Json(quota), weight),
             )
-            .map_err(|error| internal("changing a namespace", &error))?;
+            .map_err(broken)?;
         context.changes_access();
-        Ok(NamespaceRecord { allow, quota, ..found })
+        if (weight, quota.memory_bytes) != (found.weight, found.quota.memory_bytes) {
+            // Workers know both by what they run.
+            functions_of(connection, &self.name).map_err(broken)?.into_iter().for_each(|function| {
+                context.changes_function(function);
+            });
+        }
+        Ok(NamespaceRecord { allow, quota, weight, ..found })
     }
 }
 
+/// The functions of a namespace.
+fn functions_of(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<Vec<FunctionId>> {
+    let mut statement = connection.prepare_cached("SELECT name FROM functions WHERE namespace = ?1")?;
+    let function = |row: &Row<'_>| Ok(FunctionId::new(namespace, &row.get::<_, Text<FunctionName>>(0)?.0));
+    statement.query_map([namespace.as_str()], function)?.collect()
+}
+
 impl Read for NamespaceGet {
-    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
-        namespace(connection, &self.name)
+    fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<NamespaceRecord, DbError> {
+        namespace(connection, &self.name, context.wall)
     }
 }
 
@@ -200,7 +235,7 @@ impl Write for NamespaceDelete {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         context.changes_access();
         let name = &self.name;
-        namespace(connection, name)?;
+        exists(connection, name)?;
         if *name == Namespace::default() {
             return Err(DbError::Conflict {
                 message: "the namespace default is the platform's own, and stays".to_owned(),
@@ -286,7 +321,7 @@ fn insert_rule(connection: &Connection, namespace: &Namespace, rule: &Rule) -> R
 
 impl Read for RuleList {
     fn read(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Seen<NamespaceRules>, DbError> {
-        let quota = namespace(connection, &self.namespace)?.quota;
+        let quota = exists(connection, &self.namespace)?;
         let mut rules = rules(connection, &self.namespace)?;
         rules.extend(public_functions(connection, &self.namespace)?.iter().map(Rule::public));
         Ok(Seen { seen: context.access_seen, record: NamespaceRules { rules, quota } })
@@ -296,7 +331,7 @@ impl Read for RuleList {
 impl Write for RulePut {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Put<Rule>, DbError> {
         context.changes_access();
-        namespace(connection, &self.namespace)?;
+        exists(connection, &self.namespace)?;
         let rules = rules(connection, &self.namespace)?;
         let is_there = rules.iter().any(|rule| rule.id == self.rule.id);
         if !is_there && rules.len() as u64 >= MAX_RULES {
@@ -358,7 +393,7 @@ impl Write for AccountPut {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<AccountRecord, DbError> {
         context.changes_access();
         let Self { account, secret, first } = self;
-        namespace(connection, &account.namespace)?;
+        exists(connection, &account.namespace)?;
         match login(connection, &account.namespace, &account.id.0) {
             // The same message was sent again.
             Ok(there) => return Ok(there.account),

@@ -97,6 +97,24 @@ fn load(connection: &Connection, build: &BuildRef) -> rusqlite::Result<Option<Bu
         .optional()
 }
 
+/// The day of an instant (UTC), since 1970.
+pub(super) fn day(wall: i64) -> i64 {
+    wall.div_euclid(24 * 3600 * 1000)
+}
+
+/// Adds what a build has taken to the day's time of its namespace.
+fn count_time(connection: &Connection, build: &BuildRef, context: &RequestContext<'_>) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO build_time (namespace, day, ms)
+             SELECT ?1, ?4, max(?5 - building_since, 0) FROM versions
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3 AND building_since IS NOT NULL
+             ON CONFLICT DO UPDATE SET ms = ms + excluded.ms",
+        )?
+        .execute((build.namespace.as_str(), build.function.key(), build.version.0, day(context.wall), context.now))?;
+    connection.prepare_cached("DELETE FROM build_time WHERE day < ?1")?.execute([day(context.wall)]).map(drop)
+}
+
 /// Takes a step of [`faena_domain::build_queue`] and writes it; what is no build refuses as a stale claim does.
 pub(super) fn apply(
     connection: &Connection,
@@ -110,6 +128,9 @@ pub(super) fn apply(
         Ok(after) => after,
         Err(refused) => return Ok(Err(refused)),
     };
+    if before.status == FunctionStatus::Building && after.status != FunctionStatus::Building {
+        count_time(connection, build, context).map_err(broken)?;
+    }
     let (namespace, function, version) = key(build);
     let owner = after.lease.owner.as_ref();
     connection
@@ -165,22 +186,24 @@ fn claim(
             let (namespace, function, version) = key(build);
             connection
                 .prepare_cached(
-                    "UPDATE versions SET claim = ?4 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
+                    "UPDATE versions SET claim = ?4, building_since = ?5 WHERE namespace = ?1 AND function = ?2 AND version = ?3",
                 )
-                .and_then(|mut statement| statement.execute((namespace, function, version, &request.request)))
+                .and_then(|mut statement| {
+                    statement.execute((namespace, function, version, &request.request, context.now))
+                })
                 .map_err(broken)?;
         }
     }
     taken(request, connection).map_err(broken)
 }
 
-/// The builds that wait for these engines, the oldest first.
+/// The builds that wait for these engines: the oldest of each namespace first, then the second of each.
 fn pending(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<BuildRef>> {
     let mut statement = connection.prepare_cached(
         "SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
          ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
          WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?1)), 1)
-         ORDER BY v.created_at LIMIT ?2",
+         ORDER BY row_number() OVER (PARTITION BY v.namespace ORDER BY v.created_at), v.created_at LIMIT ?2",
     )?;
     let rows = statement.query_map((Json(&request.engines), PENDING), reference)?;
     rows.collect()

@@ -1,9 +1,9 @@
 //! One queue for each function: how much waits in it, which is served next, and what a worker gets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use faena_domain::queue::Event;
-use faena_domain::{CallNum, CallStatus, Epoch, FunctionId, Manifest, Slots, Version};
+use faena_domain::{CallNum, CallStatus, Epoch, FunctionId, Manifest, Namespace, Slots, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, CallSpec};
@@ -184,26 +184,72 @@ pub(super) fn promote(connection: &Connection, context: &RequestContext<'_>) -> 
     Ok(())
 }
 
+#[derive(Debug)]
 struct FunctionQueue {
     function: FunctionId,
     /// How many more may run.
     room: u32,
 }
 
-/// The queues that have calls for these engines; the one that was not served for the longest comes first.
-fn queues(connection: &Connection, engines: &str, limit: u32, now: i64) -> rusqlite::Result<Vec<FunctionQueue>> {
+/// A namespace with calls that wait, and its queues in the order of their turns.
+#[derive(Debug)]
+struct NamespaceQueues {
+    name: Namespace,
+    weight: u32,
+    /// How many more of its calls may run; none is no bound.
+    room: Option<u32>,
+    queues: VecDeque<FunctionQueue>,
+    /// Calls that were claimed of it.
+    claimed: u32,
+}
+
+/// The namespaces that have calls which are due.
+fn namespaces(connection: &Connection) -> rusqlite::Result<Vec<NamespaceQueues>> {
+    // From one name to the next by the index: as many steps as namespaces, however many functions they have.
     let mut statement = connection.prepare_cached(
-        "SELECT namespace, function, min(coalesce(concurrency - running, ?2), ?2) FROM function_queues l
-         WHERE due > 0 AND (concurrency IS NULL OR running < concurrency)
+        "WITH RECURSIVE waiting (name) AS (
+             SELECT min(namespace) FROM function_queues WHERE due > 0
+             UNION ALL
+             SELECT (SELECT min(namespace) FROM function_queues WHERE due > 0 AND namespace > waiting.name) FROM waiting
+             WHERE waiting.name IS NOT NULL
+         )
+         SELECT w.name, coalesce(n.weight, 1),
+             iif(n.quota ->> 'concurrentCalls' IS NULL, NULL, n.quota ->> 'concurrentCalls'
+                 - (SELECT count(*) FROM calls c INDEXED BY calls_leased WHERE c.status = 'RUNNING' AND c.namespace = w.name))
+         FROM waiting w LEFT JOIN namespaces n ON n.name = w.name WHERE w.name IS NOT NULL",
+    )?;
+    let namespace = |row: &Row<'_>| {
+        let room: Option<i64> = row.get(2)?;
+        Ok(NamespaceQueues {
+            name: row.get::<_, Text<_>>(0)?.0,
+            weight: row.get(1)?,
+            room: room.map(|room| u32::try_from(room).unwrap_or(0)),
+            queues: VecDeque::new(),
+            claimed: 0,
+        })
+    };
+    statement.query_map([], namespace)?.collect()
+}
+
+/// The queues of a namespace that have calls for these engines; the one that was not served for the longest comes first.
+fn queues(
+    connection: &Connection,
+    namespace: &Namespace,
+    engines: &str,
+    (limit, now): (u32, i64),
+) -> rusqlite::Result<VecDeque<FunctionQueue>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT function, min(coalesce(concurrency - running, ?2), ?2) FROM function_queues l
+         WHERE namespace = ?4 AND due > 0 AND (concurrency IS NULL OR running < concurrency)
          AND EXISTS (SELECT 1 FROM calls c WHERE c.namespace = l.namespace AND c.function = l.function
              AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
          ORDER BY turn LIMIT ?2",
     )?;
     let queue = |row: &Row<'_>| {
-        let (Text(namespace), Text(name)) = (row.get(0)?, row.get(1)?);
-        Ok(FunctionQueue { function: FunctionId { namespace, name }, room: row.get(2)? })
+        let Text(name) = row.get(0)?;
+        Ok(FunctionQueue { function: FunctionId { namespace: namespace.clone(), name }, room: row.get(1)? })
     };
-    statement.query_map((engines, limit, now), queue)?.collect()
+    statement.query_map((engines, limit, now, namespace.as_str()), queue)?.collect()
 }
 
 fn next_turn(connection: &Connection, queue: &FunctionQueue) -> rusqlite::Result<()> {
@@ -234,7 +280,7 @@ fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Res
 struct Budget {
     calls: u32,
     bytes: usize,
-    slots: Slots<FunctionId>,
+    slots: Slots,
     /// Places in instances that work already, by version.
     spare: HashMap<(FunctionId, Version), u32>,
     /// Calls at once in one instance, by version.
@@ -284,42 +330,72 @@ impl Budget {
     }
 }
 
-/// Claims round by round, a part of each queue's calls in each, so that a long queue delays no short one.
+/// Claims a part of one queue after the other, of the namespace that has least for its weight: neither a long queue nor a
+/// namespace with many queues delays a short one.
 fn claim(request: &CallsClaim, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
     let engines = serde_json::to_string(&request.engines).unwrap_or_default();
     let mut budget = Budget::new(request);
     // Functions that hold their part already may wait before the others.
     let most = request.limit + u32::try_from(request.slots.held.len()).unwrap_or(0);
+    let mut waiting = namespaces(connection).map_err(broken)?;
+    for namespace in &mut waiting {
+        namespace.queues = queues(connection, &namespace.name, &engines, (most, context.now)).map_err(broken)?;
+    }
+    waiting.retain(NamespaceQueues::may_go_on);
     while budget.calls > 0 && budget.bytes > 0 {
-        let round = queues(connection, &engines, most, context.now).map_err(broken)?;
-        let before = budget.calls;
-        for queue in &round {
-            if budget.calls > 0 {
-                claim_of(queue, round.len(), (request, &engines), &mut budget, connection, context)?;
-            }
+        let load = |namespace: &&mut NamespaceQueues| {
+            (budget.slots.load(&namespace.name, namespace.weight), namespace.claimed / namespace.weight.max(1))
+        };
+        let namespaces = waiting.len();
+        let Some(namespace) = waiting.iter_mut().min_by_key(load) else { return Ok(()) };
+        let Some(mut queue) = namespace.queues.pop_front() else { return Ok(()) };
+        let queues = namespaces * (namespace.queues.len() + 1);
+        let others_wait = queues > 1;
+        let most = namespace.room.map_or(queue.room, |room| room.min(queue.room));
+        let part = Part { queue: &queue, queues, others_wait, most };
+        let claimed = claim_of(&part, (request, &engines), &mut budget, connection, context)?;
+        namespace.claimed += claimed;
+        namespace.room = namespace.room.map(|room| room.saturating_sub(claimed));
+        queue.room = queue.room.saturating_sub(claimed);
+        if claimed > 0 && queue.room > 0 {
+            namespace.queues.push_back(queue);
         }
-        if budget.calls == before {
-            return Ok(());
-        }
+        waiting.retain(NamespaceQueues::may_go_on);
     }
     Ok(())
 }
 
-/// Claims a queue's part of a round: as many calls and as many slots as each of so many queues would get.
-fn claim_of(
-    queue: &FunctionQueue,
+impl NamespaceQueues {
+    fn may_go_on(&self) -> bool {
+        !self.queues.is_empty() && self.room != Some(0)
+    }
+}
+
+/// A queue whose turn it is.
+struct Part<'a> {
+    queue: &'a FunctionQueue,
+    /// Its part of a claim is what each of so many queues would get.
     queues: usize,
+    others_wait: bool,
+    /// How many of its calls may be claimed.
+    most: u32,
+}
+
+/// Claims a queue's part, of calls and of slots; how many calls that were.
+fn claim_of(
+    part: &Part<'_>,
     (request, engines): (&CallsClaim, &str),
     budget: &mut Budget,
     connection: &Connection,
     context: &RequestContext<'_>,
-) -> Result<(), DbError> {
+) -> Result<u32, DbError> {
     let broken = |error| internal("claiming calls", &error);
+    let Part { queue, queues, others_wait, most } = *part;
     let count = u32::try_from(queues).unwrap_or(u32::MAX);
-    let share = budget.calls.div_ceil(count).min(queue.room);
+    let share = budget.calls.div_ceil(count).min(most);
     let busy_at_most = budget.slots.busy() + budget.slots.free().div_ceil(count).max(1);
-    let mut claimed = false;
+    let mut claimed = 0;
     for candidate in
         best(connection, (queue.function.namespace.as_str(), queue.function.name.key(), context.now, engines, share))
             .map_err(broken)?
@@ -331,18 +407,21 @@ fn claim_of(
         }
         let version = (queue.function.clone(), candidate.version);
         let parallel = budget.parallel(connection, &version).map_err(broken)?;
-        if !budget.take(&version, parallel, queues > 1) {
+        if !budget.take(&version, parallel, others_wait) {
             break;
         }
         budget.bytes = budget.bytes.saturating_sub(candidate.bytes);
         let event = Event::Claim { owner: request.owner.clone() };
         let cause = TransitionContext { claim: Some(request.request.clone()), ..TransitionContext::default() };
-        claimed |= apply(connection, candidate.num, &event, context, cause)?.is_some();
+        claimed += u32::from(apply(connection, candidate.num, &event, context, cause)?.is_some());
         if budget.slots.busy() >= busy_at_most && budget.spare.get(&version).is_none_or(|spare| *spare == 0) {
             break;
         }
     }
-    if claimed { next_turn(connection, queue).map_err(broken) } else { Ok(()) }
+    if claimed > 0 {
+        next_turn(connection, queue).map_err(broken)?;
+    }
+    Ok(claimed)
 }
 
 /// A claimed row, before it becomes a job.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use faena_domain::queue::Event;
 use faena_domain::{
-    BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, Revision, RuntimeSpec,
-    Timestamp, Version,
+    BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare, Revision,
+    RuntimeSpec, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -106,17 +106,26 @@ fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> 
     Ok(FunctionRecord { name, current, newest, created_at })
 }
 
-/// Refuses a new function where its namespace has as many as it may.
-fn check_quota(request: &VersionPut, connection: &Connection) -> Result<(), DbError> {
-    let NamespaceRecord { functions, quota, name, .. } = accounts::namespace(connection, &request.namespace)?;
-    match quota.functions {
-        Some(most) if functions >= most => {
-            let message =
-                format!("the namespace {name} has {functions} functions, and may have {most} (quota functions)");
-            Err(DbError::OverQuota { message })
-        }
-        _ => Ok(()),
+/// Refuses a version where its namespace has as much as it may.
+fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall: i64) -> Result<(), DbError> {
+    let quota = accounts::exists(connection, &request.namespace)?;
+    if quota.functions.is_none() && quota.stored_bytes.is_none() && quota.build_minutes_per_day.is_none() {
+        return Ok(());
     }
+    let NamespaceRecord { usage, name, .. } = accounts::namespace(connection, &request.namespace, wall)?;
+    let over = |message: String| Err(DbError::OverQuota { message: format!("the namespace {name} {message}") });
+    let (functions, minutes) = (usage.functions, usage.build_minutes_per_day);
+    let stored = usage.stored_bytes + request.source_bytes;
+    if let Some(most) = quota.functions.filter(|most| is_new && functions >= *most) {
+        return over(format!("has {functions} functions, and may have {most} (quota functions)"));
+    }
+    if let Some(most) = quota.stored_bytes.filter(|most| stored > *most) {
+        return over(format!("would have archives of {stored} bytes, and may have {most} (quota storedBytes)"));
+    }
+    if let Some(most) = quota.build_minutes_per_day.filter(|most| minutes >= *most) {
+        return over(format!("has built for {minutes} minutes today, and may for {most} (quota buildMinutesPerDay)"));
+    }
+    Ok(())
 }
 
 fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(), DbError> {
@@ -181,9 +190,7 @@ impl Write for VersionPut {
                 return Err(DbError::QueueFull { message });
             }
             context.takes_new_work()?;
-            if old.is_none() {
-                check_quota(&self, connection)?;
-            }
+            check_quota(&self, old.is_none(), connection, context.wall)?;
             insert(&self, connection, context.now)?;
         }
         let record = find(connection, &self.namespace, &self.function)?;
@@ -309,6 +316,7 @@ pub(super) fn code(
                         calls: manifest.identity.calls,
                         concurrency,
                         serving: manifest.serving,
+                        share: NamespaceShare::default(),
                         since: row.get(7)?,
                     };
                     Ok(ResolvedVersion { status, code, retries: manifest.retries })
@@ -318,7 +326,17 @@ pub(super) fn code(
         .map_err(|error| internal("reading a version", &error))?;
     let Some(mut resolved) = resolved else { return Ok(None) };
     resolved.code.config = config::bound(connection, namespace, &bindings)?;
+    resolved.code.share = share(connection, namespace).map_err(|error| internal("reading a namespace", &error))?;
     Ok(Some(resolved))
+}
+
+/// What a namespace gets of what is scarce.
+fn share(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<NamespaceShare> {
+    let found = connection
+        .prepare_cached("SELECT weight, quota ->> 'memoryBytes' FROM namespaces WHERE name = ?1")?
+        .query_row([namespace.as_str()], |row| Ok(NamespaceShare { weight: row.get(0)?, memory_bytes: row.get(1)? }))
+        .optional()?;
+    Ok(found.unwrap_or_default())
 }
 
 /// The runtime that a version is bound to.

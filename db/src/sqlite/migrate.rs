@@ -5,7 +5,7 @@ use rusqlite::{Connection, TransactionBehavior};
 const MIGRATIONS: [&str; 3] = [
     include_str!("../../migrations/0001_first.sql"),
     include_str!("../../migrations/0002_accounts.sql"),
-    include_str!("../../migrations/0003_providers.sql"),
+    include_str!("../../migrations/0003_teams.sql"),
 ];
 
 /// Why the schema cannot be brought up to date. The database is as it was.

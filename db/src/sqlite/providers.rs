@@ -7,7 +7,7 @@ use faena_protocol::db::{IdentitySignIn, ProviderDelete, ProviderGet, ProviderLi
 use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, SecretHash};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::accounts::{ACCOUNT, account_record, insert_account, namespace};
+use super::accounts::{ACCOUNT, account_record, exists, insert_account};
 use super::credentials::begin_session;
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, not_found};
@@ -130,7 +130,7 @@ impl Write for IdentitySignIn {
             let message = "the platform has no account yet: make an administrator with a secret first".to_owned();
             return Err(DbError::Conflict { message });
         }
-        namespace(connection, &self.account.namespace)?;
+        exists(connection, &self.account.namespace)?;
         context.changes_access();
         let account = match account_of(connection, &self).map_err(broken)? {
             Some(account) => {

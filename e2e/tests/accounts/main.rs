@@ -2,6 +2,7 @@
 
 mod attacks;
 mod configuration;
+mod fairness;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -21,11 +21,11 @@ impl Scheduler {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
-        let (num, function) = (call.spec.num, call.code.function_id());
+        let (num, function, weight) = (call.spec.num, call.code.function_id(), call.code.share.weight);
         self.shared.in_flight.sync(&call.spec.namespace, call.record());
         call.queued();
         self.waited.insert(num, call);
-        self.queue.push_back(function, num);
+        self.queue.push_back(function, weight, num);
     }
 
     fn finish_unrun(&self, call: SyncCall) {
@@ -122,10 +122,10 @@ impl Scheduler {
         if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
             return self.finish_unrun(call);
         }
-        let (num, function) = (call.spec.num, call.code.function_id());
+        let (num, function, weight) = (call.spec.num, call.code.function_id(), call.code.share.weight);
         call.queued();
         self.waited.insert(num, call);
-        self.queue.push_front(function, num);
+        self.queue.push_front(function, weight, num);
     }
 
     /// A call that was given its row ends there.

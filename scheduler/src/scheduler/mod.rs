@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use faena_db_client::DbClient;
-use faena_domain::{CallNum, EngineKind, FunctionId, Owner};
+use faena_domain::{CallNum, EngineKind, FunctionId, Namespace, Owner};
 use faena_protocol::Envelope;
 use faena_protocol::node::{CallOf, TYPE, ToWorker};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_ms};
@@ -50,7 +50,7 @@ pub struct Scheduler {
     fleet: Fleet<Peer>,
     /// Calls without a row, and those of them that wait for a slot.
     waited: HashMap<CallNum, SyncCall>,
-    queue: Turns<FunctionId, CallNum>,
+    queue: Turns<CallNum>,
     questions: Questions,
     ask: Ask,
     /// Cancelled when the api begins to stop: nothing more is claimed.
@@ -96,11 +96,18 @@ impl Scheduler {
                     }
                     None => return,
                 },
-                () = poke.notified() => self.asks(Ask::Work),
+                () = poke.notified() => self.poked(),
                 _ = tick.tick() => self.tick(),
             }
             self.schedule().await;
         }
+    }
+
+    /// Db has got work. Where the function could take a reserve, that is looked at too.
+    fn poked(&mut self) {
+        let functions = std::mem::take(&mut *self.shared.poked.lock());
+        let is_for_reserve = functions.iter().any(|function| self.fleet.has_reserve_for(function));
+        self.asks(if is_for_reserve { Ask::WorkForReserves } else { Ask::Work });
     }
 
     /// Db is asked for this as soon as what has come is dealt with.
@@ -169,8 +176,9 @@ impl Scheduler {
     /// Sends waiting calls to workers with free slots, and claims in db for the slots that are left.
     async fn schedule(&mut self) {
         let mut assigned: Vec<(Peer, Owner, CallNum)> = Vec::new();
-        let (fleet, waited) = (&mut self.fleet, &self.waited);
-        self.queue.serve(|num, others_wait| {
+        let waited = &self.waited;
+        let load = |fleet: &Fleet<Peer>, namespace: &Namespace, weight| fleet.load(namespace, weight);
+        self.queue.serve(&mut self.fleet, load, |fleet, num, others_wait| {
             // One that has gone is taken out.
             let Some(call) = waited.get(&num) else { return true };
             let engine = call.code.engine.unwrap_or(EngineKind::Sandbox);

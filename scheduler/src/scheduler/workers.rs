@@ -37,7 +37,7 @@ impl Scheduler {
             ToApi::Started { num, epoch } => self.started(num, epoch),
             ToApi::Ended { num, epoch, outcome, queued } => {
                 let of = self.fleet.call_ended(&peer, (num, epoch));
-                if of.as_ref().is_some_and(|of| self.fleet.has_reserve_for_others(&peer, of)) {
+                if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(&peer, of)) {
                     self.asks(Ask::WorkForReserves);
                 }
                 if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {

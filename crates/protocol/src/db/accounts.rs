@@ -60,6 +60,8 @@ requests! {
         allow: Grants,
         /// What it may have and do.
         quota: Quota,
+        /// Its part of what is scarce.
+        weight: u32,
     }
     /// Changes what a namespace may. Runtimes and functions that exist already are not affected.
     Write NamespacePatch = "namespace.patch" by [Api] -> NamespaceRecord {
@@ -69,6 +71,8 @@ requests! {
         allow: GrantsChange,
         /// What it may have and do.
         quota: QuotaChange,
+        /// Its part of what is scarce; none leaves it as it is.
+        weight: Option<u32>,
     }
     /// One namespace.
     Read NamespaceGet = "namespace.get" by [Api] -> NamespaceRecord {

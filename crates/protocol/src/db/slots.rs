@@ -42,7 +42,7 @@ impl SlotsView {
     }
 
     /// The same, to be counted on.
-    pub fn to_slots(&self) -> Slots<FunctionId> {
+    pub fn to_slots(&self) -> Slots {
         let mut slots = Slots::new(self.total);
         for held in &self.held {
             (0..held.slots).for_each(|_| slots.take(&held.function));

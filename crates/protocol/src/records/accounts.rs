@@ -18,8 +18,24 @@ pub struct NamespaceRecord {
     pub allow: Grants,
     /// What it may have and do.
     pub quota: Quota,
-    /// How many functions it has.
+    /// Its part of what is scarce ([`faena_domain::NamespaceShare`]).
+    pub weight: u32,
+    /// What it has.
+    pub usage: StoredUsage,
+}
+
+/// What a namespace has and does, as far as db knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredUsage {
+    /// Functions.
     pub functions: u32,
+    /// Queued calls that run.
+    pub queued_calls: u32,
+    /// The archives of its versions.
+    pub stored_bytes: u64,
+    /// What its builds have taken today.
+    pub build_minutes_per_day: u32,
 }
 
 /// An account of a person or a program.

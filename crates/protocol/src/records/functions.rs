@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faena_domain::config::{ConfigProblem, SecretText};
 use faena_domain::{
     BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest,
-    Namespace, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+    Namespace, NamespaceShare, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +155,9 @@ pub struct Code {
     /// What its process speaks, and which of its instances wait.
     #[serde(default)]
     pub serving: Serving,
+    /// What its namespace gets of what is scarce.
+    #[serde(default)]
+    pub share: NamespaceShare,
     /// When the version was uploaded, in milliseconds: a version of the same number of a function that was deleted
     /// meanwhile is another.
     #[serde(default)]

@@ -36,10 +36,7 @@ impl<R: Resources> State<R> {
                 entry.failures = 0;
                 entry.take_in(instance, at.id, &scores, (now, at_ms));
                 // The call that it was made for is next: its slot must not go to another start before.
-                if let Some(index) = self.turns.iter().position(|turn| *turn == at.version) {
-                    let turn = self.turns.remove(index);
-                    turn.into_iter().for_each(|turn| self.turns.push_front(turn));
-                }
+                self.serve_now(&at.version, &mut effects);
             }
             Start::Failed(error) => {
                 entry.failures += 1;
@@ -100,7 +97,7 @@ impl<R: Resources> State<R> {
         let mut effects = self.retired(at, now);
         if let Some(entry) = self.versions.get_mut(&at.version) {
             if entry.waiting.is_empty() {
-                self.turns.push_back(Arc::clone(&at.version));
+                self.turns.push_back(Arc::clone(&at.version), entry.code.share.weight);
             }
             entry.waiting.push_front(waiting);
             self.waiting += 1;

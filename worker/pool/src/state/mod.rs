@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use faena_domain::keep_alive::GreedyDual;
 use faena_domain::units::ByteSize;
-use faena_domain::{CallNum, FunctionId, Preload, Slots, Version};
+use faena_domain::{CallNum, FairTurns, FunctionId, Preload, Slots, Version, Waits};
 use faena_miniworker::InstanceId;
 use faena_protocol::records::Code;
 
@@ -54,6 +54,12 @@ pub(crate) struct VersionKey {
     since: i64,
     /// The revision of the configuration that its instances have; 0 where they have nothing of it.
     config: i64,
+}
+
+impl Waits for VersionKey {
+    fn function(&self) -> &FunctionId {
+        &self.function
+    }
 }
 
 impl VersionKey {
@@ -167,11 +173,11 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct State<R: Resources> {
     versions: HashMap<Arc<VersionKey>, VersionEntry<R>>,
-    /// Versions for which work waits, in the order in which they are served.
-    turns: VecDeque<Arc<VersionKey>>,
+    /// Versions for which work waits.
+    turns: FairTurns<Arc<VersionKey>>,
     waiting: usize,
     /// The slots: those of instances that work, and of instances that are being made for a call.
-    slots: Slots<FunctionId>,
+    slots: Slots,
     creating: u32,
     next_id: u64,
     scores: GreedyDual,
@@ -186,7 +192,7 @@ impl<R: Resources> State<R> {
     pub(crate) fn new(policy: &PoolPolicy, now: Instant) -> Self {
         Self {
             versions: HashMap::new(),
-            turns: VecDeque::new(),
+            turns: FairTurns::default(),
             waiting: 0,
             slots: Slots::new(policy.slots),
             creating: 0,
@@ -215,7 +221,7 @@ impl<R: Resources> State<R> {
         let under_way = entry.under_way() + u32::try_from(entry.waiting.len()).unwrap_or(u32::MAX) + 1;
         entry.window.began(at_ms, under_way);
         if entry.waiting.is_empty() {
-            self.turns.push_back(Arc::clone(&key));
+            self.turns.push_back(Arc::clone(&key), code.share.weight);
         }
         entry.waiting.push_back(waiting);
         self.waiting += 1;
@@ -290,7 +296,7 @@ impl<R: Resources> State<R> {
     pub(crate) fn close(&mut self) -> Vec<R::Instance> {
         self.is_closed = true;
         self.waiting = 0;
-        self.turns.clear();
+        self.turns = FairTurns::default();
         let entries = self.versions.drain().flat_map(|(_, entry)| entry.instances);
         entries.map(|entry| entry.instance).collect()
     }

@@ -2,28 +2,53 @@
 
 use std::sync::Arc;
 
+use faena_domain::Turn;
+
 use super::{Effect, Resources, State, UNMEASURED, VersionKey};
+
+/// An instance that goes to make room.
+struct Evicted<I> {
+    instance: I,
+    /// What it uses, and what it may use, in bytes.
+    memory: u64,
+    limit: u64,
+}
 
 impl<R: Resources> State<R> {
     /// Serves versions in turns, one call each, until none gets further.
     pub(super) fn serve(&mut self) -> Vec<Effect<R>> {
         let mut effects = Vec::new();
-        let mut left = self.turns.len();
-        while left > 0 {
-            let Some(key) = self.turns.pop_front() else { break };
-            let has_moved = self.serve_one(&key, &mut effects);
-            let waits = self.versions.get(&key).is_some_and(|entry| !entry.waiting.is_empty());
-            if waits {
-                self.turns.push_back(key);
+        // Nothing below touches the turns.
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.weigh(|namespace, weight| self.slots.load(namespace, weight));
+        turns.serve(|key, others_wait| {
+            let has_moved = self.serve_one(key, others_wait, &mut effects);
+            let entry = self.versions.get(key);
+            let weight = entry.map_or(1, |entry| entry.code.share.weight);
+            let waits = entry.is_some_and(|entry| !entry.waiting.is_empty());
+            if waits && !has_moved {
+                return Turn::Refused;
             }
-            left = if has_moved { self.turns.len() } else { left - 1 };
-        }
+            Turn::Served { load: self.slots.load(&key.function.namespace, weight), waits }
+        });
+        self.turns = turns;
         effects
     }
 
+    /// Serves a version before all others.
+    pub(super) fn serve_now(&mut self, key: &Arc<VersionKey>, effects: &mut Vec<Effect<R>>) {
+        if !self.turns.remove(key) {
+            return;
+        }
+        let others_wait = self.turns.others_wait(&key.function);
+        self.serve_one(key, others_wait, effects);
+        if let Some(entry) = self.versions.get(key).filter(|entry| !entry.waiting.is_empty()) {
+            self.turns.push_back(Arc::clone(key), entry.code.share.weight);
+        }
+    }
+
     /// Gives the version's first call what there is; false where it can only wait.
-    fn serve_one(&mut self, key: &Arc<VersionKey>, effects: &mut Vec<Effect<R>>) -> bool {
-        let others_wait = self.turns.iter().any(|other| other.function != key.function);
+    fn serve_one(&mut self, key: &Arc<VersionKey>, others_wait: bool, effects: &mut Vec<Effect<R>>) -> bool {
         let has_slot = self.slots.may_take(&key.function, others_wait);
         self.begin_in_instance(key, has_slot, effects) || (has_slot && self.begin_start(key, effects))
     }
@@ -61,11 +86,11 @@ impl<R: Resources> State<R> {
         // More than may work at once would only wait.
         let is_wanted = version.waiting.len() > coming * parallel && version.count() < self.slots.total() as usize;
         // What hinders the one that holds all slots does not hinder who takes the reserve.
-        let is_reserve = self.slots.only_holder().is_some_and(|only| *only != key.function);
+        let is_reserve = self.slots.reserve_is_for(&key.function);
         if !is_wanted || (self.creating >= self.policy.creations && !is_reserve) {
             return false;
         }
-        if !self.make_room(effects) && !is_reserve {
+        if !self.make_room_in_namespace(key, effects) || (!self.make_room(effects) && !is_reserve) {
             return false;
         }
         let at = self.next_ref(key);
@@ -92,24 +117,43 @@ impl<R: Resources> State<R> {
     pub(super) fn make_room(&mut self, effects: &mut Vec<Effect<R>>) -> bool {
         let (mut count, mut memory) = self.held();
         while count > 0 && (count >= self.policy.instances || memory + UNMEASURED > self.policy.memory.0) {
-            let Some((instance, bytes)) = self.evict() else { return false };
+            let Some(evicted) = self.evict(|_| true) else { return false };
             count -= 1;
-            memory = memory.saturating_sub(bytes);
-            effects.push(Effect::Destroy(instance));
+            memory = memory.saturating_sub(evicted.memory);
+            effects.push(Effect::Destroy(evicted.instance));
         }
         true
     }
 
-    /// Takes out the idle instance with the lowest score.
-    fn evict(&mut self) -> Option<(R::Instance, u64)> {
-        let candidates = self.versions.iter().flat_map(|(key, version)| {
+    /// Makes room for one more instance of a version within what its namespace may use: its idle instances with the lowest
+    /// score go. False where none can.
+    pub(super) fn make_room_in_namespace(&mut self, key: &Arc<VersionKey>, effects: &mut Vec<Effect<R>>) -> bool {
+        let Some(version) = self.versions.get(key) else { return false };
+        let Some(most) = version.code.share.memory_bytes else { return true };
+        let namespace = &key.function.namespace;
+        let of_namespace = self.versions.iter().filter(|(key, _)| key.function.namespace == *namespace);
+        let used: u64 = of_namespace.map(|(_, entry)| entry.count() as u64 * entry.code.limits.memory.0).sum();
+        let mut needed = (used + version.code.limits.memory.0).saturating_sub(most);
+        while needed > 0 {
+            let Some(evicted) = self.evict(|key| key.function.namespace == *namespace) else { return false };
+            needed = needed.saturating_sub(evicted.limit);
+            effects.push(Effect::Destroy(evicted.instance));
+        }
+        true
+    }
+
+    /// Takes out the idle instance with the lowest score of those that may go.
+    fn evict(&mut self, may_go: impl Fn(&VersionKey) -> bool) -> Option<Evicted<R::Instance>> {
+        let versions = self.versions.iter().filter(|(key, _)| may_go(key));
+        let candidates = versions.flat_map(|(key, version)| {
             let idle = version.instances.iter().enumerate().filter(|(_, entry)| entry.is_idle());
             idle.map(move |(index, entry)| (key, index, entry.score))
         });
         let (key, index, score) = candidates.min_by(|(_, _, a), (_, _, b)| a.total_cmp(b))?;
         let key = Arc::clone(key);
         self.scores.evicted(score);
-        let entry = self.versions.get_mut(&key)?.instances.swap_remove(index);
-        Some((entry.instance, entry.memory))
+        let version = self.versions.get_mut(&key)?;
+        let entry = version.instances.swap_remove(index);
+        Some(Evicted { instance: entry.instance, memory: entry.memory, limit: version.code.limits.memory.0 })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use faena_domain::units::Span;
-use faena_domain::{Contract, Reuse, Serving};
+use faena_domain::{Contract, NamespaceShare, Reuse, Serving};
 use proptest::prelude::*;
 
 use super::*;
@@ -194,6 +194,64 @@ fn a_function_leaves_one_slot_to_the_others() {
     let reserve = bench.made();
     assert_eq!(bench.running_in(reserve), [call]);
     assert_eq!(bench.state.counts().working, 5);
+}
+
+/// A version in another namespace, of which it has this share.
+fn code_in(namespace: &str, function: &str, share: NamespaceShare) -> Arc<Code> {
+    let namespace = namespace.parse().unwrap();
+    Arc::new(Code { namespace, share, ..(*code(function, 1, server(1))).clone() })
+}
+
+#[test]
+fn namespaces_share_slots_whatever_they_have_of_functions() {
+    let mut bench = Bench::new(&PoolPolicy { creations: 8, instances: 20, ..policy() });
+    let loud: Vec<Arc<Code>> =
+        (0..4).map(|number| code_in("loud", &format!("f{number}"), NamespaceShare::default())).collect();
+    let quiet = code_in("quiet", "f", NamespaceShare::default());
+    for _ in 0..3 {
+        loud.iter().for_each(|code| drop(bench.submit(code)));
+    }
+    (0..4).for_each(|_| drop(bench.made()));
+    let first = bench.submit(&quiet);
+    let reserve = bench.made();
+    assert_eq!(bench.running_in(reserve), [first], "another namespace holds all slots");
+    (0..3).for_each(|_| drop(bench.submit(&quiet)));
+    // Each slot that becomes free is for who has less.
+    let mut working: Vec<u64> = bench.running.keys().copied().filter(|id| *id != reserve).collect();
+    working.sort_unstable();
+    for (instance, held) in working.into_iter().zip([1, 2, 2, 2]) {
+        bench.finished(instance);
+        while !bench.starts.is_empty() {
+            bench.made();
+        }
+        assert_eq!(bench.state.slots.held_by_namespace(&quiet.namespace), held);
+    }
+}
+
+#[test]
+fn a_namespace_uses_no_more_memory_than_its_quota_and_gives_up_its_own_idle_instances() {
+    let mut bench = Bench::new(&PoolPolicy { creations: 8, instances: 20, ..policy() });
+    let one = faena_domain::Limits::DEFAULT.memory.0;
+    let share = NamespaceShare { memory_bytes: Some(2 * one), ..NamespaceShare::default() };
+    let (first, second) = (code_in("small", "a", share), code_in("small", "b", share));
+    let other = code_in("other", "f", NamespaceShare::default());
+    bench.submit(&other);
+    let foreign = bench.made();
+    bench.finished(foreign);
+    let calls: Vec<u64> = (0..3).map(|_| bench.submit(&first)).collect();
+    assert_eq!(bench.starts.len(), 2, "a third instance would use too much");
+    let instances = [bench.made(), bench.made()];
+    assert_eq!(bench.finished(instances[0]), calls[0]);
+    assert_eq!(bench.running_in(instances[0]), [calls[2]]);
+    bench.finished(instances[0]);
+    let call = bench.submit(&second);
+    assert_eq!(
+        (bench.destroyed.as_slice(), bench.starts.len()),
+        (&instances[..1], 1),
+        "not the one of the other namespace"
+    );
+    let instance = bench.made();
+    assert_eq!(bench.running_in(instance), [call]);
 }
 
 #[test]

@@ -70,7 +70,10 @@ impl<R: Resources> State<R> {
         loop {
             let Some(entry) = self.versions.get(key) else { return };
             let is_enough = entry.coming() >= target as usize;
-            if self.is_closed || is_enough || self.creating >= self.policy.creations || !self.make_room(effects) {
+            if self.is_closed || is_enough || self.creating >= self.policy.creations {
+                return;
+            }
+            if !self.make_room_in_namespace(key, effects) || !self.make_room(effects) {
                 return;
             }
             let at = self.next_ref(key);

@@ -1,4 +1,4 @@
--- Identity providers, and who has signed in with them.
+-- Identity providers and who has signed in with them; weights and usage of namespaces.
 
 CREATE TABLE providers (
     key        TEXT PRIMARY KEY, -- the name in lower case
@@ -20,3 +20,19 @@ CREATE TABLE identities (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX identities_of_provider ON identities (provider);
+
+ALTER TABLE namespaces ADD COLUMN weight INTEGER NOT NULL DEFAULT 1; -- its part of what is scarce
+
+-- What builds of a namespace have taken on a day (days since 1970, UTC).
+CREATE TABLE build_time (
+    namespace TEXT NOT NULL,
+    day       INTEGER NOT NULL,
+    ms        INTEGER NOT NULL,
+    PRIMARY KEY (namespace, day)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE versions ADD COLUMN building_since INTEGER; -- while it is built
+
+-- Claims look for the queues of one namespace after the other.
+DROP INDEX function_queues_by_turn;
+CREATE INDEX function_queues_by_turn ON function_queues (namespace, turn) WHERE due > 0;
