@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use faena_blob::BlobStore;
+use faena_blob::{BlobStore, NamespaceBlobs};
 use faena_db_client::DbClient;
 use faena_domain::{FunctionName, Limits, Namespace};
 use faena_egress::EgressPolicy;
@@ -133,6 +133,11 @@ impl App {
 
     pub(crate) fn blobs(&self) -> &BlobStore {
         &self.inner.blobs
+    }
+
+    /// The blobs of a namespace.
+    pub(crate) fn blobs_of(&self, namespace: &Namespace) -> NamespaceBlobs {
+        self.inner.blobs.of(namespace)
     }
 
     pub(crate) fn scheduler(&self) -> &SchedulerHandle {

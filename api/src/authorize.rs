@@ -159,7 +159,7 @@ impl<'a> Operation<'a> {
             kind: self.kind,
             name: self.name().into_owned(),
             endpoint: percent_decode_str(self.path).decode_utf8_lossy().into_owned(),
-            place: None,
+            _place: None,
         }
     }
 
@@ -194,8 +194,8 @@ pub(crate) async fn rules_for(access: &Access, principal: &Principal) -> Reply<A
     }
 }
 
-/// Refuses a call to who may not call a function at a path, which is as the request has it. One that is waited for counts as under
-/// way until what is returned is dropped.
+/// Refuses a call to who may not call a function at a path, which is as the request has it. A call whose client waits counts as
+/// running until the place is dropped.
 pub(crate) async fn permit_call(
     access: &Access,
     principal: &Principal,
@@ -259,7 +259,7 @@ pub(crate) fn grant_of_call(
         kind: FUNCTION,
         name: function.to_owned(),
         endpoint: percent_decode_str(path).decode_utf8_lossy().into_owned(),
-        place: place.map(Arc::new),
+        _place: place.map(Arc::new),
     }
 }
 

@@ -258,7 +258,8 @@ impl Sender {
         let id = format!("call_{}_{}", job.call.num, job.call.created_at);
         let now = unix_ms();
         let depth = job.callback.depth + 1;
-        let view = CallView::whole(job.call, self.app.blobs()).await.map_err(|error| error.to_string())?;
+        let view =
+            CallView::whole(job.call, &self.app.blobs_of(&job.namespace)).await.map_err(|error| error.to_string())?;
         let told = Told { kind: "call.ended", timestamp: Timestamp(now), data: &view };
         let body = serde_json::to_vec(&told).map_err(|error| error.to_string())?;
         let seconds = now / 1000;

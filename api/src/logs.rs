@@ -76,8 +76,8 @@ impl Writer {
 }
 
 /// A log that is stored, in its stored form.
-pub(crate) async fn stored(app: &App, log: &Payload) -> Reply<String> {
-    let bytes = app.blobs().bytes(log, 2 * MAX_CALL_LOG).await?;
+pub(crate) async fn stored(app: &App, namespace: &Namespace, log: &Payload) -> Reply<String> {
+    let bytes = app.blobs_of(namespace).bytes(log, 2 * MAX_CALL_LOG).await?;
     Ok(String::from_utf8(bytes.into()).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
@@ -146,7 +146,7 @@ pub(crate) async fn of_function(app: &App, asked: &Asked) -> Reply<Lines> {
     for _ in 0..PAGES {
         let page = page(app, asked, before, None).await?;
         for call in &page.logs {
-            let lines = lines_of(app, call).await?;
+            let lines = lines_of(app, &asked.namespace, call).await?;
             bytes += call.log.len();
             if !calls.is_empty() && (count + lines.len() > asked.limit || bytes > READ_BYTES) {
                 return Ok(oldest_first(calls, asked.limit, before));
@@ -176,8 +176,8 @@ async fn page(app: &App, asked: &Asked, before: Option<CallNum>, calls: Option<u
     Ok(app.db().ask(&FunctionLogs { namespace, function, version, status, since, before, calls }).await?)
 }
 
-async fn lines_of(app: &App, call: &CallLog) -> Reply<Vec<LineView>> {
-    let stored = stored(app, &call.log).await?;
+async fn lines_of(app: &App, namespace: &Namespace, call: &CallLog) -> Reply<Vec<LineView>> {
+    let stored = stored(app, namespace, &call.log).await?;
     Ok(log::lines(&stored).map(|line| Writer::of(call).line(line)).collect())
 }
 
@@ -232,7 +232,7 @@ impl Follower {
         for call in calls.iter().rev().filter(|call| !self.sent.contains(&call.num)) {
             let mut cursor = self.running.remove(&call.num).unwrap_or_default();
             if !is_silent {
-                lines.extend(cursor.news(Writer::of(call), &stored(app, &call.log).await?));
+                lines.extend(cursor.news(Writer::of(call), &stored(app, &self.asked.namespace, &call.log).await?));
             }
         }
         self.sent = calls.iter().map(|call| call.num).collect();
@@ -271,7 +271,7 @@ impl Follower {
                 let attempt = u32::try_from(call.attempts.len()).unwrap_or(u32::MAX);
                 let writer = Writer { call: Some((num, attempt)), version: call.version };
                 let mut cursor = self.running.remove(&num).unwrap_or_default();
-                lines.extend(cursor.news(writer, &stored(app, &call.logs).await?));
+                lines.extend(cursor.news(writer, &stored(app, &namespace, &call.logs).await?));
                 self.sent.insert(num);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use faena_blob::{BlobError, BlobStore};
+use faena_blob::{BlobError, NamespaceBlobs};
 use faena_domain::limits::{LIST_CUT, MAX_BODY, MAX_RESULT};
 use faena_domain::{Attempt, CallError, CallStatus, EngineKind, Payload, Timestamp};
 use faena_protocol::direct::{HttpRequest, Streamed};
@@ -154,7 +154,7 @@ impl CallView {
     }
 
     /// The whole call.
-    pub(crate) async fn whole(call: CallRecord, blobs: &BlobStore) -> Result<Self, BlobError> {
+    pub(crate) async fn whole(call: CallRecord, blobs: &NamespaceBlobs) -> Result<Self, BlobError> {
         let params = blobs.bytes(&call.params, MAX_BODY).await?;
         let params = String::from_utf8_lossy(&params).into_owned();
         let body = match &call.body {

@@ -54,6 +54,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Task::Restore { file } => return backup::restore(&settings, &file),
     };
     raise_descriptor_limit();
+    leave_no_core_dump();
     faena_telemetry::init_logs(&settings.log, settings.log_format.into())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(8)))
@@ -66,6 +67,14 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Role::Api => Box::pin(roles::api(settings)),
         Role::Worker => Box::pin(roles::worker(settings)),
     })
+}
+
+/// Memory has secrets, so it is not written to a disk when a process crashes. A limit of one byte also stops dumps that the kernel
+/// hands to a program, which zero does not (core(5), and `do_coredump` in fs/coredump.c).
+fn leave_no_core_dump() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    // Lowering a limit is always permitted.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) });
 }
 
 /// Connections and pipes need descriptors; the system's first answer is often 1,024.

@@ -7,7 +7,7 @@ CREATE TABLE providers (
     created_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- An identity has an account in each namespace that it has signed in to. Its account has the empty secret, which nobody can prove.
+-- An identity has an account in each namespace that it has signed in to. The secret of such an account is empty: no secret has that hash.
 CREATE TABLE identities (
     issuer       TEXT NOT NULL,
     subject      TEXT NOT NULL,

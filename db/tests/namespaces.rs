@@ -1,6 +1,6 @@
 //! Several namespaces: their turns, weights and quotas.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-#[allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 mod support;
 
 use faena_domain::{
@@ -95,7 +95,7 @@ async fn a_namespace_with_many_functions_gets_no_more_than_one_with_a_single_one
     };
     let view = SlotsView { total: 4, held: vec![held("loud", "a", 1), held("loud", "b", 1), held("loud", "c", 1)] };
     assert_eq!(claimed(&service, view).await, ["quiet"]);
-    // All slots are its own, whatever their functions: the reserve is the other one's.
+    // It holds all slots with two functions: the reserve is for the other namespace.
     accept(&service, call(100, "quiet", "only")).await;
     let view = SlotsView { total: 2, held: vec![held("loud", "a", 1), held("loud", "b", 1)] };
     assert_eq!(claimed(&service, view).await, ["quiet"]);

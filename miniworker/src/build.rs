@@ -22,6 +22,7 @@ use tracing::info;
 
 use crate::egress::{Connections, Ways};
 use crate::process::{self, Cut, Finished, LeaseEnd, ProcessSpec, RunError};
+use crate::start::program::config_problem;
 use crate::{Node, capture, instance, live, names, result};
 
 /// How long the tree may take to become an archive.
@@ -111,7 +112,7 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
         Err(BuildStop::Stopped) => return None,
     };
     let log_tail = result::tail(&String::from_utf8_lossy(log.bytes()), LOG_TAIL).to_owned();
-    let log = match node.blobs.payload(live::stored(&[log, refusals]).into_bytes()).await {
+    let log = match node.blobs.of(&job.code.namespace).payload(live::stored(&[log, refusals]).into_bytes()).await {
         Ok(log) => log,
         Err(error) => {
             let mut log = StoredLog::new(MAX_LOG);
@@ -132,6 +133,8 @@ fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, BuildStop> {
         env.extend(ca_variables(CA_BUNDLE));
     }
     env.extend(job.code.env.clone());
+    env.extend(job.env.clone());
+    env.extend(job.config.iter().flat_map(|config| &config.env).map(|(name, value)| (name.clone(), value.0.clone())));
     Ok(Run {
         id: job.epoch.0.unsigned_abs(),
         words: command.words,
@@ -152,6 +155,9 @@ async fn build(
     (log, refusals): (&mut LogBuffer, &mut LogBuffer),
 ) -> Result<BlobKey, BuildStop> {
     let deadline = Instant::now() + node.build.limits.timeout.duration();
+    if let Some(why) = job.config.as_ref().and_then(config_problem) {
+        return Err(failed(ErrorKind::Build, why));
+    }
     let code = node.code.get(&job.code).await.map_err(platform)?;
     let spec = InstanceSpec {
         name: names::unique('b'),
@@ -249,9 +255,9 @@ async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: L
     let (mut from, to) = capture::pipe().map_err(platform)?;
     instance.agent.send(&ToAgent::Pack { path: job.code.path.clone() }, &[to.as_fd()]).await.map_err(platform)?;
     drop(to);
-    let most = node.build.artifact.0;
+    let (most, blobs) = (node.build.artifact.0, node.blobs.of(&job.code.namespace));
     let read = async {
-        let mut spool = node.blobs.spool().map_err(platform)?;
+        let mut spool = blobs.spool().map_err(platform)?;
         let mut chunk = vec![0; 64 * 1024];
         loop {
             let read = tokio::select! {
@@ -287,6 +293,6 @@ async fn pack(node: &Node, job: &BuildJob, instance: &mut Instance, mut lease: L
         .map_err(|error| failed(ErrorKind::Build, format!("the artifact was refused: {error}")))?;
     Program::of(&job.code.serving, &job.code.run, &job.code.path, &checked.listing.below(""))
         .map_err(|error| failed(ErrorKind::Build, format!("after the build, {error}")))?;
-    node.blobs.put(&spooled).await.map_err(platform)?;
+    blobs.put(&spooled).await.map_err(platform)?;
     Ok(spooled.key)
 }

@@ -78,7 +78,7 @@ impl CallInput {
     /// # Errors
     /// [`AttemptFailure`].
     pub async fn load(blobs: &BlobStore, job: &CallJob) -> Result<Self, AttemptFailure> {
-        let since = Instant::now();
+        let (since, blobs) = (Instant::now(), blobs.of(&job.code.namespace));
         let params = blobs.bytes(&job.params, MAX_BODY).await?;
         let body = match &job.body {
             Some(body) => Some(blobs.bytes(body, MAX_BODY).await?),

@@ -14,7 +14,7 @@ use faena_blob::{BlobError, BlobStore};
 use faena_domain::limits::INODE;
 use faena_domain::program::Tree as CodeTree;
 use faena_domain::units::ByteSize;
-use faena_domain::{BlobKey, FunctionId};
+use faena_domain::{BlobKey, FunctionId, Namespace};
 use faena_protocol::records::Code;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
@@ -163,7 +163,7 @@ impl CodeStore {
             Arc::clone(&found.tree)
         };
         let was_there = tree.place.initialized();
-        let path = tree.place.get_or_try_init(|| self.prepare(key)).await?.clone();
+        let path = tree.place.get_or_try_init(|| self.prepare(&code.namespace, key)).await?.clone();
         if !was_there {
             let store = self.clone();
             tokio::task::spawn_blocking(move || store.make_room());
@@ -230,9 +230,9 @@ impl CodeStore {
         Some(passing)
     }
 
-    async fn prepare(&self, key: &BlobKey) -> Result<PathBuf, CodeError> {
+    async fn prepare(&self, namespace: &Namespace, key: &BlobKey) -> Result<PathBuf, CodeError> {
         let place = self.folder.join(key.to_string());
-        let file = self.blobs.open(key).await?;
+        let file = self.blobs.of(namespace).open(key).await?;
         // A try that was given up may still be writing under its own name.
         let passing = self.folder.join(format!("{key}.{}", names::unique('u')));
         let reserve = self.reserve;
@@ -340,10 +340,11 @@ mod tests {
     async fn store_with(most: u64, reserve: u64) -> (CodeStore, [Code; 2], tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
+        let of_default = blobs.of(&Namespace::default());
         let mut codes = Vec::new();
         for name in ["a", "b"] {
             let archive = zip(&[(name, &[7; 8192]), ("sub/c", b"c")]);
-            codes.push(code(name, blobs.put_bytes(DigestKind::Sha256, archive.into()).await.unwrap()));
+            codes.push(code(name, of_default.put_bytes(DigestKind::Sha256, archive.into()).await.unwrap()));
         }
         let store = CodeStore::open(folder.path().join("code"), blobs, ByteSize(most), ByteSize(reserve)).unwrap();
         (store, [codes[0].clone(), codes[1].clone()], folder)

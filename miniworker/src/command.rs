@@ -97,11 +97,12 @@ pub async fn run_command(
     let late = (finished.cut == Some(Cut::Deadline)).then(|| report.late(Layer::Run, "its process ran"));
     let answer =
         result::answer(finished, egress.refusals, (job.direct, job.timeout_ms, &job.code.limits.memory.to_string()));
+    let blobs = node.blobs.of(&job.code.namespace);
     let mut outcome = Outcome {
         status: answer.status,
-        result: node.blobs.payload(answer.result).await?,
+        result: blobs.payload(answer.result).await?,
         error: answer.error,
-        logs: node.blobs.payload(answer.log.into_bytes()).await?,
+        logs: blobs.payload(answer.log.into_bytes()).await?,
         attempt,
         head: None,
     };

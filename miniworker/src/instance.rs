@@ -1,16 +1,20 @@
 //! Instances whose making nobody can abandon half-way.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use faena_domain::config::SecretText;
 use faena_engine::{AgentSocket, Engine, EngineError, Instance, InstanceHandle, InstanceNetwork, InstanceSpec, Usage};
-use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
+use faena_instance_protocol::{Ended, SECRETS, ToAgent, ToMiniworker};
 use tokio::sync::oneshot;
 
 use crate::code::CodeLease;
+use crate::failure::StartError;
+use crate::process::sealed;
 
 /// How long an agent may take to clean up.
 pub(crate) const CLEAN: Duration = Duration::from_secs(2);
@@ -68,6 +72,25 @@ pub(crate) async fn clean(agent: &mut AgentSocket) -> Result<u64, Unclean> {
         Ok(Ok(_)) => Err(lost(&"its agent sent a frame that is not expected now")),
         Ok(Err(error)) => Err(lost(&error)),
         Err(_) => Err(lost(&"it does not answer")),
+    }
+}
+
+/// Has an agent keep a file with a value of the configuration.
+///
+/// # Errors
+/// [`StartError`]; the instance is of no use.
+pub(crate) async fn keep_secret(agent: &mut AgentSocket, name: &str, value: &SecretText) -> Result<(), StartError> {
+    let content = sealed(value.0.as_bytes()).map_err(|error| StartError::of_node(&error))?;
+    let asked = agent.send(&ToAgent::Secret { name: name.to_owned() }, &[content.as_fd()]).await;
+    asked.map_err(|error| StartError::agent_gone(&error))?;
+    match tokio::time::timeout(CLEAN, agent.receive()).await {
+        Ok(Ok((ToMiniworker::Kept { error: None }, _))) => Ok(()),
+        Ok(Ok((ToMiniworker::Kept { error: Some(error) }, _))) => {
+            Err(StartError::refused(format!("the file {SECRETS}/{name} could not be written: {error}")))
+        }
+        Ok(Ok(_)) => Err(StartError::unexpected_frame()),
+        Ok(Err(error)) => Err(StartError::agent_gone(&error)),
+        Err(_) => Err(StartError::refused(format!("the file {SECRETS}/{name} was not written in time"))),
     }
 }
 

@@ -92,11 +92,12 @@ async fn call_server(
         end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));
         (end.status, end.result) = (CallStatus::Failed, Bytes::new());
     }
+    let blobs = node.blobs.of(&job.code.namespace);
     Ok(Outcome {
         status: end.status,
-        result: node.blobs.payload(end.result).await?,
+        result: blobs.payload(end.result).await?,
         error: end.error,
-        logs: node.blobs.payload(end.log).await?,
+        logs: blobs.payload(end.log).await?,
         attempt,
         head: end.head,
     })

@@ -8,7 +8,8 @@ use faena_blob::BlobStore;
 use faena_domain::call::StartKind;
 use faena_domain::units::ByteSize;
 use faena_domain::{
-    BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Payload, Reuse, RuntimeSpec,
+    BlobKey, CallNum, CallStatus, DigestKind, EngineKind, Epoch, ErrorKind, Layer, Limits, Namespace, Payload, Reuse,
+    RuntimeSpec,
 };
 use faena_engine::{Engine, Pull};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
@@ -37,7 +38,8 @@ impl Bench {
     async fn new(trouble: Trouble) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let blobs = BlobStore::local(&folder.path().join("blobs")).unwrap();
-        let archive = blobs.put_bytes(DigestKind::Sha256, zip(&[("a", b"b")]).into()).await.unwrap();
+        let archive =
+            blobs.of(&Namespace::default()).put_bytes(DigestKind::Sha256, zip(&[("a", b"b")]).into()).await.unwrap();
         let engine = FakeEngine::with(trouble);
         let shared: Arc<dyn Engine> = Arc::new(engine.clone());
         let node = Node {
@@ -254,10 +256,10 @@ async fn more_calls_than_slots_wait_their_turn() {
 async fn large_and_binary_results_go_by_the_blob_store() {
     let bench = Bench::new(Trouble::None).await;
     let mut job = bench.job("echo");
-    job.params = bench.node.blobs.payload(vec![b'7'; 100_000]).await.unwrap();
+    job.params = bench.node.blobs.of(&Namespace::default()).payload(vec![b'7'; 100_000]).await.unwrap();
     let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
     assert!(matches!(outcome.result, Payload::Blob { bytes: 100_000, utf8: true, .. }));
-    job.body = Some(bench.node.blobs.payload(vec![0xff, 0xfe]).await.unwrap());
+    job.body = Some(bench.node.blobs.of(&Namespace::default()).payload(vec![0xff, 0xfe]).await.unwrap());
     let outcome = bench.attempt(&job, &CancellationToken::new()).await.unwrap();
     assert_eq!(outcome.error.unwrap().kind, ErrorKind::Output);
     job.direct = true;
@@ -268,7 +270,7 @@ async fn large_and_binary_results_go_by_the_blob_store() {
 fn build(bench: &Bench, dependencies: &str) -> BuildJob {
     let body = serde_json::json!({"image": "fake", "path": "/ws", "dependencies": dependencies, "run": "echo"});
     let runtime = RuntimeSpec::parse(body.to_string().as_bytes(), &Limits::MAXIMUM).unwrap();
-    BuildJob { epoch: Epoch(1), runtime, code: bench.code("echo") }
+    BuildJob { epoch: Epoch(1), runtime, code: bench.code("echo"), env: BTreeMap::new(), config: None }
 }
 
 #[tokio::test]

@@ -62,8 +62,8 @@ pub(crate) struct Grant {
     pub(crate) kind: &'static str,
     pub(crate) name: String,
     pub(crate) endpoint: String,
-    /// The place of a call among those of its namespace, where they are counted.
-    pub(crate) place: Option<Arc<CallPlace>>,
+    /// Counts the call as running while the grant exists, where the namespace has such a quota.
+    pub(crate) _place: Option<Arc<CallPlace>>,
 }
 
 /// What an api knows of accounts.
@@ -314,7 +314,7 @@ impl Access {
         }
     }
 
-    /// Counts a call of a namespace. One that is waited for is under way until what is returned is dropped.
+    /// Counts a call of a namespace. A call whose client waits counts as running until the place is dropped.
     ///
     /// # Errors
     /// 429 where as many are under way, or were made in this minute, as may be.

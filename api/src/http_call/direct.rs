@@ -303,7 +303,7 @@ fn record(
     app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<RunningDirect>::clone(&begun), bytes);
     // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
-        let blobs = app.blobs();
+        let blobs = app.blobs_of(&ended.namespace);
         let stored = async {
             let params = blobs.payload(begun.params.clone()).await?;
             let (result, logs) = (blobs.payload(result).await?, blobs.payload(log).await?);

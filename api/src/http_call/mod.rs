@@ -352,15 +352,16 @@ async fn stored(
     let timeout_ms = call.timeout_ms;
     // One that waits longer than its caller lives is for nothing.
     let queue_ms = if call.ends_by.is_some() { 0 } else { QUEUE_MS };
+    let blobs = app.blobs_of(namespace);
     let body = match call.body.whole() {
-        Some(body) => Some(app.blobs().payload(body.clone()).await?),
+        Some(body) => Some(blobs.payload(body.clone()).await?),
         None => None,
     };
     let spec = CallSpec {
         num: call.num,
         namespace: namespace.clone(),
         function: function.clone(),
-        params: app.blobs().payload(call.params).await?,
+        params: blobs.payload(call.params).await?,
         body,
         request: Some(call.request),
         private_headers: call.private,
@@ -383,5 +384,5 @@ async fn stored(
     } else {
         actions::calls::run_sync(app, spec, &current.code, None).await?
     };
-    reply::of_record(app, call.entrance, record).await
+    reply::of_record(app, namespace, call.entrance, record).await
 }

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use faena_domain::limits::{MAX_HEADER_BYTES, MAX_HEADERS, MAX_RESULT};
-use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName};
+use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionName, Namespace};
 use faena_protocol::direct::{Header, HttpHead};
 use faena_protocol::records::CallRecord;
 
@@ -47,14 +47,21 @@ fn keep_headers(told: Vec<Header>, entrance: Entrance, response: &mut Response) 
 }
 
 /// The reply to a call by its record.
-pub(super) async fn of_record(app: &App, entrance: Entrance, mut call: CallRecord) -> Reply<Response> {
+pub(super) async fn of_record(
+    app: &App,
+    namespace: &Namespace,
+    entrance: Entrance,
+    mut call: CallRecord,
+) -> Reply<Response> {
     let mut response = match (&call.error, call.head.take()) {
         (error, Some(head)) => {
-            let body = app.blobs().bytes(&call.result, MAX_RESULT).await?;
+            let body = app.blobs_of(namespace).bytes(&call.result, MAX_RESULT).await?;
             let is_head = call.request.as_ref().is_some_and(|request| request.method == "HEAD");
             passed_on((head, body), entrance, error.is_some(), is_head)
         }
-        (None, None) if call.status == CallStatus::Done => bytes(app.blobs().bytes(&call.result, MAX_RESULT).await?),
+        (None, None) if call.status == CallStatus::Done => {
+            bytes(app.blobs_of(namespace).bytes(&call.result, MAX_RESULT).await?)
+        }
         (Some(error), None) => failed(error),
         (None, None) => {
             let detail = format!("call {} has not ended yet; GET /call/{}", call.num, call.num);

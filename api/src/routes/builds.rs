@@ -39,7 +39,7 @@ pub(crate) struct BuildView {
 async fn view(app: &App, of: BuildRef, build: BuildRecord) -> Reply<Json<BuildView>> {
     let log = match build.status {
         FunctionStatus::Building => logs::live(app, LogOf::Build(of)).await.unwrap_or_default(),
-        _ => logs::stored(app, &build.log).await?,
+        _ => logs::stored(app, &of.namespace, &build.log).await?,
     };
     let log = log::plain(&log);
     Ok(Json(BuildView { version: build.version, status: build.status, error: build.error, log }))

@@ -156,7 +156,7 @@ pub(crate) async fn get(
         None => call,
     };
     let (traceparent, last) = (call.traceparent.clone(), call.attempts.last().cloned());
-    let mut response = Json(CallView::whole(call, app.blobs()).await?).into_response();
+    let mut response = Json(CallView::whole(call, &app.blobs_of(&principal.namespace)).await?).into_response();
     trace::tell(response.headers_mut(), num.0, &traceparent, last.as_ref().map(trace::Timing::from));
     if let Some(applied) = wait.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {
         response.headers_mut().insert("preference-applied", applied);
@@ -177,5 +177,5 @@ pub(crate) async fn cancel(
         permit_call_record(&principal, Scope::Deploy, &call)?;
     }
     let call = actions::calls::cancel(&app, &principal.namespace, num).await?;
-    Ok(Json(CallView::whole(call, app.blobs()).await?))
+    Ok(Json(CallView::whole(call, &app.blobs_of(&principal.namespace)).await?))
 }

@@ -30,7 +30,8 @@ impl From<InvalidPath> for Problem {
 
 /// Refuses a version that asks for values which its uploader may not use.
 pub(super) fn may_bind(principal: &Principal, manifest: &Manifest, rules: &RuleSet) -> Reply<()> {
-    for path in manifest.bindings().values() {
+    let (bindings, of_build) = (manifest.bindings(), manifest.build_bindings());
+    for path in bindings.paths().chain(of_build.paths()) {
         permit_binding(principal, path, rules).map_err(|error| {
             let detail = format!("faena.toml asks for the value {path} of the configuration: {error}");
             Problem::new(ErrorCode::Forbidden, detail)

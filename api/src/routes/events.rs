@@ -61,10 +61,10 @@ impl Following {
 }
 
 /// An event named by the status, with the call as its data.
-async fn event(app: &App, call: CallRecord) -> Event {
+async fn event(app: &App, namespace: &Namespace, call: CallRecord) -> Event {
     let (name, num) = (call.status.as_str(), call.num);
     let event = Event::default().event(name).id(num.to_string());
-    match CallView::whole(call, app.blobs()).await {
+    match CallView::whole(call, &app.blobs_of(namespace)).await {
         Ok(view) => event.json_data(view).unwrap_or_else(|_| Event::default().event("error")),
         Err(_) => Event::default().event("error").data("the call's result cannot be read"),
     }
@@ -77,7 +77,7 @@ pub(crate) fn follow(app: App, namespace: Namespace, call: CallRecord) -> Reply<
     let following = Following { namespace, num: call.num, call: Some(call), told: None, ends, app, _place: place };
     let events = stream::unfold(following, |mut following| async move {
         let call = following.next().await?;
-        let event = event(&following.app, call).await;
+        let event = event(&following.app, &following.namespace, call).await;
         Some((Ok::<_, Infallible>(event), following))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())

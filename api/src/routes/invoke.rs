@@ -13,7 +13,7 @@ use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{FunctionName, Timestamp, Version};
+use faena_domain::{FunctionName, Namespace, Timestamp, Version};
 use faena_protocol::records::{CallRecord, CallSpec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -93,9 +93,9 @@ fn check_timeout(timeout_ms: Option<u64>, maximum: &Limits) -> Reply<()> {
 }
 
 /// The reply to an invocation: the call, and the headers that every such reply has.
-pub(crate) async fn reply(app: &App, call: CallRecord, waited: Option<u64>) -> Reply<Response> {
+pub(crate) async fn reply(app: &App, namespace: &Namespace, call: CallRecord, waited: Option<u64>) -> Reply<Response> {
     let (num, traceparent, last) = (call.num.0, call.traceparent.clone(), call.attempts.last().cloned());
-    let view = CallView::whole(call, app.blobs()).await?;
+    let view = CallView::whole(call, &app.blobs_of(namespace)).await?;
     let status = if waited.is_some() && view.status().is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut response = (status, Json(view)).into_response();
     let headers = response.headers_mut();
@@ -169,7 +169,7 @@ pub(crate) async fn invoke(
         num: app.call_ids().next().await?,
         namespace,
         function,
-        params: app.blobs().payload(invocation.params.get().as_bytes().to_vec()).await?,
+        params: app.blobs_of(&principal.namespace).payload(invocation.params.get().as_bytes().to_vec()).await?,
         body: None,
         request,
         private_headers: Vec::new(),
@@ -192,7 +192,7 @@ pub(crate) async fn invoke(
         (CallPath::Queued, Some(most)) => actions::calls::accept_and_wait(&app, spec, version, most).await?,
         (CallPath::Queued, None) => actions::calls::accept(&app, spec, version).await?,
     };
-    reply(&app, call, wait).await
+    reply(&app, &principal.namespace, call, wait).await
 }
 
 #[cfg(test)]

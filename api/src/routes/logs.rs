@@ -48,7 +48,7 @@ pub(crate) async fn of_call(
         return Ok(follow(app, Following::Call(principal.namespace.clone(), call.num, Cursor::default()), place));
     }
     let log = match call.status.is_terminal() {
-        true => logs::stored(&app, &call.logs).await?,
+        true => logs::stored(&app, &principal.namespace, &call.logs).await?,
         false => logs::live(&app, LogOf::Call(call.num)).await.unwrap_or_default(),
     };
     Ok(text(&log))
@@ -179,7 +179,7 @@ impl Following {
                 let attempt = if is_over { attempts } else { attempts.saturating_add(1) };
                 let writer = Writer { call: Some((*num, attempt)), version: call.version };
                 let stored = match is_over {
-                    true => logs::stored(app, &call.logs).await?,
+                    true => logs::stored(app, namespace, &call.logs).await?,
                     false => logs::live(app, LogOf::Call(*num)).await.unwrap_or_default(),
                 };
                 Ok(News { lines: cursor.news(writer, &stored), end: is_over.then(|| call.status.as_str()) })
@@ -189,7 +189,7 @@ impl Following {
                 let build = app.db().ask(&BuildGet { namespace, function }).await?;
                 let is_over = matches!(build.status, FunctionStatus::Ready | FunctionStatus::Error);
                 let stored = match is_over {
-                    true => logs::stored(app, &build.log).await?,
+                    true => logs::stored(app, &of.namespace, &build.log).await?,
                     false => logs::live(app, LogOf::Build(of.clone())).await.unwrap_or_default(),
                 };
                 let writer = Writer { call: None, version: build.version };

@@ -96,7 +96,7 @@ pub(crate) async fn one(
     let call = again(&app, &principal, &headers, (call.num, options.version.map(Version))).await?;
     app.scheduler().poke(FunctionId::new(namespace, &call.function));
     let (num, traceparent) = (call.num.0, call.traceparent.clone());
-    let view = CallView::whole(call, app.blobs()).await?;
+    let view = CallView::whole(call, &app.blobs_of(namespace)).await?;
     let mut response = (StatusCode::ACCEPTED, Json(view)).into_response();
     trace::tell(response.headers_mut(), num, &traceparent, None);
     if let Ok(location) = HeaderValue::from_str(&format!("/call/{num}")) {

@@ -8,12 +8,12 @@ use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use faena_blob::archive::{self, ArchiveError, Bounds, Checked, Listing};
-use faena_blob::{BlobStore, Spooled};
+use faena_blob::{NamespaceBlobs, Spooled};
 use faena_domain::limits::MAX_ARCHIVE;
 use faena_domain::manifest::InvalidManifest;
 use faena_domain::program::{InvalidProgram, Place, Program};
 use faena_domain::serving::InvalidServing;
-use faena_domain::{FunctionId, FunctionName, Manifest, RuntimeName, RuntimeSpec};
+use faena_domain::{FunctionId, FunctionName, Manifest, Namespace, RuntimeName, RuntimeSpec};
 use faena_protocol::db::{RuntimeGet, VersionPut};
 use futures_util::StreamExt;
 use http_body_util::Limited;
@@ -57,9 +57,11 @@ impl From<InvalidManifest> for Problem {
             InvalidManifest::Serving(_) => Self::new(ErrorCode::MalformedManifest, error),
             InvalidManifest::Waiting { .. } => Self::new(ErrorCode::WaitingNotAllowed, error),
             InvalidManifest::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
-            InvalidManifest::Retries(_) | InvalidManifest::Calls(_) | InvalidManifest::Limit(_) => {
-                Self::new(ErrorCode::LimitExceeded, error)
-            }
+            InvalidManifest::FileName(_) => Self::new(ErrorCode::InvalidName, error),
+            InvalidManifest::Retries(_)
+            | InvalidManifest::Calls(_)
+            | InvalidManifest::Files(_)
+            | InvalidManifest::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
             InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
             InvalidManifest::Public(_) => Self::new(ErrorCode::PublicNotAllowed, error),
         }
@@ -102,7 +104,7 @@ pub(crate) async fn register(
         .try_acquire_owned()
         .map_err(|_| Problem::new(ErrorCode::Busy, "too many uploads at once").retry_after(1))?;
     let room = app.admission().upload(request.headers(), MAX_ARCHIVE)?;
-    let spooled = receive(&app, request).await?;
+    let spooled = receive(&app, &namespace, request).await?;
     let (spooled, checked, held) = check(spooled, (place, room)).await?;
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
@@ -114,7 +116,7 @@ pub(crate) async fn register(
         Some(handler) => check_handler(handler, &root, spooled, held).await?,
         None => (spooled, held),
     };
-    app.blobs().put(&spooled).await?;
+    app.blobs_of(&namespace).put(&spooled).await?;
     let put = VersionPut {
         request: uuid::Uuid::new_v4().simple().to_string(),
         namespace,
@@ -168,7 +170,7 @@ async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held)
 }
 
 /// Streams the field `module`, and nothing else, to a passing file.
-async fn receive(app: &App, request: Request) -> Reply<Spooled> {
+async fn receive(app: &App, namespace: &Namespace, request: Request) -> Reply<Spooled> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data") {
         let detail = "an upload must be multipart/form-data";
@@ -189,7 +191,7 @@ async fn receive(app: &App, request: Request) -> Reply<Spooled> {
                     Problem::new(ErrorCode::NoFile, detail).hint("put @ before the name: curl -F module=@code.zip")
                 );
             }
-            Some(FIELD) if spooled.is_none() => spooled = Some(spool(app.blobs(), field).await?),
+            Some(FIELD) if spooled.is_none() => spooled = Some(spool(&app.blobs_of(namespace), field).await?),
             Some(FIELD) => return Err(Problem::new(ErrorCode::RepeatedField, "the field `module` is there twice")),
             name => {
                 let name: String = name.unwrap_or_default().chars().take(80).collect();
@@ -234,7 +236,7 @@ async fn patient<T>(piece: impl Future<Output = Result<T, MultipartError>>) -> R
     arrived.map_err(|error| broken(&error))
 }
 
-async fn spool(blobs: &BlobStore, mut field: Field<'_>) -> Reply<Spooled> {
+async fn spool(blobs: &NamespaceBlobs, mut field: Field<'_>) -> Reply<Spooled> {
     let mut spool = blobs.spool()?;
     while let Some(chunk) = patient(field.chunk()).await? {
         if spool.bytes() + chunk.len() as u64 > MAX_ARCHIVE {

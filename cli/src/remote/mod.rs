@@ -62,7 +62,7 @@ pub(crate) enum RemoteTask {
     Config(Command<ConfigTask>),
     /// Secrets of functions
     Secret(Command<SecretTask>),
-    /// What was changed and what was refused
+    /// Shows the audit log: changes and refusals
     Audit {
         #[command(flatten)]
         task: AuditTask,

@@ -5,4 +5,4 @@
 pub mod archive;
 mod store;
 
-pub use store::{BlobError, BlobStore, REFRESHED_AFTER, Spool, Spooled, key_of};
+pub use store::{BlobError, BlobStore, NamespaceBlobs, REFRESHED_AFTER, Spool, Spooled, key_of};

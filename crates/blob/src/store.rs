@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use faena_domain::{BlobKey, DigestKind, Payload, payload::MAX_INLINE};
+use faena_domain::{BlobKey, DigestKind, Namespace, Payload, payload::MAX_INLINE};
 use futures_util::StreamExt;
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
@@ -69,10 +69,16 @@ fn is_older(meta: &ObjectMeta, age: Duration) -> bool {
     written.elapsed().is_ok_and(|elapsed| elapsed > age)
 }
 
-fn key(digest: DigestKind, bytes: &[u8]) -> BlobKey {
+/// What the digest of every blob of a namespace begins with: equal bytes of two namespaces are two blobs.
+fn seed(namespace: &Namespace) -> Vec<u8> {
+    [namespace.key().as_bytes(), b"\0"].concat()
+}
+
+fn key(digest: DigestKind, namespace: &Namespace, bytes: &[u8]) -> BlobKey {
+    let seed = seed(namespace);
     let value = match digest {
-        DigestKind::Sha256 => Sha256::digest(bytes).into(),
-        DigestKind::Blake3 => blake3::hash(bytes).into(),
+        DigestKind::Sha256 => Sha256::new_with_prefix(&seed).chain_update(bytes).finalize().into(),
+        DigestKind::Blake3 => blake3::Hasher::new().update(&seed).update(bytes).finalize().into(),
     };
     BlobKey::new(digest, value)
 }
@@ -126,12 +132,9 @@ impl BlobStore {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
-    /// A passing file, hashed while it is written.
-    ///
-    /// # Errors
-    /// A folder that cannot be written to.
-    pub fn spool(&self) -> Result<Spool, BlobError> {
-        Ok(Spool { file: tempfile::tempfile_in(&self.spool)?, hash: Sha256::new(), bytes: 0 })
+    /// The blobs of a namespace. Equal bytes of two namespaces are two blobs, so neither can find out what the other one stores.
+    pub fn of(&self, namespace: &Namespace) -> NamespaceBlobs {
+        NamespaceBlobs { blobs: self.clone(), namespace: namespace.clone() }
     }
 
     /// The blobs that were written longer ago than this.
@@ -182,18 +185,43 @@ impl BlobStore {
         }
     }
 
+    async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
+        self.store.get(&location(key)).await.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => BlobError::NotFound(*key),
+            error => error.into(),
+        })
+    }
+}
+
+/// The blobs of one namespace.
+#[derive(Clone, Debug)]
+pub struct NamespaceBlobs {
+    blobs: BlobStore,
+    namespace: Namespace,
+}
+
+impl NamespaceBlobs {
+    /// A passing file, hashed while it is written.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn spool(&self) -> Result<Spool, BlobError> {
+        let hash = Sha256::new_with_prefix(seed(&self.namespace));
+        Ok(Spool { file: tempfile::tempfile_in(&self.blobs.spool)?, hash, bytes: 0 })
+    }
+
     /// Writes a spooled file, unless its bytes are there already.
     ///
     /// # Errors
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put(&self, spooled: &Spooled) -> Result<(), BlobError> {
-        if self.is_fresh(&spooled.key).await? {
+        if self.blobs.is_fresh(&spooled.key).await? {
             return Ok(());
         }
         let location = location(&spooled.key);
         let mut file = tokio::fs::File::from_std(spooled.file.try_clone()?);
         tokio::io::AsyncSeekExt::rewind(&mut file).await?;
-        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), location, CHUNK);
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.blobs.store), location, CHUNK);
         let mut reader = tokio::io::BufReader::with_capacity(CHUNK, file);
         tokio::io::copy_buf(&mut reader, &mut writer).await?;
         writer.shutdown().await?;
@@ -205,9 +233,9 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put_bytes(&self, digest: DigestKind, bytes: Bytes) -> Result<BlobKey, BlobError> {
-        let key = key(digest, &bytes);
-        if !self.is_fresh(&key).await? {
-            self.store.put(&location(&key), bytes.into()).await?;
+        let key = key(digest, &self.namespace, &bytes);
+        if !self.blobs.is_fresh(&key).await? {
+            self.blobs.store.put(&location(&key), bytes.into()).await?;
         }
         Ok(key)
     }
@@ -238,19 +266,12 @@ impl BlobStore {
     }
 
     async fn read(&self, key: &BlobKey, most: u64) -> Result<Bytes, BlobError> {
-        let found = self.get(key).await?;
+        let found = self.blobs.get(key).await?;
         if found.meta.size > most {
             return Err(BlobError::TooLarge(*key, most));
         }
         let bytes = found.bytes().await?;
-        if self::key(key.digest(), &bytes) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
-    }
-
-    async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
-        self.store.get(&location(key)).await.map_err(|error| match error {
-            object_store::Error::NotFound { .. } => BlobError::NotFound(*key),
-            error => error.into(),
-        })
+        if self::key(key.digest(), &self.namespace, &bytes) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
     }
 
     /// A file with the bytes of a blob, verified, at its beginning.
@@ -258,9 +279,10 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`].
     pub async fn open(&self, key: &BlobKey) -> Result<File, BlobError> {
-        let (file, found) = match self.get(key).await?.payload {
+        let (file, found) = match self.blobs.get(key).await?.payload {
             GetResultPayload::File(file, _) => {
-                tokio::task::spawn_blocking(move || key_of(file)).await.map_err(std::io::Error::other)??
+                let hash = Sha256::new_with_prefix(seed(&self.namespace));
+                tokio::task::spawn_blocking(move || hashed(file, hash)).await.map_err(std::io::Error::other)??
             }
             GetResultPayload::Stream(mut stream) => {
                 let mut spool = self.spool()?;
@@ -275,12 +297,15 @@ impl BlobStore {
     }
 }
 
-/// The name that a file's bytes have as a blob; the file is then at its beginning.
+/// The digest of a file's bytes; the file is then at its beginning.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn key_of(mut file: File) -> std::io::Result<(File, BlobKey)> {
-    let mut hash = Sha256::new();
+pub fn key_of(file: File) -> std::io::Result<(File, BlobKey)> {
+    hashed(file, Sha256::new())
+}
+
+fn hashed(mut file: File, mut hash: Sha256) -> std::io::Result<(File, BlobKey)> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let read = file.read(&mut chunk)?;
@@ -346,7 +371,7 @@ impl Spool {
 mod tests {
     use super::*;
 
-    fn spooled(store: &BlobStore, bytes: &[u8]) -> Spooled {
+    fn spooled(store: &NamespaceBlobs, bytes: &[u8]) -> Spooled {
         let mut spool = store.spool().unwrap();
         spool.write(bytes).unwrap();
         spool.finish().unwrap()
@@ -355,7 +380,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_put_is_read_by_its_hash() {
         let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::local(folder.path()).unwrap();
+        let store = BlobStore::local(folder.path()).unwrap().of(&Namespace::default());
         let spooled = spooled(&store, &vec![7; 3_000_000]);
         store.put(&spooled).await.unwrap();
         store.put(&spooled).await.unwrap();
@@ -367,9 +392,10 @@ mod tests {
     #[tokio::test]
     async fn old_blobs_are_listed_and_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::local(folder.path()).unwrap();
+        let all = BlobStore::local(folder.path()).unwrap();
+        let store = all.of(&Namespace::default());
         let key = store.put_bytes(DigestKind::Sha256, Bytes::from_static(b"hello")).await.unwrap();
-        assert_eq!(store.older_than(Duration::from_secs(60)).await.unwrap(), []);
+        assert_eq!(all.older_than(Duration::from_secs(60)).await.unwrap(), []);
         let name = key.to_string();
         let path = folder.path().join("objects/sha256").join(&name[..2]).join(&name[2..]);
         let set_back = |hours: u64| {
@@ -377,20 +403,20 @@ mod tests {
             File::options().write(true).open(&path).and_then(|file| file.set_modified(then)).unwrap();
         };
         set_back(3);
-        assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [key]);
+        assert_eq!(all.older_than(Duration::from_secs(7200)).await.unwrap(), [key]);
         store.put_bytes(DigestKind::Sha256, Bytes::from_static(b"hello")).await.unwrap();
-        assert_eq!(store.older_than(Duration::from_secs(7200)).await.unwrap(), [], "what is put again is young again");
-        store.remove(&key).await.unwrap();
-        store.remove(&key).await.unwrap();
+        assert_eq!(all.older_than(Duration::from_secs(7200)).await.unwrap(), [], "what is put again is young again");
+        all.remove(&key).await.unwrap();
+        all.remove(&key).await.unwrap();
         assert!(!path.exists());
         let of_a_call = store.put_bytes(DigestKind::Blake3, Bytes::from_static(b"hello")).await.unwrap();
-        assert_eq!(store.older_than(Duration::ZERO).await.unwrap(), [of_a_call]);
+        assert_eq!(all.older_than(Duration::ZERO).await.unwrap(), [of_a_call]);
     }
 
     #[tokio::test]
     async fn a_damaged_blob_is_not_given_out() {
         let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::local(folder.path()).unwrap();
+        let store = BlobStore::local(folder.path()).unwrap().of(&Namespace::default());
         let spooled = spooled(&store, b"hello");
         store.put(&spooled).await.unwrap();
         let name = spooled.key.to_string();
@@ -403,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn large_or_binary_payloads_travel_beside_the_message() {
         let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::local(folder.path()).unwrap();
+        let store = BlobStore::local(folder.path()).unwrap().of(&Namespace::default());
         assert_eq!(store.payload(b"small".to_vec()).await.unwrap(), Payload::Text("small".into()));
         let binary = store.payload(vec![0xff]).await.unwrap();
         assert!(matches!(binary, Payload::Blob { utf8: false, .. }));
@@ -411,5 +437,25 @@ mod tests {
         assert!(matches!(large, Payload::Blob { utf8: true, bytes: 100_000, .. }));
         assert_eq!(store.bytes(&large, 200_000).await.unwrap().len(), 100_000);
         assert!(matches!(store.bytes(&large, 10).await, Err(BlobError::TooLarge(..))));
+    }
+
+    #[tokio::test]
+    async fn equal_bytes_of_two_namespaces_are_two_blobs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::local(folder.path()).unwrap();
+        let (red, blue) = (store.of(&"red".parse().unwrap()), store.of(&"blue".parse().unwrap()));
+        for digest in [DigestKind::Sha256, DigestKind::Blake3] {
+            let keys = (
+                red.put_bytes(digest, Bytes::from_static(b"hello")).await.unwrap(),
+                blue.put_bytes(digest, Bytes::from_static(b"hello")).await.unwrap(),
+            );
+            assert_ne!(keys.0, keys.1);
+            let payload = Payload::Blob { key: keys.0, bytes: 5, utf8: true };
+            assert_eq!(red.bytes(&payload, 5).await.unwrap(), "hello");
+            assert!(matches!(blue.bytes(&payload, 5).await, Err(BlobError::Damaged(_))), "its name is of no use there");
+        }
+        let spooled = spooled(&red, b"hello");
+        red.put(&spooled).await.unwrap();
+        assert!(red.open(&spooled.key).await.is_ok() && blue.open(&spooled.key).await.is_err());
     }
 }

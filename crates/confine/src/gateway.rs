@@ -43,7 +43,7 @@ const OLDER: &[i64] = &[];
 /// # Errors
 /// What the kernel says.
 pub fn drop_privileges(files: u64, memory: u64) -> io::Result<()> {
-    for (resource, most) in [(Resource::Nofile, files), (Resource::As, memory), (Resource::Core, 0)] {
+    for (resource, most) in [(Resource::Nofile, files), (Resource::As, memory), (Resource::Core, 1)] {
         // What is less already stays so.
         let most = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;

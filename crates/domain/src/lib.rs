@@ -43,7 +43,7 @@ pub use id::{BlobKey, CallNum, DigestKind, Epoch, Owner, Revision, Version};
 pub use identity::{CallPattern, Identity};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
-pub use manifest::Manifest;
+pub use manifest::{Bindings, Manifest};
 pub use name::{AccountName, FunctionId, FunctionName, KeyName, Namespace, ProviderName, RuleId, RuntimeName};
 pub use network::{EgressRule, Network, NetworkRule};
 pub use payload::Payload;

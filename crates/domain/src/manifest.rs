@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigPath, Variable};
+use crate::config::{Binding, ConfigPath, Variable};
 use crate::environment::{InvalidEnv, check_env};
 use crate::identity::MAX_CALLS;
 use crate::limits::{LimitExceeded, Limits};
@@ -15,6 +15,9 @@ use crate::{AskedLimits, Identity, Network, RuntimeSpec};
 
 /// Its name in the archive.
 pub const FILE: &str = "faena.toml";
+/// The most files with values of the configuration, and the longest name of one, in bytes.
+const MAX_FILES: usize = 32;
+const MAX_FILE_NAME: usize = 63;
 /// The largest one, in bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
 
@@ -28,6 +31,12 @@ pub struct Manifest {
     /// Variables for its build and its calls, over the runtime's. Values of the configuration are for its calls alone.
     #[serde(default)]
     pub env: BTreeMap<String, Variable>,
+    /// Files below `/run/secrets` for its calls, each with a value of the configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, Binding>,
+    /// What is for its build alone.
+    #[serde(default, skip_serializing_if = "BuildManifest::is_empty")]
+    pub build: BuildManifest,
     /// Retries of its asynchronous calls, where the call names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
@@ -43,6 +52,21 @@ pub struct Manifest {
     /// What its process speaks, and which of its instances wait.
     #[serde(flatten)]
     pub serving: Serving,
+}
+
+/// What a function asks for its build.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildManifest {
+    /// Variables, over those of its calls that have a value of their own.
+    #[serde(default)]
+    pub env: BTreeMap<String, Variable>,
+}
+
+impl BuildManifest {
+    fn is_empty(&self) -> bool {
+        self.env.is_empty()
+    }
 }
 
 /// Who may call a function.
@@ -73,6 +97,14 @@ pub enum InvalidManifest {
     /// More functions to call than one may name.
     #[error("faena.toml: identity.calls has {0} entries, more than {MAX_CALLS}")]
     Calls(usize),
+    /// More files than one may have.
+    #[error("faena.toml: files has {0} entries, more than {MAX_FILES}")]
+    Files(usize),
+    /// The name of a file.
+    #[error(
+        "faena.toml: {0:?} is no name of a file: such names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with no dot"
+    )]
+    FileName(String),
     /// More retries than anyone gets.
     #[error("faena.toml: retries = {0} is more than {MAX_RETRIES}")]
     Retries(u32),
@@ -98,9 +130,9 @@ pub enum InvalidManifest {
     },
 }
 
-const KEYS: [&str; 13] = [
-    "access", "limits", "env", "retries", "network", "identity", "contract", "handler", "reuse", "preload", "minimum",
-    "idle", "parallel",
+const KEYS: [&str; 15] = [
+    "access", "limits", "env", "files", "build", "retries", "network", "identity", "contract", "handler", "reuse",
+    "preload", "minimum", "idle", "parallel",
 ];
 const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
 fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(), InvalidManifest> {
@@ -110,6 +142,54 @@ fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(),
             let near = nearest(key, known.iter().copied());
             Err(InvalidManifest::UnknownKey { key: key.chars().take(80).collect(), near })
         }
+    }
+}
+
+/// What is bound to values of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bindings {
+    /// Variables.
+    pub env: BTreeMap<String, ConfigPath>,
+    /// Files.
+    pub files: BTreeMap<String, ConfigPath>,
+}
+
+impl Bindings {
+    /// The paths of the values.
+    pub fn paths(&self) -> impl Iterator<Item = &ConfigPath> {
+        self.env.values().chain(self.files.values())
+    }
+}
+
+/// The variables that have a value.
+fn fixed(env: &BTreeMap<String, Variable>) -> BTreeMap<String, String> {
+    let fixed = |(name, variable): (&String, &Variable)| match variable {
+        Variable::Text(text) => Some((name.clone(), text.clone())),
+        Variable::Config(_) => None,
+    };
+    env.iter().filter_map(fixed).collect()
+}
+
+/// The variables that are bound to one.
+fn bound(env: &BTreeMap<String, Variable>) -> BTreeMap<String, ConfigPath> {
+    let bound = |(name, variable): (&String, &Variable)| match variable {
+        Variable::Text(_) => None,
+        Variable::Config(binding) => Some((name.clone(), binding.config.clone())),
+    };
+    env.iter().filter_map(bound).collect()
+}
+
+fn check_files(files: &BTreeMap<String, Binding>) -> Result<(), InvalidManifest> {
+    if files.len() > MAX_FILES {
+        return Err(InvalidManifest::Files(files.len()));
+    }
+    let is_plain = |name: &str| {
+        let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        (1..=MAX_FILE_NAME).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
+    };
+    match files.keys().find(|name| !is_plain(name)) {
+        Some(name) => Err(InvalidManifest::FileName(name.chars().take(80).collect())),
+        None => Ok(()),
     }
 }
 
@@ -125,15 +205,18 @@ impl Manifest {
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
             check_keys(limits, &LIMIT_KEYS)?;
         }
-        for (name, known) in [("network", &["egress"]), ("identity", &["calls"])] {
+        for (name, known) in [("network", &["egress"]), ("identity", &["calls"]), ("build", &["env"])] {
             if let Some(inner) = table.get(name).and_then(toml::Value::as_table) {
                 check_keys(inner, known)?;
             }
         }
         let manifest: Self = table.try_into().map_err(malformed)?;
-        check_env(&manifest.fixed_env())?;
-        // Their names are judged like the others, whatever their values will be.
-        check_env(&manifest.bindings().into_keys().map(|name| (name, String::new())).collect())?;
+        for env in [&manifest.env, &manifest.build.env] {
+            check_env(&fixed(env))?;
+            // The values come later; the names have to be valid now.
+            check_env(&bound(env).into_keys().map(|name| (name, String::new())).collect())?;
+        }
+        check_files(&manifest.files)?;
         manifest.serving.check()?;
         if manifest.identity.calls.len() > MAX_CALLS {
             return Err(InvalidManifest::Calls(manifest.identity.calls.len()));
@@ -144,22 +227,25 @@ impl Manifest {
         }
     }
 
-    /// The variables whose values it has itself.
+    /// The variables of its calls whose values it has itself.
     pub fn fixed_env(&self) -> BTreeMap<String, String> {
-        let fixed = |(name, variable): (&String, &Variable)| match variable {
-            Variable::Text(text) => Some((name.clone(), text.clone())),
-            Variable::Config(_) => None,
-        };
-        self.env.iter().filter_map(fixed).collect()
+        fixed(&self.env)
     }
 
-    /// The variables whose values are those of the configuration.
-    pub fn bindings(&self) -> BTreeMap<String, ConfigPath> {
-        let bound = |(name, variable): (&String, &Variable)| match variable {
-            Variable::Text(_) => None,
-            Variable::Config(binding) => Some((name.clone(), binding.config.clone())),
-        };
-        self.env.iter().filter_map(bound).collect()
+    /// What its calls get of the configuration.
+    pub fn bindings(&self) -> Bindings {
+        let files = self.files.iter().map(|(name, binding)| (name.clone(), binding.config.clone()));
+        Bindings { env: bound(&self.env), files: files.collect() }
+    }
+
+    /// The variables of its build whose values it has itself.
+    pub fn fixed_build_env(&self) -> BTreeMap<String, String> {
+        fixed(&self.build.env)
+    }
+
+    /// What its build gets of the configuration.
+    pub fn build_bindings(&self) -> Bindings {
+        Bindings { env: bound(&self.build.env), files: BTreeMap::new() }
     }
 
     /// The limits of the function's instances under a runtime and a platform's maximum.
@@ -232,6 +318,24 @@ mod tests {
         assert_eq!(manifest.serving.idle, Some(crate::units::Span(300_000)));
         assert!(Manifest::parse("contract = \"soap\"").is_err());
         assert!(matches!(Manifest::parse("minimum = 1000"), Err(InvalidManifest::Serving(_))));
+    }
+
+    #[test]
+    fn files_and_builds_are_bound_too() {
+        let manifest = Manifest::parse(
+            "[env]\nA = { config = \"a\" }\n[files]\n\"db.url\" = { config = \"db.url\" }\n[build.env]\nTOKEN = { config = \"t\" }\nB = \"b\"\n",
+        )
+        .unwrap();
+        let texts = |bindings: Bindings| bindings.paths().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(manifest.bindings()), ["a", "db.url"]);
+        assert_eq!(texts(manifest.build_bindings()), ["t"]);
+        assert_eq!(manifest.fixed_build_env()["B"], "b");
+        for wrong in ["../a", "a/b", ".a", "", "é", "x\u{0}"] {
+            let text = format!("[files]\n{wrong:?} = {{ config = \"a\" }}");
+            assert!(Manifest::parse(&text).is_err(), "{wrong}");
+        }
+        assert!(Manifest::parse("[files]\na = \"text\"").is_err());
+        assert!(Manifest::parse("[build]\nenvs = {}").unwrap_err().to_string().contains("`env`"));
     }
 
     #[test]

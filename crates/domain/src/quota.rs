@@ -75,11 +75,11 @@ impl Quota {
     }
 }
 
-/// What workers have to know of a namespace.
+/// The part of a worker's slots and memory that a namespace may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NamespaceShare {
-    /// Its part of what is scarce is as large as those of others in the ratio of their weights; 1 to [`MAX_WEIGHT`].
+    /// Slots are shared between namespaces in the ratio of their weights; 1 to [`MAX_WEIGHT`].
     pub weight: u32,
     /// See [`Quota::memory_bytes`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

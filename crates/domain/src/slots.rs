@@ -121,7 +121,7 @@ impl Slots {
         load(self.held_by_namespace(namespace), weight)
     }
 
-    /// Whether the reserve is free for somebody: one function, or one namespace, holds all slots.
+    /// Whether the reserve can be taken: one function, or one namespace, holds all slots.
     pub fn has_reserve(&self) -> bool {
         self.busy == self.total() && (self.functions.holders == 1 || self.namespaces.holders == 1)
     }

@@ -101,7 +101,7 @@ impl<K: Waits + PartialEq> FairTurns<K> {
         keys.any(|key| key.function() != function)
     }
 
-    /// Whether nobody waits.
+    /// Whether no key waits.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|group| group.keys.is_empty())
     }
@@ -111,7 +111,7 @@ impl<K: Waits + PartialEq> FairTurns<K> {
         self.0.iter_mut().for_each(|group| group.load = load(&group.namespace, group.weight));
     }
 
-    /// Gives turns until everybody who waits was refused. `serve` is told whether another function waits.
+    /// Gives turns until each key that waits was refused. `serve` is told whether another function waits.
     pub fn serve(&mut self, mut serve: impl FnMut(&K, bool) -> Turn) {
         if self.0.len() > REMEMBERED {
             self.0.retain(|group| !group.keys.is_empty());

@@ -31,6 +31,11 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::{Decoder, FrameError, MAX_FDS, MAX_FRAME, Outgoing};
 
+/// Where an instance finds values of the configuration as files: a file system in memory of its user's own.
+pub const SECRETS: &str = "/run/secrets";
+/// What lies there may have at most, in bytes: twice what a version gets of the configuration, in whole pages.
+pub const SECRETS_BYTES: u64 = 256 * 1024;
+
 /// The folder of the agent in an instance; nothing of the user's lies there.
 pub const FOLDER: &str = "/.faena";
 /// The agent's program, as it is mounted in an instance.
@@ -81,8 +86,13 @@ pub enum ToAgent {
     /// Tell what the processes do.
     Survey,
     /// Kill every process but the one that was started, if it still runs, and remove what the others left outside
-    /// `path`: temporary files, shared memory and its like.
+    /// `path`: temporary files, shared memory and its like. Files in [`SECRETS`] are as they were given.
     Clean,
+    /// Keep a file in [`SECRETS`]; a descriptor with its content comes with the frame, sealed against changes.
+    Secret {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// A process to start; its standard streams come as descriptors.
@@ -147,6 +157,11 @@ pub enum ToMiniworker {
         listening: Vec<String>,
         /// CPU time of all processes but the agent, in microseconds; the kernel counts in hundredths of a second.
         cpu_us: u64,
+    },
+    /// The answer to [`ToAgent::Secret`].
+    Kept {
+        /// Why the file is not there.
+        error: Option<String>,
     },
     /// The answer to [`ToAgent::Clean`].
     Cleaned {

@@ -15,7 +15,8 @@ const LANDLOCK: ABI = ABI::V6;
 pub(crate) fn limits(files: u64) -> io::Result<()> {
     let at_most = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
     setrlimit(Resource::Nofile, at_most(files))?;
-    setrlimit(Resource::Core, at_most(0))?;
+    // One byte is too small for a file, and stops dumps that the kernel hands to a program (fs/coredump.c).
+    setrlimit(Resource::Core, at_most(1))?;
     setrlimit(Resource::Memlock, at_most(64 * 1024))?;
     setrlimit(Resource::Msgqueue, at_most(64 * 1024))?;
     setrlimit(Resource::Sigpending, at_most(1024))?;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
 
-use faena_instance_protocol::SHIMS;
+use faena_instance_protocol::{SECRETS, SECRETS_BYTES, SHIMS};
 
 use crate::{CA_BUNDLE, SpawnFailure, Spec, Step, mounts};
 
@@ -150,6 +150,7 @@ impl Trees {
 
     fn folders(&self, spec: &Spec) -> io::Result<()> {
         mounts::tmpfs("tmp", spec.tmp, 0o1777, MountFlags::empty())?;
+        mounts::tmpfs(SECRETS.trim_start_matches('/'), SECRETS_BYTES, 0o700, MountFlags::NOEXEC)?;
         let path = spec.path.trim_start_matches('/');
         // It may lie in what was mounted just now.
         folders_to(path)?;
@@ -200,6 +201,7 @@ impl Parts {
 
     fn system(&self) -> io::Result<()> {
         OURS.iter().try_for_each(|folder| folder_at(folder.as_ref()))?;
+        folder_at(SECRETS.trim_start_matches('/').as_ref())?;
         for (name, part) in &self.system {
             match part {
                 Part::Link(target) => symlink(target, name)?,

@@ -188,7 +188,8 @@ impl Provider {
         Ok(metadata)
     }
 
-    /// The first step: where the browser goes, and what is kept with it. `redirect` is where it comes back.
+    /// The first step: returns the address of the provider for the browser, and what has to be kept with the browser.
+    /// `redirect` is the address that the provider sends the browser back to.
     ///
     /// # Errors
     /// The provider cannot be asked about itself.
@@ -226,7 +227,7 @@ impl Provider {
     /// is asked for all that it knows of the subject.
     ///
     /// # Errors
-    /// [`SignInError`]; nobody has signed in.
+    /// [`SignInError`]; the sign-in has failed.
     pub fn finish(
         &self,
         redirect: String,

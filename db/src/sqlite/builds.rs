@@ -236,7 +236,9 @@ impl Write for BuildsClaim {
                 functions::runtime_of(connection, build.namespace.as_str(), &build.function.key(), build.version.0)
                     .map_err(|error| internal("reading a runtime", &error))?;
             if let Some(resolved) = functions::code(connection, &build.namespace, &build.function, build.version)? {
-                jobs.push(BuildJob { epoch, runtime, code: resolved.code });
+                let (env, config) =
+                    functions::build_env(connection, (&build.namespace, &build.function, build.version))?;
+                jobs.push(BuildJob { epoch, runtime, code: resolved.code, env, config });
             }
         }
         Ok(jobs)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use faena_domain::config::{ConfigPath, ConfigProblem, MAX_BOUND, SecretText, as_text, assemble, leaves};
-use faena_domain::{FunctionId, FunctionName, Namespace, Timestamp};
+use faena_domain::{Bindings, FunctionId, FunctionName, Namespace, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     ConfigChange, ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, Resource, SecretsRotate,
@@ -337,9 +337,9 @@ impl Write for SecretsRotate {
 pub(super) fn bound(
     connection: &Connection,
     namespace: &Namespace,
-    env: &BTreeMap<String, ConfigPath>,
+    bindings: &Bindings,
 ) -> Result<Option<BoundConfig>, DbError> {
-    if env.is_empty() {
+    if bindings.paths().next().is_none() {
         return Ok(None);
     }
     let broken = |error| internal("reading the configuration of a function", &error);
@@ -349,12 +349,15 @@ pub(super) fn bound(
         .map_err(broken)?;
     let mut config = BoundConfig { revision, ..BoundConfig::default() };
     let mut bytes = 0;
-    for (name, path) in env {
+    let env = bindings.env.iter().map(|(name, path)| (false, name, path));
+    let files = bindings.files.iter().map(|(name, path)| (true, name, path));
+    for (is_file, name, path) in env.chain(files) {
         match opened(connection, namespace, path).map_err(broken)? {
             Opened::Value(value) => {
                 let text = as_text(value);
                 bytes += text.len();
-                config.env.insert(name.clone(), SecretText(text));
+                let values = if is_file { &mut config.files } else { &mut config.env };
+                values.insert(name.clone(), SecretText(text));
             }
             Opened::Nothing => config.problem = Some(ConfigProblem::Missing(path.clone())),
             Opened::Sealed => config.problem = Some(ConfigProblem::Sealed(path.clone())),
@@ -363,7 +366,7 @@ pub(super) fn bound(
             config.problem = Some(ConfigProblem::TooLarge);
         }
         if config.problem.is_some() {
-            config.env.clear();
+            (config.env, config.files) = (BTreeMap::new(), BTreeMap::new());
             break;
         }
     }

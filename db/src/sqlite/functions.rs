@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use faena_domain::queue::Event;
 use faena_domain::{
-    BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare, Revision,
-    RuntimeSpec, Timestamp, Version,
+    Bindings, BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare,
+    Revision, RuntimeSpec, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
     ChangedFunctions, FunctionChanges, FunctionDelete, FunctionGet, FunctionList, Put, Resource, VersionList,
     VersionPut, VersionResolve, VersionsMinimum,
 };
-use faena_protocol::records::{Code, FunctionRecord, NamespaceRecord, ResolvedVersion, VersionRecord};
+use faena_protocol::records::{BoundConfig, Code, FunctionRecord, NamespaceRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::queue::{TransitionContext, apply};
@@ -279,7 +279,7 @@ pub(super) fn code(
     name: &FunctionName,
     version: Version,
 ) -> Result<Option<ResolvedVersion>, DbError> {
-    let mut bindings = BTreeMap::new();
+    let mut bindings = Bindings::default();
     let resolved = connection
         .prepare_cached(
             "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at,
@@ -330,7 +330,21 @@ pub(super) fn code(
     Ok(Some(resolved))
 }
 
-/// What a namespace gets of what is scarce.
+/// What the build of a version gets besides the version: its variables, and what it asks for of the configuration.
+pub(super) fn build_env(
+    connection: &Connection,
+    (namespace, function, version): (&Namespace, &FunctionName, Version),
+) -> Result<(BTreeMap<String, String>, Option<BoundConfig>), DbError> {
+    let Json(manifest): Json<Manifest> = connection
+        .prepare_cached("SELECT manifest FROM versions WHERE namespace = ?1 AND function = ?2 AND version = ?3")
+        .and_then(|mut statement| {
+            statement.query_row((namespace.as_str(), function.key(), version.0), |row| row.get(0))
+        })
+        .map_err(|error| internal("reading a version", &error))?;
+    Ok((manifest.fixed_build_env(), config::bound(connection, namespace, &manifest.build_bindings())?))
+}
+
+/// The part of a worker's slots and memory that a namespace may use.
 fn share(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<NamespaceShare> {
     let found = connection
         .prepare_cached("SELECT weight, quota ->> 'memoryBytes' FROM namespaces WHERE name = ?1")?

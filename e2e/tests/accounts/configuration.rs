@@ -131,3 +131,67 @@ fn a_function_gets_what_it_asks_for_and_secrets_are_nowhere_else() {
     assert_eq!(platform.post("/rule", &rule).status, 201);
     assert_eq!(platform.upload("shell", "reader", &archive).problem(403), "forbidden");
 }
+
+#[test]
+fn files_hold_values_for_calls_and_variables_of_builds_are_for_builds() {
+    let platform = locked();
+    for engine in Engine::ALL {
+        let runtime = json!({"name": "files", "dependencies": "echo \"${#TOKEN} ${#PASSWORD} $LEVEL\" > built.txt"});
+        platform.shell_runtime(engine, &runtime);
+        let name = format!("files-{}", engine.name());
+        let toml = "[files]\n\"db.password\" = { config = \"files.password\" }\n[env]\nPASSWORD = { config = \"files.password\" }\n\
+                    [build.env]\nTOKEN = { config = \"files.token\" }\nLEVEL = \"high\"\n";
+        // The second line is what an earlier call has left there.
+        let script = "cd /run/secrets && stat -c %a db.password && cat db.password && ls | wc -l && cat /ws/built.txt\n\
+                      chmod 600 db.password && echo spoilt > db.password && echo junk > junk; echo \"${TOKEN-none}\"";
+        let archive = zip(&[("run.sh", script.as_bytes()), ("faena.toml", toml.as_bytes())]);
+        let upload = || {
+            assert!(matches!(platform.upload("files", &name, &archive).status, 200 | 201));
+            platform.built(&name)
+        };
+        let failed = upload();
+        assert_eq!(failed["status"], "ERROR", "the build's value is not there: {failed}");
+        assert!(failed.to_string().contains("files.token"), "{failed}");
+        assert_eq!(put(&platform, "files.token?secret=true", &json!("12345")).status, 201);
+        assert_eq!(upload()["status"], "READY");
+        let message = platform.call(&name, &json!({}))["error"]["message"].to_string();
+        assert!(message.contains("files.password"), "{message}");
+        assert_eq!(put(&platform, "files.password?secret=true", &json!("pass\nword\0")).status, 201);
+        eventually(SOON, "no variable can have the value", || {
+            let message = platform.call(&name, &json!({}))["error"]["message"].to_string();
+            if message.contains("NUL") { Ok(()) } else { Err(message) }
+        });
+        assert_eq!(put(&platform, "files.password?secret=true", &json!("pass\nword")).status, 204);
+        let expected = json!("400\npass\nword1\n5 0 high\nnone");
+        eventually(SOON, "the file has the value", || {
+            let result = platform.call(&name, &json!({}))["result"].clone();
+            if result == expected { Ok(()) } else { Err(result) }
+        });
+        for _ in 0..3 {
+            assert_eq!(platform.call(&name, &json!({}))["result"], expected, "what a call has left is gone");
+        }
+        for path in ["files.token", "files.password"] {
+            assert_eq!(platform.send("DELETE", &format!("/config/{path}"), &[], b"").status, 204);
+        }
+    }
+    // A process that answers many calls, which is a clone of one that was started before, has them too.
+    let python = json!({"name": "python", "image": "pythonruntime", "path": "/ws", "dependencies": "", "run": "python3 a.py", "engine": "sandbox"});
+    assert_eq!(platform.post("/registerRuntime", &python).status, 201);
+    let toml =
+        "contract = \"handler\"\nhandler = \"a.py:read\"\nreuse = \"fork\"\n[files]\ntoken = { config = \"token\" }\n";
+    let code = "import os\ndef read(event):\n    with open('/run/secrets/token') as file: text = file.read()\n    os.remove('/run/secrets/token')\n    return text\n";
+    let archive = zip(&[("a.py", code.as_bytes()), ("faena.toml", toml.as_bytes())]);
+    assert_eq!(put(&platform, "token", &json!("one")).status, 201);
+    assert_eq!(platform.upload("python", "reads", &archive).status, 201);
+    assert_eq!(platform.built("reads")["status"], "READY");
+    for _ in 0..3 {
+        assert_eq!(platform.send("POST", "/f/reads", &[("Content-Type", "application/json")], b"{}").text(), "one");
+    }
+    // A build's values are judged like those of calls.
+    let rule = json!({"id": "kept", "scope": "*", "resource": {"type": "config", "name": "kept", "endpoint": "*"}, "access": "DENIED", "priority": 5});
+    assert_eq!(platform.post("/rule", &rule).status, 201);
+    for toml in ["[files]\na = { config = \"kept\" }", "[build.env]\nA = { config = \"kept\" }"] {
+        let archive = zip(&[("run.sh", b"true"), ("faena.toml", toml.as_bytes())]);
+        assert_eq!(platform.upload("files", "kept", &archive).problem(403), "forbidden", "{toml}");
+    }
+}

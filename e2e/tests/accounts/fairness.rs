@@ -63,7 +63,8 @@ fn a_namespace_that_holds_every_slot_and_a_long_queue_delays_no_other() {
     let (platform, [loud, quiet]) = two_teams();
     let calls: Vec<i64> = (0..40).map(|n| queue(&platform, &loud, ["a", "b", "c"][n % 3])).collect();
     let running = eventually(SOON, "four of its calls run", || {
-        let running: Vec<i64> = calls.iter().copied().filter(|num| status(&platform, &loud, *num) == "RUNNING").collect();
+        let running: Vec<i64> =
+            calls.iter().copied().filter(|num| status(&platform, &loud, *num) == "RUNNING").collect();
         if running.len() == 4 { Ok(running) } else { Err(running) }
     });
     // Nothing of it ends, so what the other one gets is the reserve, on every call path.
@@ -83,9 +84,8 @@ fn a_namespace_that_holds_every_slot_and_a_long_queue_delays_no_other() {
         assert_eq!(as_who(&platform, &loud, "DELETE", &format!("/call/{num}"), None).status, 200);
     });
     eventually(SOON, "each has half of the slots", || {
-        let held = |key: &str, calls: &[i64]| {
-            calls.iter().filter(|num| status(&platform, key, **num) == "RUNNING").count()
-        };
+        let held =
+            |key: &str, calls: &[i64]| calls.iter().filter(|num| status(&platform, key, **num) == "RUNNING").count();
         let held = (held(&loud, &calls), held(&quiet, &own));
         if matches!(held, (2 | 3, 2 | 3)) { Ok(()) } else { Err(held) }
     });

@@ -23,7 +23,7 @@ fn packages() -> PathBuf {
 struct Provider {
     child: Child,
     port: u16,
-    /// It would end if nobody read what it prints.
+    /// The process would end with an error if its output were closed.
     _output: BufReader<ChildStdout>,
 }
 

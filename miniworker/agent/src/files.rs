@@ -25,11 +25,11 @@ pub(crate) fn remove_output(folder: &str) -> io::Result<()> {
 }
 
 /// Writes a new file, in place of anything of the same name.
-pub(crate) fn place(folder: &str, name: &str, content: &OwnedFd) -> io::Result<()> {
+pub(crate) fn place(folder: &str, name: &str, mode: u32, content: &OwnedFd) -> io::Result<()> {
     let path = Path::new(folder).join(name);
     remove(&path)?;
     let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let content = File::from(content.try_clone()?);
     let mut chunk = vec![0; 64 * 1024];
     let mut offset = 0;

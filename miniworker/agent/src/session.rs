@@ -4,7 +4,9 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use faena_instance_protocol::{Decoder, Ended, OUTPUT, Outgoing, Output, RESIDENT, Run, ToAgent, ToMiniworker};
+use faena_instance_protocol::{
+    Decoder, Ended, OUTPUT, Outgoing, Output, RESIDENT, Run, SECRETS, ToAgent, ToMiniworker,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -46,6 +48,8 @@ pub(crate) struct Session {
     has_run: bool,
     /// Where the last one ran.
     path: String,
+    /// Files in [`SECRETS`], with what they contain.
+    secrets: Vec<(String, OwnedFd)>,
 }
 
 fn now_ms() -> u64 {
@@ -77,6 +81,7 @@ impl Session {
             running,
             standing: process::Standing::of(0),
             has_run: false,
+            secrets: Vec::new(),
         })
     }
 
@@ -135,6 +140,13 @@ impl Session {
                     }
                     Err(error) => self.send(&ToMiniworker::Connected { error: Some(error.to_string()) }, &[])?,
                 },
+                ToAgent::Secret { name } => {
+                    let kept = match fds.into_iter().next() {
+                        Some(fd) => files::place(SECRETS, &name, 0o400, &fd).map(|()| self.secrets.push((name, fd))),
+                        None => Err(std::io::Error::other("no descriptor came with the request")),
+                    };
+                    self.send(&ToMiniworker::Kept { error: kept.err().map(|error| error.to_string()) }, &[])?;
+                }
                 ToAgent::Survey => {
                     let (listening, cpu_us) = (survey::listening(), survey::cpu_us());
                     self.send(&ToMiniworker::Surveyed { listening, cpu_us }, &[])?;
@@ -149,7 +161,8 @@ impl Session {
                         true => Ok(()),
                         false => Err(std::io::Error::other("a call has changed the priority of a process that stays")),
                     });
-                    let cleaned = stands.and_then(|()| clean::everything(&self.path));
+                    let cleaned =
+                        stands.and_then(|()| clean::everything(&self.path)).and_then(|()| self.place_secrets());
                     let error = cleaned.err().map(|error| error.to_string());
                     let oom_kills = self.new_oom_kills();
                     self.send(&ToMiniworker::Cleaned { error, oom_kills }, &[])?;
@@ -157,6 +170,11 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// Writes the files that were given into a folder that was emptied: a call may have changed them.
+    fn place_secrets(&self) -> std::io::Result<()> {
+        self.secrets.iter().try_for_each(|(name, content)| files::place(SECRETS, name, 0o400, content))
     }
 
     fn start(&mut self, run: &Run, fds: Vec<OwnedFd>) -> Result<(), String> {
@@ -182,7 +200,7 @@ impl Session {
         let streams = Streams { input, output, error, answers: run.has_answers.then(&mut next).transpose()? };
         let output = run.wants_output.then(&mut next).transpose()?;
         for name in &run.files {
-            files::place(&run.path, name, &next()?).map_err(|error| format!("{}/{name}: {error}", run.path))?;
+            files::place(&run.path, name, 0o644, &next()?).map_err(|error| format!("{}/{name}: {error}", run.path))?;
         }
         if !run.files.is_empty() {
             files::remove_output(&run.path).map_err(|error| format!("{}/{OUTPUT}: {error}", run.path))?;

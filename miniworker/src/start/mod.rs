@@ -157,6 +157,9 @@ impl Created {
         let Self { preparation: Preparation { node, code, tree, wiring }, mut instance } = self;
         let lease = ToAgent::Lease { until_ms: u64::MAX };
         instance.agent.send(&lease, &[]).await.map_err(|error| StartError::agent_gone(&error))?;
+        for (name, value) in code.config.iter().flat_map(|config| &config.files) {
+            instance::keep_secret(&mut instance.agent, name, value).await?;
+        }
         let reach = Reach { network: code.network.clone(), networks: code.networks.clone(), calls: code.calls.clone() };
         let egress = Ways::of(&mut instance)
             .map(|ways| node.egress.serve(&code, reach, ways, Some(Arc::clone(&owner))))

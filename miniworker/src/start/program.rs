@@ -7,7 +7,7 @@ use faena_domain::program::{Language, Program};
 use faena_domain::{Command, Contract, Reuse};
 use faena_engine::CA_BUNDLE;
 use faena_instance_protocol::{EGRESS_PORT, RESIDENT, Run, SHIMS};
-use faena_protocol::records::Code;
+use faena_protocol::records::{BoundConfig, Code};
 
 use crate::Node;
 use crate::code::CodeLease;
@@ -28,17 +28,20 @@ pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, Str
     env.into_iter().collect()
 }
 
-/// # Errors
-/// A value of the configuration that the version asks for and that is not there, or that no variable can have.
-pub(super) fn check_config(code: &Code) -> Result<(), StartError> {
-    let Some(config) = &code.config else { return Ok(()) };
+/// Why what is asked for of the configuration cannot be given: a value is not there, or no variable can have it.
+pub(crate) fn config_problem(config: &BoundConfig) -> Option<String> {
     if let Some(problem) = &config.problem {
-        return Err(StartError::refused(problem.to_string()));
+        return Some(problem.to_string());
     }
-    match config.env.iter().find(|(_, value)| value.0.contains('\0')) {
-        Some((name, _)) => Err(StartError::refused(format!(
-            "the variable {name} cannot have its value of the configuration, which holds a NUL character"
-        ))),
+    let (name, _) = config.env.iter().find(|(_, value)| value.0.contains('\0'))?;
+    Some(format!("the variable {name} cannot have its value of the configuration, which holds a NUL character"))
+}
+
+/// # Errors
+/// See [`config_problem`].
+pub(super) fn check_config(code: &Code) -> Result<(), StartError> {
+    match code.config.as_ref().and_then(config_problem) {
+        Some(problem) => Err(StartError::refused(problem)),
         None => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ use faena_domain::{CallNum, Epoch, Limits, Owner, Payload, Serving};
 use faena_protocol::db::Renewed;
 use faena_protocol::node::{Lease, NodeInfo, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, CallJob, Code};
+use std::collections::BTreeMap;
 
 use super::holdings::{Claim, Effect, Event, Holdings, Now, Renewal};
 
@@ -52,7 +53,10 @@ fn call(has_row: bool) -> ToWorker {
 fn build() -> ToWorker {
     let body = br#"{"image": "fake", "path": "/ws", "dependencies": "", "run": "r"}"#;
     let runtime = faena_domain::RuntimeSpec::parse(body, &Limits::MAXIMUM).unwrap();
-    ToWorker::Build { job: Box::new(BuildJob { epoch: Epoch(1), runtime, code: code() }), lease: lease("ours") }
+    ToWorker::Build {
+        job: Box::new(BuildJob { epoch: Epoch(1), runtime, code: code(), env: BTreeMap::new(), config: None }),
+        lease: lease("ours"),
+    }
 }
 
 fn lease(boot: &str) -> Lease {

@@ -9,7 +9,7 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use faena_domain::limits::DEV_SHM;
-use faena_instance_protocol::{AGENT, CODE, NONCE, SHIMS, SOCKET};
+use faena_instance_protocol::{AGENT, CODE, NONCE, SECRETS, SECRETS_BYTES, SHIMS, SOCKET};
 use faena_launcher::CA_BUNDLE;
 
 use super::DockerConfig;
@@ -145,6 +145,9 @@ fn tmpfs(container: &Container<'_>, copied: u64) -> HashMap<String, String> {
     let volumes = container.volumes.iter().filter(|volume| **volume != spec.path).map(String::as_str);
     let mut points: HashMap<String, String> =
         volumes.chain(["/tmp"]).map(|point| (point.to_owned(), options.clone())).collect();
+    let id = container.host_id;
+    let options = format!("rw,noexec,nosuid,nodev,mode=0700,uid={id},gid={id},size={SECRETS_BYTES}");
+    points.insert(SECRETS.to_owned(), options);
     if container.code_by == CodeBy::Copy {
         let (id, size) = (container.host_id, spec.limits.disk.0 + copied);
         let options = format!("rw,exec,nosuid,nodev,mode=0755,uid={id},gid={id},size={size}");
@@ -182,7 +185,7 @@ fn host_config(container: &Container<'_>) -> HostConfig {
         cpuset_cpus: container.processors.map(str::to_owned),
         // The agent is one process of the container's, and none of the user's.
         pids_limit: Some(i64::from(spec.limits.pids) + 1),
-        ulimits: Some(vec![ulimit("nofile", i64::from(spec.limits.files)), ulimit("core", 0)]),
+        ulimits: Some(vec![ulimit("nofile", i64::from(spec.limits.files)), ulimit("core", 1)]),
         shm_size: Some(signed(DEV_SHM)),
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),

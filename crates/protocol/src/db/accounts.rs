@@ -60,7 +60,7 @@ requests! {
         allow: Grants,
         /// What it may have and do.
         quota: Quota,
-        /// Its part of what is scarce.
+        /// Its weight.
         weight: u32,
     }
     /// Changes what a namespace may. Runtimes and functions that exist already are not affected.
@@ -71,7 +71,7 @@ requests! {
         allow: GrantsChange,
         /// What it may have and do.
         quota: QuotaChange,
-        /// Its part of what is scarce; none leaves it as it is.
+        /// Its weight; none leaves it as it is.
         weight: Option<u32>,
     }
     /// One namespace.

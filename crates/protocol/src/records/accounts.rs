@@ -18,7 +18,7 @@ pub struct NamespaceRecord {
     pub allow: Grants,
     /// What it may have and do.
     pub quota: Quota,
-    /// Its part of what is scarce ([`faena_domain::NamespaceShare`]).
+    /// Its weight ([`faena_domain::NamespaceShare`]).
     pub weight: u32,
     /// What it has.
     pub usage: StoredUsage,

@@ -1,11 +1,13 @@
 //! Builds.
 
+use std::collections::BTreeMap;
+
 use faena_domain::{
     BlobKey, BuildFailure, EngineKind, Epoch, FunctionId, FunctionName, Namespace, Payload, RuntimeSpec, Version,
 };
 use serde::{Deserialize, Serialize};
 
-use super::Code;
+use super::{BoundConfig, Code};
 
 /// One build as a worker gets it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,12 @@ pub struct BuildJob {
     pub runtime: RuntimeSpec,
     /// The version to build; its archive is the source.
     pub code: Code,
+    /// Variables of the build alone, over those of the version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// What the build gets of the configuration; none where it asks for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<BoundConfig>,
 }
 
 impl BuildJob {

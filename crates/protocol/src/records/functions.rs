@@ -104,6 +104,9 @@ pub struct BoundConfig {
     pub revision: i64,
     /// Variables.
     pub env: BTreeMap<String, SecretText>,
+    /// Files below `/run/secrets`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, SecretText>,
     /// Why it does not get what it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ConfigProblem>,
@@ -155,7 +158,7 @@ pub struct Code {
     /// What its process speaks, and which of its instances wait.
     #[serde(default)]
     pub serving: Serving,
-    /// What its namespace gets of what is scarce.
+    /// The part of a worker's slots and memory that its namespace may use.
     #[serde(default)]
     pub share: NamespaceShare,
     /// When the version was uploaded, in milliseconds: a version of the same number of a function that was deleted

@@ -209,13 +209,19 @@ fn namespaces_share_slots_whatever_they_have_of_functions() {
         (0..4).map(|number| code_in("loud", &format!("f{number}"), NamespaceShare::default())).collect();
     let quiet = code_in("quiet", "f", NamespaceShare::default());
     for _ in 0..3 {
-        loud.iter().for_each(|code| drop(bench.submit(code)));
+        for code in &loud {
+            bench.submit(code);
+        }
     }
-    (0..4).for_each(|_| drop(bench.made()));
+    (0..4).for_each(|_| {
+        bench.made();
+    });
     let first = bench.submit(&quiet);
     let reserve = bench.made();
     assert_eq!(bench.running_in(reserve), [first], "another namespace holds all slots");
-    (0..3).for_each(|_| drop(bench.submit(&quiet)));
+    (0..3).for_each(|_| {
+        bench.submit(&quiet);
+    });
     // Each slot that becomes free is for who has less.
     let mut working: Vec<u64> = bench.running.keys().copied().filter(|id| *id != reserve).collect();
     working.sort_unstable();
