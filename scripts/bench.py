@@ -227,6 +227,7 @@ class Platform:
     """A platform on folders of its own; `roles` apart or one process."""
 
     def __init__(self, folder, roles=("up",), settings=""):
+        self.sent = {}
         self.port, self.log = free_port(), open(folder / "log", "ab")
         (folder / "settings.toml").write_text(settings)
         self.processes = []
@@ -240,12 +241,17 @@ class Platform:
 
     def request(self, method, path, body=None, headers=None, connection=None):
         c = connection or self.connect()
-        c.request(method, path, body, headers or {})
+        c.request(method, path, body, {**self.sent, **(headers or {})})
         r = c.getresponse()
         data = r.read()
         if connection is None:
             c.close()
         return r.status, data
+
+    def team(self, namespace, method, path, body, headers={}):
+        """A request of an administrator for a namespace; its status."""
+        sent = {"Authorization": f"Bearer {self.key}", "Faena-Namespace": namespace, **JSON, **headers}
+        return self.request(method, path, body, sent)[0]
 
     def call(self, name, connection=None, body=ADA):
         status, text = self.request("POST", f"/f/{name}", body, JSON, connection)
@@ -701,6 +707,8 @@ def define(bench):
     row("apart", "through a worker in another process, native, c=1: p50 ÷ raw", "µs", 1.7, 1.5)
     row("key", "warm, native handler, with a key of an account: p50 ÷ on an open platform", "µs", 1.05, 1.0)
     row("key-cpu", "what a key costs more of CPU-µs a call ÷ 2 µs", "µs", 1, 0.5)
+    row("quiet-f", "a namespace beside one that floods the platform, /f/, 5 ms of work: p99 ÷ p99 alone", "ms", 2, 1.2)
+    row("quiet-queued", "the same, queued, until its end: p99 ÷ p99 alone", "ms", 2, 1.2)
     row("cold", "cold, sandbox, Python hello ÷ `docker run`", "ms", 0.06, 0.04)
     row("cold-zygote", "cold, sandbox with zygote, Python hello ÷ `docker run`", "ms", 0.02, 0.01)
     row("fork", "`reuse = \"fork\"`, Python hello, warm ÷ `docker run`", "ms", None, None)
@@ -782,6 +790,15 @@ def prepare(bench, up, apart, many, locked):
     locked.function("native", {"hello": native}, handler + "parallel = 8\n", **program)
     locked.call("native")
     lock(locked)
+    locked.sent = {"Authorization": f"Bearer {locked.key}"}
+    # Both wait for something else most of the time, as functions do: processor time is the kernel's to share.
+    for namespace, milliseconds, names in (("quiet", 5, ["work"]), ("loud", 50, [f"work{number}" for number in range(8)])):
+        assert locked.team("default", "POST", "/namespace", json.dumps({"name": namespace})) == 201
+        locked.sent["Faena-Namespace"] = namespace
+        code = f"import time\ndef handle(params, context):\n    time.sleep({milliseconds / 1000})\n    return 1\n"
+        for name in names:
+            locked.function(name, {"handler.py": code}, handler, engine="sandbox")
+    locked.sent = {}
     many.runtime("many", **program)
     source = {"hello": native, "faena.toml": handler}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

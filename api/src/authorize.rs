@@ -9,7 +9,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{Method, Uri};
 use faena_auth::Requirement::{Account, Nothing, Root};
-use faena_auth::{Forbidden, Principal, Requirement, RuleSet, Scope, Target};
+use faena_auth::{Forbidden, Principal, Requirement, RuleSet, Scope, Scopes, Target};
 use faena_domain::config::ConfigPath;
 use faena_protocol::DbError;
 use faena_protocol::db::Resource;
@@ -215,6 +215,18 @@ pub(crate) async fn permit_call(
     let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
     principal.may(Requirement::Call, &target, &rules.rules)?;
     access.count_call(principal, &rules.quota, waited)
+}
+
+/// Refuses a call of a function to another one where a rule about a scope of the caller denies it. Whether its faena.toml names the
+/// other one was judged when the connection was made.
+pub(crate) async fn permit_function(access: &Access, principal: &Principal, function: &str, path: &str) -> Reply<()> {
+    if principal.scopes == Scopes::NONE {
+        return Ok(());
+    }
+    let rules = rules_for(access, principal).await?;
+    let endpoint = percent_decode_str(path).decode_utf8_lossy();
+    let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
+    Ok(principal.may(Requirement::Call, &target, &rules.rules)?)
 }
 
 /// Refuses an operation on a thing that only its body names, or that its path names in another way.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use faena_auth::Scopes;
 use faena_domain::{FunctionName, Namespace};
 
 /// The function that calls another one.
@@ -9,6 +10,7 @@ use faena_domain::{FunctionName, Namespace};
 pub(crate) struct CallingFunction {
     pub(crate) namespace: Namespace,
     pub(crate) name: FunctionName,
+    pub(crate) scopes: Scopes,
     /// The function that it calls.
     pub(crate) target: FunctionName,
     /// How many calls lead to this one.

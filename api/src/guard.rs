@@ -173,6 +173,7 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
                 | "/rule"
                 | "/rule/{id}"
                 | "/account/{account}/secret"
+                | "/namespace/{namespace}"
                 | LOGIN
                 | "/login/callback/{provider}"
         );

@@ -11,7 +11,7 @@ use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
 use faena_header_case::{Head, HeadNames, canonical};
 use faena_protocol::direct::{Header, HttpRequest};
-use faena_protocol::internal::{CALLER, DEPTH};
+use faena_protocol::internal::{CALLER, DEPTH, SCOPES};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
@@ -104,10 +104,11 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
 }
 
 /// Headers that tell a function which other one calls it.
-fn of_caller(calling: &CallingFunction, contract: Contract) -> [Header; 2] {
-    let named = |name: &str| if contract == Contract::Http { name.to_owned() } else { name.to_ascii_lowercase() };
-    let told = [(CALLER, calling.name.to_string()), (DEPTH, calling.depth.to_string())];
-    told.map(|(name, value)| Header(named(name), value.into_bytes()))
+fn of_caller(calling: &CallingFunction, contract: Contract) -> impl Iterator<Item = Header> {
+    let named = move |name: &str| if contract == Contract::Http { name.to_owned() } else { name.to_ascii_lowercase() };
+    let scopes = Some(calling.scopes.names().join(", ")).filter(|scopes| !scopes.is_empty());
+    let told = [(CALLER, Some(calling.name.to_string())), (DEPTH, Some(calling.depth.to_string())), (SCOPES, scopes)];
+    told.into_iter().filter_map(move |(name, value)| Some(Header(named(name), value?.into_bytes())))
 }
 
 /// Whether the client of a request takes trailers.

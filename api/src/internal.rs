@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderValue, StatusCode, header};
+use faena_auth::Scopes;
+use faena_domain::FunctionScope;
 use faena_header_case::HeadStream;
 use faena_protocol::internal::{InternalCall, MAX_PREFACE};
 use hyper::service::service_fn;
@@ -113,7 +115,9 @@ async fn calling(stream: &mut UnixStream) -> io::Result<CallingFunction> {
     }
     let mut preface = vec![0; usize::from(length)];
     stream.read_exact(&mut preface).await?;
-    let InternalCall { namespace, caller, target, depth, remaining_ms } = serde_json::from_slice(&preface)?;
+    let InternalCall { namespace, caller, scopes, target, depth, remaining_ms } = serde_json::from_slice(&preface)?;
     let deadline = Instant::now() + Duration::from_millis(remaining_ms);
-    Ok(CallingFunction { namespace, name: caller, target, depth, deadline })
+    let names: Vec<&str> = scopes.iter().map(FunctionScope::as_str).collect();
+    let scopes = Scopes::parse(&names).map_err(io::Error::other)?;
+    Ok(CallingFunction { namespace, name: caller, scopes, target, depth, deadline })
 }

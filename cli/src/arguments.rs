@@ -33,6 +33,9 @@ pub(crate) enum TaskArguments {
     Backup {
         /// A new file
         file: PathBuf,
+        /// Adds the keys that secrets are sealed under: whoever has the file can then read the secrets
+        #[arg(long)]
+        with_keys: bool,
         #[command(flatten)]
         options: Options,
     },
@@ -80,7 +83,7 @@ pub(crate) enum Task {
     ImportImage { name: String, archive: PathBuf },
     ListImages,
     Setup,
-    Backup { file: PathBuf },
+    Backup { file: PathBuf, with_keys: bool },
     Restore { file: PathBuf },
 }
 
@@ -103,7 +106,7 @@ impl TaskArguments {
             }
             Self::Image(ImageArguments::List(options)) => (Task::ListImages, options),
             Self::Setup(options) => (Task::Setup, options),
-            Self::Backup { file, options } => (Task::Backup { file }, options),
+            Self::Backup { file, with_keys, options } => (Task::Backup { file, with_keys }, options),
             Self::Restore { file, options } => (Task::Restore { file }, options),
         };
         Command::Local(task, options)

@@ -1,7 +1,7 @@
 //! A platform in one file: its database as of one moment, then the blobs.
 //!
 //! Blobs are written once and never changed, so those that the copy of the database names are there when they are copied
-//! after it. The platform's id, imported images and unpacked code are left out: a restored platform gets an id of its own,
+//! after it. The keys that secrets are sealed under are added on request alone. The platform's id, imported images and unpacked code are left out: a restored platform gets an id of its own,
 //! and code is unpacked when it is called.
 
 use std::fs::{self, File};
@@ -16,9 +16,10 @@ use crate::settings::Settings;
 /// Names in the file.
 const DATABASE: &str = "faena.db";
 const OBJECTS: &str = "blobs/objects";
+const KEYS: &str = "secret.key";
 
 /// Writes a backup of a platform, which may run.
-pub(crate) fn write(settings: &Settings, file: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(settings: &Settings, file: &Path, with_keys: bool) -> anyhow::Result<()> {
     let database = settings.data().join(DATABASE);
     if !database.is_file() {
         bail!("there is no database in {}; name the data folder with --data", settings.data().display());
@@ -27,7 +28,7 @@ pub(crate) fn write(settings: &Settings, file: &Path) -> anyhow::Result<()> {
         bail!("{} is there already; name another file", file.display());
     }
     let passing = file.with_extension("part");
-    let written = write_to(settings, &database, &passing).and_then(|blobs| {
+    let written = write_to(settings, &database, &passing, with_keys).and_then(|blobs| {
         fs::rename(&passing, file).with_context(|| format!("cannot rename {}", passing.display()))?;
         Ok(blobs)
     });
@@ -40,13 +41,18 @@ pub(crate) fn write(settings: &Settings, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_to(settings: &Settings, database: &Path, to: &Path) -> anyhow::Result<u64> {
+fn write_to(settings: &Settings, database: &Path, to: &Path, with_keys: bool) -> anyhow::Result<u64> {
     let folder = tempfile::tempdir_in(settings.data()).context("cannot make a folder for the copy of the database")?;
     let copy = folder.path().join(DATABASE);
     faena_db::backup(database, &copy)?;
     let out = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut archive = tar::Builder::new(BufWriter::with_capacity(256 * 1024, out));
     archive.append_path_with_name(&copy, DATABASE).context("cannot write the database into the backup")?;
+    if with_keys {
+        let keys = settings.secret_key_file();
+        let added = archive.append_path_with_name(&keys, KEYS);
+        added.with_context(|| format!("cannot write the keys in {} into the backup", keys.display()))?;
+    }
     let mut blobs = 0;
     append(&mut archive, &settings.blob_folder().join("objects"), Path::new(OBJECTS), &mut blobs)?;
     let out = archive.into_inner().and_then(|out| out.into_inner().map_err(io::IntoInnerError::into_error));
@@ -92,7 +98,7 @@ pub(crate) fn restore(settings: &Settings, file: &Path) -> anyhow::Result<()> {
         let mut entry = entry.context("the backup is damaged")?;
         let path = entry.path().context("the backup is damaged")?.into_owned();
         let is_database = path == Path::new(DATABASE);
-        if !is_database && !path.starts_with(OBJECTS) {
+        if !is_database && path != Path::new(KEYS) && !path.starts_with(OBJECTS) {
             bail!("{} is no backup of Faena: it holds {}", file.display(), path.display());
         }
         has_database |= is_database;

@@ -50,7 +50,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Task::ImportImage { name, archive } => return images::import(&settings, &name, &archive),
         Task::ListImages => return images::list(&settings),
         Task::Setup => return setup::offer(&settings),
-        Task::Backup { file } => return backup::write(&settings, &file),
+        Task::Backup { file, with_keys } => return backup::write(&settings, &file, with_keys),
         Task::Restore { file } => return backup::restore(&settings, &file),
     };
     raise_descriptor_limit();

@@ -59,3 +59,37 @@ fn a_backup_under_load_is_restored_whole() {
     assert_ne!(ids[0], ids[1]);
     assert!(copy.stop() && original.stop());
 }
+
+#[test]
+fn keys_of_secrets_are_in_a_backup_on_request_alone() {
+    let mut original = Platform::start();
+    let put = |platform: &Platform, path: &str| {
+        platform.send("PUT", path, &[("Content-Type", "application/json")], b"\"canary\"").status
+    };
+    assert_eq!(put(&original, "/config/a?secret=true"), 201);
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = std::fs::read_to_string(original.data().join("secret.key")).expect("keys");
+    let holds = |file: &std::path::Path| {
+        let bytes = std::fs::read(file).expect("a file");
+        bytes.windows(64).any(|window| window == &keys.as_bytes()[..64])
+    };
+    let plain = folder.path().join("plain.tar");
+    assert!(faena("backup", &plain, &original.data()).status.success());
+    assert!(!holds(&plain));
+    let with_keys = folder.path().join("keys.tar");
+    let written = Command::new(binary())
+        .args(["backup", "--with-keys"])
+        .arg(&with_keys)
+        .arg("--data")
+        .arg(original.data())
+        .output()
+        .expect("the binary is built");
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    assert!(holds(&with_keys));
+    let mut copy = Platform::stopped();
+    assert!(faena("restore", &with_keys, &copy.data()).status.success());
+    copy.start_role(Role::Up);
+    copy.ready();
+    assert_eq!(copy.send("POST", "/secrets/rotate", &[], b"").json()["secrets"], 1);
+    assert!(copy.stop() && original.stop());
+}

@@ -125,6 +125,42 @@ fn functions_call_functions(engine: Engine) {
     assert_eq!(result(&platform, "deeper", &json!({})), 508 + 8);
 }
 
+#[test]
+fn a_function_carries_the_scopes_that_its_runtime_allows() {
+    let mut platform = platform(Engine::Sandbox);
+    let runtime = |scopes: Value| {
+        json!({"name": "py", "image": "pythonruntime", "path": "/ws", "dependencies": "", "run": "python3 calls.py",
+        "engine": "sandbox", "allow": {"scopes": scopes}})
+    };
+    let toml = "contract = \"handler\"\nhandler = \"calls.py:ask\"\n[identity]\ncalls = [\"server\"]\nscopes = [\"Robots\", \"invoke\"]\n";
+    let archive = zip(&[("calls.py", CALLER.as_bytes()), ("faena.toml", toml.as_bytes())]);
+    assert_eq!(platform.upload("py", "ask", &archive).problem(422), "scope_not_allowed");
+    for wrong in ["admin", "deploy", "read", "a b"] {
+        assert_eq!(
+            platform.post("/registerRuntime", &runtime(json!([wrong]))).problem(400),
+            "malformed_json",
+            "{wrong}"
+        );
+    }
+    assert_eq!(platform.post("/registerRuntime", &runtime(json!(["robots", "invoke"]))).status, 200);
+    let admin = toml.replace("Robots", "admin");
+    let archive_of_admin = zip(&[("calls.py", CALLER.as_bytes()), ("faena.toml", admin.as_bytes())]);
+    assert_eq!(platform.upload("py", "ask", &archive_of_admin).problem(400), "malformed_manifest");
+    assert_eq!(platform.upload("py", "ask", &archive).status, 201);
+    let hosts = json!({"hosts": ["server.faena.internal"]});
+    let answers = result(&platform, "ask", &hosts);
+    let headers = answers[0][1].as_str().and_then(|body| body.split_once('\n')).expect("two lines").1;
+    let headers: Value = serde_json::from_str(headers).expect("headers");
+    assert_eq!(headers["faena-caller-scopes"], "invoke, robots", "{headers}");
+    // A rule about a scope can deny; those about accounts do not concern functions.
+    platform.lock();
+    let rule = |scope: &str| json!({"id": "no", "scope": scope, "resource": {"type": "function", "name": "server", "endpoint": "*"}, "access": "DENIED", "priority": 9});
+    for (scope, status) in [("robots", 403), ("others", 201), ("*", 201), ("+", 201)] {
+        assert!(matches!(platform.post("/rule", &rule(scope)).status, 200 | 201));
+        assert_eq!(result(&platform, "ask", &hosts)[0][0], status, "{scope}");
+    }
+}
+
 /// Whoever is called has no more time than the one that calls.
 fn a_call_ends_with_the_one_that_made_it(engine: Engine) {
     let platform = platform(engine);

@@ -330,6 +330,7 @@ mod tests {
             network: faena_domain::Network::None,
             networks: Vec::new(),
             calls: Vec::new(),
+            scopes: Vec::new(),
             concurrency: None,
             serving: faena_domain::Serving::default(),
             share: faena_domain::NamespaceShare::default(),

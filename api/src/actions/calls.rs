@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use faena_domain::{CallNum, CallStatus, FunctionId, Namespace, Version};
 use faena_protocol::DbError;
-use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet};
+use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet, CallList};
 use faena_protocol::records::{CallRecord, CallSpec, Code, NewCall};
 use faena_scheduler::{Cancel, SyncCall, SyncOutcome};
 use tokio::time::Instant;
@@ -157,6 +157,35 @@ async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Rep
             (None, Some(Cancel::Ended(status))) => ended(status),
             (cancelled, _) => Ok(cancelled),
         },
+    }
+}
+
+/// Calls that are looked for at once.
+const CANCELLED: u32 = 200;
+
+/// Cancels every call of a namespace that runs and has a row; no other one begins, since its functions are deleted.
+pub(crate) async fn cancel_running(app: &App, namespace: &Namespace) -> Reply<()> {
+    let mut before = None;
+    loop {
+        let running = CallList {
+            namespace: namespace.clone(),
+            function: None,
+            status: Some(CallStatus::Running),
+            dead: false,
+            unreplayed: false,
+            before,
+            limit: CANCELLED,
+        };
+        let calls = app.db().ask(&running).await?;
+        let Some(last) = calls.last() else { return Ok(()) };
+        before = Some(last.num);
+        for call in calls {
+            match cancel(app, namespace, call.num).await {
+                // It has ended by itself meanwhile.
+                Err(problem) if problem.is(ErrorCode::AlreadyEnded) || problem.is(ErrorCode::UnknownCall) => {}
+                cancelled => drop(cancelled?),
+            }
+        }
     }
 }
 

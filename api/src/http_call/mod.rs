@@ -151,7 +151,10 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
     let (principal, grant) = match &client.calling {
         Some(calling) => {
             guard::judge_internal(calling, request.uri(), request.headers())?;
-            (Arc::new(Principal::function(calling.namespace.clone(), calling.name.clone())), None)
+            let (namespace, name) = (calling.namespace.clone(), calling.name.clone());
+            let principal = Principal::function(namespace, name, calling.scopes.clone());
+            authorize::permit_function(app.access(), &principal, &address.name, request.uri().path()).await?;
+            (Arc::new(principal), None)
         }
         None => {
             guard::judge_call(app, entrance, (request.method(), request.uri(), request.headers()))?;

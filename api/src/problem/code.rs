@@ -103,6 +103,7 @@ codes! {
     RepeatedField, "repeated_field", BAD_REQUEST, "A field is there twice";
     RepeatedHeader, "repeated_header", BAD_REQUEST, "A header is there more than once";
     Running, "running", ACCEPTED, "The call has not ended yet";
+    ScopeNotAllowed, "scope_not_allowed", UNPROCESSABLE_ENTITY, "The runtime does not allow the scope";
     SignInFailed, "sign_in_failed", UNAUTHORIZED, "The sign-in did not succeed";
     Stopping, "stopping", SERVICE_UNAVAILABLE, "The platform is stopping";
     Timeout, "timeout", GATEWAY_TIMEOUT, "The attempt took too long";

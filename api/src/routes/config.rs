@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use faena_auth::{Principal, RuleSet};
+use faena_auth::{Principal, Requirement, RuleSet, Scope, Target};
 use faena_domain::Manifest;
 use faena_domain::config::{ConfigPath, InvalidPath, leaves};
 use faena_protocol::db::{ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, SecretsRotate};
@@ -79,13 +79,40 @@ pub(crate) async fn get(
     if flag(query.as_deref(), "history")? {
         return Ok(Json(app.db().ask(&ConfigHistory { namespace, path }).await?).into_response());
     }
-    Ok(Json(app.db().ask(&ConfigGet { namespace, path: Some(path) }).await?).into_response())
+    let value = app.db().ask(&ConfigGet { namespace, path: Some(path.clone()) }).await?;
+    Ok(Json(permitted(&app, &principal, path.as_str(), value).await?).into_response())
+}
+
+/// A value without the members that rules deny to who asks.
+async fn permitted(app: &App, principal: &Principal, path: &str, mut value: Value) -> Reply<Value> {
+    let rules = app.access().rules(&principal.namespace).await?;
+    let is_denied = |path: &str| {
+        let endpoint = format!("/config/{path}");
+        let names = [path.to_owned(), path.replace('.', "/")];
+        names.iter().any(|name| {
+            let target = Target { kind: "config", name, endpoint: &endpoint };
+            principal.may(Requirement::Scope(Scope::Admin), &target, &rules.rules).is_err()
+        })
+    };
+    remove_denied(path, &mut value, &is_denied);
+    Ok(value)
+}
+
+fn remove_denied(path: &str, value: &mut Value, is_denied: &impl Fn(&str) -> bool) {
+    let Value::Object(members) = value else { return };
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    members.retain(|name, value| {
+        let path = below(name);
+        remove_denied(&path, value, is_denied);
+        !is_denied(&path)
+    });
 }
 
 /// All of the namespace's configuration.
 #[utoipa::path(get, path = "/config", tag = "config", responses((status = 200, description = "The values; `\"[secret]\"` stands for each secret")))]
 pub(crate) async fn list(State(app): State<App>, Authenticated(principal): Authenticated) -> Reply<Json<Value>> {
-    Ok(Json(app.db().ask(&ConfigGet { namespace: principal.namespace.clone(), path: None }).await?))
+    let value = app.db().ask(&ConfigGet { namespace: principal.namespace.clone(), path: None }).await?;
+    Ok(Json(permitted(&app, &principal, "", value).await?))
 }
 
 /// How many secrets were sealed again.

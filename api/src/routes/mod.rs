@@ -57,6 +57,16 @@ fn flag(query: Option<&str>, name: &str) -> Reply<bool> {
     Ok(value)
 }
 
+/// Refuses a query on a route of which only other methods take one.
+fn no_query(query: Option<&str>) -> Reply<()> {
+    match query {
+        Some(query) if !query.is_empty() => {
+            Err(Problem::new(ErrorCode::InvalidQuery, "this method takes no query on this route"))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Faena",

@@ -1,17 +1,18 @@
 //! Namespaces: what is in one exists for its own accounts alone.
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use faena_domain::json::{self, parse_object};
-use faena_domain::{Grants, GrantsChange, MAX_WEIGHT, Namespace, Quota, QuotaChange, Timestamp};
+use faena_domain::{FunctionId, Grants, GrantsChange, MAX_WEIGHT, Namespace, Quota, QuotaChange, Timestamp};
 use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut};
 use faena_protocol::records::{NamespaceRecord, StoredUsage};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::MAX_REQUEST;
 use crate::access::Audited;
+use crate::actions;
 use crate::app::App;
 use crate::body;
 use crate::path::Path;
@@ -123,7 +124,12 @@ pub(crate) async fn list(State(app): State<App>) -> Reply<Json<Vec<Namespace>>> 
 
 /// One namespace.
 #[utoipa::path(get, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
-pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Reply<Json<NamespaceView>> {
+pub(crate) async fn get(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Reply<Json<NamespaceView>> {
+    super::no_query(query.as_deref())?;
     let name = super::accounts::namespace(&name)?;
     Ok(Json(view(&app, app.db().ask(&NamespaceGet { name }).await?)))
 }
@@ -134,9 +140,11 @@ pub(crate) async fn get(State(app): State<App>, Path(name): Path<String>) -> Rep
 pub(crate) async fn patch(
     State(app): State<App>,
     Path(name): Path<String>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Json<NamespaceView>> {
+    super::no_query(query.as_deref())?;
     let name = super::accounts::namespace(&name)?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let Changes { allow, quota, weight } = parse_object(&bytes, &["allow", "quota", "weight"])?;
@@ -146,11 +154,21 @@ pub(crate) async fn patch(
     Ok(Json(view(&app, record)))
 }
 
-/// Forgets a namespace in which nothing is but accounts and rules.
-#[utoipa::path(delete, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "Something is in it", body = Problem)))]
-pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
+/// Deletes a namespace that has only accounts and rules, or with `?force=true` also one with functions, runtimes and configuration.
+#[utoipa::path(delete, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,), ("force" = Option<bool>, Query, description = "also where something is in it")), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "Something is in it", body = Problem)))]
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Reply<StatusCode> {
     let name = super::accounts::namespace(&name)?;
-    app.db().ask(&NamespaceDelete { name }).await?;
+    let force = super::flag(query.as_deref(), "force")?;
+    for function in app.db().ask(&NamespaceDelete { name: name.clone(), force }).await? {
+        app.scheduler().forget(FunctionId::new(&name, &function)).await;
+    }
     app.access().refresh().await?;
+    if force {
+        actions::calls::cancel_running(&app, &name).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -60,7 +60,9 @@ impl From<InvalidRuntime> for Problem {
             InvalidRuntime::NotGranted(_) => Self::new(ErrorCode::Forbidden, error).hint(
                 "`allow` is for administrators, within what the namespace has; `networks` for those of the platform",
             ),
-            InvalidRuntime::Limit(_) | InvalidRuntime::Networks(_) => Self::new(ErrorCode::LimitExceeded, error),
+            InvalidRuntime::Limit(_) | InvalidRuntime::Networks(_) | InvalidRuntime::Scopes(_) => {
+                Self::new(ErrorCode::LimitExceeded, error)
+            }
         }
     }
 }

@@ -61,8 +61,10 @@ impl From<InvalidManifest> for Problem {
             InvalidManifest::Retries(_)
             | InvalidManifest::Calls(_)
             | InvalidManifest::Files(_)
+            | InvalidManifest::Scopes(_)
             | InvalidManifest::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
             InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
+            InvalidManifest::ScopeNotAllowed { .. } => Self::new(ErrorCode::ScopeNotAllowed, error),
             InvalidManifest::Public(_) => Self::new(ErrorCode::PublicNotAllowed, error),
         }
     }

@@ -93,7 +93,7 @@ impl NamespaceTask {
             Self::Make { name } => Asked::new(Method::POST, "/namespace").with(json!({"name": name})),
             Self::List => Asked::new(Method::GET, "/namespaces"),
             Self::Show { name } => Asked::new(Method::GET, one(&name)),
-            Self::Delete { name } => Asked::new(Method::DELETE, one(&name)),
+            Self::Delete { name, force } => Asked::new(Method::DELETE, format!("{}?force={force}", one(&name))),
         }
     }
 }

@@ -114,6 +114,9 @@ pub(crate) enum NamespaceTask {
     Delete {
         /// Its name
         name: String,
+        /// Deletes its functions, runtimes and configuration too
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -58,8 +58,13 @@ impl Principal {
     pub fn may(&self, requirement: Requirement, target: &Target<'_>, rules: &RuleSet) -> Result<(), Forbidden> {
         match (requirement, &self.account) {
             (Requirement::Nothing, _) | (_, Account::Operator) => return Ok(()),
-            // What a function may call is judged where its connections are made.
-            (Requirement::Call, Account::Function(_)) => return Ok(()),
+            // What a function may call is judged where its connections are made. Rules can only deny it.
+            (Requirement::Call, Account::Function(_)) => {
+                return match rules.denies_function(self, target) {
+                    Some(rule) => Err(Forbidden::Denied { account: self.account.clone(), rule: rule.to_owned() }),
+                    None => Ok(()),
+                };
+            }
             (Requirement::Call, _) => {}
             (_, Account::Anonymous) => return Err(Forbidden::Unauthenticated),
             (Requirement::Root, _) if self.is_in_foreign_namespace() && !self.is_root() => {

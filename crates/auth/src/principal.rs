@@ -108,9 +108,9 @@ impl Principal {
 
     /// A function, which may call others of its namespace. Which of them is for its `faena.toml` to say, and is judged where
     /// its connections are made.
-    pub fn function(namespace: Namespace, name: FunctionName) -> Self {
+    pub fn function(namespace: Namespace, name: FunctionName, scopes: Scopes) -> Self {
         let home = Some(namespace.clone());
-        Self { namespace, home, account: Account::Function(name), scopes: Scopes::NONE.with(Scope::Invoke) }
+        Self { namespace, home, account: Account::Function(name), scopes }
     }
 
     /// The id of its account, where it has one.

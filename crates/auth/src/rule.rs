@@ -218,6 +218,13 @@ impl Rule {
 pub struct RuleSet(Vec<Rule>);
 
 impl RuleSet {
+    /// The rule that denies a function a call: the first that is about a scope of the function decides.
+    pub(crate) fn denies_function(&self, principal: &Principal, target: &Target<'_>) -> Option<&str> {
+        let is_named = |rule: &&Rule| matches!(rule.scope, RuleScope::Named(_));
+        let decides = self.0.iter().filter(is_named).find(|rule| rule.applies(principal, target))?;
+        (decides.access == Access::Denied).then(|| decides.id.as_str())
+    }
+
     /// These rules.
     pub fn new(mut rules: Vec<Rule>) -> Self {
         rules.sort_by_key(|rule| (Reverse(rule.priority), rule.access));

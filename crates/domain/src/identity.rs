@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::FunctionName;
+use crate::name::MAX_NAME;
 
 /// The domain below which an instance finds the functions of its namespace.
 pub const INTERNAL_DOMAIN: &str = "faena.internal";
@@ -13,6 +14,8 @@ pub const INTERNAL_DOMAIN: &str = "faena.internal";
 pub const INTERNAL_PORT: u16 = 80;
 /// How deep functions may call one another: a call of this depth calls no other.
 pub const MAX_DEPTH: u32 = 8;
+/// The most scopes of one function.
+pub const MAX_SCOPES: usize = 16;
 /// The most patterns of one function.
 pub const MAX_CALLS: usize = 100;
 
@@ -30,12 +33,56 @@ pub struct Identity {
     /// Functions of its namespace that it may call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<CallPattern>,
+    /// Scopes that its requests carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<FunctionScope>,
 }
 
 impl Identity {
     /// Whether it asks for nothing.
     pub fn is_empty(&self) -> bool {
-        self.calls.is_empty()
+        self.calls.is_empty() && self.scopes.is_empty()
+    }
+}
+
+/// A scope that functions may have: `invoke`, or a word of an operator's own. It is in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FunctionScope(String);
+
+/// Why a text is no scope of functions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no scope of functions: these are \"invoke\" and words of your own, of 1 to 63 of the characters A-Z a-z 0-9 . _ -; no function gets admin, deploy or read"
+)]
+pub struct InvalidFunctionScope(String);
+
+impl FunctionScope {
+    /// The scope as a text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for FunctionScope {
+    type Error = InvalidFunctionScope;
+
+    fn try_from(text: String) -> Result<Self, InvalidFunctionScope> {
+        let word = text.to_ascii_lowercase();
+        let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        let is_word = (1..=MAX_NAME).contains(&word.len())
+            && word.as_bytes()[0].is_ascii_alphanumeric()
+            && word.bytes().all(is_plain);
+        if !is_word || matches!(word.as_str(), "admin" | "deploy" | "read") {
+            return Err(InvalidFunctionScope(text.chars().take(80).collect()));
+        }
+        Ok(Self(word))
+    }
+}
+
+impl From<FunctionScope> for String {
+    fn from(scope: FunctionScope) -> Self {
+        scope.0
     }
 }
 
@@ -112,6 +159,15 @@ mod tests {
         }
         for text in ["", "a b", "a*b", "../x", "**", "a/b"] {
             assert!(text.parse::<CallPattern>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn functions_get_words_and_invoke_and_nothing_else() {
+        let scope = |text: &str| FunctionScope::try_from(text.to_owned()).map(String::from);
+        assert_eq!((scope("Robots"), scope("invoke")), (Ok("robots".to_owned()), Ok("invoke".to_owned())));
+        for wrong in ["admin", "DEPLOY", "read", "", "*", "+", "a b", "-a", &"x".repeat(64)] {
+            assert!(scope(wrong).is_err(), "{wrong}");
         }
     }
 

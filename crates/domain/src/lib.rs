@@ -40,7 +40,7 @@ pub use call::{Attempt, CallError, CallStatus, EgressUse, ErrorKind, Exit, Layer
 pub use command::Command;
 pub use function::FunctionStatus;
 pub use id::{BlobKey, CallNum, DigestKind, Epoch, Owner, Revision, Version};
-pub use identity::{CallPattern, Identity};
+pub use identity::{CallPattern, FunctionScope, Identity};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::{Bindings, Manifest};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Binding, ConfigPath, Variable};
 use crate::environment::{InvalidEnv, check_env};
-use crate::identity::MAX_CALLS;
+use crate::identity::{FunctionScope, MAX_CALLS, MAX_SCOPES};
 use crate::limits::{LimitExceeded, Limits};
 use crate::near::nearest;
 use crate::retry::MAX_RETRIES;
@@ -105,6 +105,17 @@ pub enum InvalidManifest {
         "faena.toml: {0:?} is no name of a file: such names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with no dot"
     )]
     FileName(String),
+    /// More scopes than one may have.
+    #[error("faena.toml: identity.scopes has {0} entries, more than {MAX_SCOPES}")]
+    Scopes(usize),
+    /// A scope that the runtime does not allow.
+    #[error("faena.toml: identity.scopes names {scope}, which the runtime {runtime:?} does not allow")]
+    ScopeNotAllowed {
+        /// The scope.
+        scope: String,
+        /// The runtime's name.
+        runtime: String,
+    },
     /// More retries than anyone gets.
     #[error("faena.toml: retries = {0} is more than {MAX_RETRIES}")]
     Retries(u32),
@@ -205,7 +216,8 @@ impl Manifest {
         if let Some(limits) = table.get("limits").and_then(toml::Value::as_table) {
             check_keys(limits, &LIMIT_KEYS)?;
         }
-        for (name, known) in [("network", &["egress"]), ("identity", &["calls"]), ("build", &["env"])] {
+        for (name, known) in [("network", &["egress"] as &[_]), ("identity", &["calls", "scopes"]), ("build", &["env"])]
+        {
             if let Some(inner) = table.get(name).and_then(toml::Value::as_table) {
                 check_keys(inner, known)?;
             }
@@ -220,6 +232,9 @@ impl Manifest {
         manifest.serving.check()?;
         if manifest.identity.calls.len() > MAX_CALLS {
             return Err(InvalidManifest::Calls(manifest.identity.calls.len()));
+        }
+        if manifest.identity.scopes.len() > MAX_SCOPES {
+            return Err(InvalidManifest::Scopes(manifest.identity.scopes.len()));
         }
         match manifest.retries {
             Some(retries) if retries > MAX_RETRIES => Err(InvalidManifest::Retries(retries)),
@@ -265,6 +280,11 @@ impl Manifest {
         ];
         if let Some((what, _)) = waiting.into_iter().find(|(_, is_refused)| *is_refused) {
             return Err(InvalidManifest::Waiting { what, runtime: runtime.name.to_string() });
+        }
+        let is_allowed = |scope: &&FunctionScope| runtime.allow.scopes.contains(scope);
+        if let Some(scope) = self.identity.scopes.iter().find(|scope| !is_allowed(scope)) {
+            let (scope, runtime) = (scope.as_str().to_owned(), runtime.name.to_string());
+            return Err(InvalidManifest::ScopeNotAllowed { scope, runtime });
         }
         let default = runtime.limits.grant(&Limits::DEFAULT, maximum, "the platform")?;
         let most = runtime.limits.lowered(maximum);

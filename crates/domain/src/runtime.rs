@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, InvalidCommand};
 use crate::environment::{InvalidEnv, check_env};
+use crate::identity::{FunctionScope, MAX_SCOPES};
 use crate::json::{InvalidJson, parse_object, present};
 use crate::limits::{LimitExceeded, Limits};
 use crate::name::InvalidName;
@@ -64,6 +65,9 @@ pub struct Allow {
     /// Private networks that functions with egress may reach, besides those that the platform permits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkRule>,
+    /// Scopes that functions may ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<FunctionScope>,
 }
 
 fn granted() -> bool {
@@ -72,7 +76,7 @@ fn granted() -> bool {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self { egress: true, minimum: true, preload: true, public: false, networks: Vec::new() }
+        Self { egress: true, minimum: true, preload: true, public: false, networks: Vec::new(), scopes: Vec::new() }
     }
 }
 
@@ -160,6 +164,8 @@ struct AskedAllow {
     public: Option<bool>,
     #[serde(default)]
     networks: Vec<NetworkRule>,
+    #[serde(default)]
+    scopes: Vec<FunctionScope>,
 }
 
 impl AskedAllow {
@@ -172,6 +178,9 @@ impl AskedAllow {
         }
         if self.networks.len() > MAX_RULES {
             return Err(InvalidRuntime::Networks(self.networks.len()));
+        }
+        if self.scopes.len() > MAX_SCOPES {
+            return Err(InvalidRuntime::Scopes(self.scopes.len()));
         }
         let one = |what, asked: Option<bool>, granted: bool| match asked {
             Some(true) if !granted => Err(InvalidRuntime::NotGranted(what)),
@@ -186,6 +195,7 @@ impl AskedAllow {
             preload: one("allow.preload", self.preload, preload)?,
             public: is_public,
             networks: self.networks,
+            scopes: self.scopes,
         })
     }
 }
@@ -266,6 +276,9 @@ pub enum InvalidRuntime {
     /// What its registrar may not permit.
     #[error("{0} is not granted to who registers the runtime")]
     NotGranted(&'static str),
+    /// More scopes than a function may have.
+    #[error("allow.scopes: {0} scopes are more than {MAX_SCOPES}")]
+    Scopes(usize),
     /// More networks than a runtime may permit.
     #[error("allow.networks: {0} networks are more than {MAX_RULES}")]
     Networks(usize),

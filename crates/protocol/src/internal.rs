@@ -1,6 +1,6 @@
 //! What a worker says of a function that calls another one, before the first byte of its request.
 
-use faena_domain::{FunctionName, Namespace};
+use faena_domain::{FunctionName, FunctionScope, Namespace};
 use serde::{Deserialize, Serialize};
 
 /// The header that names the calling function to the one that is called. The platform sets it; a request from elsewhere
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const CALLER: &str = "Faena-Caller";
 /// The header that says how many calls led to a call, as [`CALLER`] is set.
 pub const DEPTH: &str = "Faena-Call-Depth";
+/// The header that names the scopes of the calling function, with commas between them, as [`CALLER`] is set.
+pub const SCOPES: &str = "Faena-Caller-Scopes";
 /// The largest one as JSON, in bytes.
 pub const MAX_PREFACE: u16 = 4096;
 
@@ -20,6 +22,9 @@ pub struct InternalCall {
     pub namespace: Namespace,
     /// The function that calls.
     pub caller: FunctionName,
+    /// The scopes that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<FunctionScope>,
     /// The function that is called.
     pub target: FunctionName,
     /// How many calls led to this one, one after the other: at least 1.

@@ -27,6 +27,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         network: Network::None,
         networks: Vec::new(),
         calls: Vec::new(),
+        scopes: Vec::new(),
         concurrency: None,
         serving,
         share: NamespaceShare::default(),

@@ -4,9 +4,9 @@ use faena_auth::{AccountId, Rule, Scope, Scopes};
 use faena_domain::{AccountName, FunctionId, FunctionName, Namespace, Quota, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    AccessState, AccessStateGet, AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, NamespaceDelete,
-    NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, NamespaceRules, Put, Resource, RuleDelete, RuleList,
-    RulePut, SecretPut, Seen, SetupGet, SetupPut,
+    AccessState, AccessStateGet, AccountDelete, AccountGet, AccountList, AccountPut, FunctionDelete, LoginGet,
+    NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, NamespaceRules, Put, Resource,
+    RuleDelete, RuleList, RulePut, SecretPut, Seen, SetupGet, SetupPut,
 };
 use faena_protocol::records::{AccountRecord, LoginRecord, NamespaceRecord, SecretHash, StoredUsage};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -232,7 +232,7 @@ impl Read for NamespaceList {
 }
 
 impl Write for NamespaceDelete {
-    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<FunctionName>, DbError> {
         context.changes_access();
         let name = &self.name;
         exists(connection, name)?;
@@ -241,6 +241,7 @@ impl Write for NamespaceDelete {
                 message: "the namespace default is the platform's own, and stays".to_owned(),
             });
         }
+        let deleted = if self.force { delete_content(connection, context, name)? } else { Vec::new() };
         for (what, table) in [
             ("functions", "functions"),
             ("runtimes", "runtimes"),
@@ -255,7 +256,7 @@ impl Write for NamespaceDelete {
                     |row| row.get(0),
                 )
                 .map_err(|error| internal("looking into a namespace", &error))?;
-            if held {
+            if held && !self.force {
                 let message = format!("the namespace {name} still has {what}; it can be deleted once they are gone");
                 return Err(DbError::Conflict { message });
             }
@@ -265,8 +266,28 @@ impl Write for NamespaceDelete {
             connection.execute("DELETE FROM rules WHERE namespace = ?1", [name.as_str()])?;
             connection.execute("UPDATE namespaces SET deleted = 1 WHERE name = ?1", [name.as_str()]).map(drop)
         };
-        delete().map_err(|error| internal("deleting a namespace", &error))
+        delete().map(|()| deleted).map_err(|error| internal("deleting a namespace", &error))
     }
+}
+
+/// Deletes the functions, runtimes and configuration of a namespace; returns the functions.
+fn delete_content(
+    connection: &Connection,
+    context: &RequestContext<'_>,
+    namespace: &Namespace,
+) -> Result<Vec<FunctionName>, DbError> {
+    let broken = |error| internal("deleting a namespace", &error);
+    let functions = functions_of(connection, namespace).map_err(broken)?;
+    for function in &functions {
+        FunctionDelete { namespace: namespace.clone(), name: function.name.clone() }.write(connection, context)?;
+        context.changes_function(function.clone());
+    }
+    for table in ["runtimes", "runtime_revisions", "config", "config_changes"] {
+        connection
+            .execute(&format!("DELETE FROM {table} WHERE namespace = ?1"), [namespace.as_str()])
+            .map_err(broken)?;
+    }
+    Ok(functions.into_iter().map(|function| function.name).collect())
 }
 
 fn rules(connection: &Connection, namespace: &Namespace) -> Result<Vec<Rule>, DbError> {

@@ -314,6 +314,7 @@ pub(super) fn code(
                         network: manifest.network,
                         networks: spec.allow.networks,
                         calls: manifest.identity.calls,
+                        scopes: manifest.identity.scopes,
                         concurrency,
                         serving: manifest.serving,
                         share: NamespaceShare::default(),

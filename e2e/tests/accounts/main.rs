@@ -3,6 +3,7 @@
 mod attacks;
 mod configuration;
 mod fairness;
+mod lockdown;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

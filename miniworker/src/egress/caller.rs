@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use faena_domain::{FunctionName, Namespace};
+use faena_domain::{FunctionName, FunctionScope, Namespace};
 use faena_protocol::internal::InternalCall;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
@@ -19,6 +19,8 @@ use crate::owner::InstanceOwner;
 pub(super) struct Caller {
     pub(super) namespace: Namespace,
     pub(super) function: FunctionName,
+    /// Its scopes.
+    pub(super) scopes: Vec<FunctionScope>,
     /// The api's socket.
     pub(super) internal: PathBuf,
     pub(super) running: Mutex<Running>,
@@ -140,6 +142,7 @@ impl Caller {
         let preface = serde_json::to_vec(&InternalCall {
             namespace: self.namespace.clone(),
             caller: self.function.clone(),
+            scopes: self.scopes.clone(),
             target,
             depth: depth + 1,
             remaining_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),

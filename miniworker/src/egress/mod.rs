@@ -82,6 +82,7 @@ impl NodeEgress {
             caller: Caller {
                 namespace: code.namespace.clone(),
                 function: code.function.clone(),
+                scopes: code.scopes.clone(),
                 internal: self.internal.clone(),
                 running: Mutex::default(),
                 waiting: Mutex::default(),

@@ -124,7 +124,7 @@ fn rules_judge_operations_too() {
 #[test]
 fn functions_are_no_accounts() {
     let rules = RuleSet::new(vec![rule("+ * * * DENIED 9"), rule("* * * * DENIED 9")]);
-    let function = Principal::function("here".parse().unwrap(), "caller".parse().unwrap());
+    let function = Principal::function("here".parse().unwrap(), "caller".parse().unwrap(), Scopes::NONE);
     let target = Target { kind: "function", name: "dice", endpoint: "/" };
     assert_eq!(function.may(Requirement::Call, &target, &rules), Ok(()));
     assert!(function.may(Requirement::Scope(Scope::Read), &target, &rules).is_err());

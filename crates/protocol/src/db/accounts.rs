@@ -1,7 +1,7 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule};
-use faena_domain::{Grants, GrantsChange, Namespace, Quota, QuotaChange, RuleId};
+use faena_domain::{FunctionName, Grants, GrantsChange, Namespace, Quota, QuotaChange, RuleId};
 use serde::{Deserialize, Serialize};
 
 use super::Put;
@@ -81,10 +81,13 @@ requests! {
     }
     /// The names of all namespaces, sorted.
     Read NamespaceList = "namespace.list" by [Api] -> Vec<Namespace> {}
-    /// Forgets a namespace in which nothing is but accounts and rules, and those with it.
-    Write NamespaceDelete = "namespace.delete" by [Api] -> () {
+    /// Deletes a namespace that has only accounts and rules, or with `force` any. The reply names the functions that were deleted
+    /// with it.
+    Write NamespaceDelete = "namespace.delete" by [Api] -> Vec<FunctionName> {
         /// Its name.
         name: Namespace,
+        /// Whether its functions, runtimes and configuration are deleted too. Call records are removed by their age.
+        force: bool,
     }
     /// The rules of a namespace, and what it may do.
     Read RuleList = "rule.list" by [Api] -> Seen<NamespaceRules> {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use faena_domain::config::{ConfigProblem, SecretText};
 use faena_domain::{
-    BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionStatus, Limits, Manifest,
-    Namespace, NamespaceShare, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp, Version,
+    BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionScope, FunctionStatus, Limits,
+    Manifest, Namespace, NamespaceShare, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp,
+    Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +153,9 @@ pub struct Code {
     /// Functions of its namespace that its instances may call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<CallPattern>,
+    /// Scopes that requests of its instances carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<FunctionScope>,
     /// Calls of the function at once; none is no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
