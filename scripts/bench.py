@@ -426,6 +426,33 @@ class Bench:
         self.rows["key"].add(ours[0], without[0], with_key)
         self.rows["key-cpu"].add(with_key - cpu, 2, with_key)
 
+    def namespaces(self, locked):
+        """What one namespace notices of another one that floods the platform: the 99th percentile of its calls, beside and alone."""
+        calls = {"quiet-f": lambda: locked.team("quiet", "POST", "/f/work", "{}"),
+                 "quiet-queued": lambda: locked.team("quiet", "POST", "/invokeFunction", json.dumps({"funcName": "work", "params": {}, "retries": 1}), {"Prefer": "wait=60"})}
+        def p99(call):
+            times = []
+            for _ in range(200):
+                began = time.monotonic()
+                assert call() == 200
+                times.append((time.monotonic() - began) * 1000)
+            return statistics.quantiles(times, n=100)[98]
+        alone = {name: p99(call) for name, call in calls.items()}
+        over = threading.Event()
+        def flood(number):
+            while not over.is_set():
+                locked.team("loud", "POST", f"/f/work{number % 8}", "{}")
+        threads = [threading.Thread(target=flood, args=(number,)) for number in range(32)]
+        for number in range(500):
+            locked.team("loud", "POST", "/invokeFunction", json.dumps({"funcName": f"work{number % 8}", "params": {}}))
+        [thread.start() for thread in threads]
+        time.sleep(1)
+        beside = {name: p99(call) for name, call in calls.items()}
+        over.set()
+        [thread.join() for thread in threads]
+        for name in calls:
+            self.rows[name].add(beside[name], alone[name])
+
     def streams(self, up):
         """Servers: the raw one as a function, and one whose bodies are streams."""
         nat = self.raw["hyper"]
@@ -831,7 +858,7 @@ def main():
         many = Platform(bench.folder / "many")
         locked = Platform(bench.folder / "locked")
         prepare(bench, up, apart, many, locked)
-        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "namespaces": lambda turn: bench.namespaces(locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.

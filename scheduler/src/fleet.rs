@@ -34,8 +34,8 @@ struct Worker<P> {
 struct UnderWay {
     /// It is for calls: the slots that are free belong to it.
     is_for_calls: bool,
-    /// Db may have got work since it looked.
-    is_outdated: bool,
+    /// Db may have got work since it looked; with true also for the reserve.
+    outdated: Option<bool>,
 }
 
 /// How a worker stands.
@@ -248,7 +248,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
         let mut capacities = Vec::new();
         for worker in self.0.values_mut().filter(|worker| worker.takes_work()) {
             if let Some(claim) = &mut worker.claim {
-                claim.is_outdated = true;
+                claim.outdated = Some(reserve || claim.outdated == Some(true));
                 continue;
             }
             let view = worker.ledger.view();
@@ -257,16 +257,16 @@ impl<P: Clone + PartialEq> Fleet<P> {
             if calls.is_none() && builds.is_none() {
                 continue;
             }
-            worker.claim = Some(UnderWay { is_for_calls: calls.is_some(), is_outdated: false });
+            worker.claim = Some(UnderWay { is_for_calls: calls.is_some(), outdated: None });
             let engines = worker.info.engines.iter().map(|info| info.engine).collect();
             capacities.push(Capacity { owner: worker.info.owner.clone(), engines, calls, builds });
         }
         capacities
     }
 
-    /// Whether db may have got work for a worker since the claim under way looked.
-    pub(crate) fn is_outdated(&mut self, owner: &Owner) -> bool {
-        self.run_of(owner).and_then(|worker| worker.claim).is_some_and(|claim| claim.is_outdated)
+    /// Whether db may have got work for a worker since the claim under way looked; true where it may be for the reserve.
+    pub(crate) fn outdated(&mut self, owner: &Owner) -> Option<bool> {
+        self.run_of(owner).and_then(|worker| worker.claim).and_then(|claim| claim.outdated)
     }
 
     /// What a namespace has of all workers' slots, for its weight.
@@ -398,9 +398,17 @@ mod tests {
         fleet.call_ended(&"a", claim(1));
         assert_eq!(assign(&mut fleet, 2, &plain, false), Some("a"));
         let owner = node("a", 1).owner;
-        assert!(!fleet.is_outdated(&owner) && fleet.capacities(false).is_empty() && fleet.is_outdated(&owner));
+        assert!(
+            fleet.outdated(&owner).is_none()
+                && fleet.capacities(true).is_empty()
+                && fleet.outdated(&owner) == Some(true)
+        );
+        assert!(
+            fleet.capacities(false).is_empty() && fleet.outdated(&owner) == Some(true),
+            "the reserve is not forgotten"
+        );
         fleet.claimed(&owner, &[], &[]);
-        assert!(!fleet.is_outdated(&owner) && fleet.has_left_reserve(&"a", &of("other", 1)));
+        assert!(fleet.outdated(&owner).is_none() && fleet.has_left_reserve(&"a", &of("other", 1)));
     }
 
     #[test]

@@ -31,9 +31,10 @@ impl Scheduler {
 
     pub(super) fn claimed(&mut self, claimed: ClaimReply) {
         let ClaimReply { owner, calls, builds, lease } = claimed;
-        if !calls.is_empty() || !builds.is_empty() || self.fleet.is_outdated(&owner) {
+        let outdated = self.fleet.outdated(&owner);
+        if !calls.is_empty() || !builds.is_empty() || outdated.is_some() {
             // There may be more.
-            self.asks(Ask::Work);
+            self.asks(if outdated == Some(true) { Ask::WorkForReserves } else { Ask::Work });
         }
         let Some(peer) = self.fleet.claimed(&owner, &calls, &builds) else {
             return self.give_back(&owner, calls, builds);
