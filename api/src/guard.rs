@@ -156,7 +156,7 @@ async fn record(app: &App, is_change: bool, mut entry: AuditEntry, response: &mu
     if !is_change || !response.status().is_success() {
         audit.refused(entry);
     } else if let Err(error) = audit.changed(entry).await {
-        tracing::error!(%error, "a change is not in the audit");
+        tracing::error!(%error, "a change is not in the audit log");
     }
 }
 

@@ -89,7 +89,7 @@ pub struct ApiConfig {
     pub operators: Operators,
     /// How long sign-ins with an identity provider count.
     pub sign_in: SignInLifetimes,
-    /// Where each line of the audit is appended too.
+    /// Where each line of the audit log is appended too.
     pub audit_file: Option<PathBuf>,
     /// The domain below which functions have origins of their own, besides `localhost`.
     pub functions_domain: Option<String>,
@@ -145,8 +145,8 @@ pub enum ApiError {
         "{0} is no loopback address, and credentials would cross the network in clear: set tls_cert and tls_key, or name the proxy that adds TLS in trusted_proxies, or say --insecure-http"
     )]
     NotSecure(SocketAddr),
-    /// The file of the audit cannot be opened.
-    #[error("cannot open the file of the audit {path}: {source}")]
+    /// The file of the audit log cannot be opened.
+    #[error("cannot open the audit file {path}: {source}")]
     Audit {
         /// Where.
         path: PathBuf,

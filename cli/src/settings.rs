@@ -81,7 +81,7 @@ pub(crate) struct Settings {
     /// How long the session of a sign-in with an identity provider lasts, and how long keys do after the last sign-in.
     pub(crate) sign_in_lasts: Span,
     pub(crate) sign_in_keys_last: Span,
-    /// A file that each line of the audit is appended to.
+    /// A file that each line of the audit log is appended to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) audit_file: Option<PathBuf>,
     /// The domain below which functions have origins of their own, besides `localhost`.
@@ -134,7 +134,7 @@ pub(crate) struct Settings {
     pub(crate) keep_calls: u64,
     pub(crate) keep_calls_for: Span,
     pub(crate) keep_dead_letters_for: Span,
-    /// How long lines of the audit are kept.
+    /// How long lines of the audit log are kept.
     pub(crate) keep_audit_for: Span,
     /// What results and logs of ended calls hold at most; those of one function hold a quarter.
     pub(crate) keep_bytes: ByteSize,

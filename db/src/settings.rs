@@ -30,7 +30,7 @@ pub struct Keep {
     pub calls_for_ms: i64,
     /// How long dead letters are kept at most, in milliseconds.
     pub dead_letters_for_ms: i64,
-    /// How long lines of the audit are kept, in milliseconds.
+    /// How long lines of the audit log are kept, in milliseconds.
     pub audit_for_ms: i64,
     /// What results and logs of ended calls hold at most; those of one function hold a quarter.
     pub bytes: ByteSize,

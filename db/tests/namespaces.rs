@@ -182,6 +182,8 @@ async fn archives_and_builds_have_quotas() {
     let usage = service.ask(NamespaceGet { name: namespace("slow") }).await.unwrap().usage;
     assert_eq!(usage.build_minutes_per_day, 2);
     assert!(over(service.ask(upload_in("slow", "f")).await).contains("buildMinutesPerDay"));
+    let again = service.ask(BuildRetry { namespace: namespace("slow"), function: name("f") }).await;
+    assert!(matches!(again, Err(DbError::OverQuota { .. })), "{again:?}");
     time.pass(24 * 3_600_000);
     service.ask(upload_in("slow", "f")).await.unwrap();
 }

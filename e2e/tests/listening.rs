@@ -149,7 +149,7 @@ fn a_proxy_that_is_trusted_tells_where_a_request_comes_from() {
     assert_eq!(platform.send("POST", "/namespace", &headers, namespace.as_bytes()).status, 201);
     let lines = platform.get("/audit?action=POST%20%2Fnamespace").json();
     assert_eq!(lines[0]["address"], "198.51.100.7", "{lines}");
-    let written = std::fs::read_to_string(file).expect("the file of the audit");
+    let written = std::fs::read_to_string(file).expect("the audit file");
     let written: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(written.iter().any(|line| line["action"] == "POST /namespace" && line["target"] == "red"), "{written:?}");
 }

@@ -51,7 +51,7 @@ struct Kind {
     outcome: u16,
 }
 
-/// Writes the audit.
+/// Writes the audit log.
 #[derive(Debug)]
 pub(crate) struct Audit {
     db: DbClient,
@@ -60,7 +60,7 @@ pub(crate) struct Audit {
     refusals: Mutex<HashMap<Kind, u64>>,
 }
 
-/// One request, as the audit tells it.
+/// One request, as the audit log tells it.
 #[derive(Clone, Debug)]
 pub(crate) struct AuditEntry {
     pub(crate) namespace: Namespace,
@@ -99,7 +99,7 @@ impl Audit {
             lines.iter().filter_map(|line| serde_json::to_string(line).ok()).map(|line| line + "\n").collect();
         let written = tokio::task::spawn_blocking(move || file.lock().write_all(text.as_bytes())).await;
         if let Err(error) | Ok(Err(error)) = written.map_err(std::io::Error::other) {
-            error!(%error, "the file of the audit cannot be written");
+            error!(%error, "the audit file cannot be written");
         }
     }
 
@@ -137,7 +137,7 @@ impl Audit {
         self.flush(unix_ms() / MINUTE).await
     }
 
-    /// Writes all refusals, for who reads the audit now.
+    /// Writes all refusals, for who reads the audit log now.
     pub(crate) async fn flush_all(&self) -> Result<(), DbError> {
         self.flush(i64::MAX).await
     }

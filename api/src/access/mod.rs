@@ -398,7 +398,7 @@ async fn follow(access: Weak<Access>) {
             noted = Instant::now();
         }
         if let Err(error) = strong.audit.flush_old().await {
-            warn!(%error, "refusals are not in the audit yet");
+            warn!(%error, "refusals are not in the audit log yet");
         }
         drop(strong);
         tokio::time::sleep(ASK_EVERY).await;

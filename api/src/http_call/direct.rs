@@ -12,7 +12,7 @@ use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
 use faena_header_case::HeadNames;
-use faena_invoker::{Caller, Direction, Invocation, Invoker, Meter, StreamedAnswer};
+use faena_invoker::{Caller, Direction, Invocation, Invoker, Meter, RequestBody, StreamedAnswer};
 use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
 use faena_protocol::records::{CallRecord, Code, EndedCall};
 use faena_scheduler::statistics::CallSample;
@@ -214,21 +214,8 @@ pub(super) async fn run(
     let (tell, told) = oneshot::channel();
     let caller =
         Teller { app: app.clone(), begun: Arc::clone(&begun), permit, held, interim, entrance, tell: Some(tell) };
-    let call = Invocation {
-        num,
-        code: Arc::clone(&begun.code),
-        params: begun.params.clone(),
-        body,
-        request: HttpRequest::with_headers(&begun.request, &private),
-        timeout_ms,
-        deadline: match ends_by {
-            Some(caller) => caller + AFTER_CALLER,
-            None => Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
-        },
-        deadline_unix_ms: begun.created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
-        traceparent: Arc::clone(&begun.traceparent),
-        caller: Box::new(caller),
-    };
+    let request = HttpRequest::with_headers(&begun.request, &private);
+    let call = invocation(&begun, (body, request), (timeout_ms, ends_by), caller);
     if invoker.submit(call).is_err() {
         app.in_flight().remove(num);
         return Err(busy());
@@ -249,6 +236,30 @@ pub(super) async fn run(
     };
     reply::complete(response.headers_mut(), entrance, num, &begun.traceparent, Some(timing));
     Ok(response)
+}
+
+/// What an instance is handed of a call.
+fn invocation(
+    begun: &RunningDirect,
+    (body, request): (RequestBody, Arc<HttpRequest>),
+    (timeout_ms, ends_by): (u64, Option<Instant>),
+    caller: Teller,
+) -> Invocation {
+    Invocation {
+        num: begun.num,
+        code: Arc::clone(&begun.code),
+        params: begun.params.clone(),
+        body,
+        request,
+        timeout_ms,
+        deadline: match ends_by {
+            Some(caller) => caller + AFTER_CALLER,
+            None => Instant::now() + Duration::from_millis(timeout_ms + QUEUE_MS),
+        },
+        deadline_unix_ms: begun.created_at.saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX)),
+        traceparent: Arc::clone(&begun.traceparent),
+        caller: Box::new(caller),
+    }
 }
 
 /// The answer of a call that has ended: the function's own, or what went wrong.

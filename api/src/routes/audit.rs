@@ -1,4 +1,4 @@
-//! The audit: what was changed, and what was refused.
+//! The audit log: what was changed, and what was refused.
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
@@ -70,7 +70,7 @@ pub(crate) async fn list(
     let mut request = AuditList { namespace, since: None, account: None, action: None, before: None, limit: MAX_PAGE };
     parse(query.as_deref().unwrap_or_default(), &mut request)?;
     if let Err(error) = app.access().audit.flush_all().await {
-        tracing::warn!(%error, "the newest refusals are not in the audit yet");
+        tracing::warn!(%error, "the newest refusals are not in the audit log yet");
     }
     let limit = request.limit as usize;
     let mut lines = app.db().ask(&AuditList { limit: request.limit + 1, ..request.clone() }).await?;
@@ -80,7 +80,7 @@ pub(crate) async fn list(
     let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let mut response = if accepts.contains(NDJSON) {
         let text: Result<Vec<String>, _> = lines.iter().map(serde_json::to_string).collect();
-        let text = text.map_err(|error| Problem::internal("writing the audit", &error))?;
+        let text = text.map_err(|error| Problem::internal("writing the audit log", &error))?;
         let text = text.iter().map(|line| format!("{line}\n")).collect::<String>();
         ([(header::CONTENT_TYPE, NDJSON)], text).into_response()
     } else {

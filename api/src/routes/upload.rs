@@ -1,6 +1,7 @@
 //! Uploads: an archive becomes a version of a function.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -106,7 +107,8 @@ pub(crate) async fn register(
         .try_acquire_owned()
         .map_err(|_| Problem::new(ErrorCode::Busy, "too many uploads at once").retry_after(1))?;
     let room = app.admission().upload(request.headers(), MAX_ARCHIVE)?;
-    let spooled = receive(&app, &namespace, request).await?;
+    let received = tokio::time::timeout(UPLOAD, receive(&app, &namespace, request)).await;
+    let spooled = received.map_err(|_| too_long())??;
     let (spooled, checked, held) = check(spooled, (place, room)).await?;
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
@@ -169,6 +171,14 @@ async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held)
         handler.check_source(&String::from_utf8_lossy(&source))?;
     }
     Ok((spooled, held))
+}
+
+/// How long an upload may take altogether: it holds one of few places.
+const UPLOAD: Duration = Duration::from_secs(3600);
+
+/// 408: the upload came, but too slowly.
+fn too_long() -> Problem {
+    Problem::new(ErrorCode::TooSlow, format!("the upload did not arrive within {UPLOAD:?}"))
 }
 
 /// Streams the field `module`, and nothing else, to a passing file.

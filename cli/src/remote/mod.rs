@@ -1,4 +1,4 @@
-//! Commands that ask a platform over its HTTP API: accounts, keys, rules, namespaces, configuration, the audit.
+//! Commands that ask a platform over its HTTP API: accounts, keys, rules, namespaces, configuration, the audit log.
 
 mod requests;
 mod tasks;

@@ -1,4 +1,4 @@
-//! The audit: lines are appended, read, and forgotten by their age.
+//! The audit log: lines are appended, read, and forgotten by their age.
 
 use faena_domain::{Namespace, Timestamp};
 use faena_protocol::DbError;
@@ -31,7 +31,7 @@ impl Write for AuditAppend {
             }
             Ok(())
         };
-        append().map_err(|error| internal("appending to the audit", &error))
+        append().map_err(|error| internal("appending to the audit log", &error))
     }
 }
 
@@ -65,7 +65,7 @@ impl Read for AuditList {
                 let key = (self.namespace.as_str(), since, &self.account, &self.action, self.before, self.limit);
                 statement.query_map(key, line)?.collect()
             })
-            .map_err(|error| internal("reading the audit", &error))
+            .map_err(|error| internal("reading the audit log", &error))
     }
 }
 

@@ -61,6 +61,7 @@ impl Write for BuildRetry {
             let message = format!("version {} of {} is built already", build.version, self.function);
             return Err(DbError::Conflict { message });
         }
+        functions::check_build_time(connection, &self.namespace, context.wall)?;
         let (namespace, function) = (self.namespace.clone(), self.function.clone());
         let reference = BuildRef { namespace, function, version: build.version };
         if apply(connection, &reference, &BuildEvent::Again, context)?.is_ok() {

@@ -114,7 +114,7 @@ fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall
     }
     let NamespaceRecord { usage, name, .. } = accounts::namespace(connection, &request.namespace, wall)?;
     let over = |message: String| Err(DbError::OverQuota { message: format!("the namespace {name} {message}") });
-    let (functions, minutes) = (usage.functions, usage.build_minutes_per_day);
+    let functions = usage.functions;
     let stored = usage.stored_bytes + request.source_bytes;
     if let Some(most) = quota.functions.filter(|most| is_new && functions >= *most) {
         return over(format!("has {functions} functions, and may have {most} (quota functions)"));
@@ -122,10 +122,20 @@ fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall
     if let Some(most) = quota.stored_bytes.filter(|most| stored > *most) {
         return over(format!("would have archives of {stored} bytes, and may have {most} (quota storedBytes)"));
     }
-    if let Some(most) = quota.build_minutes_per_day.filter(|most| minutes >= *most) {
-        return over(format!("has built for {minutes} minutes today, and may for {most} (quota buildMinutesPerDay)"));
+    check_build_time(connection, &request.namespace, wall)
+}
+
+/// Refuses a build where its namespace has built for as long as it may today.
+pub(super) fn check_build_time(connection: &Connection, namespace: &Namespace, wall: i64) -> Result<(), DbError> {
+    let Some(most) = accounts::exists(connection, namespace)?.build_minutes_per_day else { return Ok(()) };
+    let minutes = accounts::namespace(connection, namespace, wall)?.usage.build_minutes_per_day;
+    if minutes < most {
+        return Ok(());
     }
-    Ok(())
+    let message = format!(
+        "the namespace {namespace} has built for {minutes} minutes today, and may for {most} (quota buildMinutesPerDay)"
+    );
+    Err(DbError::OverQuota { message })
 }
 
 fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(), DbError> {

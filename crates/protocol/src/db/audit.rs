@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::requests;
 use crate::records::AuditRecord;
 
-/// A line of the audit and its number.
+/// A line of the audit log and its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditLine {

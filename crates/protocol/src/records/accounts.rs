@@ -134,7 +134,7 @@ pub struct CredentialRecord {
     pub session_ends_at: Option<Timestamp>,
 }
 
-/// One line of the audit.
+/// One line of the audit log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditRecord {
