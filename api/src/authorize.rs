@@ -3,6 +3,7 @@
 //! An operation that states nothing is refused to everybody but an administrator of the platform.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
@@ -98,6 +99,11 @@ const OPERATIONS: &[(&str, &str, Requirement, &str)] = &[
     ("GET", "/readyz", Nothing, "node"),
     ("GET", "/openapi.json", Nothing, "node"),
 ];
+
+/// The kinds of things that rules can be about.
+pub(crate) fn kinds() -> BTreeSet<&'static str> {
+    OPERATIONS.iter().map(|(_, _, _, kind)| *kind).collect()
+}
 
 const ANY: &str = "*";
 /// The route of a request that has none. Who is known learns that there is nothing.
@@ -207,14 +213,18 @@ pub(crate) async fn permit_call(
         return Ok(None);
     }
     let rules = rules_for(access, principal).await?;
+    judge_call(principal, (function, path), &rules.rules)?;
+    access.count_call(principal, &rules.quota, waited)
+}
+
+/// Judges a call by rules; where these are about paths of the function, its path has to mean the same to every reader.
+fn judge_call(principal: &Principal, (function, path): (&str, &str), rules: &RuleSet) -> Reply<()> {
     let endpoint = percent_decode_str(path).decode_utf8_lossy();
-    if rules.rules.judges_paths_of(function) && !is_plain(path, &endpoint) {
+    if rules.judges_paths_of(function) && !is_plain(path, &endpoint) {
         let detail = "rules judge paths of this function, so its path must have no empty segment, no dots alone, and no encoded slash, backslash or NUL";
         return Err(Problem::new(ErrorCode::InvalidPath, detail));
     }
-    let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
-    principal.may(Requirement::Call, &target, &rules.rules)?;
-    access.count_call(principal, &rules.quota, waited)
+    Ok(principal.may(Requirement::Call, &Target { kind: FUNCTION, name: function, endpoint: &endpoint }, rules)?)
 }
 
 /// Refuses a call of a function to another one where a rule about a scope of the caller denies it. Whether its faena.toml names the
@@ -223,10 +233,7 @@ pub(crate) async fn permit_function(access: &Access, principal: &Principal, func
     if principal.scopes == Scopes::NONE {
         return Ok(());
     }
-    let rules = rules_for(access, principal).await?;
-    let endpoint = percent_decode_str(path).decode_utf8_lossy();
-    let target = Target { kind: FUNCTION, name: function, endpoint: &endpoint };
-    Ok(principal.may(Requirement::Call, &target, &rules.rules)?)
+    judge_call(principal, (function, path), &rules_for(access, principal).await?.rules)
 }
 
 /// Refuses an operation on a thing that only its body names, or that its path names in another way.
@@ -241,10 +248,23 @@ pub(crate) async fn permit_named(
     Ok(principal.may(requirement, &Target { kind, name, endpoint: &endpoint }, &rules.rules)?)
 }
 
-/// Refuses a version that asks for a value of the configuration which its uploader may not use: the value itself, what it
-/// lies in, or something in it.
+/// Refuses a version that asks for a value of the configuration which its uploader may not use.
 pub(crate) fn permit_binding(principal: &Principal, path: &ConfigPath, rules: &RuleSet) -> Result<(), Forbidden> {
-    let requirement = Requirement::Scope(Scope::Deploy);
+    permit_value(principal, Requirement::Scope(Scope::Deploy), path, rules)
+}
+
+/// Refuses a change of a value of the configuration to who may not change it.
+pub(crate) fn permit_change(principal: &Principal, path: &ConfigPath, rules: &RuleSet) -> Result<(), Forbidden> {
+    permit_value(principal, ADMIN, path, rules)
+}
+
+/// Refuses a value of the configuration where rules deny the value itself, what it lies in, or something in it.
+fn permit_value(
+    principal: &Principal,
+    requirement: Requirement,
+    path: &ConfigPath,
+    rules: &RuleSet,
+) -> Result<(), Forbidden> {
     for name in path.above().chain([path.as_str()]) {
         let endpoint = format!("/config/{name}");
         for name in [name.to_owned(), name.replace('.', "/")] {

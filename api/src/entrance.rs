@@ -45,7 +45,7 @@ pub(crate) struct Hosts {
 /// The name of a `Host` header without its port.
 pub(crate) fn host_name(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => name,
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     }
 }

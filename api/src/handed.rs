@@ -1,11 +1,12 @@
 //! What a request hands to a function: the request itself, params made of it, and its body.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use bytes::Bytes;
 use faena_domain::Contract;
 use faena_domain::limits::MAX_BODY;
@@ -86,15 +87,20 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
         name => !request.entrance.withholds(name, request.headers),
     };
     let passed = request.headers.iter().filter(|(name, _)| is_passed(name.as_str()));
-    let passed = passed.map(|(name, value)| {
+    let passed = passed.filter_map(|(name, value)| {
+        let value: Cow<'_, [u8]> = match name.as_str() {
+            // Only `trailers` concerns the function; the other values are for our connection (RFC 9110, 10.1.4).
+            "te" => b"trailers".as_slice().into(),
+            // What is not announced is not passed on.
+            "trailer" => permitted_trailers(request, value)?.into(),
+            _ => value.as_bytes().into(),
+        };
         let name = match (contract, written.and_then(|head| head.name(name.as_str()))) {
             (Contract::Http, Some(written)) => written.to_owned(),
             (Contract::Http, None) => canonical(name.as_str()),
             (Contract::Handler | Contract::Command, _) => name.to_string(),
         };
-        // Only `trailers` concerns the function; the other values are for our connection (RFC 9110, 10.1.4).
-        let value = if name.eq_ignore_ascii_case("te") { b"trailers" } else { value.as_bytes() };
-        Header(name, value.to_vec())
+        Some(Header(name, value.into_owned()))
     });
     let caller = request.calling.into_iter().flat_map(|calling| of_caller(calling, contract));
     if contract != Contract::Http {
@@ -109,6 +115,17 @@ fn of_caller(calling: &CallingFunction, contract: Contract) -> impl Iterator<Ite
     let scopes = Some(calling.scopes.names().join(", ")).filter(|scopes| !scopes.is_empty());
     let told = [(CALLER, Some(calling.name.to_string())), (DEPTH, Some(calling.depth.to_string())), (SCOPES, scopes)];
     told.into_iter().filter_map(move |(name, value)| Some(Header(named(name), value?.into_bytes())))
+}
+
+/// The trailers that a request announces and may have: none that it could not have as a header.
+fn permitted_trailers(request: &RequestHead<'_>, announced: &HeaderValue) -> Option<Vec<u8>> {
+    let names = announced.to_str().ok()?.split(',').map(str::trim);
+    let is_permitted = |name: &&str| {
+        let name = name.to_ascii_lowercase();
+        !name.is_empty() && !request.entrance.withholds(&name, request.headers) && !is_forwarded(&name)
+    };
+    let permitted: Vec<&str> = names.filter(is_permitted).collect();
+    (!permitted.is_empty()).then(|| permitted.join(", ").into_bytes())
 }
 
 /// Whether the client of a request takes trailers.

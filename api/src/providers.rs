@@ -12,23 +12,21 @@ use tokio::sync::Semaphore;
 
 use crate::problem::{ErrorCode, Problem, Reply};
 
-/// Sign-ins that ask a provider at once.
-const AT_ONCE: usize = 16;
+/// Sign-ins that ask one provider at once.
+const AT_ONCE: usize = 8;
 
 /// Asks identity providers.
-#[derive(Debug)]
-pub(crate) struct Providers {
-    at_once: Semaphore,
-    known: Mutex<HashMap<ProviderName, Known>>,
-}
+#[derive(Debug, Default)]
+pub(crate) struct Providers(Mutex<HashMap<ProviderName, Known>>);
 
-/// A provider, and what it was made of.
-type Known = (ProviderLogin, Arc<Provider>);
-
-impl Default for Providers {
-    fn default() -> Self {
-        Self { at_once: Semaphore::new(AT_ONCE), known: Mutex::default() }
-    }
+/// A provider.
+#[derive(Clone, Debug)]
+struct Known {
+    /// What it was made of.
+    login: ProviderLogin,
+    provider: Arc<Provider>,
+    /// A slow provider holds up none but its own sign-ins.
+    at_once: Arc<Semaphore>,
 }
 
 impl From<SignInError> for Problem {
@@ -61,22 +59,21 @@ impl Providers {
         login: ProviderLogin,
         ask: impl FnOnce(&Provider) -> Result<T, SignInError> + Send + 'static,
     ) -> Reply<T> {
-        let provider = self.provider(login)?;
+        let Known { provider, at_once, .. } = self.known(login)?;
         let busy = || Problem::new(ErrorCode::Busy, "too many people are signing in at once").retry_after(1);
-        let _permit = self.at_once.try_acquire().map_err(|_| busy())?;
+        let _permit = at_once.try_acquire().map_err(|_| busy())?;
         let asked = tokio::task::spawn_blocking(move || ask(&provider)).await;
         Ok(asked.map_err(|error| Problem::internal("asking an identity provider", &error))??)
     }
 
-    fn provider(&self, login: ProviderLogin) -> Reply<Arc<Provider>> {
-        let mut known = self.known.lock();
-        if let Some((same, provider)) = known.get(&login.provider.name)
-            && *same == login
-        {
-            return Ok(Arc::clone(provider));
+    fn known(&self, login: ProviderLogin) -> Reply<Known> {
+        let mut known = self.0.lock();
+        if let Some(same) = known.get(&login.provider.name).filter(|known| known.login == login) {
+            return Ok(same.clone());
         }
         let provider = Arc::new(provider(&login.provider, login.client_secret.as_ref())?);
-        known.insert(login.provider.name.clone(), (login, Arc::clone(&provider)));
-        Ok(provider)
+        let made = Known { provider, at_once: Arc::new(Semaphore::new(AT_ONCE)), login };
+        known.insert(made.login.provider.name.clone(), made.clone());
+        Ok(made)
     }
 }

@@ -31,7 +31,7 @@ def get(host, path="/", headers={}, data=None):
         return [0, type(error.reason).__name__, None]
 
 def ask(params, context):
-    return [get(host) for host in params["hosts"]]
+    return [get(host, params.get("path", "/")) for host in params["hosts"]]
 
 def forge(params, context):
     forged = {"Faena-Caller": "root", "Faena-Call-Depth": "0", "faena_caller": "root", "Host": "other.faena.internal", "X-Mine": "1"}
@@ -155,6 +155,12 @@ fn a_function_carries_the_scopes_that_its_runtime_allows() {
     // A rule about a scope can deny; those about accounts do not concern functions.
     platform.lock();
     let rule = |scope: &str| json!({"id": "no", "scope": scope, "resource": {"type": "function", "name": "server", "endpoint": "*"}, "access": "DENIED", "priority": 9});
+    let of_path = json!({"id": "path", "scope": "robots", "resource": {"type": "function", "name": "server", "endpoint": "/admin"}, "access": "DENIED", "priority": 1});
+    assert_eq!(platform.post("/rule", &of_path).status, 201);
+    for (path, status) in [("/", 201), ("/admin", 403), ("//admin", 400), ("/x/../admin", 400), ("/%2fadmin", 400)] {
+        let params = json!({"hosts": ["server.faena.internal"], "path": path});
+        assert_eq!(result(&platform, "ask", &params)[0][0], status, "{path}");
+    }
     for (scope, status) in [("robots", 403), ("others", 201), ("*", 201), ("+", 201)] {
         assert!(matches!(platform.post("/rule", &rule(scope)).status, 200 | 201));
         assert_eq!(result(&platform, "ask", &hosts)[0][0], status, "{scope}");

@@ -320,32 +320,24 @@ impl Access {
     /// 429 where as many are under way, or were made in this minute, as may be.
     pub(crate) fn count_call(&self, principal: &Principal, quota: &Quota, waited: bool) -> Reply<Option<CallPlace>> {
         let is_anonymous = principal.account == Account::Anonymous;
-        let bound = |most: u32| if is_anonymous { Quota::anonymous(most) } else { most };
-        let place = match quota.concurrent_calls.map(bound).filter(|_| waited) {
-            Some(most) => Some(self.concurrency.take(&principal.namespace, is_anonymous, most).ok_or_else(|| {
-                let detail = format!(
-                    "{most} calls of the namespace {} are under way, and no more may be (quota concurrentCalls)",
-                    principal.namespace
-                );
+        let namespace = &principal.namespace;
+        let place = match quota.concurrent_calls.filter(|_| waited) {
+            Some(most) => Some(self.concurrency.take(namespace, is_anonymous, most).ok_or_else(|| {
+                let detail =
+                    format!("{} (quota concurrentCalls)", many_calls(namespace, is_anonymous, most, "at once"));
                 Problem::new(ErrorCode::RateLimited, detail).retry_after(1)
             })?),
             None => None,
         };
-        self.count_rate(principal, is_anonymous, quota.calls_per_minute.map(bound))?;
+        if let Some(most) = quota.calls_per_minute {
+            self.rates.count(namespace, (is_anonymous, most), Instant::now()).map_err(|left| {
+                let detail =
+                    format!("{} (quota callsPerMinute)", many_calls(namespace, is_anonymous, most, "in a minute"));
+                let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+                Problem::new(ErrorCode::RateLimited, detail).retry_after(seconds)
+            })?;
+        }
         Ok(place)
-    }
-
-    fn count_rate(&self, principal: &Principal, is_anonymous: bool, most: Option<u32>) -> Reply<()> {
-        let Some(most) = most else { return Ok(()) };
-        self.rates.count(&principal.namespace, (is_anonymous, most), Instant::now()).map_err(|left| {
-            let detail = format!(
-                "the namespace {} may make {most} calls in a minute{} (quota callsPerMinute)",
-                principal.namespace,
-                if is_anonymous { " without a credential" } else { "" }
-            );
-            let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-            Problem::new(ErrorCode::RateLimited, detail).retry_after(seconds)
-        })
     }
 
     /// How many calls this api has counted for a namespace in this minute; they are counted where there is a quota.
@@ -375,6 +367,17 @@ pub fn setup_hash(token: &str) -> String {
     hex::encode(Sha256::digest(token.as_bytes()))
 }
 
+/// What a namespace may, and has reached.
+fn many_calls(namespace: &Namespace, is_anonymous: bool, most: u32, when: &str) -> String {
+    let half = Quota::anonymous(most);
+    if is_anonymous {
+        return format!(
+            "the namespace {namespace} may make {most} calls {when}, at most {half} of them without a credential"
+        );
+    }
+    format!("the namespace {namespace} may make {most} calls {when}")
+}
+
 /// 401: the account is not named, or its secret is another. Which of both is not told.
 pub(crate) fn wrong_secret() -> Problem {
     Problem::new(ErrorCode::BadCredentials, "there is no account of this name with this secret")
@@ -382,7 +385,8 @@ pub(crate) fn wrong_secret() -> Problem {
 
 fn too_many(left: Duration) -> Problem {
     let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-    Problem::new(ErrorCode::TooManyAttempts, "too many attempts to sign in have failed").retry_after(seconds)
+    let detail = format!("too many attempts to sign in have failed; the next one is accepted in {seconds} s");
+    Problem::new(ErrorCode::TooManyAttempts, detail).retry_after(seconds)
 }
 
 /// Asks db what has changed, and notes when keys were used.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faena_domain::Namespace;
+use faena_domain::{Namespace, Quota};
 use parking_lot::Mutex;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ struct Minute {
 pub(super) struct Rates(Mutex<HashMap<Namespace, Minute>>);
 
 impl Rates {
-    /// Counts a call, of at most so many; callers without a credential have a bound of their own.
+    /// Counts a call, of at most so many; callers without a credential make half of them at most.
     ///
     /// # Errors
     /// How long the minute still is.
@@ -41,8 +41,7 @@ impl Rates {
         if age >= MINUTE {
             *minute = Minute { since: now, calls: 0, anonymous: 0 };
         }
-        let counted = if is_anonymous { minute.anonymous } else { minute.calls };
-        if counted >= most {
+        if minute.calls >= most || (is_anonymous && minute.anonymous >= Quota::anonymous(most)) {
             return Err(MINUTE.saturating_sub(age));
         }
         minute.calls += 1;
@@ -79,12 +78,11 @@ pub(crate) struct CallPlace {
 }
 
 impl Concurrency {
-    /// A place among so many; callers without a credential have a bound of their own. None where all are taken.
+    /// A place among so many, of which callers without a credential have half at most. None where all are taken.
     pub(super) fn take(&self, namespace: &Namespace, is_anonymous: bool, most: u32) -> Option<CallPlace> {
         let mut under_way = self.0.lock();
         let of = under_way.entry(namespace.clone()).or_default();
-        let counted = if is_anonymous { of.anonymous } else { of.calls };
-        if counted >= most {
+        if of.calls >= most || (is_anonymous && of.anonymous >= Quota::anonymous(most)) {
             return None;
         }
         of.calls += 1;
@@ -117,24 +115,24 @@ mod tests {
     #[test]
     fn a_minute_has_so_many_calls_and_strangers_half_of_them() {
         let (rates, namespace, now) = (Rates::default(), Namespace::default(), Instant::now());
-        let count = |is_anonymous, now| {
-            let most = if is_anonymous { 5 } else { 10 };
-            rates.count(&namespace, (is_anonymous, most), now)
-        };
+        let count = |is_anonymous, now| rates.count(&namespace, (is_anonymous, 10), now);
         assert_eq!((0..20).filter(|_| count(true, now).is_ok()).count(), 5);
         assert_eq!((0..20).filter(|_| count(false, now).is_ok()).count(), 5, "what strangers have made counts");
         assert_eq!((count(false, now), rates.counted(&namespace, now)), (Err(MINUTE), 10));
+        let other = "other".parse().unwrap();
+        assert!((0..10).all(|_| rates.count(&other, (false, 10), now).is_ok()));
+        assert!(rates.count(&other, (true, 10), now).is_err(), "nothing is left");
         let later = now + MINUTE;
         assert_eq!(rates.counted(&namespace, later), 0);
         assert!(count(false, later).is_ok());
-        assert!(rates.count(&"other".parse().unwrap(), (false, 1), now).is_ok());
+        assert!(rates.count(&"third".parse().unwrap(), (false, 1), now).is_ok());
     }
 
     #[test]
     fn a_place_is_free_again_when_its_call_has_ended() {
         let (concurrency, namespace) = (Concurrency::default(), Namespace::default());
-        let stranger = concurrency.take(&namespace, true, 1).unwrap();
-        assert!(concurrency.take(&namespace, true, 1).is_none());
+        let stranger = concurrency.take(&namespace, true, 2).unwrap();
+        assert!(concurrency.take(&namespace, true, 2).is_none());
         let known = concurrency.take(&namespace, false, 2).unwrap();
         assert!(concurrency.take(&namespace, false, 2).is_none() && concurrency.counted(&namespace) == 2);
         assert!(concurrency.take(&"other".parse().unwrap(), false, 1).is_some());

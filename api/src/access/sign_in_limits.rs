@@ -40,6 +40,8 @@ type Name = (Namespace, String);
 enum Subject {
     Pair(Name, Network),
     Network(Network),
+    /// Sign-ins with a provider: they are no guesses of secrets, and do not count as such.
+    Provider(Network),
     Account(Name),
 }
 
@@ -47,7 +49,7 @@ impl Subject {
     const fn bound(&self) -> (u32, Duration) {
         match self {
             Self::Pair(..) => OF_PAIR,
-            Self::Network(_) => OF_NETWORK,
+            Self::Network(_) | Self::Provider(_) => OF_NETWORK,
             Self::Account(_) => OF_ACCOUNT,
         }
     }
@@ -112,7 +114,7 @@ impl SignInLimits {
     /// # Errors
     /// As [`Self::attempt`].
     pub(crate) fn attempt_from(&self, network: Network, now: Instant) -> Result<Attempt<'_>, Duration> {
-        self.count(vec![Subject::Network(network)], None, now)
+        self.count(vec![Subject::Provider(network)], None, now)
     }
 
     fn count(

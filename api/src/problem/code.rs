@@ -99,7 +99,7 @@ codes! {
     PublicNotAllowed, "public_not_allowed", UNPROCESSABLE_ENTITY, "The runtime does not allow public functions";
     QueueFull, "queue_full", TOO_MANY_REQUESTS, "The queue is full";
     QuotaExceeded, "quota_exceeded", FORBIDDEN, "The quota of the namespace is exceeded";
-    RateLimited, "rate_limited", TOO_MANY_REQUESTS, "The call rate of the namespace is exceeded";
+    RateLimited, "rate_limited", TOO_MANY_REQUESTS, "The namespace makes too many calls";
     RepeatedField, "repeated_field", BAD_REQUEST, "A field is there twice";
     RepeatedHeader, "repeated_header", BAD_REQUEST, "A header is there more than once";
     Running, "running", ACCEPTED, "The call has not ended yet";

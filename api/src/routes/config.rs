@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::flag;
 use crate::app::App;
-use crate::authorize::{Authenticated, permit_binding};
+use crate::authorize::{Authenticated, permit_binding, permit_change};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -55,7 +55,10 @@ pub(crate) async fn put(
     let bytes = body::read_json(app.admission(), &headers, body, MAX_VALUE).await?;
     body::check_json(&bytes)?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| Problem::new(ErrorCode::MalformedJson, error))?;
-    leaves(&path, value.clone())?;
+    let rules = &app.access().rules(&principal.namespace).await?.rules;
+    for (leaf, _) in leaves(&path, value.clone())? {
+        permit_change(&principal, &leaf, rules)?;
+    }
     let put = ConfigPut {
         namespace: principal.namespace.clone(),
         path,
@@ -77,7 +80,10 @@ pub(crate) async fn get(
 ) -> Reply<Response> {
     let (path, namespace) = (path.parse::<ConfigPath>()?, principal.namespace.clone());
     if flag(query.as_deref(), "history")? {
-        return Ok(Json(app.db().ask(&ConfigHistory { namespace, path }).await?).into_response());
+        let mut changes = app.db().ask(&ConfigHistory { namespace, path }).await?;
+        let rules = &app.access().rules(&principal.namespace).await?.rules;
+        changes.retain(|change| permit_change(&principal, &change.path, rules).is_ok());
+        return Ok(Json(changes).into_response());
     }
     let value = app.db().ask(&ConfigGet { namespace, path: Some(path.clone()) }).await?;
     Ok(Json(permitted(&app, &principal, path.as_str(), value).await?).into_response())
@@ -134,8 +140,9 @@ pub(crate) async fn delete(
     Authenticated(principal): Authenticated,
     Path(path): Path<String>,
 ) -> Reply<StatusCode> {
-    let account = principal.account.to_string();
-    let request = ConfigDelete { namespace: principal.namespace.clone(), path: path.parse()?, account };
+    let (account, path) = (principal.account.to_string(), path.parse::<ConfigPath>()?);
+    permit_change(&principal, &path, &app.access().rules(&principal.namespace).await?.rules)?;
+    let request = ConfigDelete { namespace: principal.namespace.clone(), path, account };
     app.db().ask(&request).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -128,8 +128,12 @@ fn account_body(path: &str) -> Option<Value> {
     let secret = || json!({"type": "string", "minLength": 12, "maxLength": 1024});
     let quota = || {
         let count = json!({"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX});
-        json!({"type": "object", "additionalProperties": false, "properties": {"functions": count, "callsPerMinute": count}})
+        let bytes = json!({"type": ["integer", "null"], "minimum": 0});
+        json!({"type": "object", "additionalProperties": false, "properties": {
+            "functions": count, "callsPerMinute": count, "concurrentCalls": count, "buildMinutesPerDay": count,
+            "memoryBytes": bytes, "storedBytes": bytes}})
     };
+    let weight = || json!({"type": "integer", "minimum": 1, "maximum": faena_domain::MAX_WEIGHT});
     let grants = || {
         let yes = json!({"type": "boolean"});
         json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes, "public": yes}})
@@ -160,8 +164,10 @@ fn account_body(path: &str) -> Option<Value> {
         ),
         "/rule" => {
             let pattern = json!({"type": "string", "description": "`*`, a name, or a path that ends in `/*`"});
+            let kinds: Vec<&str> = std::iter::once("*").chain(crate::authorize::kinds()).collect();
+            let endpoint = json!({"type": "string", "pattern": "^(\\*|/.*)$"});
             let resource = json!({"type": "object", "additionalProperties": false, "required": ["type", "name", "endpoint"],
-                "properties": {"type": pattern, "name": pattern, "endpoint": pattern}});
+                "properties": {"type": {"type": "string", "enum": kinds}, "name": pattern, "endpoint": endpoint}});
             object(
                 &["id", "scope", "resource", "access", "priority"],
                 json!({
@@ -173,11 +179,25 @@ fn account_body(path: &str) -> Option<Value> {
                 }),
             )
         }
-        "/namespace/{namespace}" => object(&[], json!({"allow": grants(), "quota": quota()})),
+        "/namespace/{namespace}" => object(&[], json!({"allow": grants(), "quota": quota(), "weight": weight()})),
         "/namespace" => object(
             &["name"],
-            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants(), "quota": quota()}),
+            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants(), "quota": quota(), "weight": weight()}),
         ),
+        "/provider" => {
+            let text = || json!({"type": "string", "minLength": 1, "maxLength": 1000});
+            let mapping = object(
+                &["claim", "value", "scopes"],
+                json!({"claim": text(), "value": text(), "namespace": name, "scopes": names()}),
+            );
+            let mappings = json!({"type": "array", "items": mapping, "maxItems": faena_auth::MAX_MAPPINGS});
+            let scopes =
+                json!({"type": "array", "items": {"type": "string", "pattern": "^[!-~]{1,1000}$"}, "maxItems": 32});
+            object(
+                &["name", "issuer", "clientId", "mappings"],
+                json!({"name": name, "issuer": text(), "clientId": text(), "clientSecret": text(), "scopes": scopes, "mappings": mappings, "ca": text()}),
+            )
+        }
         _ => return None,
     })
 }
@@ -200,7 +220,8 @@ fn body(path: &str) -> Option<Value> {
                 "env": {"type": "object", "additionalProperties": {"type": "string"}},
                 "allow": {"type": "object", "additionalProperties": false, "properties": {
                     "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"}, "public": {"type": "boolean"},
-                    "networks": {"type": "array", "items": {"type": "string"}}}},
+                    "networks": {"type": "array", "items": {"type": "string"}},
+                    "scopes": {"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": 16}}},
             }),
         ),
         "/invokeFunction" => object(

@@ -11,8 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use faena_auth::{AccountId, AccountKind, CredentialKind, mapped};
 use faena_domain::{AccountName, Namespace, ProviderName, Timestamp};
-use faena_protocol::db::{IdentitySignIn, ProviderGet};
-use faena_protocol::records::{AccountRecord, ProviderLogin, TokenRecord};
+use faena_protocol::db::{IdentityRefused, IdentitySignIn, ProviderGet};
+use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, TokenRecord};
 use faena_scheduler::unix_ms;
 use faena_sign_in::{Callback, Identity, Pending};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,11 @@ fn invalid_query(detail: &str) -> Problem {
     Problem::new(ErrorCode::InvalidQuery, detail.to_owned())
 }
 
+/// Whether the browser says that a page of this platform, or the person, has sent it here.
+fn is_own_choice(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin" || site == "none")
+}
+
 /// A path of this origin.
 fn is_path(path: &str) -> bool {
     let is_absolute = path.starts_with('/') && !path.starts_with("//") && !path.starts_with("/\\");
@@ -104,7 +109,14 @@ pub(crate) async fn begin(
             _ => return Err(invalid_query("the parameters are provider, namespace and return")),
         }
     }
-    let provider = provider.ok_or_else(|| invalid_query("the parameter provider is missing"))?;
+    let provider = provider.ok_or_else(|| invalid_query("the parameter provider is missing: /login?provider=NAME"))?;
+    if let Some(namespace) = &namespace {
+        app.access().rules(namespace).await?;
+    }
+    // A page of another site may send a browser here, and must choose neither what it does next nor for which namespace.
+    if !is_own_choice(&headers) {
+        (namespace, back) = (None, HOME.to_owned());
+    }
     let redirect = redirect(&headers, &origin, &provider)?;
     let attempt = app.access().attempt_from(Network::from(origin.address))?;
     let login = app.db().ask(&ProviderGet { name: provider.clone() }).await?;
@@ -169,13 +181,13 @@ async fn sign_in(
         let detail = "the sign-in was not begun by this browser, or was finished already";
         Problem::new(ErrorCode::SignInFailed, detail).hint("begin again at /login?provider=NAME")
     };
-    let attempt = app.access().attempt_from(Network::from(origin.address))?;
     let kept = cookie(headers, LOGIN_COOKIE).and_then(|text| BASE64.decode(text).ok());
     let kept: Kept = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(not_begun)?;
     if kept.provider != provider || !is_path(&kept.back) {
         return Err(not_begun());
     }
     let redirect = redirect(headers, origin, &provider)?;
+    let attempt = app.access().attempt_from(Network::from(origin.address))?;
     let login = app.db().ask(&ProviderGet { name: provider.clone() }).await?;
     let ProviderLogin { provider: record, .. } = login.clone();
     let claims: Vec<String> = record.mappings.iter().map(|mapping| mapping.claim.clone()).collect();
@@ -186,11 +198,9 @@ async fn sign_in(
     });
     let identity = identity.await?;
     let found = mapped(&record.mappings, &identity.claims, kept.namespace.as_ref());
-    let (namespace, scopes) = found.ok_or_else(|| {
-        let subject: String = identity.subject.chars().take(MAX_SHOWN).collect();
-        let detail = format!("no mapping of the provider {provider} gives the subject {subject:?} access");
-        Problem::new(ErrorCode::UnmappedIdentity, detail)
-    })?;
+    let Some((namespace, scopes)) = found else {
+        return Err(refuse(app, &record, identity).await?);
+    };
     let account = AccountRecord {
         id: AccountId(uuid::Uuid::new_v4().simple().to_string().into()),
         name: account_name(&record.name, &identity)?,
@@ -209,6 +219,18 @@ async fn sign_in(
         namespace: Some(account.namespace),
     };
     Ok((Extension(audited), page(&kept.back, cookie)?).into_response())
+}
+
+/// Why an identity gets nothing. Where no mapping applies in any namespace, what it had until now ends.
+async fn refuse(app: &App, provider: &ProviderRecord, identity: Identity) -> Reply<Problem> {
+    let subject: String = identity.subject.chars().take(MAX_SHOWN).collect();
+    if mapped(&provider.mappings, &identity.claims, None).is_none() {
+        let Identity { issuer, subject, .. } = identity;
+        app.db().ask(&IdentityRefused { provider: provider.name.clone(), issuer, subject }).await?;
+        app.access().refresh().await?;
+    }
+    let detail = format!("no mapping of the provider {} gives the subject {subject:?} access", provider.name);
+    Ok(Problem::new(ErrorCode::UnmappedIdentity, detail))
 }
 
 /// Begins a session of an identity; its cookie.

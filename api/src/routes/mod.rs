@@ -42,11 +42,13 @@ fn flag(query: Option<&str>, name: &str) -> Reply<bool> {
     let mut value = false;
     for (given, text) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let invalid = || {
-            let given: String = given.chars().take(80).collect();
-            Problem::new(
-                ErrorCode::InvalidQuery,
-                format!("{given:?} is no parameter here; {name} is, as true or false"),
-            )
+            let (given, text): (String, String) = (given.chars().take(80).collect(), text.chars().take(80).collect());
+            let detail = if given == name {
+                format!("{name} must be true or false, not {text:?}")
+            } else {
+                format!("{given:?} is no parameter here; the parameter is {name}, true or false")
+            };
+            Problem::new(ErrorCode::InvalidQuery, detail)
         };
         value = match (&*given == name, &*text) {
             (true, "true") => true,

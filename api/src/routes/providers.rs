@@ -97,6 +97,7 @@ pub(crate) async fn put(
         })?;
     }
     let put = app.db().ask(&ProviderPut { provider: record, client_secret }).await?;
+    app.access().refresh().await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     let audited = Audited { target: Some(put.record.name.to_string()), ..Audited::default() };
     Ok((status, Extension(audited), Json(put.record)))

@@ -5,7 +5,8 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use faena_auth::{
-    Access, InvalidRule, Pattern, Principal, Requirement, Rule, RuleResource, RuleScope, RuleSet, Scope, Target,
+    Access, Account, AccountId, AccountKind, InvalidRule, Pattern, Principal, Requirement, Rule, RuleResource,
+    RuleScope, RuleSet, Scope, Scopes, Target,
 };
 use faena_domain::RuleId;
 use faena_domain::json::parse_object;
@@ -16,10 +17,13 @@ use super::accounts::MAX_REQUEST;
 use super::flag;
 use crate::access::Audited;
 use crate::app::App;
-use crate::authorize::{Authenticated, permit_named};
+use crate::authorize::{Authenticated, kinds, permit_named};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
+
+/// What ids of rules that functions make begin with.
+const OF_FUNCTIONS: &str = "public.";
 
 #[derive(Debug, Deserialize)]
 struct AskedRule {
@@ -45,8 +49,31 @@ impl From<InvalidRule> for Problem {
     }
 }
 
+/// Refuses a rule that could never apply.
+fn can_apply(resource: &AskedResource) -> Reply<()> {
+    let AskedResource { kind, endpoint, .. } = resource;
+    let kinds = kinds();
+    if kind != "*" && !kinds.iter().any(|known| known.eq_ignore_ascii_case(kind)) {
+        let kind: String = kind.chars().take(80).collect();
+        let known: Vec<&str> = kinds.into_iter().collect();
+        let detail = format!("{kind:?} is no type of resource: there are * and {}", known.join(", "));
+        return Err(Problem::new(ErrorCode::InvalidRule, detail));
+    }
+    if endpoint != "*" && !endpoint.starts_with('/') {
+        let endpoint: String = endpoint.chars().take(80).collect();
+        let detail = format!("the endpoint {endpoint:?} never applies: a path begins with /, as \"/{endpoint}\"");
+        return Err(Problem::new(ErrorCode::InvalidRule, detail));
+    }
+    Ok(())
+}
+
 impl AskedRule {
     fn rule(self) -> Reply<Rule> {
+        can_apply(&self.resource)?;
+        if self.id.to_ascii_lowercase().starts_with(OF_FUNCTIONS) {
+            let detail = "ids that begin with public. are those of rules which faena.toml makes (access = \"public\")";
+            return Err(Problem::new(ErrorCode::InvalidRule, detail));
+        }
         let AskedResource { kind, name, endpoint } = self.resource;
         let resource = RuleResource {
             kind: Pattern::try_from(kind)?,
@@ -58,16 +85,23 @@ impl AskedRule {
     }
 }
 
-/// Refuses a change after which its author could change no rules.
+/// Refuses a change after which its author could change no rules, or an administrator of the namespace could not who has no
+/// other scope.
 fn keeps_author(principal: &Principal, rules: &RuleSet) -> Reply<()> {
-    let may_change = |endpoint| {
+    let may_change = |who: &Principal, endpoint| {
         let target = Target { kind: "rule", name: "", endpoint };
-        principal.may(Requirement::Scope(Scope::Admin), &target, rules).is_ok()
+        who.may(Requirement::Scope(Scope::Admin), &target, rules).is_ok()
     };
-    if may_change("/rule") && may_change("/rules") {
-        return Ok(());
-    }
-    let detail = format!("with these rules {} could change rules no more", principal.account);
+    let administrator = Principal {
+        namespace: principal.namespace.clone(),
+        home: Some(principal.namespace.clone()),
+        account: Account::Named { id: AccountId("".into()), name: "administrators".into(), kind: AccountKind::User },
+        scopes: Scopes::NONE.with(Scope::Admin),
+    };
+    let locked_out =
+        [principal, &administrator].into_iter().find(|who| !(may_change(who, "/rule") && may_change(who, "/rules")));
+    let Some(locked_out) = locked_out else { return Ok(()) };
+    let detail = format!("with these rules {} could change rules no more", locked_out.account);
     Err(Problem::new(ErrorCode::LockedOut, detail).hint("`?force=true` makes the change all the same"))
 }
 
@@ -112,6 +146,11 @@ pub(crate) async fn delete(
 ) -> Reply<StatusCode> {
     let force = flag(query.as_deref(), "force")?;
     let id: RuleId = id.parse()?;
+    if id.as_str().to_ascii_lowercase().starts_with(OF_FUNCTIONS) {
+        let detail = format!("{id} comes from faena.toml of a function (access = \"public\")");
+        return Err(Problem::new(ErrorCode::Conflict, detail)
+            .hint("upload the function without that, or add a DENIED rule of the same or a higher priority"));
+    }
     if !force {
         keeps_author(&principal, &app.access().rules(&principal.namespace).await?.rules.without(&id))?;
     }

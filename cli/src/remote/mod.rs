@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use faena_client::{Client, ClientConfig, Method};
+use faena_client::{Client, ClientConfig, ClientError, Method};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
@@ -189,12 +189,20 @@ pub(crate) fn run(task: RemoteTask) -> anyhow::Result<()> {
         }
         None => variable("FAENA_CREDENTIAL"),
     };
+    let has_credential = credential.is_some();
     let authorities = ca.map(|path| std::fs::read(&path).with_context(|| format!("cannot read {}", path.display())));
     let address = api.or_else(|| variable("FAENA_API")).unwrap_or_else(|| "http://127.0.0.1:3000".to_owned());
     // Signing in names the namespace itself.
     let namespace = namespace.filter(|_| asked.path != "/token");
     let client = Client::new(ClientConfig { address, credential, namespace, authorities: authorities.transpose()? })?;
-    let answer = client.ask(asked.method, &asked.path, asked.body.as_ref())?;
+    let answer = client.ask(asked.method, &asked.path, asked.body.as_ref());
+    let answer = match answer {
+        Err(ClientError::Refused { code, .. }) if code == "unauthenticated" && !has_credential => bail!(
+            "no credential was given: set FAENA_CREDENTIAL, or --credential-file; \
+             `faena token make NAME --in NAMESPACE < secret.txt` prints one"
+        ),
+        answer => answer?,
+    };
     let text = match asked.shown {
         _ if json => format!("{answer}\n"),
         Some(field) => readable(&answer[field]),

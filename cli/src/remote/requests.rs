@@ -137,6 +137,9 @@ impl SecretTask {
             Self::Set { path } => {
                 let text = input("a secret")?;
                 let text = text.strip_suffix('\n').unwrap_or(&text);
+                if text.is_empty() {
+                    bail!("standard input is empty, and has to be the secret");
+                }
                 Asked::new(Method::PUT, format!("/config/{}?secret=true", segment(&path))).with(json!(text))
             }
             Self::Rotate => Asked::new(Method::POST, "/secrets/rotate").showing("secrets"),

@@ -110,7 +110,7 @@ pub(crate) enum NamespaceTask {
         /// Its name
         name: String,
     },
-    /// Deletes one that is empty
+    /// Deletes one that is empty, or with --force any
     Delete {
         /// Its name
         name: String,

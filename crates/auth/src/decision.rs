@@ -26,7 +26,7 @@ pub enum Forbidden {
         namespace: Namespace,
     },
     /// The principal is no administrator of the platform.
-    #[error("{account} is no administrator of the platform")]
+    #[error("this needs the scope admin in the namespace default, which {account} does not have")]
     Root {
         /// Who asked.
         account: Account,

@@ -172,7 +172,7 @@ impl Provider {
         if !config.issuer.parse().is_ok_and(|uri| is_permitted(&uri)) {
             return Err(wrong(format!("`issuer` {:?} is no https address", told(&config.issuer))));
         }
-        let http = Http::new(config.authorities.as_deref())?;
+        let http = Http::new(config.authorities.as_deref(), config.issuer.starts_with("http://"))?;
         Ok(Self { config, issuer, http, metadata: Mutex::default() })
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faena_domain::queue::Event;
 use faena_domain::{
     Bindings, BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare,
-    Revision, RuntimeSpec, Timestamp, Version,
+    Quota, Revision, RuntimeSpec, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -109,13 +109,19 @@ fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> 
 /// Refuses a version where its namespace has as much as it may.
 fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall: i64) -> Result<(), DbError> {
     let quota = accounts::exists(connection, &request.namespace)?;
-    if quota.functions.is_none() && quota.stored_bytes.is_none() && quota.build_minutes_per_day.is_none() {
+    if quota == Quota::default() {
         return Ok(());
     }
     let NamespaceRecord { usage, name, .. } = accounts::namespace(connection, &request.namespace, wall)?;
     let over = |message: String| Err(DbError::OverQuota { message: format!("the namespace {name} {message}") });
     let functions = usage.functions;
     let stored = usage.stored_bytes + request.source_bytes;
+    if let Some(most) = quota.memory_bytes.filter(|most| request.limits.memory.0 > *most) {
+        let bytes = request.limits.memory.0;
+        return over(format!(
+            "may use {most} bytes of memory, and one instance of this version {bytes} (quota memoryBytes)"
+        ));
+    }
     if let Some(most) = quota.functions.filter(|most| is_new && functions >= *most) {
         return over(format!("has {functions} functions, and may have {most} (quota functions)"));
     }

@@ -3,9 +3,11 @@
 use faena_auth::{AccountId, CredentialKind};
 use faena_domain::config::SecretText;
 use faena_protocol::DbError;
-use faena_protocol::db::{IdentitySignIn, ProviderDelete, ProviderGet, ProviderList, ProviderPut, Put, Resource};
+use faena_protocol::db::{
+    IdentityRefused, IdentitySignIn, ProviderDelete, ProviderGet, ProviderList, ProviderPut, Put, Resource,
+};
 use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, SecretHash};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Params};
 
 use super::accounts::{ACCOUNT, account_record, exists, insert_account};
 use super::credentials::begin_session;
@@ -19,6 +21,7 @@ pub(super) const REQUESTS: &[Request] = &[
     read::<ProviderGet>(),
     read::<ProviderList>(),
     write::<ProviderDelete>(),
+    write::<IdentityRefused>(),
     write::<IdentitySignIn>(),
 ];
 
@@ -26,10 +29,21 @@ pub(super) const REQUESTS: &[Request] = &[
 const MAX_PROVIDERS: u64 = 100;
 
 impl Write for ProviderPut {
-    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Put<ProviderRecord>, DbError> {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Put<ProviderRecord>, DbError> {
         let Self { provider, client_secret } = self;
         let key = provider.name.key();
         let broken = |error| internal("writing a provider", &error);
+        let before: Option<Json<ProviderRecord>> = connection
+            .query_row("SELECT provider FROM providers WHERE key = ?1", [&key], |row| row.get(0))
+            .optional()
+            .map_err(broken)?;
+        let of = |provider: &ProviderRecord| {
+            (provider.issuer.clone(), provider.client_id.clone(), provider.mappings.clone())
+        };
+        if before.is_some_and(|Json(before)| of(&before) != of(&provider)) {
+            end_access(connection, "provider = ?1", [&key]).map_err(broken)?;
+            context.changes_access();
+        }
         let (others, is_there): (u64, bool) = connection
             .query_row("SELECT count(*), coalesce(max(key = ?1), 0) FROM providers", [&key], |row| {
                 Ok((row.get(0)?, row.get(1)?))
@@ -87,13 +101,30 @@ impl Read for ProviderList {
     }
 }
 
+/// Ends the sessions and keys of the identities that a condition selects.
+fn end_access(connection: &Connection, condition: &str, params: impl Params + Clone) -> rusqlite::Result<()> {
+    for table in ["sessions", "api_keys"] {
+        let sql = format!("DELETE FROM {table} WHERE account IN (SELECT account FROM identities WHERE {condition})");
+        connection.execute(&sql, params.clone())?;
+    }
+    Ok(())
+}
+
+impl Write for IdentityRefused {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let key = (self.provider.key(), &self.issuer, &self.subject);
+        end_access(connection, "provider = ?1 AND issuer = ?2 AND subject = ?3", key)
+            .map_err(|error| internal("ending the access of an identity", &error))?;
+        context.changes_access();
+        Ok(())
+    }
+}
+
 impl Write for ProviderDelete {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
         let key = self.name.key();
         let delete = || -> rusqlite::Result<usize> {
-            const ITS_ACCOUNTS: &str = "SELECT account FROM identities WHERE provider = ?1";
-            connection.execute(&format!("DELETE FROM sessions WHERE account IN ({ITS_ACCOUNTS})"), [&key])?;
-            connection.execute(&format!("DELETE FROM api_keys WHERE account IN ({ITS_ACCOUNTS})"), [&key])?;
+            end_access(connection, "provider = ?1", [&key])?;
             connection.execute("DELETE FROM providers WHERE key = ?1", [&key])
         };
         let gone = delete().map_err(|error| internal("deleting a provider", &error))?;
@@ -114,6 +145,26 @@ fn account_of(connection: &Connection, sign_in: &IdentitySignIn) -> rusqlite::Re
         ))?
         .query_row((&sign_in.issuer, &sign_in.subject, sign_in.account.namespace.as_str()), account_record)
         .optional()
+}
+
+/// The account under a name that is free: someone may have taken the name that it would have.
+fn with_free_name(connection: &Connection, account: AccountRecord) -> Result<AccountRecord, DbError> {
+    let broken = |error| internal("looking for a name", &error);
+    let is_taken: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM accounts WHERE namespace = ?1 AND key = ?2)")
+        .and_then(|mut statement| {
+            statement.query_row((account.namespace.as_str(), account.name.key()), |row| row.get(0))
+        })
+        .map_err(broken)?;
+    if !is_taken {
+        return Ok(account);
+    }
+    // Ids are random.
+    let short: String = account.id.0.chars().take(8).collect();
+    match format!("{}-{short}", account.name).parse() {
+        Ok(name) => Ok(AccountRecord { name, ..account }),
+        Err(_) => Err(DbError::Conflict { message: format!("the name {} is taken", account.name) }),
+    }
 }
 
 impl Write for IdentitySignIn {
@@ -144,8 +195,9 @@ impl Write for IdentitySignIn {
                 AccountRecord { scopes, metadata, ..account }
             }
             None => {
-                insert_account(connection, &self.account, &SecretHash(String::new()))?;
-                self.account
+                let account = with_free_name(connection, self.account)?;
+                insert_account(connection, &account, &SecretHash(String::new()))?;
+                account
             }
         };
         let AccountId(id) = &account.id;

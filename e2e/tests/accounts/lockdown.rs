@@ -62,7 +62,15 @@ fn what_was_public_becomes_private_and_secrets_change() {
     let resource = json!({"type": "*", "name": "*", "endpoint": "*"});
     let everything = json!({"id": "all", "scope": "*", "resource": resource, "access": "DENIED", "priority": 9});
     assert_eq!(platform.post("/rule", &everything).problem(409), "locked_out");
+    // Nor may an administrator of the platform lock out those of a namespace by mistake, and what never applies is no rule.
     let lead = team(&platform, "red");
+    let in_red = [("Faena-Namespace", "red")];
+    assert_eq!(platform.send("DELETE", "/rule/default", &in_red, b"").problem(409), "locked_out");
+    for (kind, endpoint, id) in [("functions", "*", "a"), ("function", "hook/*", "a"), ("function", "*", "public.a")] {
+        let resource = json!({"type": kind, "name": "*", "endpoint": endpoint});
+        let rule = json!({"id": id, "scope": "", "resource": resource, "access": "DENIED", "priority": 1});
+        assert_eq!(platform.post("/rule", &rule).problem(400), "invalid_rule", "{kind} {endpoint} {id}");
+    }
     let elsewhere = [("Authorization", format!("Bearer {lead}")), ("Faena-Namespace", "default".to_owned())];
     let elsewhere = elsewhere.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(as_stranger(&platform, "GET", "/rules", &elsewhere).problem(404), "unknown_namespace");
@@ -119,5 +127,12 @@ fn a_list_of_values_lacks_those_that_rules_deny() {
     assert_eq!(as_who(&platform, &second, "GET", "/config", None).json(), json!({"db": shown}));
     assert_eq!(as_who(&platform, &second, "GET", "/config/db", None).json(), shown);
     assert_eq!(as_who(&platform, &second, "GET", "/config/db.password", None).problem(403), "forbidden");
+    let of = |method: &str, path: &str, body: Option<&Value>| as_who(&platform, &second, method, path, body).status;
+    assert_eq!(of("PUT", "/config/db", Some(&json!({"password": "evil"}))), 403);
+    assert_eq!(of("PUT", "/config/db", Some(&json!("scalar"))), 403);
+    assert_eq!(of("PUT", "/config/db.password.x", Some(&json!(1))), 403);
+    assert_eq!((of("DELETE", "/config/db", None), of("DELETE", "/config/db.host", None)), (403, 204));
+    let history = as_who(&platform, &second, "GET", "/config/db?history=true", None);
+    assert!(history.status == 200 && !history.text().contains("password"), "{}", history.text());
     assert_eq!(platform.get("/config/db.password").json(), "p");
 }

@@ -133,7 +133,13 @@ impl Browser {
 
     /// Goes to the platform's sign-in and on, until it is sent back; the address of the callback.
     fn go_to_provider(&mut self, platform: &Platform, query: &str) -> String {
-        let mut page = self.send("GET", &format!("http://localhost:{}/login?{query}", platform.port), &[]);
+        self.go_from("none", platform, query)
+    }
+
+    /// The same, sent by a page of such a site.
+    fn go_from(&mut self, site: &str, platform: &Platform, query: &str) -> String {
+        let address = format!("http://localhost:{}/login?{query}", platform.port);
+        let mut page = self.send("GET", &address, &[("Sec-Fetch-Site", site)]);
         assert_eq!(page.status, 303, "{page:?}");
         loop {
             let Some(next) = page.location else { panic!("{page:?}") };
@@ -234,12 +240,16 @@ fn a_session_ends_by_signing_out_by_a_new_mapping_and_with_its_provider() {
     let mut record = provider.record();
     record["mappings"][1]["scopes"] = json!(["read"]);
     assert_eq!(platform.post("/provider", &record).status, 200);
+    assert_eq!(chief.whoami(&platform).status, 401, "other mappings end what those before have given");
     let mut again = Browser::named(&provider, "chief");
-    assert_eq!(again.sign_in(&platform, "provider=idp&namespace=red").status, 200);
     for browser in [&mut chief, &mut again] {
+        assert_eq!(browser.sign_in(&platform, "provider=idp&namespace=red").status, 200);
         let whoami: Value = serde_json::from_str(&browser.whoami(&platform).body).expect("JSON");
         assert_eq!(whoami["scopes"], json!(["read"]));
     }
+    // The same provider once more changes nothing for who has signed in.
+    assert_eq!(platform.post("/provider", &record).status, 200);
+    assert_eq!(again.whoami(&platform).status, 200);
     let deleted = platform.send("DELETE", "/provider/idp", &[], b"");
     assert_eq!(deleted.status, 204);
     for browser in [&mut chief, &mut again] {
@@ -247,6 +257,64 @@ fn a_session_ends_by_signing_out_by_a_new_mapping_and_with_its_provider() {
     }
     let begun = Browser::default().send("GET", &format!("{own}/login?provider=idp"), &[]);
     assert_eq!((begun.status, begun.code()), (404, "unknown_provider".to_owned()));
+}
+
+/// Sets the groups that the provider tells of ada from now on.
+fn groups_of_ada(provider: &Provider, groups: &str) {
+    let address = format!("http://127.0.0.1:{}/groups?of=ada&are={groups}", provider.port);
+    assert_eq!(Browser::default().send("GET", &address, &[]).status, 200);
+}
+
+#[test]
+fn what_the_provider_takes_away_ends_with_the_next_sign_in() {
+    let (platform, provider) = with_provider();
+    let mut ada = Browser::named(&provider, "ada");
+    assert_eq!(ada.sign_in(&platform, "provider=idp").status, 200);
+    groups_of_ada(&provider, "");
+    assert_eq!(ada.whoami(&platform).status, 200);
+    let refused = Browser::named(&provider, "ada").sign_in(&platform, "provider=idp");
+    assert_eq!((refused.status, refused.code()), (403, "unmapped_identity".to_owned()));
+    assert_eq!(ada.whoami(&platform).status, 401, "no mapping gives her anything");
+}
+
+#[test]
+fn another_site_chooses_neither_the_next_page_nor_the_namespace() {
+    let (platform, provider) = with_provider();
+    for (site, page, namespace) in [("cross-site", "/whoami", "default"), ("none", "/f/dice", "red")] {
+        let mut chief = Browser::named(&provider, "chief");
+        let callback = chief.go_from(site, &platform, "provider=idp&namespace=red&return=/f/dice");
+        let signed_in = chief.send("GET", &callback, &[("Sec-Fetch-Site", "cross-site")]);
+        assert!(signed_in.body.contains(&format!("url={page}\"")), "{signed_in:?}");
+        assert!(chief.whoami(&platform).body.contains(&format!("\"namespace\":\"{namespace}\"")));
+    }
+    // A name that somebody else has taken keeps nobody from signing in.
+    let name = {
+        let mut ada = Browser::named(&provider, "ada");
+        assert_eq!(ada.sign_in(&platform, "provider=idp").status, 200);
+        let whoami: Value = serde_json::from_str(&ada.whoami(&platform).body).expect("JSON");
+        whoami["account"].as_str().expect("a name").to_owned()
+    };
+    assert_eq!(platform.send("DELETE", &format!("/account/{name}"), &[], b"").status, 204);
+    assert_eq!(platform.post("/account", &json!({"name": name, "type": "user"})).status, 201);
+    assert_eq!(Browser::named(&provider, "ada").sign_in(&platform, "provider=idp").status, 200);
+    // Cookies of others may hold any bytes.
+    let mut ada = Browser::named(&provider, "ada");
+    assert_eq!(ada.sign_in(&platform, "provider=idp").status, 200);
+    let session = ada.jar[&format!("localhost:{}", platform.port)]["__Host-faena-session"].clone();
+    let head = "GET /whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nCookie: other=";
+    let rest = format!("; __Host-faena-session={session}\r\n\r\n");
+    let reply = raw(platform.port, &[head.as_bytes(), &[0xe9], rest.as_bytes()].concat());
+    assert!(reply.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&reply));
+}
+
+#[test]
+fn strangers_who_fail_to_sign_in_with_a_provider_keep_nobody_from_a_secret() {
+    let (platform, _provider) = with_provider();
+    let address = format!("http://localhost:{}{CALLBACK}?code=c&state=s", platform.port);
+    for _ in 0..105 {
+        assert_eq!(Browser::default().send("GET", &address, &[]).status, 401);
+    }
+    platform.signed_in("root", faena_test_support::SECRET, "default");
 }
 
 #[test]

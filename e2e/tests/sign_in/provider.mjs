@@ -32,6 +32,13 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
   interactions: { url: (_, interaction) => `/sign-in/${interaction.uid}` },
 });
 
+// A test changes what is told of a person.
+provider.use(async (context, next) => {
+  if (context.path !== '/groups') return next();
+  groups[context.query.of] = context.query.are.split(',').filter(Boolean);
+  context.body = 'changed';
+});
+
 // Signing in is a form that the browser sends by itself.
 provider.use(async (context, next) => {
   if (!context.path.startsWith('/sign-in/')) return next();

@@ -7,7 +7,8 @@ use super::{Put, requests};
 use crate::records::{AccountRecord, ProviderLogin, ProviderRecord, TokenRecord};
 
 requests! {
-    /// Adds a provider, or replaces the one of its name.
+    /// Adds a provider, or replaces the one of its name: the sessions and keys of who signed in with it end then, unless its issuer
+    /// and its mappings stay the same.
     Write ProviderPut = "provider.put" by [Api] -> Put<ProviderRecord> {
         /// The provider.
         provider: ProviderRecord,
@@ -25,6 +26,15 @@ requests! {
     Write ProviderDelete = "provider.delete" by [Api] -> () {
         /// Its name.
         name: ProviderName,
+    }
+    /// Ends the sessions and keys of an identity that no mapping gives access any longer.
+    Write IdentityRefused = "identity.refused" by [Api] -> () {
+        /// The provider that has verified it.
+        provider: ProviderName,
+        /// Who vouches for the subject.
+        issuer: String,
+        /// Names the person at the issuer.
+        subject: String,
     }
     /// Begins a session of an identity that was verified. Its account is made at its first sign-in to a namespace; after that
     /// the account's scopes and metadata become those of this sign-in.

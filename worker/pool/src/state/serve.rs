@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use faena_domain::Turn;
 
-use super::{Effect, Resources, State, UNMEASURED, VersionKey};
+use super::{Effect, Resources, State, UNMEASURED, VersionEntry, VersionKey};
 
 /// An instance that goes to make room.
 struct Evicted<I> {
@@ -134,6 +134,13 @@ impl<R: Resources> State<R> {
         let of_namespace = self.versions.iter().filter(|(key, _)| key.function.namespace == *namespace);
         let used: u64 = of_namespace.map(|(_, entry)| entry.count() as u64 * entry.code.limits.memory.0).sum();
         let mut needed = (used + version.code.limits.memory.0).saturating_sub(most);
+        let of_namespace = self.versions.iter().filter(|(key, _)| key.function.namespace == *namespace);
+        let idle = |entry: &VersionEntry<R>| entry.instances.iter().filter(|entry| entry.is_idle()).count() as u64;
+        let spare: u64 = of_namespace.map(|(_, entry)| idle(entry) * entry.code.limits.memory.0).sum();
+        if needed > spare {
+            // Nothing goes where that would not be enough.
+            return false;
+        }
         while needed > 0 {
             let Some(evicted) = self.evict(|key| key.function.namespace == *namespace) else { return false };
             needed = needed.saturating_sub(evicted.limit);

@@ -258,6 +258,12 @@ fn a_namespace_uses_no_more_memory_than_its_quota_and_gives_up_its_own_idle_inst
     );
     let instance = bench.made();
     assert_eq!(bench.running_in(instance), [call]);
+    bench.finished(instance);
+    // One that needs more than there is destroys nothing in vain.
+    let limits = faena_domain::Limits { memory: ByteSize(3 * one), ..faena_domain::Limits::DEFAULT };
+    let large = Arc::new(Code { limits, ..(*code_in("small", "large", share)).clone() });
+    bench.submit(&large);
+    assert_eq!((bench.destroyed.len(), bench.starts.len()), (1, 0));
 }
 
 #[test]
