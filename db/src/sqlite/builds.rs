@@ -13,10 +13,11 @@ use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim, Resourc
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord, BuildRef};
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::clock::day;
 use super::queue::{self, TransitionContext};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{accounts, blobs, call_rows, function_queues, functions, internal};
+use super::{access, blobs, call_rows, function_queues, functions, internal};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] =
@@ -96,11 +97,6 @@ fn load(connection: &Connection, build: &BuildRef) -> rusqlite::Result<Option<Bu
             Ok(BuildEntry { status, lease, redeliveries: row.get(5)? })
         })
         .optional()
-}
-
-/// The day of an instant (UTC), since 1970.
-pub(super) fn day(wall: i64) -> i64 {
-    wall.div_euclid(24 * 3600 * 1000)
 }
 
 /// Adds what a build has taken to the day's time of its namespace.
@@ -265,8 +261,7 @@ impl Write for BuildFinish {
             (Ok(after), Some(outcome)) if matches!(after.status, FunctionStatus::Ready | FunctionStatus::Error) => {
                 end(&build, connection, outcome, context)?;
                 let function = FunctionId::new(&build.namespace, &build.function);
-                accounts::note_public(connection, context, &function)
-                    .map_err(|error| internal("ending a build", &error))
+                access::note_public(connection, context, &function).map_err(|error| internal("ending a build", &error))
             }
             // It is built again.
             (Ok(_), _) => Ok(()),

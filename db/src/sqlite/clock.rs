@@ -6,11 +6,17 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension};
 use rustix::time::{ClockId, clock_gettime};
 
+const DAY_MS: i64 = 24 * 3600 * 1000;
 /// The most that wall time may advance db time across a restart: one day.
-const MAX_LEAP_MS: i64 = 24 * 3600 * 1000;
+const MAX_LEAP_MS: i64 = DAY_MS;
 /// A step of wall time that is told: a minute.
 const STEP_MS: i64 = 60_000;
 const KEY: &str = "clock";
+
+/// The day (UTC, since 1970) of a wall time in Unix milliseconds.
+pub(super) fn day(wall: i64) -> i64 {
+    wall.div_euclid(DAY_MS)
+}
 
 /// Where time comes from; a test has its own.
 pub trait TimeSource: Send + Sync + fmt::Debug {

@@ -15,10 +15,11 @@ use faena_protocol::db::{
 use faena_protocol::records::{BoundConfig, Code, FunctionRecord, NamespaceRecord, ResolvedVersion, VersionRecord};
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::access::{namespace_quota, note_public};
 use super::queue::{TransitionContext, apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{accounts, blobs, call_rows, config, internal, runtimes};
+use super::{blobs, call_rows, config, internal, namespaces, runtimes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -108,11 +109,11 @@ fn find(connection: &Connection, namespace: &Namespace, name: &FunctionName) -> 
 
 /// Refuses a version where its namespace has as much as it may.
 fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall: i64) -> Result<(), DbError> {
-    let quota = accounts::exists(connection, &request.namespace)?;
+    let quota = namespace_quota(connection, &request.namespace)?;
     if quota == Quota::default() {
         return Ok(());
     }
-    let NamespaceRecord { usage, name, .. } = accounts::namespace(connection, &request.namespace, wall)?;
+    let NamespaceRecord { usage, name, .. } = namespaces::namespace(connection, &request.namespace, wall)?;
     let over = |message: String| Err(DbError::OverQuota { message: format!("the namespace {name} {message}") });
     let functions = usage.functions;
     let stored = usage.stored_bytes + request.source_bytes;
@@ -133,8 +134,8 @@ fn check_quota(request: &VersionPut, is_new: bool, connection: &Connection, wall
 
 /// Refuses a build where its namespace has built for as long as it may today.
 pub(super) fn check_build_time(connection: &Connection, namespace: &Namespace, wall: i64) -> Result<(), DbError> {
-    let Some(most) = accounts::exists(connection, namespace)?.build_minutes_per_day else { return Ok(()) };
-    let minutes = accounts::namespace(connection, namespace, wall)?.usage.build_minutes_per_day;
+    let Some(most) = namespace_quota(connection, namespace)?.build_minutes_per_day else { return Ok(()) };
+    let minutes = namespaces::namespace(connection, namespace, wall)?.usage.build_minutes_per_day;
     if minutes < most {
         return Ok(());
     }
@@ -254,7 +255,7 @@ impl Write for FunctionDelete {
             apply(connection, num, &Event::Cancel, context, TransitionContext::cancelled(CallStatus::Pending, &why))?;
         }
         let delete = || -> rusqlite::Result<()> {
-            accounts::note_public(connection, context, &FunctionId::new(&self.namespace, &self.name))?;
+            note_public(connection, context, &FunctionId::new(&self.namespace, &self.name))?;
             // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.
             connection.execute(
                 "UPDATE calls SET retries = 0, expires_at = ?3 WHERE namespace = ?1 AND function = ?2 AND status = 'RUNNING'",

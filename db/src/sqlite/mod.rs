@@ -1,5 +1,6 @@
 //! SQLite: one thread that writes with group commit, readers beside it.
 
+mod access;
 mod accounts;
 mod audit;
 mod blobs;
@@ -18,6 +19,7 @@ mod keyring;
 mod keys;
 mod logs;
 mod migrate;
+mod namespaces;
 mod providers;
 mod queue;
 mod reader;
@@ -26,6 +28,7 @@ mod requests;
 mod reserve;
 mod retention;
 mod rows;
+mod rules;
 mod runtimes;
 mod workers;
 mod writer;

@@ -9,11 +9,12 @@ use faena_protocol::db::{
 use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, SecretHash};
 use rusqlite::{Connection, OptionalExtension, Params};
 
-use super::accounts::{ACCOUNT, account_record, exists, insert_account};
+use super::access::{is_locked, namespace_quota};
+use super::accounts::{ACCOUNT, account_record, insert_account};
 use super::credentials::begin_session;
+use super::internal;
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, not_found};
-use super::{accounts, internal};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -177,11 +178,11 @@ impl Write for IdentitySignIn {
         if !is_there {
             return Err(not_found(Resource::Provider, &self.provider));
         }
-        if !accounts::is_locked(connection)? {
+        if !is_locked(connection)? {
             let message = "the platform has no account yet: make an administrator with a secret first".to_owned();
             return Err(DbError::Conflict { message });
         }
-        exists(connection, &self.account.namespace)?;
+        namespace_quota(connection, &self.account.namespace)?;
         context.changes_access();
         let account = match account_of(connection, &self).map_err(broken)? {
             Some(account) => {

@@ -10,8 +10,8 @@ use rusqlite::Connection;
 use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
 use super::{
-    accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs, providers,
-    runtimes, workers,
+    access, accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs,
+    namespaces, providers, rules, runtimes, workers,
 };
 
 /// The requests of this module.
@@ -23,6 +23,7 @@ static BY_NAME: LazyLock<HashMap<&str, Request>> =
 fn all() -> impl Iterator<Item = &'static Request> {
     let modules = [
         REQUESTS,
+        access::REQUESTS,
         accounts::REQUESTS,
         providers::REQUESTS,
         audit::REQUESTS,
@@ -35,6 +36,8 @@ fn all() -> impl Iterator<Item = &'static Request> {
         function_queues::REQUESTS,
         functions::REQUESTS,
         logs::REQUESTS,
+        namespaces::REQUESTS,
+        rules::REQUESTS,
         runtimes::REQUESTS,
         workers::REQUESTS,
     ];
