@@ -91,7 +91,7 @@ fn passed_headers(request: &RequestHead<'_>, contract: Contract) -> Vec<Header> 
         let value: Cow<'_, [u8]> = match name.as_str() {
             // Only `trailers` concerns the function; the other values are for our connection (RFC 9110, 10.1.4).
             "te" => b"trailers".as_slice().into(),
-            // What is not announced is not passed on.
+            // The gateway passes on only trailers that the request announces.
             "trailer" => permitted_trailers(request, value)?.into(),
             _ => value.as_bytes().into(),
         };

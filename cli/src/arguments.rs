@@ -33,7 +33,7 @@ pub(crate) enum TaskArguments {
     Backup {
         /// A new file
         file: PathBuf,
-        /// Adds the keys that secrets are sealed under: whoever has the file can then read the secrets
+        /// Adds the keys that encrypt secrets: anyone who has the file can then read the secrets
         #[arg(long)]
         with_keys: bool,
         #[command(flatten)]

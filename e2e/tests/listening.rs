@@ -167,6 +167,12 @@ fn commands_do_what_an_operator_needs() {
     assert!(key.starts_with("fna_k_"), "{key}");
     assert!(do_it("namespace make red", "").contains("name: red"));
     assert_eq!(do_it("namespace list", ""), "default\nred");
+    do_it("namespace change red", r#"{"weight":3,"quota":{"functions":5}}"#);
+    let red: Value = serde_json::from_str(&do_it("namespace show red --json", "")).expect("JSON");
+    assert_eq!(
+        (&red["weight"], &red["quota"]["functions"], &red["usage"]["functions"]),
+        (&json!(3), &json!(5), &json!(0))
+    );
     do_it("account make lead --scope admin --in red", "");
     assert!(do_it("account list --in red", "").contains("name: lead"));
     do_it("config set db.port 5432", "");

@@ -121,25 +121,50 @@ fn object(required: &[&str], mut properties: Value) -> Value {
     json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false})
 }
 
-/// The bodies of routes about accounts, rules and namespaces.
+/// Names of scopes.
+fn scopes() -> Value {
+    json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES})
+}
+
+/// The bodies of routes about namespaces.
+fn namespace_body(path: &str) -> Option<Value> {
+    let count = json!({"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX});
+    let bytes = json!({"type": ["integer", "null"], "minimum": 0});
+    let quota = json!({"type": "object", "additionalProperties": false, "properties": {
+        "functions": count, "callsPerMinute": count, "concurrentCalls": count, "buildMinutesPerDay": count,
+        "memoryBytes": bytes, "storedBytes": bytes}});
+    let yes = json!({"type": "boolean"});
+    let allow = json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes, "public": yes}});
+    let weight = json!({"type": "integer", "minimum": 1, "maximum": faena_domain::MAX_WEIGHT});
+    let label = json!({"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"});
+    Some(match path {
+        "/namespace/{namespace}" => object(&[], json!({"allow": allow, "quota": quota, "weight": weight})),
+        "/namespace" => object(&["name"], json!({"name": label, "allow": allow, "quota": quota, "weight": weight})),
+        _ => return None,
+    })
+}
+
+/// An identity provider.
+fn provider() -> Value {
+    let name = json!({"type": "string", "pattern": NAME});
+    let text = || json!({"type": "string", "minLength": 1, "maxLength": 1000});
+    let mapping = object(
+        &["claim", "value", "scopes"],
+        json!({"claim": text(), "value": text(), "namespace": name, "scopes": scopes()}),
+    );
+    let mappings = json!({"type": "array", "items": mapping, "maxItems": faena_auth::MAX_MAPPINGS});
+    let scopes = json!({"type": "array", "items": {"type": "string", "pattern": "^[!-~]{1,1000}$"}, "maxItems": 32});
+    object(
+        &["name", "issuer", "clientId", "mappings"],
+        json!({"name": name, "issuer": text(), "clientId": text(), "clientSecret": text(), "scopes": scopes, "mappings": mappings, "ca": text()}),
+    )
+}
+
+/// The bodies of routes about accounts and rules.
 fn account_body(path: &str) -> Option<Value> {
     let name = json!({"type": "string", "pattern": NAME});
     let text = || json!({"type": "string"});
     let secret = || json!({"type": "string", "minLength": 12, "maxLength": 1024});
-    let quota = || {
-        let count = json!({"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX});
-        let bytes = json!({"type": ["integer", "null"], "minimum": 0});
-        json!({"type": "object", "additionalProperties": false, "properties": {
-            "functions": count, "callsPerMinute": count, "concurrentCalls": count, "buildMinutesPerDay": count,
-            "memoryBytes": bytes, "storedBytes": bytes}})
-    };
-    let weight = || json!({"type": "integer", "minimum": 1, "maximum": faena_domain::MAX_WEIGHT});
-    let grants = || {
-        let yes = json!({"type": "boolean"});
-        json!({"type": "object", "additionalProperties": false, "properties": {"egress": yes, "minimum": yes, "preload": yes, "public": yes}})
-    };
-    let names =
-        || json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES});
     Some(match path {
         "/setup" => object(&["token", "name", "secret"], json!({"token": text(), "name": name, "secret": text()})),
         "/account" => object(
@@ -148,7 +173,7 @@ fn account_body(path: &str) -> Option<Value> {
                 "name": name,
                 "type": {"type": "string", "enum": ["user", "service"]},
                 "secret": secret(),
-                "scopes": names(),
+                "scopes": scopes(),
                 "metadata": {"type": "object"},
                 "namespace": name,
             }),
@@ -160,7 +185,7 @@ fn account_body(path: &str) -> Option<Value> {
         ),
         "/key" => object(
             &["name"],
-            json!({"name": name, "scopes": names(), "expiresAt": {"type": "string", "format": "date-time"}}),
+            json!({"name": name, "scopes": scopes(), "expiresAt": {"type": "string", "format": "date-time"}}),
         ),
         "/rule" => {
             let pattern = json!({"type": "string", "description": "`*`, a name, or a path that ends in `/*`"});
@@ -177,25 +202,6 @@ fn account_body(path: &str) -> Option<Value> {
                     "access": {"type": "string", "enum": ["GRANTED", "DENIED"]},
                     "priority": {"type": "integer", "format": "int32"},
                 }),
-            )
-        }
-        "/namespace/{namespace}" => object(&[], json!({"allow": grants(), "quota": quota(), "weight": weight()})),
-        "/namespace" => object(
-            &["name"],
-            json!({"name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}, "allow": grants(), "quota": quota(), "weight": weight()}),
-        ),
-        "/provider" => {
-            let text = || json!({"type": "string", "minLength": 1, "maxLength": 1000});
-            let mapping = object(
-                &["claim", "value", "scopes"],
-                json!({"claim": text(), "value": text(), "namespace": name, "scopes": names()}),
-            );
-            let mappings = json!({"type": "array", "items": mapping, "maxItems": faena_auth::MAX_MAPPINGS});
-            let scopes =
-                json!({"type": "array", "items": {"type": "string", "pattern": "^[!-~]{1,1000}$"}, "maxItems": 32});
-            object(
-                &["name", "issuer", "clientId", "mappings"],
-                json!({"name": name, "issuer": text(), "clientId": text(), "clientSecret": text(), "scopes": scopes, "mappings": mappings, "ca": text()}),
             )
         }
         _ => return None,
@@ -249,7 +255,8 @@ fn body(path: &str) -> Option<Value> {
                 json!({"type": "array", "items": number(), "minItems": 1, "maxItems": faena_domain::limits::MAX_PAGE});
             object(&[], json!({"callNums": nums, "funcName": name, "version": number()}))
         }
-        _ => return account_body(path),
+        "/provider" => provider(),
+        _ => return account_body(path).or_else(|| namespace_body(path)),
     })
 }
 

@@ -58,7 +58,7 @@ impl From<InvalidRuntime> for Problem {
             InvalidRuntime::Engine { .. } => Self::new(ErrorCode::UnknownEngine, error),
             InvalidRuntime::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
             InvalidRuntime::NotGranted(_) => Self::new(ErrorCode::Forbidden, error).hint(
-                "`allow` is for administrators, within what the namespace has; `networks` for those of the platform",
+                "administrators set `allow`, within what the namespace allows; `allow.networks` needs an administrator of the platform",
             ),
             InvalidRuntime::Limit(_) | InvalidRuntime::Networks(_) | InvalidRuntime::Scopes(_) => {
                 Self::new(ErrorCode::LimitExceeded, error)

@@ -114,6 +114,11 @@ fn input(what: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Standard input, as JSON.
+fn object(what: &str) -> anyhow::Result<Value> {
+    serde_json::from_str(&input(what)?).with_context(|| format!("standard input has to be {what} as JSON"))
+}
+
 /// One line of standard input.
 fn line(what: &str) -> anyhow::Result<String> {
     let text = input(what)?;
@@ -141,7 +146,7 @@ impl RemoteTask {
             Self::Token(Command { task, remote }) => (task.asked(remote.namespace.as_deref())?, remote),
             Self::Key(Command { task, remote }) => (task.asked(), remote),
             Self::Rule(Command { task, remote }) => (task.asked()?, remote),
-            Self::Namespace(Command { task, remote }) => (task.asked(), remote),
+            Self::Namespace(Command { task, remote }) => (task.asked()?, remote),
             Self::Provider(Command { task, remote }) => (task.asked()?, remote),
             Self::Config(Command { task, remote }) => (task.asked(), remote),
             Self::Secret(Command { task, remote }) => (task.asked()?, remote),

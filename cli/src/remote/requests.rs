@@ -1,11 +1,11 @@
 //! What each task asks the platform.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use faena_client::Method;
 use serde_json::{Value, json};
 
 use super::tasks::*;
-use super::{Asked, body, input, line, list, segment};
+use super::{Asked, body, input, line, list, object, segment};
 
 impl AccountTask {
     pub(super) fn asked(self) -> anyhow::Result<Asked> {
@@ -75,11 +75,7 @@ impl KeyTask {
 impl RuleTask {
     pub(super) fn asked(self) -> anyhow::Result<Asked> {
         Ok(match self {
-            Self::Put { force } => {
-                let rule =
-                    serde_json::from_str(&input("a rule")?).context("standard input has to be a rule as JSON")?;
-                Asked::new(Method::POST, format!("/rule?force={force}")).with(rule)
-            }
+            Self::Put { force } => Asked::new(Method::POST, format!("/rule?force={force}")).with(object("a rule")?),
             Self::List => Asked::new(Method::GET, "/rules"),
             Self::Delete { id, force } => Asked::new(Method::DELETE, format!("/rule/{}?force={force}", segment(&id))),
         })
@@ -87,14 +83,15 @@ impl RuleTask {
 }
 
 impl NamespaceTask {
-    pub(super) fn asked(self) -> Asked {
+    pub(super) fn asked(self) -> anyhow::Result<Asked> {
         let one = |name: &str| format!("/namespace/{}", segment(name));
-        match self {
+        Ok(match self {
             Self::Make { name } => Asked::new(Method::POST, "/namespace").with(json!({"name": name})),
             Self::List => Asked::new(Method::GET, "/namespaces"),
             Self::Show { name } => Asked::new(Method::GET, one(&name)),
+            Self::Change { name } => Asked::new(Method::PATCH, one(&name)).with(object("changes of a namespace")?),
             Self::Delete { name, force } => Asked::new(Method::DELETE, format!("{}?force={force}", one(&name))),
-        }
+        })
     }
 }
 
@@ -102,11 +99,7 @@ impl ProviderTask {
     pub(super) fn asked(self) -> anyhow::Result<Asked> {
         let one = |name: &str| format!("/provider/{}", segment(name));
         Ok(match self {
-            Self::Put => {
-                let provider = serde_json::from_str(&input("an identity provider")?);
-                let provider = provider.context("standard input has to be an identity provider as JSON")?;
-                Asked::new(Method::POST, "/provider").with(provider)
-            }
+            Self::Put => Asked::new(Method::POST, "/provider").with(object("an identity provider")?),
             Self::List => Asked::new(Method::GET, "/providers"),
             Self::Show { name } => Asked::new(Method::GET, one(&name)),
             Self::Delete { name } => Asked::new(Method::DELETE, one(&name)),

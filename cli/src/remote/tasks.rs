@@ -110,6 +110,11 @@ pub(crate) enum NamespaceTask {
         /// Its name
         name: String,
     },
+    /// Changes the members `allow`, `quota` and `weight` that are read as JSON from standard input
+    Change {
+        /// Its name
+        name: String,
+    },
     /// Deletes one that is empty, or with --force any
     Delete {
         /// Its name

@@ -274,7 +274,7 @@ pub enum InvalidRuntime {
     #[error(transparent)]
     Env(#[from] InvalidEnv),
     /// What its registrar may not permit.
-    #[error("{0} is not granted to who registers the runtime")]
+    #[error("you may not set `{0}` for a runtime of this namespace")]
     NotGranted(&'static str),
     /// More scopes than a function may have.
     #[error("allow.scopes: {0} scopes are more than {MAX_SCOPES}")]

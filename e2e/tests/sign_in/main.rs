@@ -287,7 +287,7 @@ fn another_site_chooses_neither_the_next_page_nor_the_namespace() {
         assert!(signed_in.body.contains(&format!("url={page}\"")), "{signed_in:?}");
         assert!(chief.whoami(&platform).body.contains(&format!("\"namespace\":\"{namespace}\"")));
     }
-    // A name that somebody else has taken keeps nobody from signing in.
+    // A person whose name is taken signs in under another one.
     let name = {
         let mut ada = Browser::named(&provider, "ada");
         assert_eq!(ada.sign_in(&platform, "provider=idp").status, 200);
