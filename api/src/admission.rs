@@ -117,7 +117,7 @@ impl AdmissionControl {
         Ok(room)
     }
 
-    /// Whether the disk has room for what an archive unpacks to: code that no worker could unpack is not taken in.
+    /// Whether the disk has room for what an archive unpacks to: code that no worker could unpack is refused.
     pub(crate) fn unpacked(&self, bytes: u64) -> Reply<()> {
         self.fits(bytes)
     }

@@ -266,15 +266,25 @@ fn permit_value(
     rules: &RuleSet,
 ) -> Result<(), Forbidden> {
     for name in path.above().chain([path.as_str()]) {
-        let endpoint = format!("/config/{name}");
-        for name in [name.to_owned(), name.replace('.', "/")] {
-            principal.may(requirement, &Target { kind: CONFIG, name: &name, endpoint: &endpoint }, rules)?;
-        }
+        permit_name(principal, requirement, name, rules)?;
     }
     if rules.denies_below(principal, CONFIG, path.as_str()) {
         return Err(Forbidden::NotGranted { account: principal.account.clone() });
     }
     Ok(())
+}
+
+/// Whether an account may read a value of the configuration, as far as rules name the value itself.
+pub(crate) fn may_read_value(principal: &Principal, path: &str, rules: &RuleSet) -> bool {
+    permit_name(principal, ADMIN, path, rules).is_ok()
+}
+
+/// Refuses a value of the configuration that rules deny by its path, with dots or with slashes.
+fn permit_name(principal: &Principal, requirement: Requirement, path: &str, rules: &RuleSet) -> Result<(), Forbidden> {
+    let endpoint = format!("/config/{path}");
+    [path.to_owned(), path.replace('.', "/")]
+        .iter()
+        .try_for_each(|name| principal.may(requirement, &Target { kind: CONFIG, name, endpoint: &endpoint }, rules))
 }
 
 /// What a call of a function is admitted by.

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use faena_auth::{Principal, Requirement, RuleSet, Scope, Target};
+use faena_auth::{Principal, RuleSet};
 use faena_domain::Manifest;
 use faena_domain::config::{ConfigPath, InvalidPath, leaves};
 use faena_protocol::db::{ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, SecretsRotate};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::flag;
 use crate::app::App;
-use crate::authorize::{Authenticated, permit_binding, permit_change};
+use crate::authorize::{Authenticated, may_read_value, permit_binding, permit_change};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -92,15 +92,7 @@ pub(crate) async fn get(
 /// A value without the members that rules deny to who asks.
 async fn permitted(app: &App, principal: &Principal, path: &str, mut value: Value) -> Reply<Value> {
     let rules = app.access().rules(&principal.namespace).await?;
-    let is_denied = |path: &str| {
-        let endpoint = format!("/config/{path}");
-        let names = [path.to_owned(), path.replace('.', "/")];
-        names.iter().any(|name| {
-            let target = Target { kind: "config", name, endpoint: &endpoint };
-            principal.may(Requirement::Scope(Scope::Admin), &target, &rules.rules).is_err()
-        })
-    };
-    remove_denied(path, &mut value, &is_denied);
+    remove_denied(path, &mut value, &|path| !may_read_value(principal, path, &rules.rules));
     Ok(value)
 }
 

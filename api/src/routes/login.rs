@@ -110,9 +110,6 @@ pub(crate) async fn begin(
         }
     }
     let provider = provider.ok_or_else(|| invalid_query("the parameter provider is missing: /login?provider=NAME"))?;
-    if let Some(namespace) = &namespace {
-        app.access().rules(namespace).await?;
-    }
     // A page of another site may send a browser here, and must choose neither what it does next nor for which namespace.
     if !is_own_choice(&headers) {
         (namespace, back) = (None, HOME.to_owned());

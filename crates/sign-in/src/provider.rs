@@ -30,7 +30,7 @@ const METADATA_AGE: Duration = Duration::from_secs(300);
 /// How far the instant at which a token was issued may lie from our clock: it was asked for a moment ago.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// The longest text of a provider that is passed on, in characters.
-const MAX_TOLD: usize = 300;
+const MAX_EXCERPT: usize = 300;
 /// Signatures that are taken: those by a key that the provider publishes. One by the client's secret proves less, and `none`
 /// nothing.
 const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
@@ -152,13 +152,13 @@ fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// A text of the provider, as far as it is passed on.
-fn told(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_TOLD).collect()
+/// The beginning of a text of the provider, without control characters.
+fn excerpt(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_EXCERPT).collect()
 }
 
 fn unreachable(error: &DiscoveryError<HttpError>) -> SignInError {
-    SignInError::Unreachable(told(&with_causes(error)))
+    SignInError::Unreachable(excerpt(&with_causes(error)))
 }
 
 impl Provider {
@@ -170,7 +170,7 @@ impl Provider {
         let wrong = |cause: String| SignInError::Configuration(cause);
         let issuer = IssuerUrl::new(config.issuer.clone()).map_err(|error| wrong(format!("`issuer`: {error}")))?;
         if !config.issuer.parse().is_ok_and(|uri| is_permitted(&uri)) {
-            return Err(wrong(format!("`issuer` {:?} is no https address", told(&config.issuer))));
+            return Err(wrong(format!("`issuer` {:?} is no https address", excerpt(&config.issuer))));
         }
         let http = Http::new(config.authorities.as_deref(), config.issuer.starts_with("http://"))?;
         Ok(Self { config, issuer, http, metadata: Mutex::default() })
@@ -236,7 +236,7 @@ impl Provider {
         claims: &[&str],
     ) -> Result<Identity, SignInError> {
         let refused = |cause: &str| SignInError::Refused(cause.to_owned());
-        // First of all: whose browser this is. The rest may be anybody's.
+        // First of all: whether this browser began the sign-in. Without that, anybody may have made the rest up.
         let is_ours = callback.state.is_some_and(|state| state.as_bytes().ct_eq(pending.state.as_bytes()).into());
         if !is_ours {
             return Err(refused("the sign-in was not begun by this browser, or was finished already"));
@@ -245,7 +245,7 @@ impl Provider {
         self.check_issuer(&metadata, callback.issuer.as_deref())?;
         if let Some(error) = callback.error {
             let description = callback.error_description.map(|text| format!(": {text}")).unwrap_or_default();
-            return Err(SignInError::Denied(told(&format!("{error}{description}"))));
+            return Err(SignInError::Denied(excerpt(&format!("{error}{description}"))));
         }
         let code = callback.code.ok_or_else(|| refused("the address has no code of the provider"))?;
         let redirect = RedirectUrl::new(redirect).map_err(|error| SignInError::Configuration(error.to_string()))?;
@@ -256,9 +256,9 @@ impl Provider {
             .set_pkce_verifier(PkceCodeVerifier::new(pending.verifier));
         let tokens = exchange.request(&|request| self.http.call(request)).map_err(|error| match error {
             RequestTokenError::ServerResponse(answer) => {
-                SignInError::Refused(format!("the provider does not take the code: {}", told(&answer.to_string())))
+                SignInError::Refused(format!("the provider refuses the code: {}", excerpt(&answer.to_string())))
             }
-            error => SignInError::Unreachable(told(&with_causes(&error))),
+            error => SignInError::Unreachable(excerpt(&with_causes(&error))),
         })?;
         let token = tokens.id_token().ok_or_else(|| refused("the provider has issued no ID token"))?;
         let nonce = Nonce::new(pending.nonce);
@@ -267,10 +267,10 @@ impl Provider {
             // It may have changed its keys since they were read.
             Err(ClaimsVerificationError::SignatureVerification(_)) => {
                 let metadata = self.metadata(Duration::ZERO)?;
-                self.verify(&metadata, token, &nonce).map_err(|error| untrue(&error))?;
+                self.verify(&metadata, token, &nonce).map_err(|error| invalid_token(&error))?;
                 metadata
             }
-            Err(error) => return Err(untrue(&error)),
+            Err(error) => return Err(invalid_token(&error)),
         };
         let mut identity = identity(token)?;
         if claims.iter().any(|claim| !identity.claims.contains_key(*claim)) {
@@ -284,7 +284,7 @@ impl Provider {
         let is_named = metadata.additional_metadata().authorization_response_iss_parameter_supported;
         match issuer {
             Some(issuer) if issuer != self.issuer.as_str() => {
-                Err(SignInError::Refused(format!("{:?} has sent the answer, which is another issuer", told(issuer))))
+                Err(SignInError::Refused(format!("{:?} has sent the answer, which is another issuer", excerpt(issuer))))
             }
             None if is_named => Err(SignInError::Refused("the answer does not name its issuer".to_owned())),
             _ => Ok(()),
@@ -323,8 +323,9 @@ impl Provider {
     }
 }
 
-fn untrue(error: &ClaimsVerificationError) -> SignInError {
-    SignInError::Refused(format!("the provider's token is not taken: {}", told(&with_causes(error))))
+/// Why a token is refused.
+fn invalid_token(error: &ClaimsVerificationError) -> SignInError {
+    SignInError::Refused(format!("the provider's token is not valid: {}", excerpt(&with_causes(error))))
 }
 
 /// What a token says that was verified.

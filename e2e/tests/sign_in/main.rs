@@ -287,6 +287,9 @@ fn another_site_chooses_neither_the_next_page_nor_the_namespace() {
         assert!(signed_in.body.contains(&format!("url={page}\"")), "{signed_in:?}");
         assert!(chief.whoami(&platform).body.contains(&format!("\"namespace\":\"{namespace}\"")));
     }
+    // The first step does not tell which namespaces there are.
+    let nowhere = format!("http://localhost:{}/login?provider=idp&namespace=nowhere", platform.port);
+    assert_eq!(Browser::default().send("GET", &nowhere, &[("Sec-Fetch-Site", "none")]).status, 303);
     // A person whose name is taken signs in under another one.
     let name = {
         let mut ada = Browser::named(&provider, "ada");

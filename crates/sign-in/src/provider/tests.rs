@@ -267,7 +267,7 @@ fn an_answer_that_does_not_belong_to_this_sign_in_is_refused() {
     }
     assert!(refused(finish(Callback { code: None, ..right.clone() }, pending.clone())).contains("no code"));
     let other = Pending { verifier: "v".repeat(43), ..pending.clone() };
-    assert!(refused(finish(right.clone(), other)).contains("does not take the code"));
+    assert!(refused(finish(right.clone(), other)).contains("refuses the code"));
     let denied = Callback { error: Some("access_denied".to_owned()), code: None, ..right.clone() };
     assert!(matches!(finish(denied, pending.clone()), Err(SignInError::Denied(_))));
     assert!(finish(right, pending).is_ok());
