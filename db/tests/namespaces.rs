@@ -3,12 +3,14 @@
 
 mod support;
 
+use faena_auth::{Mapping, Scopes};
 use faena_domain::{
     BlobKey, DigestKind, EngineKind, FunctionId, Grants, GrantsChange, Namespace, Payload, Quota, QuotaChange,
+    Timestamp,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
-use faena_protocol::records::{BuildOutcome, CallSpec, Code};
+use faena_protocol::records::{BuildOutcome, CallSpec, Code, ProviderRecord};
 use support::*;
 
 fn namespace(name: &str) -> Namespace {
@@ -204,4 +206,34 @@ async fn many_builds_of_one_namespace_leave_turns_to_the_others() {
         service.ask(claim).await.unwrap().iter().map(|job| job.code.namespace.to_string()).collect();
     namespaces.sort_unstable();
     assert_eq!(namespaces, ["loud", "quiet"]);
+}
+
+#[tokio::test]
+async fn a_deleted_namespace_leaves_no_mapping_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    make(&service, "red", 1, Quota::default()).await;
+    service.ask(upload_in("red", "f")).await.unwrap();
+    let mapping = |of: &str| Mapping {
+        claim: "groups".to_owned(),
+        value: "crew".to_owned(),
+        namespace: namespace(of),
+        scopes: Scopes::parse(&["read"]).unwrap(),
+    };
+    let provider = ProviderRecord {
+        name: "corp".parse().unwrap(),
+        issuer: "https://issuer.example".to_owned(),
+        client_id: "faena".to_owned(),
+        scopes: Vec::new(),
+        mappings: vec![mapping("red"), mapping("default")],
+        ca: None,
+        created_at: Timestamp(1),
+    };
+    service.ask(ProviderPut { provider, client_secret: None }).await.unwrap();
+    let delete = |force| NamespaceDelete { name: namespace("red"), force };
+    assert!(matches!(service.ask(delete(false)).await, Err(DbError::Conflict { .. })), "it has a function");
+    assert_eq!(service.ask(delete(true)).await.unwrap(), [name("f")]);
+    // The first mapping decides: one to a namespace that is gone would let nobody in.
+    let there = service.ask(ProviderGet { name: "corp".parse().unwrap() }).await.unwrap();
+    assert_eq!(there.provider.mappings, [mapping("default")]);
 }

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::access::namespace_quota;
 use super::clock::day;
 use super::internal;
+use super::providers::remove_mappings;
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::rules::insert_rule;
@@ -155,6 +156,7 @@ impl Write for NamespaceDelete {
         let delete = || -> rusqlite::Result<()> {
             connection.execute("DELETE FROM accounts WHERE namespace = ?1", [name.as_str()])?;
             connection.execute("DELETE FROM rules WHERE namespace = ?1", [name.as_str()])?;
+            remove_mappings(connection, name)?;
             connection.execute("UPDATE namespaces SET deleted = 1 WHERE name = ?1", [name.as_str()]).map(drop)
         };
         delete().map(|()| deleted).map_err(|error| internal("deleting a namespace", &error))

@@ -1,6 +1,7 @@
 //! Identity providers, and who signs in with them.
 
 use faena_auth::{AccountId, CredentialKind};
+use faena_domain::Namespace;
 use faena_domain::config::SecretText;
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -91,15 +92,29 @@ impl Read for ProviderGet {
     }
 }
 
+/// All providers, by name.
+fn providers(connection: &Connection) -> rusqlite::Result<Vec<ProviderRecord>> {
+    let mut statement = connection.prepare_cached("SELECT provider FROM providers ORDER BY key")?;
+    statement.query_map([], |row| Ok(row.get::<_, Json<ProviderRecord>>(0)?.0))?.collect()
+}
+
 impl Read for ProviderList {
     fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<ProviderRecord>, DbError> {
-        connection
-            .prepare_cached("SELECT provider FROM providers ORDER BY key")
-            .and_then(|mut statement| {
-                statement.query_map([], |row| Ok(row.get::<_, Json<ProviderRecord>>(0)?.0))?.collect()
-            })
-            .map_err(|error| internal("listing providers", &error))
+        providers(connection).map_err(|error| internal("listing providers", &error))
     }
+}
+
+/// Removes the mappings of all providers to a namespace. An identity that has others signs in by those.
+pub(super) fn remove_mappings(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<()> {
+    for mut provider in providers(connection)? {
+        let before = provider.mappings.len();
+        provider.mappings.retain(|mapping| mapping.namespace != *namespace);
+        if provider.mappings.len() < before {
+            connection
+                .execute("UPDATE providers SET provider = ?2 WHERE key = ?1", (provider.name.key(), Json(&provider)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends the sessions and keys of the identities that a condition selects.
