@@ -72,11 +72,21 @@ pub fn parse_object<'a, T: Deserialize<'a>>(text: &'a [u8], known: &[&str]) -> R
         let near = nearest(field, known.iter().copied()).map(str::to_owned);
         return Err(InvalidJson::UnknownField { field: field.chars().take(80).collect(), near });
     }
-    serde_json::from_slice(text).map_err(|error| {
-        // serde tells of it in words alone.
-        let text = error.to_string();
-        let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
-        missing.map_or_else(|| malformed(error), |(field, _)| InvalidJson::MissingField(field.to_owned()))
+    serde_json::from_slice(text).map_err(|error| located::<T>(text).unwrap_or_else(|| malformed(error)))
+}
+
+/// Why a text is no `T`, with the path of the member that is wrong, as `limits.memory`. The text is parsed once more for it.
+fn located<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<InvalidJson> {
+    let mut parser = serde_json::Deserializer::from_slice(text);
+    let error = serde_path_to_error::deserialize::<_, T>(&mut parser).err()?;
+    let (path, words) = (error.path(), error.inner().to_string());
+    let is_member = path.iter().next().is_some();
+    // serde tells of a missing member in words alone.
+    Some(match words.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+        Some((field, _)) if is_member => InvalidJson::MissingField(format!("{path}.{field}")),
+        Some((field, _)) => InvalidJson::MissingField(field.to_owned()),
+        None if is_member => InvalidJson::Malformed(format!("`{path}`: {words}")),
+        None => InvalidJson::Malformed(words),
     })
 }
 
@@ -94,7 +104,7 @@ pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) 
 /// Those of the parser.
 pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
     let members = Map::deserialize(deserializer)?;
-    T::deserialize(Value::Object(members)).map_err(D::Error::custom)
+    serde_path_to_error::deserialize(Value::Object(members)).map_err(D::Error::custom)
 }
 
 #[cfg(test)]
@@ -120,6 +130,24 @@ mod tests {
         let error = parse_object::<Point>(br#"{"x":1,"xx":2}"#, &["x"]).unwrap_err();
         assert_eq!(error.to_string(), "unknown field `xx`; did you mean `x`?");
         assert_eq!(parse_object::<Point>(br#"{"x":1}"#, &["x"]).unwrap().x, 1);
+    }
+
+    #[test]
+    fn the_member_that_is_wrong_is_named() {
+        #[derive(Debug, Deserialize)]
+        struct Shape {
+            #[serde(rename = "from")]
+            _from: Point,
+            #[serde(default, rename = "to", deserialize_with = "object")]
+            _to: Option<Point>,
+        }
+        let wrong = |text: &str| parse_object::<Shape>(text.as_bytes(), &["from", "to"]).unwrap_err().to_string();
+        let text = wrong(r#"{"from":{"x":"1"}}"#);
+        assert!(text.starts_with("`from.x`: invalid type: string \"1\", expected i32"), "{text}");
+        let text = wrong(r#"{"from":{"x":1},"to":{"x":[]}}"#);
+        assert!(text.starts_with("`to`: x: invalid type: sequence, expected i32"), "{text}");
+        assert_eq!(wrong(r#"{"to":{"x":1}}"#), "the field `from` is missing");
+        assert_eq!(wrong(r#"{"from":{}}"#), "the field `from.x` is missing");
     }
 
     #[test]
