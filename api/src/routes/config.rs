@@ -54,7 +54,9 @@ pub(crate) async fn put(
     let (path, secret) = (path.parse::<ConfigPath>()?, flag(query.as_deref(), "secret")?);
     let bytes = body::read_json(app.admission(), &headers, body, MAX_VALUE).await?;
     body::check_json(&bytes)?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| Problem::new(ErrorCode::MalformedJson, error))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::new(ErrorCode::MalformedJson, error).hint("the body is JSON; text has quotes, as in --data '\"text\"'")
+    })?;
     let rules = &app.access().rules(&principal.namespace).await?.rules;
     for (leaf, _) in leaves(&path, value.clone())? {
         permit_change(&principal, &leaf, rules)?;
