@@ -405,7 +405,7 @@ mod tests {
         let taken = with(&deployer, None).unwrap();
         assert_eq!((taken.egress, taken.minimum, taken.preload), (true, false, false), "what its namespace has");
         let refused = |registrar: &Registrar, allow| with(registrar, Some(allow)).unwrap_err().to_string();
-        assert!(refused(&deployer, serde_json::json!({})).contains("allow is not granted"));
+        assert!(refused(&deployer, serde_json::json!({})).contains("may not set `allow`"));
         let lead = Registrar { is_admin: true, ..deployer };
         assert!(!with(&lead, Some(serde_json::json!({"egress": false}))).unwrap().egress);
         assert!(refused(&lead, serde_json::json!({"minimum": true})).contains("allow.minimum"));
