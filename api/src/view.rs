@@ -17,7 +17,7 @@ pub(crate) struct CallView {
     /// Its function.
     func_name: String,
     /// What it was called with.
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     params: Box<RawValue>,
     /// Whether a list shows only the beginning of the params, as a text.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
