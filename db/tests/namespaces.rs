@@ -233,7 +233,7 @@ async fn a_deleted_namespace_leaves_no_mapping_behind() {
     let delete = |force| NamespaceDelete { name: namespace("red"), force };
     assert!(matches!(service.ask(delete(false)).await, Err(DbError::Conflict { .. })), "it has a function");
     assert_eq!(service.ask(delete(true)).await.unwrap(), [name("f")]);
-    // The first mapping decides: one to a namespace that is gone would let nobody in.
+    // The first mapping that applies decides, so a mapping to a deleted namespace would refuse everyone it applies to.
     let there = service.ask(ProviderGet { name: "corp".parse().unwrap() }).await.unwrap();
     assert_eq!(there.provider.mappings, [mapping("default")]);
 }

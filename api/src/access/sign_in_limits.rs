@@ -1,4 +1,4 @@
-//! Guessing of secrets is slowed for who limits, and tells nothing.
+//! Rate limits of sign-ins: they slow down those who guess secrets, and nobody else.
 //!
 //! Each attempt counts until it has succeeded, so that many at once count too.
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn who_limits_is_slowed_and_nobody_else() {
+    fn who_guesses_is_slowed_and_nobody_else() {
         let (limits, now) = (SignInLimits::default(), Instant::now());
         assert_eq!((0..60).filter(|_| fails(&limits, "ann", "192.0.2.1", now)).count(), 10);
         assert!(!fails(&limits, "ANN", "192.0.2.1", now), "case does not matter");

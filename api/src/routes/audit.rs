@@ -1,4 +1,4 @@
-//! The audit log: what was changed, and what was refused.
+//! The audit log lists changes and refusals.
 
 use axum::Json;
 use axum::extract::{RawQuery, State};

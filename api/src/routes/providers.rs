@@ -91,7 +91,10 @@ pub(crate) async fn put(
     };
     provider(&record, client_secret.as_ref())?;
     for mapping in &record.mappings {
-        app.access().rules(&mapping.namespace).await.map_err(|_| {
+        app.access().rules(&mapping.namespace).await.map_err(|problem| {
+            if !problem.is(ErrorCode::UnknownNamespace) {
+                return problem;
+            }
             let detail = format!("a mapping names the namespace {}, which does not exist", mapping.namespace);
             Problem::new(ErrorCode::InvalidProvider, detail)
         })?;

@@ -5,11 +5,11 @@
 
 use std::cmp::Reverse;
 
-use faena_domain::name::InvalidName;
+use faena_domain::name::{InvalidName, is_name};
 use serde::{Deserialize, Serialize};
 
 use crate::principal::{Account, Principal, Requirement};
-use crate::scope::{InvalidScope, Scope, Scopes, is_word};
+use crate::scope::{InvalidScope, Scope, Scopes};
 
 /// The longest pattern, in bytes.
 pub const MAX_PATTERN: usize = 1024;
@@ -47,7 +47,7 @@ impl TryFrom<String> for RuleScope {
             "" => Ok(Self::Public),
             "*" => Ok(Self::Namespace),
             "+" => Ok(Self::Anyone),
-            word if is_word(word) => Ok(Self::Named(text.to_ascii_lowercase())),
+            word if is_name(word) => Ok(Self::Named(text.to_ascii_lowercase())),
             _ => Err(InvalidScope::Text(text.chars().take(80).collect())),
         }
     }

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use faena_domain::name::is_name;
 use serde::{Deserialize, Serialize};
 
 /// The most scopes that an account or a key has.
 pub const MAX_SCOPES: usize = 32;
-/// The longest scope, in characters (all of them ASCII).
-const MAX_SCOPE: usize = 63;
 
 /// What an account may do in its namespace.
 ///
@@ -112,7 +111,7 @@ impl Scopes {
             let name = name.as_ref();
             match Scope::named(name) {
                 Some(scope) => Ok(set.with(scope)),
-                None if is_word(name) => {
+                None if is_name(name) => {
                     set.words.insert(name.to_ascii_lowercase().into());
                     Ok(set)
                 }
@@ -168,12 +167,6 @@ impl Scopes {
         let built_in = Scope::ALL.into_iter().filter(|scope| self.built_in & scope.bit() != 0);
         built_in.map(|scope| scope.as_str().to_owned()).chain(self.words.iter().map(ToString::to_string)).collect()
     }
-}
-
-/// Whether a text can be an operator's own scope.
-pub(crate) fn is_word(text: &str) -> bool {
-    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
-    (1..=MAX_SCOPE).contains(&text.len()) && text.as_bytes()[0].is_ascii_alphanumeric() && text.bytes().all(is_plain)
 }
 
 impl TryFrom<Vec<String>> for Scopes {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::FunctionName;
-use crate::name::MAX_NAME;
+use crate::name::is_name;
 
 /// The domain below which an instance finds the functions of its namespace.
 pub const INTERNAL_DOMAIN: &str = "faena.internal";
@@ -69,11 +69,7 @@ impl TryFrom<String> for FunctionScope {
 
     fn try_from(text: String) -> Result<Self, InvalidFunctionScope> {
         let word = text.to_ascii_lowercase();
-        let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
-        let is_word = (1..=MAX_NAME).contains(&word.len())
-            && word.as_bytes()[0].is_ascii_alphanumeric()
-            && word.bytes().all(is_plain);
-        if !is_word || matches!(word.as_str(), "admin" | "deploy" | "read") {
+        if !is_name(&word) || matches!(word.as_str(), "admin" | "deploy" | "read") {
             return Err(InvalidFunctionScope(text.chars().take(80).collect()));
         }
         Ok(Self(word))

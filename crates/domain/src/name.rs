@@ -19,12 +19,15 @@ pub struct InvalidName {
     pub text: String,
 }
 
-fn check(text: &str) -> Result<(), InvalidName> {
+/// Whether a text can be a name: 1 to [`MAX_NAME`] letters, digits, `.`, `_` and `-`, of which the first is a letter or digit.
+pub fn is_name(text: &str) -> bool {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
     let bytes = text.as_bytes();
-    let valid =
-        (1..=MAX_NAME).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric() && bytes.iter().all(|&c| plain(c));
-    if valid { Ok(()) } else { Err(InvalidName { text: text.chars().take(80).collect() }) }
+    (1..=MAX_NAME).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric() && bytes.iter().all(|&c| plain(c))
+}
+
+fn check(text: &str) -> Result<(), InvalidName> {
+    if is_name(text) { Ok(()) } else { Err(InvalidName { text: text.chars().take(80).collect() }) }
 }
 
 /// Hashes a name so that names which are equal have the same hash.

@@ -108,7 +108,8 @@ impl<K: Waits + PartialEq> FairTurns<K> {
 
     /// Says what each namespace that waits has, out of its weight: [`FairTurns::serve`] begins with that.
     pub fn weigh(&mut self, load: impl Fn(&Namespace, u32) -> u64) {
-        self.0.iter_mut().for_each(|group| group.load = load(&group.namespace, group.weight));
+        let waiting = self.0.iter_mut().filter(|group| !group.keys.is_empty());
+        waiting.for_each(|group| group.load = load(&group.namespace, group.weight));
     }
 
     /// Gives turns until each key that waits was refused. `serve` is told whether another function waits.
