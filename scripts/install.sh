@@ -40,7 +40,7 @@ for tool in "$@"; do
     deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
     go) [ -x /usr/bin/go ] || packages golang-go ;;
     browser) command -v chromium >/dev/null || packages chromium ;;
-    network) command -v ip >/dev/null || packages iproute2 ;;
+    network) command -v ip >/dev/null && command -v nft >/dev/null || packages iproute2 nftables ;;
     bench) # what calls are measured against, beside cargo's output: $BENCH_VENV
         command -v wrk >/dev/null && command -v taskset >/dev/null || packages wrk util-linux
         [ -x "$BENCH_VENV/bin/uvicorn" ] || {

@@ -21,6 +21,7 @@ use crate::admission::AdmissionControl;
 use crate::call_ids::CallIdAllocator;
 use crate::entrance::Hosts;
 use crate::metrics::Metrics;
+use crate::nodes::Nodes;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::providers::Providers;
 use crate::shares::{Share, Shares};
@@ -44,6 +45,7 @@ pub struct App {
 #[derive(Debug)]
 struct Inner {
     db: DbClient,
+    nodes: Nodes,
     access: Arc<Access>,
     blobs: BlobStore,
     scheduler: SchedulerHandle,
@@ -75,7 +77,7 @@ struct Inner {
 impl App {
     pub(crate) fn new(
         config: &ApiConfig,
-        db: DbClient,
+        (db, nodes): (DbClient, Nodes),
         blobs: BlobStore,
         (scheduler, draining): (SchedulerHandle, CancellationToken),
         audit_file: Option<File>,
@@ -84,17 +86,19 @@ impl App {
     ) -> Self {
         let metrics = registry.register(|registry| Metrics::register(registry, scheduler.statistics().clone()));
         let accepts = AcceptBatcher::new(db.clone());
+        let local = config.invoker.clone().map(|(worker, pool)| nodes.gated(&worker, pool));
         let inner = Arc::new(Inner {
             completions: scheduler.completions().clone(),
             in_flight: scheduler.in_flight().clone(),
             call_ids: CallIdAllocator::new(db.clone()),
             access: Access::new(db.clone(), config.may_be_open().then(|| config.operators.clone()), audit_file),
             versions: Versions::new(db.clone()),
-            invokers: config.invoker.iter().cloned().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
+            invokers: local.into_iter().chain([Arc::new(connections) as Arc<dyn Invoker>]).collect(),
             shared: Handle::current(),
             egress: config.egress.clone(),
             admission: AdmissionControl::new(blobs.clone(), config.disk_reserve),
             db,
+            nodes,
             blobs,
             scheduler,
             registry,
@@ -124,6 +128,11 @@ impl App {
 
     pub(crate) fn db(&self) -> &DbClient {
         &self.inner.db
+    }
+
+    /// The nodes, and where they come in.
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.inner.nodes
     }
 
     /// Who is let in.

@@ -21,8 +21,10 @@ mod idempotency;
 mod internal;
 mod logs;
 pub mod metrics;
+mod nodes;
 mod path;
 mod preference;
+mod presence;
 mod problem;
 mod providers;
 mod routes;
@@ -44,20 +46,23 @@ use std::time::Duration;
 
 use axum::Router;
 use faena_blob::BlobStore;
-use faena_db_client::DbClient;
+use faena_db_client::{DbClient, NodeDirectory};
 use faena_domain::Limits;
 use faena_domain::units::ByteSize;
 use faena_egress::EgressPolicy;
+use faena_front::{Front, FrontConfig, FrontError};
 use faena_invoker::Invoker;
 use faena_scheduler::{Scheduler, WorkerConnections};
 use faena_telemetry::Metrics as Registry;
 use faena_transport::{Endpoint, Server};
 use internal::InternalListener;
 use ipnet::IpNet;
+use nodes::Nodes;
 use tls::Tls;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 pub use access::{Operators, setup_hash};
@@ -107,8 +112,10 @@ pub struct ApiConfig {
     pub egress: EgressPolicy,
     /// Certificate authorities for callbacks to https.
     pub ca_bundle: Option<PathBuf>,
-    /// The way to a worker that shares our process.
-    pub invoker: Option<Arc<dyn Invoker>>,
+    /// Where nodes of other machines come in; none keeps the platform to this one.
+    pub front: Option<FrontConfig>,
+    /// The way to a worker that shares our process, and its name.
+    pub invoker: Option<(String, Arc<dyn Invoker>)>,
     /// Runtimes of one thread each, which own connections; none leaves them where we are called.
     pub shards: Vec<Handle>,
 }
@@ -176,6 +183,9 @@ pub enum ApiError {
     /// The workers' socket cannot be bound.
     #[error("cannot bind the workers' socket")]
     Workers(#[source] std::io::Error),
+    /// Nodes of other machines cannot be served.
+    #[error(transparent)]
+    Front(#[from] FrontError),
 }
 
 /// An api that is bound and not yet served.
@@ -187,6 +197,7 @@ pub struct Api {
     scheduler: Scheduler,
     workers: Server,
     internal: InternalListener,
+    front: Option<Front>,
     config: ApiConfig,
 }
 
@@ -220,14 +231,21 @@ impl Api {
             .map_err(|source| ApiError::Internal { path: config.internal.clone(), source })?;
         let draining = CancellationToken::new();
         let connections = WorkerConnections::new(config.shards.clone());
-        let (scheduler, handle) = Scheduler::new(db.clone(), workers.handle(), connections.clone(), draining.clone());
+        let directory = NodeDirectory::new(db.clone());
+        let front = match config.front.clone() {
+            Some(front) => Some(Front::bind(front, db.clone(), directory.clone(), blobs.clone()).await?),
+            None => None,
+        };
+        let nodes = Nodes { directory: directory.clone(), front: front.as_ref().map(Front::info) };
+        let (scheduler, handle) =
+            Scheduler::new((db.clone(), directory), workers.handle(), connections.clone(), draining.clone());
         let open = |path: &PathBuf| {
             let opened = File::options().append(true).create(true).mode(0o600).open(path);
             opened.map_err(|source| ApiError::Audit { path: path.clone(), source })
         };
         let audit_file = config.audit_file.as_ref().map(open).transpose()?;
-        let app = App::new(&config, db, blobs, (handle, draining), audit_file, connections, registry);
-        Ok(Self { listener, tls, app, scheduler, workers, internal, config })
+        let app = App::new(&config, (db, nodes), blobs, (handle, draining), audit_file, connections, registry);
+        Ok(Self { listener, tls, app, scheduler, workers, internal, front, config })
     }
 
     /// What answers every request but those of functions (`/f/`), for tests that need no connection.
@@ -240,12 +258,17 @@ impl Api {
     pub async fn serve(self, stop: CancellationToken, drained: CancellationToken) {
         info!(address = %self.config.listen, "listening");
         tokio::spawn(offer_setup(self.app.clone()));
+        let following = AbortOnDropHandle::new(tokio::spawn(self.app.nodes().directory.clone().follow()));
+        let _seeing = AbortOnDropHandle::new(tokio::spawn(presence::keep(self.app.clone())));
         let scheduling = tokio::spawn(self.scheduler.run(self.workers));
         tokio::spawn(callbacks::run(self.app.clone(), self.config.ca_bundle.clone(), stop.clone()));
         tokio::spawn(sweeper::run(self.app.db().clone(), self.app.blobs().clone(), stop.clone()));
         // Functions that still run may call others; they end with the workers.
         let internal_ends = CancellationToken::new();
         tokio::spawn(self.internal.serve(self.app.clone(), internal_ends.clone()));
+        if let Some(front) = self.front {
+            tokio::spawn(front.serve(internal_ends.clone()));
+        }
         if let (Some(tls), Some(files)) = (self.tls.clone(), self.config.tls.clone()) {
             tokio::spawn(tls.follow(files, stop.clone()));
         }
@@ -259,5 +282,6 @@ impl Api {
         drained.cancelled().await;
         internal_ends.cancel();
         scheduling.abort();
+        drop(following);
     }
 }

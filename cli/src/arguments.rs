@@ -140,10 +140,22 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<PathBuf>,
-    /// Name of the worker (default: the host's)
+    /// Name of the worker, and of its node (default: the host's)
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    pub(crate) name: Option<String>,
+    /// Where nodes of other machines come in, like 0.0.0.0:3400 (default: none)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<String>,
+    /// For a worker: the address where its platform takes nodes in
+    #[arg(long = "api", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<String>,
+    /// For a worker: the token that it joins by; - reads it from standard input, @FILE from a file
+    #[arg(long, value_name = "TOKEN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<String>,
     /// Calls at once (default: twice the cores, at least 4)
     #[arg(long, value_name = "NUMBER")]
     #[serde(skip_serializing_if = "Option::is_none")]

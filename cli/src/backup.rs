@@ -1,7 +1,7 @@
 //! A platform in one file: its database as of one moment, then the blobs.
 //!
 //! Blobs are written once and never changed, so those that the copy of the database names are there when they are copied
-//! after it. The keys that secrets are sealed under are added on request alone. The platform's id, imported images and unpacked code are left out: a restored platform gets an id of its own,
+//! after it. The keys that secrets are sealed under, and the authority that issues nodes' certificates, are added on request alone. The platform's id, imported images and unpacked code are left out: a restored platform gets an id of its own,
 //! and code is unpacked when it is called.
 
 use std::fs::{self, File};
@@ -17,6 +17,7 @@ use crate::settings::Settings;
 const DATABASE: &str = "faena.db";
 const OBJECTS: &str = "blobs/objects";
 const KEYS: &str = "secret.key";
+const AUTHORITY: [&str; 2] = ["nodes-ca.key", "nodes-ca.pem"];
 
 /// Writes a backup of a platform, which may run.
 pub(crate) fn write(settings: &Settings, file: &Path, with_keys: bool) -> anyhow::Result<()> {
@@ -52,6 +53,11 @@ fn write_to(settings: &Settings, database: &Path, to: &Path, with_keys: bool) ->
         let keys = settings.secret_key_file();
         let added = archive.append_path_with_name(&keys, KEYS);
         added.with_context(|| format!("cannot write the keys in {} into the backup", keys.display()))?;
+        let (key, certificate) = settings.nodes_authority();
+        for (file, name) in [key, certificate].iter().zip(AUTHORITY).filter(|(file, _)| file.is_file()) {
+            let added = archive.append_path_with_name(file, name);
+            added.with_context(|| format!("cannot write {} into the backup", file.display()))?;
+        }
     }
     let mut blobs = 0;
     append(&mut archive, &settings.blob_folder().join("objects"), Path::new(OBJECTS), &mut blobs)?;
@@ -98,7 +104,8 @@ pub(crate) fn restore(settings: &Settings, file: &Path) -> anyhow::Result<()> {
         let mut entry = entry.context("the backup is damaged")?;
         let path = entry.path().context("the backup is damaged")?.into_owned();
         let is_database = path == Path::new(DATABASE);
-        if !is_database && path != Path::new(KEYS) && !path.starts_with(OBJECTS) {
+        let is_key = path == Path::new(KEYS) || AUTHORITY.iter().any(|name| path == Path::new(name));
+        if !is_database && !is_key && !path.starts_with(OBJECTS) {
             bail!("{} is no backup of Faena: it holds {}", file.display(), path.display());
         }
         has_database |= is_database;

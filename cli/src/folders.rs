@@ -89,6 +89,11 @@ impl Folders {
         self.data.join("worker")
     }
 
+    /// Where a worker without the platform's blobs beside it keeps files that pass.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.worker().join("spool")
+    }
+
     /// Where the api listens for connections of functions that call others.
     pub(crate) fn internal_socket(&self) -> PathBuf {
         self.run.join(INTERNAL_SOCKET)

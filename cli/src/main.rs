@@ -65,7 +65,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Role::Up => Box::pin(roles::up(settings)) as std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>,
         Role::Db => Box::pin(roles::db(settings)),
         Role::Api => Box::pin(roles::api(settings)),
-        Role::Worker => Box::pin(roles::worker(settings)),
+        Role::Worker => Box::pin(roles::worker(settings, options.name.is_some())),
     })
 }
 

@@ -3,21 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use faena_api::{Api, ApiConfig, SignInLifetimes};
 use faena_blob::BlobStore;
 use faena_db::SqliteStore;
 use faena_db_client::DbClient;
-use faena_domain::Owner;
+use faena_domain::{NodeName, Owner};
+use faena_front::FrontConfig;
 use faena_invoker::Invoker;
+use faena_protocol::front::Channel;
 use faena_telemetry::Metrics;
-use faena_transport::Endpoint;
+use faena_transport::front::{FrontDialer, NodeIdentity};
+use faena_transport::{Endpoint, Target};
+use faena_worker::front::{FrontBlobs, become_node, forward_internal, identity_in, renew};
 use faena_worker::node::{EgressPolicy, Node, Pool, PoolMetrics};
-use faena_worker::{Worker, WorkerConfig};
+use faena_worker::{DirectSocket, Worker, WorkerConfig};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 use crate::folders::{Folders, Lock};
@@ -27,6 +32,9 @@ use crate::shards::Shards;
 
 /// What a second signal ends the process with (sysexits.h has none for it; shells use 128 and the signal).
 const EXIT_FORCED: i32 = 130;
+
+/// How long what a worker holds may take to end whose platform has let it go.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// A role's task, and what tells it to stop.
 struct Running {
@@ -121,6 +129,22 @@ fn callback_policy(settings: &Settings) -> anyhow::Result<EgressPolicy> {
     Ok(policy)
 }
 
+/// Where nodes of other machines come in.
+fn front(settings: &Settings, folders: &Folders) -> anyhow::Result<Option<FrontConfig>> {
+    let Some(listen) = settings.nodes else { return Ok(None) };
+    let (authority_key, authority_certificate) = settings.nodes_authority();
+    Ok(Some(FrontConfig {
+        listen,
+        public: settings.nodes_public(listen),
+        authority_key,
+        authority_certificate,
+        sockets: folders.run.clone(),
+        api: endpoint(folders, "api.sock")?,
+        db: endpoint(folders, "db.sock")?,
+        internal: folders.internal_socket(),
+    }))
+}
+
 async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> anyhow::Result<Running> {
     let ApiParts { db, blobs, metrics, drained, invoker, shards } = parts;
     let config = ApiConfig {
@@ -145,7 +169,8 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         disk_reserve: settings.disk_reserve,
         egress: callback_policy(settings)?,
         ca_bundle: settings.ca_bundle.clone(),
-        invoker,
+        front: front(settings, folders)?,
+        invoker: invoker.map(|pool| (settings.name.clone(), pool)),
         shards,
     };
     let api = Api::bind(config, db, blobs, metrics).await?;
@@ -173,27 +198,55 @@ fn direct_socket(worker: &str, thread: usize) -> String {
     format!("w{:08x}-{thread}.sock", hash >> 32)
 }
 
+/// Where a worker is, seen from its platform.
+struct Situation {
+    name: String,
+    api: Target,
+    direct: Vec<(DirectSocket, Handle)>,
+    stops_when_drained: bool,
+}
+
+impl Situation {
+    /// On the platform's own machine; threads that take direct calls there are none where the api shares the process.
+    fn local(settings: &Settings, folders: &Folders, threads: Vec<Handle>) -> anyhow::Result<Self> {
+        let stops_when_drained = !threads.is_empty();
+        let socket = |(number, thread): (usize, Handle)| {
+            let endpoint = endpoint(folders, &direct_socket(&settings.name, number))?;
+            Ok((DirectSocket::Local(endpoint), thread))
+        };
+        let direct = threads.into_iter().enumerate().map(socket).collect::<anyhow::Result<_>>()?;
+        let api = endpoint(folders, "api.sock")?.into();
+        Ok(Self { name: settings.name.clone(), api, direct, stops_when_drained })
+    }
+
+    /// On a machine of its own.
+    fn joined(dialer: &FrontDialer, name: String, threads: Vec<Handle>) -> Self {
+        let lanes = (0..).zip(threads).map(|(lane, thread)| (DirectSocket::Front(dialer.clone(), lane), thread));
+        let api = Target::Front(dialer.clone(), Channel::Api);
+        Self { name, api, direct: lanes.collect(), stops_when_drained: true }
+    }
+}
+
 async fn make_worker(
     settings: &Settings,
     folders: &Folders,
     blobs: BlobStore,
     metrics: &Metrics,
-    threads: Vec<Handle>,
+    situation: Situation,
 ) -> anyhow::Result<WorkerParts> {
+    let Situation { name, api, direct, stops_when_drained } = situation;
     let incarnation: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
-    let owner = Owner { worker: settings.name.clone(), incarnation };
+    let owner = Owner { worker: name, incarnation };
     let node = Arc::new(node::node(settings, folders, &owner, blobs).await?);
     let pool = Pool::new(Arc::clone(&node), node::pool(settings), metrics.register(PoolMetrics::register));
     let config = WorkerConfig {
         owner,
         slots: settings.slots,
         grace: settings.grace.duration(),
-        api: endpoint(folders, "api.sock")?,
-        direct: threads
-            .into_iter()
-            .enumerate()
-            .map(|(number, thread)| Ok((endpoint(folders, &direct_socket(&settings.name, number))?, thread)))
-            .collect::<anyhow::Result<_>>()?,
+        stops_when_drained,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api,
+        direct,
     };
     let metrics = metrics.register(faena_worker::metrics::Metrics::register);
     Ok(WorkerParts { config, node, pool, metrics })
@@ -224,7 +277,8 @@ pub(crate) async fn up(settings: Settings) -> anyhow::Result<()> {
     let blobs = BlobStore::local(&settings.blob_folder())?;
     let drained = CancellationToken::new();
     let shards = Shards::start()?;
-    let parts = make_worker(&settings, &folders, blobs.clone(), &metrics, Vec::new()).await?;
+    let situation = Situation::local(&settings, &folders, Vec::new())?;
+    let parts = make_worker(&settings, &folders, blobs.clone(), &metrics, situation).await?;
     let invoker: Arc<dyn Invoker> = Arc::new(parts.pool.clone());
     let parts_of_api = ApiParts {
         db: client.clone(),
@@ -271,16 +325,83 @@ pub(crate) async fn api(settings: Settings) -> anyhow::Result<()> {
     api.stop().await
 }
 
-/// A worker alone.
-pub(crate) async fn worker(settings: Settings) -> anyhow::Result<()> {
+/// A worker alone: on the platform's own machine, or as a node of a platform on another one.
+pub(crate) async fn worker(settings: Settings, name_is_given: bool) -> anyhow::Result<()> {
     let folders = Folders::prepare(&settings)?;
     let _lock = folders.lock("worker")?;
-    let client = DbClient::connect(endpoint(&folders, "db.sock")?);
-    let blobs = BlobStore::shared(&settings.blob_folder(), &folders.data.join("worker/spool"))?;
-    let drained = CancellationToken::new().drop_guard();
     let shards = Shards::start()?;
-    let parts = make_worker(&settings, &folders, blobs, &Metrics::default(), shards.handles()).await?;
-    let mut worker = start_worker(parts, client, drained);
-    until_stopped(&mut [&mut worker]).await?;
-    worker.stop().await
+    match settings.platform.clone() {
+        None => {
+            let client = DbClient::connect(endpoint(&folders, "db.sock")?);
+            let blobs = BlobStore::shared(&settings.blob_folder(), &folders.spool())?;
+            let situation = Situation::local(&settings, &folders, shards.handles())?;
+            serve_worker(&settings, &folders, client, blobs, situation, std::future::pending()).await
+        }
+        Some(address) => {
+            let identity = tokio::select! {
+                identity = joined(&settings, &folders, &address, name_is_given) => identity?,
+                stopped = stopped() => return stopped,
+            };
+            let dialer = FrontDialer::new(&address, &identity)?;
+            let _renewing =
+                AbortOnDropHandle::new(tokio::spawn(renew(folders.data.clone(), dialer.clone(), identity.clone())));
+            let forward = forward_internal(&folders.internal_socket(), dialer.clone());
+            let forward = forward.context("cannot bind the socket for calls from functions")?;
+            let _forwarding = AbortOnDropHandle::new(tokio::spawn(forward));
+            let client = DbClient::connect(Target::Front(dialer.clone(), Channel::Db));
+            let blobs = BlobStore::remote(Arc::new(FrontBlobs::new(dialer.clone())), &folders.spool())?;
+            let situation = Situation::joined(&dialer, identity.name.to_string(), shards.handles());
+            let ended = async { dialer.ended().await };
+            serve_worker(&settings, &folders, client, blobs, situation, ended).await
+        }
+    }
+}
+
+async fn joined(
+    settings: &Settings,
+    folders: &Folders,
+    address: &str,
+    name_is_given: bool,
+) -> anyhow::Result<NodeIdentity> {
+    let name: NodeName = settings.name.parse()?;
+    if let Some(identity) = identity_in(&folders.data, name_is_given.then_some(&name))? {
+        // A token that it was given too is spent, or of no use.
+        return Ok(identity);
+    }
+    let token = settings.join_token()?.context(
+        "this machine is no node yet: make a token with `faena node token`, and start faena worker --join TOKEN --api HOST:PORT",
+    )?;
+    Ok(become_node(&folders.data, address, &token, &name).await?)
+}
+
+/// Runs a worker until it is told to stop, has drained, or its platform has let it go, which `ended` says.
+async fn serve_worker(
+    settings: &Settings,
+    folders: &Folders,
+    db: DbClient,
+    blobs: BlobStore,
+    situation: Situation,
+    ended: impl Future<Output = String>,
+) -> anyhow::Result<()> {
+    let (drained, metrics) = (CancellationToken::new().drop_guard(), Metrics::default());
+    tokio::pin!(ended);
+    let parts = tokio::select! {
+        parts = make_worker(settings, folders, blobs, &metrics, situation) => parts?,
+        message = &mut ended => bail!("{message}"),
+    };
+    let mut worker = start_worker(parts, db, drained);
+    tokio::select! {
+        stopped = stopped() => {
+            stopped?;
+            worker.stop().await
+        }
+        // An administrator has drained the node.
+        ended = &mut worker.task => ended.context("the worker panicked")?,
+        message = &mut ended => {
+            // Nobody takes what it could still tell: what runs ends here, and elsewhere it runs again.
+            worker.stop.cancel();
+            let _ = tokio::time::timeout(LET_GO, &mut worker.task).await;
+            bail!("{message}")
+        }
+    }
 }

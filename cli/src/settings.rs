@@ -12,6 +12,7 @@ use faena_domain::near::nearest;
 use faena_domain::units::{ByteSize, GB, Span};
 use faena_domain::{AskedLimits, Limits, NetworkRule, Preload};
 use faena_engine::Layer;
+use faena_protocol::front::JoinToken;
 use faena_telemetry::LogFormat;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -42,6 +43,23 @@ pub(crate) struct Settings {
     pub(crate) blobs: Option<PathBuf>,
     /// Name of the worker.
     pub(crate) name: String,
+    /// Where nodes of other machines come in; none keeps the platform to this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nodes: Option<SocketAddr>,
+    /// The address that nodes reach it by, where that is another than the one it listens on: `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nodes_address: Option<String>,
+    /// Key and certificate of the authority for nodes, where they are not in the data folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nodes_ca_key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nodes_ca: Option<PathBuf>,
+    /// Of a worker on another machine than its platform: where that takes nodes in, as `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) platform: Option<String>,
+    /// The token that it joins by: itself, `-` for standard input, or `@` and the name of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) join: Option<String>,
     /// Calls at once.
     pub(crate) slots: u32,
     /// Instances that are made at once.
@@ -186,12 +204,17 @@ fn host_name() -> String {
     if plain.is_empty() { "worker".to_owned() } else { plain }
 }
 
+/// Images that are this machine's own system, where their program is there.
+fn host_images() -> Vec<HostImage> {
+    [("pythonruntime", "python3"), ("noderuntime", "node"), ("bashruntime", "bash")]
+        .map(|(image, program)| HostImage { image: image.to_owned(), program: program.to_owned() })
+        .into()
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let store = StoreSettings::default();
-        let host_image =
-            |image: &str, program: &str| HostImage { image: image.to_owned(), program: program.to_owned() };
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             data: home_data(),
@@ -199,6 +222,12 @@ impl Default for Settings {
             secret_key_file: None,
             blobs: None,
             name: host_name(),
+            nodes: None,
+            nodes_address: None,
+            nodes_ca_key: None,
+            nodes_ca: None,
+            platform: None,
+            join: None,
             slots: u32::try_from(default_slots(cores)).unwrap_or(4),
             creations: u32::try_from(default_slots(cores)).unwrap_or(4),
             instances: 256,
@@ -227,11 +256,7 @@ impl Default for Settings {
             docker: "auto".to_owned(),
             sandbox: true,
             accept_missing: Vec::new(),
-            host_images: vec![
-                host_image("pythonruntime", "python3"),
-                host_image("noderuntime", "node"),
-                host_image("bashruntime", "bash"),
-            ],
+            host_images: host_images(),
             pull: true,
             ca_bundle: default_ca_bundle(),
             egress_ports: Vec::new(),
@@ -269,6 +294,12 @@ fn default_ca_bundle() -> Option<PathBuf> {
 fn names() -> HashSet<String> {
     let optional = [
         "run",
+        "nodes",
+        "nodes_address",
+        "nodes_ca_key",
+        "nodes_ca",
+        "platform",
+        "join",
         "secret_key_file",
         "blobs",
         "ca_bundle",
@@ -365,6 +396,17 @@ impl Settings {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(plain) {
             bail!("the worker's name {:?} must have 1 to 63 letters, digits and -", self.name);
+        }
+        for (setting, address) in [("--api", &self.platform), ("nodes_address", &self.nodes_address)] {
+            let is_address = |text: &String| {
+                text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            };
+            if let Some(text) = address.as_ref().filter(|text| !is_address(text)) {
+                bail!("{setting} {text:?} is no address like faena.example.net:3400");
+            }
+        }
+        if self.join.is_some() && self.platform.is_none() {
+            bail!("--join needs --api HOST:PORT, the address where the platform takes nodes in");
         }
         if self.stream_idle.0 == 0 || self.stream_max.0 == 0 {
             bail!("stream_idle and stream_max must be longer than nothing");
@@ -500,6 +542,39 @@ impl Settings {
     /// Where the keys are that secrets are sealed under.
     pub(crate) fn secret_key_file(&self) -> PathBuf {
         self.secret_key_file.clone().unwrap_or_else(|| self.data.join("secret.key"))
+    }
+
+    /// Key and certificate of the authority for nodes.
+    pub(crate) fn nodes_authority(&self) -> (PathBuf, PathBuf) {
+        let beside = |named: &Option<PathBuf>, name: &str| named.clone().unwrap_or_else(|| self.data.join(name));
+        (beside(&self.nodes_ca_key, "nodes-ca.key"), beside(&self.nodes_ca, "nodes-ca.pem"))
+    }
+
+    /// The address that nodes reach the platform by.
+    pub(crate) fn nodes_public(&self, listen: SocketAddr) -> String {
+        let own = if listen.ip().is_unspecified() {
+            format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), listen.port())
+        } else {
+            listen.to_string()
+        };
+        self.nodes_address.clone().unwrap_or(own)
+    }
+
+    /// The token that this machine joins by.
+    pub(crate) fn join_token(&self) -> anyhow::Result<Option<JoinToken>> {
+        let text = match self.join.as_deref() {
+            None => return Ok(None),
+            Some("-") => {
+                std::io::read_to_string(std::io::stdin()).context("cannot read the token from standard input")?
+            }
+            Some(text) => match text.strip_prefix('@') {
+                Some(file) => {
+                    std::fs::read_to_string(file).with_context(|| format!("cannot read the token in {file}"))?
+                }
+                None => text.to_owned(),
+            },
+        };
+        Ok(Some(JoinToken::decode(&text)?))
     }
 
     /// Where blobs are.

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use faena_domain::{CallNum, EngineKind, Epoch, FunctionId, Namespace, Owner, Slots, slots};
+use faena_db_client::KnownNodes;
+use faena_domain::{
+    CallNum, EngineKind, Epoch, FunctionId, Labels, Namespace, NodeName, NodeState, Owner, Slots, slots,
+};
 use faena_protocol::db::{SlotsView, SparePlaces};
 use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
-use faena_protocol::records::{BuildJob, BuildRef, CallJob};
+use faena_protocol::records::{BuildJob, BuildRef, CallJob, NodeRecord};
 
 use crate::ledger::{Ledger, slots_view};
 
@@ -25,8 +28,48 @@ struct Worker<P> {
     build_slots: Slots,
     /// A claim is under way.
     claim: Option<UnderWay>,
-    is_draining: bool,
+    /// It has said that it stops.
+    is_leaving: bool,
+    /// What an administrator says of its node; none before db has told.
+    terms: Option<NodeTerms>,
     pool: PoolView,
+}
+
+/// What an administrator says of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeTerms {
+    /// The run of its worker that db knows.
+    incarnation: String,
+    /// Its labels.
+    pub(crate) labels: Labels,
+    /// It takes no new work.
+    pub(crate) is_cordoned: bool,
+    /// It finishes what it has, and stops.
+    pub(crate) is_draining: bool,
+}
+
+impl NodeTerms {
+    /// What is said of the node of a worker; none where db has not told of this run of it: what is known then may be about the
+    /// one before, which was to drain.
+    pub(crate) fn of(known: &KnownNodes, owner: &Owner) -> Option<Self> {
+        known.get(&owner.worker.parse().ok()?).map(Self::from).filter(|terms| terms.incarnation == owner.incarnation)
+    }
+
+    /// Whether the node takes new work.
+    pub(crate) fn takes_work(&self) -> bool {
+        !self.is_cordoned && !self.is_draining
+    }
+}
+
+impl From<&NodeRecord> for NodeTerms {
+    fn from(node: &NodeRecord) -> Self {
+        Self {
+            incarnation: node.incarnation.clone(),
+            labels: node.labels.clone(),
+            is_cordoned: node.is_cordoned,
+            is_draining: node.is_draining,
+        }
+    }
 }
 
 /// A claim that db has not answered.
@@ -38,24 +81,13 @@ struct UnderWay {
     outdated: Option<bool>,
 }
 
-/// How a worker stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerState {
-    /// It takes work.
-    Ready,
-    /// It finishes what it has.
-    Draining,
-    /// It is not connected.
-    Away,
-}
-
 /// A worker as it stands.
 #[derive(Clone, Debug)]
 pub struct WorkerStatus {
     /// What it said of itself.
     pub info: NodeInfo,
-    /// Whether it takes work.
-    pub state: WorkerState,
+    /// READY, CORDONED or DRAINING; LOST where it is not connected.
+    pub state: NodeState,
     /// Calls that it has by way of the scheduler.
     pub calls: usize,
     /// Builds that it has.
@@ -75,19 +107,33 @@ pub(crate) struct Capacity {
     pub(crate) builds: Option<SlotsView>,
 }
 
-/// Every worker by its name.
+/// Every worker by its name, and what is known of nodes.
 #[derive(Debug)]
-pub(crate) struct Fleet<P>(BTreeMap<String, Worker<P>>);
+pub(crate) struct Fleet<P> {
+    workers: BTreeMap<String, Worker<P>>,
+    terms: HashMap<NodeName, NodeTerms>,
+}
 
 impl<P> Default for Fleet<P> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self { workers: BTreeMap::new(), terms: HashMap::new() }
     }
 }
 
 impl<P> Worker<P> {
     fn takes_work(&self) -> bool {
-        self.peer.is_ok() && !self.is_draining
+        self.state() == NodeState::Ready
+    }
+
+    fn state(&self) -> NodeState {
+        match (&self.peer, &self.terms) {
+            (Err(_), _) => NodeState::Lost,
+            (Ok(_), _) if self.is_leaving => NodeState::Draining,
+            (Ok(_), Some(terms)) if terms.is_draining => NodeState::Draining,
+            (Ok(_), Some(terms)) if !terms.is_cordoned => NodeState::Ready,
+            // What db has not told of yet may be cordoned.
+            (Ok(_), _) => NodeState::Cordoned,
+        }
     }
 
     fn offers(&self, engine: EngineKind) -> bool {
@@ -109,6 +155,10 @@ impl<P> Worker<P> {
     }
 }
 
+fn terms_of(all: &HashMap<NodeName, NodeTerms>, owner: &Owner) -> Option<NodeTerms> {
+    all.get(&owner.worker.parse().ok()?).filter(|terms| terms.incarnation == owner.incarnation).cloned()
+}
+
 /// Whether slots have room: a free one, or the reserve, where that is looked at.
 fn has_room(slots: &Slots, reserve: bool) -> bool {
     slots.free() > 0 || (reserve && slots.has_reserve())
@@ -116,11 +166,11 @@ fn has_room(slots: &Slots, reserve: bool) -> bool {
 
 impl<P: Clone + PartialEq> Fleet<P> {
     fn by_peer(&mut self, peer: &P) -> Option<&mut Worker<P>> {
-        self.0.values_mut().find(|worker| worker.peer.as_ref() == Ok(peer))
+        self.workers.values_mut().find(|worker| worker.peer.as_ref() == Ok(peer))
     }
 
     fn run_of(&mut self, owner: &Owner) -> Option<&mut Worker<P>> {
-        self.0.get_mut(&owner.worker).filter(|worker| worker.info.owner == *owner)
+        self.workers.get_mut(&owner.worker).filter(|worker| worker.info.owner == *owner)
     }
 
     /// Takes a worker in with what it has; returns the earlier run that it shows to be dead.
@@ -139,14 +189,15 @@ impl<P: Clone + PartialEq> Fleet<P> {
             builds: HashMap::new(),
             build_slots: Slots::new(info.build_slots),
             claim: None,
-            is_draining: false,
+            is_leaving: false,
+            terms: terms_of(&self.terms, &info.owner),
             info,
             pool: PoolView::default(),
         };
         calls.into_iter().for_each(|(claim, of)| worker.begin(claim, of));
         builds.into_iter().for_each(|build| worker.begin_build(build));
         let owner = worker.info.owner.clone();
-        let old = self.0.insert(owner.worker.clone(), worker);
+        let old = self.workers.insert(owner.worker.clone(), worker);
         old.map(|old| old.info.owner).filter(|old| *old != owner)
     }
 
@@ -161,7 +212,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
     pub(crate) fn forget_away(&mut self, most: Duration, now: Instant) -> Vec<Owner> {
         let is_gone =
             |worker: &Worker<P>| worker.peer.as_ref().is_err_and(|since| now.saturating_duration_since(*since) > most);
-        let gone = self.0.extract_if(.., |_, worker| is_gone(worker));
+        let gone = self.workers.extract_if(.., |_, worker| is_gone(worker));
         gone.map(|(_, worker)| worker.info.owner).collect()
     }
 
@@ -172,7 +223,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
 
     /// Every connection there is.
     pub(crate) fn peers(&self) -> Vec<P> {
-        self.0.values().filter_map(|worker| worker.peer.clone().ok()).collect()
+        self.workers.values().filter_map(|worker| worker.peer.clone().ok()).collect()
     }
 
     /// Whose connection it is.
@@ -194,10 +245,30 @@ impl<P: Clone + PartialEq> Fleet<P> {
         }
     }
 
+    /// What an administrator says of all nodes. Returns the connections of workers that are to drain from now on.
+    pub(crate) fn administer(&mut self, terms: HashMap<NodeName, NodeTerms>) -> Vec<P> {
+        self.terms = terms;
+        let mut drained = Vec::new();
+        for worker in self.workers.values_mut() {
+            let drains = |terms: &Option<NodeTerms>| terms.as_ref().is_some_and(|terms| terms.is_draining);
+            let drained_before = drains(&worker.terms);
+            worker.terms = terms_of(&self.terms, &worker.info.owner);
+            if drains(&worker.terms) && !drained_before {
+                drained.extend(worker.peer.clone().ok());
+            }
+        }
+        drained
+    }
+
+    /// Whether db has told of the node of a worker, and that it is to drain.
+    pub(crate) fn is_to_drain(&self, worker: &str) -> Option<bool> {
+        self.workers.get(worker)?.terms.as_ref().map(|terms| terms.is_draining)
+    }
+
     /// A worker takes no more work.
     pub(crate) fn draining(&mut self, peer: &P) {
         if let Some(worker) = self.by_peer(peer) {
-            worker.is_draining = true;
+            worker.is_leaving = true;
         }
     }
 
@@ -209,17 +280,17 @@ impl<P: Clone + PartialEq> Fleet<P> {
         Some(of)
     }
 
-    /// A build has ended on a worker.
-    pub(crate) fn build_ended(&mut self, peer: &P, build: &BuildRef) {
-        let Some(worker) = self.by_peer(peer) else { return };
-        if let Some(function) = worker.builds.remove(build) {
-            worker.build_slots.give_back(&function);
-        }
+    /// A build has ended on a worker; false where the worker did not have it.
+    pub(crate) fn build_ended(&mut self, peer: &P, build: &BuildRef) -> bool {
+        let Some(worker) = self.by_peer(peer) else { return false };
+        let function = worker.builds.remove(build);
+        function.iter().for_each(|function| worker.build_slots.give_back(function));
+        function.is_some()
     }
 
     /// Whether any worker that takes work has this engine.
     pub(crate) fn offers(&self, engine: EngineKind) -> bool {
-        self.0.values().any(|worker| worker.takes_work() && worker.offers(engine))
+        self.workers.values().any(|worker| worker.takes_work() && worker.offers(engine))
     }
 
     /// Gives a call to a worker: to one where it joins an instance that works, else to the one with the most free slots.
@@ -237,7 +308,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
                 && worker.ledger.may_begin(of, others_wait)
         };
         let order = |worker: &&mut Worker<P>| (worker.ledger.joins(of), worker.ledger.slots().free());
-        let worker = self.0.values_mut().filter(able).max_by_key(order)?;
+        let worker = self.workers.values_mut().filter(able).max_by_key(order)?;
         worker.begin(claim, of.clone());
         Some((worker.peer.clone().ok()?, worker.info.owner.clone()))
     }
@@ -246,7 +317,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
     /// function holds is looked at now and then, since it costs a claim that finds nothing as a rule.
     pub(crate) fn capacities(&mut self, reserve: bool) -> Vec<Capacity> {
         let mut capacities = Vec::new();
-        for worker in self.0.values_mut().filter(|worker| worker.takes_work()) {
+        for worker in self.workers.values_mut().filter(|worker| worker.takes_work()) {
             if let Some(claim) = &mut worker.claim {
                 claim.outdated = Some(reserve || claim.outdated == Some(true));
                 continue;
@@ -271,7 +342,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
 
     /// What a namespace has of all workers' slots, for its weight.
     pub(crate) fn load(&self, namespace: &Namespace, weight: u32) -> u64 {
-        let held = self.0.values().map(|worker| worker.ledger.slots().held_by_namespace(namespace)).sum();
+        let held = self.workers.values().map(|worker| worker.ledger.slots().held_by_namespace(namespace)).sum();
         slots::load(held, weight)
     }
 
@@ -280,7 +351,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
         let has_one = |worker: &Worker<P>| {
             worker.ledger.slots().reserve_is_for(function) || worker.build_slots.reserve_is_for(function)
         };
-        self.0.values().any(|worker| worker.takes_work() && has_one(worker))
+        self.workers.values().any(|worker| worker.takes_work() && has_one(worker))
     }
 
     /// Whether a function whose call has ended was in the reserve of a worker: another one could take it now.
@@ -293,7 +364,7 @@ impl<P: Clone + PartialEq> Fleet<P> {
     pub(crate) fn claimed(&mut self, owner: &Owner, calls: &[CallJob], builds: &[BuildJob]) -> Option<P> {
         let worker = self.run_of(owner)?;
         worker.claim = None;
-        let peer = worker.peer.clone().ok().filter(|_| !worker.is_draining)?;
+        let peer = worker.peer.clone().ok().filter(|_| worker.takes_work())?;
         calls.iter().for_each(|job| worker.begin((job.num, job.epoch), CallOf::of(&job.code)));
         builds.iter().for_each(|job| worker.begin_build(job.reference()));
         Some(peer)
@@ -303,16 +374,12 @@ impl<P: Clone + PartialEq> Fleet<P> {
     pub(crate) fn statuses(&self) -> Vec<WorkerStatus> {
         let status = |worker: &Worker<P>| WorkerStatus {
             info: worker.info.clone(),
-            state: match (&worker.peer, worker.is_draining) {
-                (Err(_), _) => WorkerState::Away,
-                (Ok(_), true) => WorkerState::Draining,
-                (Ok(_), false) => WorkerState::Ready,
-            },
+            state: worker.state(),
             calls: worker.calls.len(),
             builds: worker.builds.len(),
             pool: worker.pool,
         };
-        self.0.values().map(status).collect()
+        self.workers.values().map(status).collect()
     }
 }
 
@@ -331,11 +398,25 @@ mod tests {
             egress: faena_protocol::node::EgressWay::Proxy,
         };
         let owner = Owner { worker: worker.to_owned(), incarnation: "1".to_owned() };
-        NodeInfo { owner, engines: vec![engine], slots, build_slots: 2, memory_bytes: 0, direct: Vec::new() }
+        NodeInfo {
+            owner,
+            engines: vec![engine],
+            slots,
+            build_slots: 2,
+            memory_bytes: 0,
+            version: String::new(),
+            direct: Vec::new(),
+        }
+    }
+
+    fn terms() -> NodeTerms {
+        NodeTerms { incarnation: "1".to_owned(), ..NodeTerms::default() }
     }
 
     fn fleet(workers: &[(&'static str, u32)]) -> Fleet<&'static str> {
         let mut fleet = Fleet::default();
+        let terms = |(name, _): &(&str, u32)| (name.parse().expect("a name"), terms());
+        fleet.administer(workers.iter().map(terms).collect());
         for (name, slots) in workers {
             assert_eq!(fleet.joined(*name, node(name, *slots), Vec::new(), Vec::new()), None);
         }
@@ -425,6 +506,24 @@ mod tests {
     }
 
     #[test]
+    fn a_node_takes_work_only_while_its_administrator_lets_it() {
+        let (mut fleet, plain) = (fleet(&[("a", 2)]), of("plain", 1));
+        let administer = |fleet: &mut Fleet<&'static str>, terms: Option<NodeTerms>| {
+            let terms = terms.map(|terms| ("a".parse().expect("a name"), terms));
+            (fleet.administer(terms.into_iter().collect()), fleet.statuses()[0].state)
+        };
+        let cordoned = NodeTerms { is_cordoned: true, ..terms() };
+        assert_eq!(administer(&mut fleet, Some(cordoned)), (vec![], NodeState::Cordoned));
+        assert_eq!(assign(&mut fleet, 1, &plain, false), None);
+        assert_eq!(administer(&mut fleet, None).1, NodeState::Cordoned, "nobody knows the node");
+        let draining = NodeTerms { is_draining: true, ..terms() };
+        assert_eq!(administer(&mut fleet, Some(draining.clone())), (vec!["a"], NodeState::Draining));
+        assert_eq!(administer(&mut fleet, Some(draining)).0, [""; 0], "it is told once");
+        assert_eq!(administer(&mut fleet, Some(terms())), (vec![], NodeState::Ready));
+        assert_eq!(assign(&mut fleet, 1, &plain, false), Some("a"));
+    }
+
+    #[test]
     fn a_worker_that_comes_back_has_what_it_says() {
         let (mut fleet, plain) = (fleet(&[("a", 2)]), of("plain", 1));
         (1..=2).for_each(|num| assert!(assign(&mut fleet, num, &plain, false).is_some()));
@@ -435,6 +534,7 @@ mod tests {
         next.owner.incarnation = "2".to_owned();
         assert_eq!(fleet.joined("a3", next, Vec::new(), Vec::new()), Some(node("a", 2).owner));
         assert_eq!((fleet.owner(&"a2"), fleet.peer(&node("a", 2).owner)), (None, None));
+        assert_eq!(fleet.statuses()[0].state, NodeState::Cordoned, "db has not told of this run");
     }
 
     proptest! {
@@ -456,7 +556,7 @@ mod tests {
                     fleet.call_ended(&peer, claim(num));
                 }
                 for (name, slots) in [("a", 2), ("b", 3)] {
-                    let worker = &fleet.0[name];
+                    let worker = &fleet.workers[name];
                     let count = |work| at.iter().filter(|(_, peer, index)| *peer == name && *index == work).count();
                     let filled = (0..4).map(|work| count(work).div_ceil(works[work].parallel as usize)).sum::<usize>();
                     prop_assert_eq!(worker.ledger.slots().busy() as usize, filled);
@@ -464,7 +564,7 @@ mod tests {
                 }
             }
             at.iter().for_each(|(num, peer, _)| drop(fleet.call_ended(peer, claim(*num))));
-            prop_assert!(fleet.0.values().all(|worker| worker.ledger.slots().busy() == 0 && worker.calls.is_empty()));
+            prop_assert!(fleet.workers.values().all(|worker| worker.ledger.slots().busy() == 0 && worker.calls.is_empty()));
         }
     }
 }

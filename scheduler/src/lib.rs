@@ -22,7 +22,7 @@ mod turns;
 mod worker_connections;
 
 pub use completions::{BacklogPermit, CompletionWriter};
-pub use fleet::{WorkerState, WorkerStatus};
+pub use fleet::WorkerStatus;
 pub use handle::SchedulerHandle;
 pub use in_flight::{Cancel, DirectInFlight, InFlight};
 pub use scheduler::Scheduler;

@@ -9,7 +9,8 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer};
+use faena_db_client::KnownNodes;
+use faena_domain::{CallError, CallNum, EngineKind, ErrorKind, Layer, Owner};
 use faena_invoker::remote::{Incoming, PartSender, Streams};
 use faena_invoker::{Caller, Invocation, Invoker, RequestBody, StreamedAnswer};
 use faena_protocol::direct::InvocationEnd;
@@ -23,6 +24,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
+
+use crate::fleet::NodeTerms;
 
 /// Versions that a connection has numbers for; beyond it all are forgotten.
 const NUMBERED: usize = 4096;
@@ -72,11 +75,15 @@ struct Wire {
 
 /// One worker.
 struct Remote {
+    /// The run of it that is connected.
+    owner: Owner,
     endpoints: Vec<Endpoint>,
     engines: Vec<EngineKind>,
     slots: u32,
     /// It takes no more calls; those that it has may end.
     is_leaving: bool,
+    /// What an administrator says of its node; none before db has told.
+    terms: Option<NodeTerms>,
     in_flight: Arc<AtomicU32>,
     wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
     tasks: Vec<JoinHandle<()>>,
@@ -86,6 +93,7 @@ struct Remote {
 #[derive(Clone, Default)]
 pub struct WorkerConnections {
     remotes: Arc<RwLock<HashMap<String, Remote>>>,
+    known: Arc<RwLock<Arc<KnownNodes>>>,
     threads: Arc<Vec<Handle>>,
 }
 
@@ -113,7 +121,15 @@ impl Drop for Remote {
 impl WorkerConnections {
     /// Connections of these threads.
     pub fn new(threads: Vec<Handle>) -> Self {
-        Self { remotes: Arc::default(), threads: Arc::new(threads) }
+        Self { remotes: Arc::default(), known: Arc::default(), threads: Arc::new(threads) }
+    }
+
+    /// Takes over what an administrator says of nodes.
+    pub(crate) fn administer(&self, known: &Arc<KnownNodes>) {
+        *self.known.write() = Arc::clone(known);
+        for remote in self.remotes.write().values_mut() {
+            remote.terms = NodeTerms::of(known, &remote.owner);
+        }
     }
 
     /// A worker takes calls from now on.
@@ -129,6 +145,8 @@ impl WorkerConnections {
             // A run after the one that we knew listens where that did, and our connections find it.
             (known.slots, known.is_leaving) = (node.slots, false);
             known.engines = kinds(&node.engines);
+            known.terms = NodeTerms::of(&self.known.read(), &node.owner);
+            known.owner = node.owner.clone();
             return;
         }
         let (wires, in_flight) = (Arc::default(), Arc::new(AtomicU32::new(0)));
@@ -138,7 +156,9 @@ impl WorkerConnections {
         };
         let tasks = self.threads.iter().enumerate().map(connect).collect();
         let (engines, slots) = (kinds(&node.engines), node.slots);
-        let remote = Remote { endpoints, engines, slots, is_leaving: false, in_flight, wires, tasks };
+        let terms = NodeTerms::of(&self.known.read(), &node.owner);
+        let owner = node.owner.clone();
+        let remote = Remote { owner, endpoints, engines, slots, is_leaving: false, terms, in_flight, wires, tasks };
         remotes.insert(worker.clone(), remote);
     }
 
@@ -170,7 +190,8 @@ impl WorkerConnections {
         let (engine, thread) = (code.engine?, std::thread::current().id());
         let remotes = self.remotes.read();
         let able = remotes.iter().filter_map(|(name, remote)| {
-            let offers = !remote.is_leaving && remote.engines.contains(&engine);
+            let takes_work = remote.terms.as_ref().is_some_and(NodeTerms::takes_work);
+            let offers = !remote.is_leaving && takes_work && remote.engines.contains(&engine);
             let wires = remote.wires.read();
             let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;
             let is_full = remote.in_flight.load(Ordering::Relaxed) >= remote.slots;

@@ -15,12 +15,14 @@ use faena_protocol::direct::wire::{
 };
 use faena_protocol::direct::{HttpHead, InvocationEnd};
 use faena_protocol::records::Code;
-use faena_transport::{Endpoint, Peer, ServerEvent, ServerHandle, UnopenedServer};
+use faena_transport::{Peer, ServerEvent, ServerHandle, UnopenedServer};
 use http_body::Body;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
+
+use crate::DirectSocket;
 
 /// What is known of a thread of an api.
 #[derive(Default)]
@@ -34,7 +36,7 @@ struct ApiThread {
 type Calls = Arc<Mutex<HashMap<CallNum, Streams>>>;
 
 /// Serves one socket until the task is aborted.
-pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, worker: String) {
+pub(crate) async fn serve(socket: DirectSocket, pool: Pool, worker: String) {
     let (handle, server) = UnopenedServer::new();
     let served = Direct { pool, handle, worker };
     let mut callers: HashMap<Peer, ApiThread> = HashMap::new();
@@ -49,11 +51,13 @@ pub(crate) async fn serve(endpoint: Endpoint, pool: Pool, worker: String) {
             }
         }
     };
-    match server.open(&endpoint, heard).await {
+    let opened = match socket {
+        DirectSocket::Local(endpoint) => server.open(&endpoint, heard).await,
+        DirectSocket::Front(dialer, lane) => Ok(server.open_through(dialer, lane, heard)),
+    };
+    match opened {
         Ok(_open) => std::future::pending().await,
-        Err(error) => {
-            warn!(%error, endpoint = %endpoint.path().display(), "calls cannot be sent here directly; they go by the scheduler");
-        }
+        Err(error) => warn!(%error, "calls cannot be sent here directly; they go by the scheduler"),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod direct;
+pub mod front;
 mod lease;
 pub mod metrics;
 mod session;
@@ -17,9 +18,10 @@ use faena_domain::Owner;
 use faena_engine::Engine;
 use faena_miniworker::Node;
 use faena_pool::Pool;
-use faena_protocol::db::WorkerJoin;
+use faena_protocol::db::{WorkerJoin, WorkerStopped};
 use faena_protocol::node::{EgressWay, EngineInfo, NodeInfo};
-use faena_transport::{Endpoint, Link};
+use faena_transport::front::FrontDialer;
+use faena_transport::{Endpoint, Link, Target};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,6 +32,8 @@ use session::Session;
 
 /// How many builds run at once.
 pub const BUILD_SLOTS: u32 = 2;
+/// How long db is waited for when a worker says that it stops.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// The pause before db is asked again.
 pub(crate) const RETRY: Duration = Duration::from_millis(250);
 
@@ -42,10 +46,33 @@ pub struct WorkerConfig {
     pub slots: u32,
     /// How long running work may take to finish at a stop.
     pub grace: Duration,
+    /// Whether it stops when an administrator drains its node, rather than go on without work.
+    pub stops_when_drained: bool,
+    /// The version of its program.
+    pub version: String,
     /// Where the api listens for workers.
-    pub api: Endpoint,
+    pub api: Target,
     /// Where calls of the direct path come in, and on which thread; none where the api shares our process.
-    pub direct: Vec<(Endpoint, Handle)>,
+    pub direct: Vec<(DirectSocket, Handle)>,
+}
+
+/// Where calls of the direct path come in.
+#[derive(Clone, Debug)]
+pub enum DirectSocket {
+    /// A socket of this machine.
+    Local(Endpoint),
+    /// A socket of the platform's machine, by the number of the thread that it is for.
+    Front(FrontDialer, u16),
+}
+
+impl DirectSocket {
+    /// What the api is told.
+    fn address(&self) -> String {
+        match self {
+            Self::Local(endpoint) => endpoint.path().display().to_string(),
+            Self::Front(_, lane) => lane.to_string(),
+        }
+    }
 }
 
 /// A worker that has its node and waits to be run.
@@ -79,15 +106,16 @@ impl Worker {
             slots: self.config.slots,
             build_slots: BUILD_SLOTS,
             memory_bytes: memory_bytes(),
-            direct: self.config.direct.iter().map(|(endpoint, _)| endpoint.path().display().to_string()).collect(),
+            version: self.config.version.clone(),
+            direct: self.config.direct.iter().map(|(socket, _)| socket.address()).collect(),
         }
     }
 
     /// Takes calls of the direct path until what it returns is dropped.
     fn open(&self) -> Vec<AbortOnDropHandle<()>> {
-        let serve = |(endpoint, thread): &(Endpoint, Handle)| {
-            let (endpoint, pool, worker) = (endpoint.clone(), self.pool.clone(), self.config.owner.worker.clone());
-            AbortOnDropHandle::new(thread.spawn(direct::serve(endpoint, pool, worker)))
+        let serve = |(socket, thread): &(DirectSocket, Handle)| {
+            let (socket, pool, worker) = (socket.clone(), self.pool.clone(), self.config.owner.worker.clone());
+            AbortOnDropHandle::new(thread.spawn(direct::serve(socket, pool, worker)))
         };
         self.config.direct.iter().map(serve).collect()
     }
@@ -106,7 +134,11 @@ impl Worker {
         let info = self.info();
         let _direct = self.open();
         info!(worker = info.owner.worker, slots = info.slots, "the worker is ready");
-        Session::new(self, info, link.handle()).run(link, stop).await;
+        let (db, owner) = (self.db.clone(), self.config.owner.clone());
+        if Session::new(self, info, link.handle(), &stop).run(link, stop).await {
+            // Nobody takes it to be lost. Where db does not hear it, it is.
+            let _ = db.ask_within(&WorkerStopped { owner }, FAREWELL).await;
+        }
     }
 
     /// Ends what an earlier incarnation of this worker held; it is dead, since we hold its lock.

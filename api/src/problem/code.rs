@@ -123,6 +123,7 @@ codes! {
     UnknownKey, "unknown_key", BAD_REQUEST, "faena.toml has no such key";
     UnknownApiKey, "unknown_api_key", NOT_FOUND, "There is no such API key";
     UnknownNamespace, "unknown_namespace", NOT_FOUND, "There is no such namespace";
+    UnknownNode, "unknown_node", NOT_FOUND, "There is no such node";
     UnknownProvider, "unknown_provider", NOT_FOUND, "There is no such identity provider";
     UnknownRule, "unknown_rule", NOT_FOUND, "There is no such rule";
     UnknownRoute, "unknown_route", NOT_FOUND, "There is nothing at this path";

@@ -138,10 +138,13 @@ impl From<DbError> for Problem {
                     Resource::Rule => ErrorCode::UnknownRule,
                     Resource::Config => ErrorCode::UnknownConfig,
                     Resource::Provider => ErrorCode::UnknownProvider,
+                    Resource::Node => ErrorCode::UnknownNode,
                 };
                 Self::new(code, format!("there is no {what} {name}"))
             }
-            DbError::Conflict { message } => Self::new(ErrorCode::Conflict, message.clone()),
+            DbError::Conflict { message } | DbError::NotAdmitted { message } => {
+                Self::new(ErrorCode::Conflict, message.clone())
+            }
             DbError::OverQuota { message } => Self::new(ErrorCode::QuotaExceeded, message.clone()),
             DbError::TooMuch { message } => Self::new(ErrorCode::LimitExceeded, message.clone()),
             DbError::AdministratorNeeded { message } => Self::new(ErrorCode::AdministratorNeeded, message.clone()),

@@ -6,11 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use faena_domain::NodeState;
 use faena_protocol::db::{Health, Ping};
 use serde::Serialize;
 
 use crate::app::App;
-use faena_scheduler::WorkerState;
 
 /// How long db may take to count as there.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub(crate) async fn ready(State(app): State<App>) -> (StatusCode, Json<Readiness
     let health = app.db().ask_within(&Ping {}, PATIENCE).await;
     let database = health.is_ok();
     let Health { clock_step_ms, disk_low } = health.unwrap_or_default();
-    let workers = app.scheduler().workers().await.iter().filter(|worker| worker.state == WorkerState::Ready).count();
+    let workers = app.scheduler().workers().await.iter().filter(|worker| worker.state == NodeState::Ready).count();
     let ready = database && workers > 0 && !app.draining().is_cancelled();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready, database, workers, disk_low, clock_step_ms }))

@@ -15,6 +15,7 @@ mod keys;
 mod login;
 mod logs;
 mod namespaces;
+mod nodes;
 mod providers;
 mod replay;
 mod rules;
@@ -122,6 +123,12 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(config::put, config::get, config::delete))
         .routes(routes!(audit::list))
         .routes(routes!(workers::list))
+        .routes(routes!(nodes::make_token))
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::get, nodes::patch, nodes::delete))
+        .routes(routes!(nodes::cordon))
+        .routes(routes!(nodes::uncordon))
+        .routes(routes!(nodes::drain))
         .routes(routes!(health::healthy))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

@@ -2,8 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
+use faena_domain::NodeState;
 use faena_protocol::node::{EngineInfo, PoolView};
-use faena_scheduler::{WorkerState, WorkerStatus};
+use faena_scheduler::WorkerStatus;
 use serde::Serialize;
 
 use crate::app::App;
@@ -16,7 +17,7 @@ pub(crate) struct WorkerView {
     id: String,
     /// This run of it.
     incarnation: String,
-    /// `ready`, `draining` or `away`.
+    /// `ready`, `cordoned`, `draining` or `away`.
     status: &'static str,
     /// What it makes instances with, and which layers it goes without.
     #[schema(value_type = Vec<Object>)]
@@ -42,9 +43,10 @@ impl From<WorkerStatus> for WorkerView {
             id: info.owner.worker,
             incarnation: info.owner.incarnation,
             status: match state {
-                WorkerState::Ready => "ready",
-                WorkerState::Draining => "draining",
-                WorkerState::Away => "away",
+                NodeState::Ready => "ready",
+                NodeState::Cordoned => "cordoned",
+                NodeState::Draining => "draining",
+                NodeState::Stopped | NodeState::Lost => "away",
             },
             engines: info.engines,
             slots: info.slots,

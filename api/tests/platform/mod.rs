@@ -95,7 +95,8 @@ impl Parts<'_> {
             disk_reserve: ByteSize(0),
             egress: EgressPolicy::public(Resolvers::of_host()),
             ca_bundle: None,
-            invoker: Some(Arc::new(pool)),
+            front: None,
+            invoker: Some(("w".to_owned(), Arc::new(pool))),
             shards: Vec::new(),
         };
         let api = Api::bind(config, db, self.blobs.clone(), self.metrics.clone()).await.unwrap();
@@ -132,7 +133,9 @@ impl Parts<'_> {
             owner: Owner { worker: "w".to_owned(), incarnation: "i".to_owned() },
             slots: 4,
             grace: Duration::ZERO,
-            api: self.endpoint("api.sock"),
+            stops_when_drained: false,
+            version: String::new(),
+            api: self.endpoint("api.sock").into(),
             direct: Vec::new(),
         };
         let metrics = self.metrics.register(faena_worker::metrics::Metrics::register);

@@ -58,6 +58,8 @@ pub(crate) enum RemoteTask {
     Namespace(Command<NamespaceTask>),
     /// Identity providers, by which people sign in
     Provider(Command<ProviderTask>),
+    /// Nodes: the machines that functions run on
+    Node(Command<NodeTask>),
     /// Configuration of functions
     Config(Command<ConfigTask>),
     /// Secrets of functions
@@ -81,13 +83,21 @@ struct Asked {
     method: Method,
     path: String,
     body: Option<Value>,
-    /// The field of the answer that is printed alone.
-    shown: Option<&'static str>,
+    shown: Shown,
+}
+
+/// What of an answer is printed for people.
+enum Shown {
+    All,
+    /// One field alone.
+    Field(&'static str),
+    /// These fields of each thing of a list.
+    Fields(&'static [&'static str]),
 }
 
 impl Asked {
     fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), body: None, shown: None }
+        Self { method, path: path.into(), body: None, shown: Shown::All }
     }
 
     fn with(self, body: Value) -> Self {
@@ -95,7 +105,11 @@ impl Asked {
     }
 
     fn showing(self, field: &'static str) -> Self {
-        Self { shown: Some(field), ..self }
+        Self { shown: Shown::Field(field), ..self }
+    }
+
+    fn listing(self, fields: &'static [&'static str]) -> Self {
+        Self { shown: Shown::Fields(fields), ..self }
     }
 }
 
@@ -148,6 +162,7 @@ impl RemoteTask {
             Self::Rule(Command { task, remote }) => (task.asked()?, remote),
             Self::Namespace(Command { task, remote }) => (task.asked()?, remote),
             Self::Provider(Command { task, remote }) => (task.asked()?, remote),
+            Self::Node(Command { task, remote }) => (task.asked()?, remote),
             Self::Config(Command { task, remote }) => (task.asked(), remote),
             Self::Secret(Command { task, remote }) => (task.asked()?, remote),
             Self::Audit { task, remote } => (task.asked(), remote),
@@ -183,6 +198,21 @@ fn readable(answer: &Value) -> String {
     }
 }
 
+/// A list of things with these fields alone.
+fn picked(answer: Value, fields: &[&str]) -> Value {
+    let pick = |thing: Value| match thing {
+        Value::Object(thing) => {
+            let found = fields.iter().filter_map(|field| Some(((*field).to_owned(), thing.get(*field)?.clone())));
+            Value::Object(found.collect())
+        }
+        other => other,
+    };
+    match answer {
+        Value::Array(things) => Value::Array(things.into_iter().map(pick).collect()),
+        other => other,
+    }
+}
+
 /// Asks, and prints the answer.
 pub(crate) fn run(task: RemoteTask) -> anyhow::Result<()> {
     let (asked, Remote { api, credential_file, namespace, ca, json }) = task.asked()?;
@@ -210,8 +240,9 @@ pub(crate) fn run(task: RemoteTask) -> anyhow::Result<()> {
     };
     let text = match asked.shown {
         _ if json => format!("{answer}\n"),
-        Some(field) => readable(&answer[field]),
-        None => readable(&answer),
+        Shown::All => readable(&answer),
+        Shown::Field(field) => readable(&answer[field]),
+        Shown::Fields(fields) => readable(&picked(answer, fields)),
     };
     std::io::stdout().write_all(text.as_bytes()).context("cannot print the answer")
 }

@@ -1,6 +1,6 @@
 //! What each task asks the platform.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use faena_client::Method;
 use serde_json::{Value, json};
 
@@ -103,6 +103,39 @@ impl ProviderTask {
             Self::List => Asked::new(Method::GET, "/providers"),
             Self::Show { name } => Asked::new(Method::GET, one(&name)),
             Self::Delete { name } => Asked::new(Method::DELETE, one(&name)),
+        })
+    }
+}
+
+/// What a list shows of a node.
+const NODE: &[&str] = &["name", "state", "labels", "version", "slots", "lastHeartbeat"];
+
+/// Labels as they are written on a command line.
+fn labels(pairs: &[String]) -> anyhow::Result<Value> {
+    let pair = |text: &String| {
+        let split = text.split_once('=').map(|(key, value)| (key.to_owned(), json!(value)));
+        split.with_context(|| format!("{text:?} is no label like gpu=true"))
+    };
+    Ok(Value::Object(pairs.iter().map(pair).collect::<anyhow::Result<_>>()?))
+}
+
+impl NodeTask {
+    pub(super) fn asked(self) -> anyhow::Result<Asked> {
+        let one = |name: &str, action: &str| format!("/node/{}{action}", segment(name));
+        Ok(match self {
+            Self::Token { labels: pairs, ttl } => {
+                let asked = body([("labels", Some(labels(&pairs)?)), ("ttlSeconds", ttl.map(Value::from))]);
+                Asked::new(Method::POST, "/node/token").with(asked).showing("command")
+            }
+            Self::Ls => Asked::new(Method::GET, "/nodes").listing(NODE),
+            Self::Show { name } => Asked::new(Method::GET, one(&name, "")),
+            Self::Label { name, labels: pairs } => {
+                Asked::new(Method::PATCH, one(&name, "")).with(json!({"labels": labels(&pairs)?}))
+            }
+            Self::Cordon { name } => Asked::new(Method::POST, one(&name, "/cordon")),
+            Self::Uncordon { name } => Asked::new(Method::POST, one(&name, "/uncordon")),
+            Self::Drain { name } => Asked::new(Method::POST, one(&name, "/drain")),
+            Self::Rm { name } => Asked::new(Method::DELETE, one(&name, "")),
         })
     }
 }

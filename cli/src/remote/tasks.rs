@@ -144,6 +144,55 @@ pub(crate) enum ProviderTask {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum NodeTask {
+    /// Makes a token for one machine that is to become a node, and prints what to run there
+    Token {
+        /// A label of the node, as gpu=true; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+        /// How long the token is taken, in seconds (default: an hour)
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+    },
+    /// Lists nodes and how they stand
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Shows one
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Replaces the labels of a node
+    Label {
+        /// Its name
+        name: String,
+        /// Its labels, as gpu=true; none removes all
+        labels: Vec<String>,
+    },
+    /// Gives a node no new work; what it has goes on
+    Cordon {
+        /// Its name
+        name: String,
+    },
+    /// Gives a node work again
+    Uncordon {
+        /// Its name
+        name: String,
+    },
+    /// Has a node finish what it has, and stop
+    Drain {
+        /// Its name
+        name: String,
+    },
+    /// Removes a node at once: its certificate is taken no longer
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum ConfigTask {
     /// Sets a value: JSON, or any other text as a text
     Set {

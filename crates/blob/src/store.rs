@@ -1,63 +1,36 @@
-//! Blobs in an object store: a folder of this machine, or whatever else `object_store` speaks to.
+//! Blobs in an object store: a folder of this machine, or whatever else `object_store` speaks to; or, on a node, behind the
+//! platform that it belongs to ([`RemoteBlobs`]).
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use faena_domain::{BlobKey, DigestKind, Namespace, Payload, payload::MAX_INLINE};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tokio_util::io::ReaderStream;
 
-/// How much of a file is held in memory while it is copied.
-const CHUNK: usize = 512 * 1024;
+use crate::error::BlobError;
+use crate::remote::{BlobStream, RemoteBlobs, download};
+use crate::spool::{CHUNK, Spool, Spooled, hashed};
 
-/// Why a blob could not be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    /// The store failed.
-    #[error("the blob store failed")]
-    Store(#[from] object_store::Error),
-    /// The folder for passing files failed.
-    #[error("the spool folder failed")]
-    Spool(#[from] std::io::Error),
-    /// There is no such blob.
-    #[error("there is no blob {0}")]
-    NotFound(BlobKey),
-    /// The bytes are not those that were written; they are never executed.
-    #[error("the blob {0} is damaged: its bytes do not have that hash (code_integrity)")]
-    Damaged(BlobKey),
-    /// More bytes than the reader can take.
-    #[error("the blob {0} is larger than {1} bytes")]
-    TooLarge(BlobKey, u64),
-}
-
-impl BlobError {
-    /// Whether a disk is full, at whichever step that was noticed.
-    pub fn is_full(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            let full = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if full == Some(std::io::ErrorKind::StorageFull) {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
-    }
+#[derive(Clone, Debug)]
+enum Backend {
+    Objects(Arc<dyn ObjectStore>),
+    Remote(Arc<dyn RemoteBlobs>),
 }
 
 /// Where blobs are.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
-    store: Arc<dyn ObjectStore>,
+    backend: Backend,
     spool: PathBuf,
 }
 
@@ -81,6 +54,13 @@ fn key(digest: DigestKind, namespace: &Namespace, bytes: &[u8]) -> BlobKey {
         DigestKind::Blake3 => blake3::Hasher::new().update(&seed).update(bytes).finalize().into(),
     };
     BlobKey::new(digest, value)
+}
+
+fn missing(key: &BlobKey, error: object_store::Error) -> BlobError {
+    match error {
+        object_store::Error::NotFound { .. } => BlobError::NotFound(*key),
+        error => error.into(),
+    }
 }
 
 /// The key of what lies there, where it is a blob.
@@ -109,7 +89,35 @@ impl BlobStore {
             _ => std::fs::create_dir_all(&spool)?,
         }
         let store = LocalFileSystem::new_with_prefix(&blobs)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), spool })
+        Ok(Self { backend: Backend::Objects(Arc::new(store)), spool })
+    }
+
+    /// The blobs of a platform on another machine.
+    ///
+    /// # Errors
+    /// A folder for passing files that cannot be made.
+    pub fn remote(blobs: Arc<dyn RemoteBlobs>, spool: &Path) -> Result<Self, BlobError> {
+        std::fs::create_dir_all(spool)?;
+        Ok(Self { backend: Backend::Remote(blobs), spool: spool.to_owned() })
+    }
+
+    /// The store itself, for what concerns blobs of all namespaces: that is the platform's own work.
+    fn objects(&self) -> Result<&Arc<dyn ObjectStore>, BlobError> {
+        match &self.backend {
+            Backend::Objects(store) => Ok(store),
+            Backend::Remote(_) => Err(BlobError::Remote("a node has no view of all blobs".to_owned())),
+        }
+    }
+
+    /// How many bytes a blob has, and those from an offset on, which are not verified: who gets them does that.
+    ///
+    /// # Errors
+    /// [`BlobError`].
+    pub async fn stream(&self, key: &BlobKey, offset: u64) -> Result<(u64, BlobStream), BlobError> {
+        let options = GetOptions { range: Some(GetRange::Offset(offset)), ..GetOptions::default() };
+        let found = self.objects()?.get_opts(&location(key), options).await.map_err(|error| missing(key, error))?;
+        let bytes = found.meta.size;
+        Ok((bytes, found.into_stream().map_err(BlobError::from).boxed()))
     }
 
     /// The store in a folder that another role on this machine has made.
@@ -120,7 +128,7 @@ impl BlobStore {
         std::fs::create_dir_all(folder.join("objects"))?;
         std::fs::create_dir_all(spool)?;
         let store = LocalFileSystem::new_with_prefix(folder.join("objects"))?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), spool: spool.to_owned() })
+        Ok(Self { backend: Backend::Objects(Arc::new(store)), spool: spool.to_owned() })
     }
 
     /// What is free on the disk that passing files, and local blobs, lie on.
@@ -142,7 +150,7 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`].
     pub async fn older_than(&self, age: Duration) -> Result<Vec<BlobKey>, BlobError> {
-        let mut listed = self.store.list(None);
+        let mut listed = self.objects()?.list(None);
         let mut old = Vec::new();
         while let Some(meta) = listed.next().await {
             let meta = meta?;
@@ -158,7 +166,7 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`].
     pub async fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
-        match self.store.delete(&location(key)).await {
+        match self.objects()?.delete(&location(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -169,7 +177,7 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError`].
     pub async fn remove_older(&self, key: &BlobKey, age: Duration) -> Result<(), BlobError> {
-        match self.store.head(&location(key)).await {
+        match self.objects()?.head(&location(key)).await {
             Ok(meta) if is_older(&meta, age) => self.remove(key).await,
             Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -178,7 +186,7 @@ impl BlobStore {
 
     /// Whether a blob is there, and so young that nobody is about to remove it.
     async fn is_fresh(&self, key: &BlobKey) -> Result<bool, BlobError> {
-        match self.store.head(&location(key)).await {
+        match self.objects()?.head(&location(key)).await {
             Ok(meta) => Ok(!is_older(&meta, REFRESHED_AFTER)),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -186,10 +194,7 @@ impl BlobStore {
     }
 
     async fn get(&self, key: &BlobKey) -> Result<object_store::GetResult, BlobError> {
-        self.store.get(&location(key)).await.map_err(|error| match error {
-            object_store::Error::NotFound { .. } => BlobError::NotFound(*key),
-            error => error.into(),
-        })
+        self.objects()?.get(&location(key)).await.map_err(|error| missing(key, error))
     }
 }
 
@@ -215,14 +220,20 @@ impl NamespaceBlobs {
     /// # Errors
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put(&self, spooled: &Spooled) -> Result<(), BlobError> {
+        let mut file = tokio::fs::File::from_std(spooled.file.try_clone()?);
+        tokio::io::AsyncSeekExt::rewind(&mut file).await?;
+        let mut reader = tokio::io::BufReader::with_capacity(CHUNK, file);
+        let store = match &self.blobs.backend {
+            Backend::Objects(store) => store,
+            Backend::Remote(remote) => {
+                let content = ReaderStream::with_capacity(reader, CHUNK / 2).map_err(BlobError::from).boxed();
+                return remote.put(&self.namespace, &spooled.key, spooled.bytes, content).await;
+            }
+        };
         if self.blobs.is_fresh(&spooled.key).await? {
             return Ok(());
         }
-        let location = location(&spooled.key);
-        let mut file = tokio::fs::File::from_std(spooled.file.try_clone()?);
-        tokio::io::AsyncSeekExt::rewind(&mut file).await?;
-        let mut writer = BufWriter::with_capacity(Arc::clone(&self.blobs.store), location, CHUNK);
-        let mut reader = tokio::io::BufReader::with_capacity(CHUNK, file);
+        let mut writer = BufWriter::with_capacity(Arc::clone(store), location(&spooled.key), CHUNK);
         tokio::io::copy_buf(&mut reader, &mut writer).await?;
         writer.shutdown().await?;
         Ok(())
@@ -234,8 +245,17 @@ impl NamespaceBlobs {
     /// [`BlobError`]; nothing is then named by the key.
     pub async fn put_bytes(&self, digest: DigestKind, bytes: Bytes) -> Result<BlobKey, BlobError> {
         let key = key(digest, &self.namespace, &bytes);
-        if !self.blobs.is_fresh(&key).await? {
-            self.blobs.store.put(&location(&key), bytes.into()).await?;
+        match &self.blobs.backend {
+            Backend::Remote(remote) => {
+                let length = bytes.len() as u64;
+                let content = futures_util::stream::iter([Ok(bytes)]).boxed();
+                remote.put(&self.namespace, &key, length, content).await?;
+            }
+            Backend::Objects(store) => {
+                if !self.blobs.is_fresh(&key).await? {
+                    store.put(&location(&key), bytes.into()).await?;
+                }
+            }
         }
         Ok(key)
     }
@@ -266,12 +286,49 @@ impl NamespaceBlobs {
     }
 
     async fn read(&self, key: &BlobKey, most: u64) -> Result<Bytes, BlobError> {
-        let found = self.blobs.get(key).await?;
-        if found.meta.size > most {
-            return Err(BlobError::TooLarge(*key, most));
-        }
-        let bytes = found.bytes().await?;
+        let bytes = if let Backend::Remote(remote) = &self.blobs.backend {
+            let mut bytes = Vec::new();
+            download(remote.as_ref(), (&self.namespace, key), most, |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })
+            .await?;
+            bytes.into()
+        } else {
+            let found = self.blobs.get(key).await?;
+            if found.meta.size > most {
+                return Err(BlobError::TooLarge(*key, most));
+            }
+            found.bytes().await?
+        };
         if self::key(key.digest(), &self.namespace, &bytes) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
+    }
+
+    /// Takes in a blob whose key and length somebody else names; it is stored only if its bytes have that key.
+    ///
+    /// # Errors
+    /// [`BlobError`]; nothing is stored then.
+    pub async fn receive(&self, key: &BlobKey, bytes: u64, mut content: BlobStream) -> Result<(), BlobError> {
+        let (mut spool, mut other) = (self.spool()?, blake3::Hasher::new());
+        other.update(&seed(&self.namespace));
+        while let Some(part) = content.next().await {
+            let part = part?;
+            if spool.bytes() + part.len() as u64 > bytes {
+                return Err(BlobError::TooLarge(*key, bytes));
+            }
+            if key.digest() == DigestKind::Blake3 {
+                other.update(&part);
+            }
+            spool.write(&part)?;
+        }
+        let mut spooled = spool.finish()?;
+        if key.digest() == DigestKind::Blake3 {
+            spooled.key = BlobKey::new(DigestKind::Blake3, other.finalize().into());
+        }
+        if spooled.key != *key || spooled.bytes != bytes {
+            return Err(BlobError::Damaged(*key));
+        }
+        self.put(&spooled).await
     }
 
     /// A file with the bytes of a blob, verified, at its beginning.
@@ -279,6 +336,12 @@ impl NamespaceBlobs {
     /// # Errors
     /// [`BlobError`].
     pub async fn open(&self, key: &BlobKey) -> Result<File, BlobError> {
+        if let Backend::Remote(remote) = &self.blobs.backend {
+            let mut spool = self.spool()?;
+            download(remote.as_ref(), (&self.namespace, key), u64::MAX, |part| spool.write(part)).await?;
+            let Spooled { file, key: found, .. } = spool.finish()?;
+            return if found == *key { Ok(file) } else { Err(BlobError::Damaged(*key)) };
+        }
         let (file, found) = match self.blobs.get(key).await?.payload {
             GetResultPayload::File(file, _) => {
                 let hash = Sha256::new_with_prefix(seed(&self.namespace));
@@ -297,78 +360,10 @@ impl NamespaceBlobs {
     }
 }
 
-/// The digest of a file's bytes; the file is then at its beginning.
-///
-/// # Errors
-/// A file that cannot be read.
-pub fn key_of(file: File) -> std::io::Result<(File, BlobKey)> {
-    hashed(file, Sha256::new())
-}
-
-fn hashed(mut file: File, mut hash: Sha256) -> std::io::Result<(File, BlobKey)> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let read = file.read(&mut chunk)?;
-        if read == 0 {
-            break;
-        }
-        hash.update(&chunk[..read]);
-    }
-    file.rewind()?;
-    Ok((file, BlobKey::new(DigestKind::Sha256, hash.finalize().into())))
-}
-
-/// A passing file that is being written.
-#[derive(Debug)]
-pub struct Spool {
-    file: File,
-    hash: Sha256,
-    bytes: u64,
-}
-
-/// A passing file that is whole; it vanishes when dropped.
-#[derive(Debug)]
-pub struct Spooled {
-    /// The file; its position is anywhere.
-    pub file: File,
-    /// The name its bytes will have.
-    pub key: BlobKey,
-    /// How many they are.
-    pub bytes: u64,
-}
-
-impl Spool {
-    /// Appends bytes; small enough pieces that the runtime's thread may wait for the page cache.
-    ///
-    /// # Errors
-    /// A disk that is full or fails.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(self.file.write_all(bytes)?)
-    }
-
-    /// How many bytes were written.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Ends the writing.
-    ///
-    /// # Errors
-    /// A file that cannot be rewound.
-    pub fn finish(mut self) -> Result<Spooled, BlobError> {
-        self.file.rewind()?;
-        Ok(Spooled {
-            file: self.file,
-            key: BlobKey::new(DigestKind::Sha256, self.hash.finalize().into()),
-            bytes: self.bytes,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn spooled(store: &NamespaceBlobs, bytes: &[u8]) -> Spooled {

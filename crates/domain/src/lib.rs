@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod name;
 pub mod near;
 pub mod network;
+pub mod node;
 pub mod payload;
 pub mod plan;
 pub mod program;
@@ -44,8 +45,11 @@ pub use identity::{CallPattern, FunctionScope, Identity};
 pub use image::ImageName;
 pub use limits::{AskedLimits, Limits};
 pub use manifest::{Bindings, Manifest};
-pub use name::{AccountName, FunctionId, FunctionName, KeyName, Namespace, ProviderName, RuleId, RuntimeName};
+pub use name::{
+    AccountName, FunctionId, FunctionName, KeyName, Namespace, NodeName, ProviderName, RuleId, RuntimeName,
+};
 pub use network::{EgressRule, Network, NetworkRule};
+pub use node::{Fingerprint, Labels, NodeSelector, NodeState};
 pub use payload::Payload;
 pub use quota::{MAX_WEIGHT, NamespaceShare, Quota, QuotaChange};
 pub use runtime::{EngineKind, Grants, GrantsChange, Registrar, RuntimeSpec};

@@ -136,6 +136,8 @@ names! {
     RuleId;
     /// The name of an identity provider.
     ProviderName;
+    /// The name of a node, which is the name of its worker.
+    NodeName;
 }
 
 /// A function, as everything that counts, caches or holds it knows it.

@@ -6,6 +6,7 @@
 pub mod db;
 pub mod direct;
 pub mod envelope;
+pub mod front;
 pub mod internal;
 pub mod node;
 pub mod records;

@@ -40,7 +40,11 @@ pub struct NodeInfo {
     pub build_slots: u32,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
-    /// Addresses of sockets that calls of the direct path may be sent to; none where the api shares the worker's process.
+    /// The version of its program.
+    #[serde(default)]
+    pub version: String,
+    /// Addresses of sockets that calls of the direct path may be sent to; none where the api shares the worker's process. A
+    /// node on another machine names its threads by numbers, and the front puts sockets of its own in their place.
     #[serde(default)]
     pub direct: Vec<String>,
 }
@@ -319,6 +323,8 @@ pub enum ToWorker {
         /// What is asked.
         question: Question,
     },
+    /// Take no more work, finish what you have, and stop.
+    Drain,
     /// I have your `ended`.
     EndedAck {
         /// The call.

@@ -1,4 +1,4 @@
-//! Messages between processes, over ZeroMQ on `ipc://` sockets.
+//! Messages between processes of one machine, over ZeroMQ on `ipc://` sockets, and between machines, over TLS ([`front`]).
 //!
 //! The `zeromq` crate moves bytes well and tells little when a peer is gone: a DEALER whose ROUTER went away
 //! waits for ever, a send that is cancelled takes its peer out of the rotation, an identity that comes back
@@ -12,6 +12,7 @@
 
 mod boot;
 mod event_sink;
+pub mod front;
 mod link;
 mod rpc;
 mod server;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use boot::{boot_id, boot_ms};
-pub use link::{Link, LinkEvent, LinkHandle, OpenLink, UnopenedLink};
+pub use link::{Link, LinkEvent, LinkHandle, OpenLink, Target, UnopenedLink};
 pub use rpc::{RpcClient, RpcError};
 pub use server::{OpenServer, Peer, Server, ServerEvent, ServerHandle, UnopenedServer};
 

@@ -1,8 +1,10 @@
-//! The side that connects: a DEALER that is replaced by a new one whenever its server falls silent.
+//! The side that connects: to a socket of this machine by a DEALER, or to another machine by the front. A connection is
+//! replaced by a new one whenever its server falls silent.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use faena_protocol::front::Channel;
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -14,12 +16,30 @@ use zeromq::{
 };
 
 use crate::event_sink::{EventSink, Told};
+use crate::front::{CarryEnd, FrontDialer};
 use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// How long one try to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause after a try that failed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between tries to reach another machine, which grow up to it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a link connects to.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A socket of this machine.
+    Socket(Endpoint),
+    /// A channel of the front of a platform.
+    Front(FrontDialer, Channel),
+}
+
+impl From<Endpoint> for Target {
+    fn from(endpoint: Endpoint) -> Self {
+        Self::Socket(endpoint)
+    }
+}
 
 /// What a link hears.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,14 +79,20 @@ impl UnopenedLink {
 
     /// Starts connecting, and never stops trying. Events are handed over on the socket's own task, which waits for it:
     /// this is for those who are quick, and saves a change of tasks.
-    pub fn open(self, endpoint: Endpoint, on_event: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
-        self.open_to(endpoint, Told(on_event))
+    pub fn open(self, target: impl Into<Target>, on_event: impl FnMut(LinkEvent) + Send + 'static) -> OpenLink {
+        self.open_to(target.into(), Told(on_event))
     }
 
-    fn open_to(self, endpoint: Endpoint, on_event: impl EventSink<LinkEvent> + 'static) -> OpenLink {
+    fn open_to(self, target: Target, on_event: impl EventSink<LinkEvent> + 'static) -> OpenLink {
         let stop = CancellationToken::new();
-        let task = Task { endpoint, queue: self.0, on_event };
-        tokio::spawn(stop.clone().run_until_cancelled_owned(task.run()));
+        let task = Task { queue: self.0, on_event };
+        let run = async move {
+            match target {
+                Target::Socket(endpoint) => task.run(endpoint).await,
+                Target::Front(dialer, channel) => task.run_through(dialer, channel).await,
+            }
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(run));
         OpenLink { _stop: stop.drop_guard() }
     }
 }
@@ -91,10 +117,10 @@ impl LinkHandle {
 
 impl Link {
     /// Starts connecting, and never stops trying.
-    pub fn connect(endpoint: Endpoint) -> Self {
+    pub fn connect(target: impl Into<Target>) -> Self {
         let (handle, link) = UnopenedLink::new();
         let (on_event, events) = mpsc::channel(QUEUE);
-        Self { events, handle, _open: link.open_to(endpoint, on_event) }
+        Self { events, handle, _open: link.open_to(target.into(), on_event) }
     }
 
     /// The next event; cancel-safe.
@@ -109,9 +135,17 @@ impl Link {
 }
 
 struct Task<E> {
-    endpoint: Endpoint,
     queue: mpsc::Receiver<Bytes>,
     on_event: E,
+}
+
+/// Hands frames over as messages.
+struct Messages<'a, E>(&'a mut E);
+
+impl<E: EventSink<LinkEvent>> EventSink<Bytes> for Messages<'_, E> {
+    async fn hear(&mut self, frame: Bytes) -> bool {
+        self.0.hear(LinkEvent::Message(frame)).await
+    }
 }
 
 /// Why a connection was left.
@@ -123,9 +157,9 @@ enum End {
 }
 
 impl<E: EventSink<LinkEvent>> Task<E> {
-    async fn run(mut self) {
+    async fn run(mut self, endpoint: Endpoint) {
         loop {
-            let Some(socket) = open(&self.endpoint).await else {
+            let Some(socket) = open(&endpoint).await else {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
@@ -140,6 +174,30 @@ impl<E: EventSink<LinkEvent>> Task<E> {
             }
             let end = self.talk(socket, monitor).await;
             if matches!(end, End::Link) || !self.on_event.hear(LinkEvent::Down).await {
+                return;
+            }
+        }
+    }
+
+    async fn run_through(mut self, dialer: FrontDialer, channel: Channel) {
+        let mut pause = PAUSE;
+        loop {
+            let frames = match dialer.open(channel.clone()).await {
+                Ok((frames, _)) => frames,
+                Err(error) => {
+                    debug!(%error, ?channel, "connecting failed");
+                    // Nodes that have lost one platform together do not come back together.
+                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    continue;
+                }
+            };
+            pause = PAUSE;
+            if !self.on_event.hear(LinkEvent::Up).await {
+                return;
+            }
+            let end = frames.carry(&mut self.queue, &mut Messages(&mut self.on_event)).await;
+            if end == CarryEnd::Unused || !self.on_event.hear(LinkEvent::Down).await {
                 return;
             }
         }

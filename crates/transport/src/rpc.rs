@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{Endpoint, Link, LinkEvent, LinkHandle};
+use crate::{Link, LinkEvent, LinkHandle, Target};
 
 /// The most requests that wait for their replies.
 const MAX_PENDING: usize = 8192;
@@ -80,8 +80,8 @@ impl Drop for Forget<'_> {
 
 impl RpcClient {
     /// Starts connecting, and never stops trying.
-    pub fn connect(endpoint: Endpoint) -> Self {
-        let link = Link::connect(endpoint);
+    pub fn connect(target: impl Into<Target>) -> Self {
+        let link = Link::connect(target);
         let handle = link.handle();
         let waiting = Waiting::default();
         let stop = CancellationToken::new();

@@ -16,7 +16,7 @@ use crate::{Endpoint, HEARTBEAT, QUEUE, SILENCE};
 
 /// One connection of a client; a client that connects again is another peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Peer(Bytes);
+pub struct Peer(pub(crate) Bytes);
 
 /// What a server hears.
 #[derive(Debug)]
@@ -39,13 +39,26 @@ pub struct Server {
 #[derive(Debug)]
 pub struct UnopenedServer {
     handle: ServerHandle,
-    queue: mpsc::Receiver<(Peer, Bytes)>,
+    pub(crate) queue: mpsc::Receiver<Outgoing>,
+}
+
+/// A message that is to be sent.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) peer: Peer,
+    pub(crate) message: Bytes,
 }
 
 /// Holds a ROUTER open. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct OpenServer {
     _stop: DropGuard,
+}
+
+impl OpenServer {
+    pub(crate) fn new(stop: DropGuard) -> Self {
+        Self { _stop: stop }
+    }
 }
 
 impl UnopenedServer {
@@ -82,27 +95,27 @@ impl UnopenedServer {
         tokio::spawn(send_all(sending, self.queue));
         let receiver = Receiver { handle: self.handle, on_event, seen: HashMap::new() };
         tokio::spawn(receiver.run(receiving, monitor, stop.clone()));
-        Ok(OpenServer { _stop: stop.drop_guard() })
+        Ok(OpenServer::new(stop.drop_guard()))
     }
 }
 
 /// Sends through a [`Server`].
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
-    outgoing: mpsc::Sender<(Peer, Bytes)>,
+    outgoing: mpsc::Sender<Outgoing>,
 }
 
 impl ServerHandle {
     /// Queues a message without waiting for room; false where there is none, or the server has stopped.
     pub fn try_send(&self, peer: &Peer, message: impl Into<Bytes>) -> bool {
-        self.outgoing.try_send((peer.clone(), message.into())).is_ok()
+        self.outgoing.try_send(Outgoing { peer: peer.clone(), message: message.into() }).is_ok()
     }
 
     /// Queues a message for a peer; one that has gone loses it silently, as after any connection's end.
     ///
     /// Returns false when the server has stopped.
     pub async fn send(&self, peer: &Peer, message: impl Into<Bytes>) -> bool {
-        self.outgoing.send((peer.clone(), message.into())).await.is_ok()
+        self.outgoing.send(Outgoing { peer: peer.clone(), message: message.into() }).await.is_ok()
     }
 }
 
@@ -139,9 +152,9 @@ fn listen(endpoint: &Endpoint) -> std::io::Result<UnixListener> {
 }
 
 /// Owns the sending half: a send that is begun is never cancelled.
-async fn send_all(mut half: RouterSendHalf, mut queue: mpsc::Receiver<(Peer, Bytes)>) {
-    while let Some((peer, bytes)) = queue.recv().await {
-        let mut message = ZmqMessage::from(bytes);
+async fn send_all(mut half: RouterSendHalf, mut queue: mpsc::Receiver<Outgoing>) {
+    while let Some(Outgoing { peer, message }) = queue.recv().await {
+        let mut message = ZmqMessage::from(message);
         message.push_front(peer.0);
         if let Err(error) = half.send(message).await {
             debug!(%error, "a message for a peer that has gone was dropped");

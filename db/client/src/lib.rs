@@ -1,13 +1,17 @@
 //! Asks the database service, with types.
 
+mod nodes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use faena_protocol::db::{Answered, FunctionsSeen, REPLY_ERROR, REPLY_OK};
 use faena_protocol::{DbError, DbRequest, Envelope};
-use faena_transport::{Endpoint, RpcClient, RpcError};
+use faena_transport::{RpcClient, RpcError, Target};
 use tokio::sync::Notify;
+
+pub use nodes::{KnownNodes, NodeDirectory};
 
 /// How long a request waits for its reply before it counts as [`DbError::Unavailable`].
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -27,8 +31,8 @@ pub struct DbClient {
 
 impl DbClient {
     /// Starts connecting; requests made before the service is there wait for it.
-    pub fn connect(endpoint: Endpoint) -> Self {
-        Self { rpc: RpcClient::connect(endpoint), functions: Arc::default(), rose: Arc::default() }
+    pub fn connect(target: impl Into<Target>) -> Self {
+        Self { rpc: RpcClient::connect(target), functions: Arc::default(), rose: Arc::default() }
     }
 
     /// Asks, and waits at most [`DEADLINE`].
@@ -102,17 +106,21 @@ impl DbClient {
             RpcError::Full => DbError::Full,
             RpcError::Envelope(error) => invalid(error.to_string()),
         })?;
-        match reply.msg_type.as_str() {
-            REPLY_OK => {
-                let Answered { functions, answer } = reply.parse().map_err(|error| invalid(error.to_string()))?;
-                if self.functions.fetch_max(functions.0, Ordering::SeqCst) < functions.0 {
-                    self.rose.notify_one();
-                }
-                let answer = serde_json::from_str(answer.get()).map_err(|error| invalid(error.to_string()))?;
-                Ok((answer, functions))
-            }
-            REPLY_ERROR => Err(reply.parse().unwrap_or_else(|error| invalid(error.to_string()))),
-            other => Err(invalid(format!("a reply of the unknown type {other:?}"))),
+        let Answered { functions, answer } = answered(&reply)?;
+        if self.functions.fetch_max(functions.0, Ordering::SeqCst) < functions.0 {
+            self.rose.notify_one();
         }
+        let answer = serde_json::from_str(answer.get()).map_err(|error| invalid(error.to_string()))?;
+        Ok((answer, functions))
+    }
+}
+
+/// What a reply holds. Apart from the types of requests, so that it is compiled once.
+fn answered(reply: &Envelope) -> Result<Answered, DbError> {
+    let invalid = |message: String| DbError::Invalid { message };
+    match reply.msg_type.as_str() {
+        REPLY_OK => reply.parse().map_err(|error| invalid(error.to_string())),
+        REPLY_ERROR => Err(reply.parse().unwrap_or_else(|error| invalid(error.to_string()))),
+        other => Err(invalid(format!("a reply of the unknown type {other:?}"))),
     }
 }

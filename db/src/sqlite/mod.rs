@@ -20,6 +20,7 @@ mod keys;
 mod logs;
 mod migrate;
 mod namespaces;
+mod nodes;
 mod providers;
 mod queue;
 mod reader;

@@ -11,7 +11,7 @@ use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
 use super::{
     access, accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs,
-    namespaces, providers, rules, runtimes, workers,
+    namespaces, nodes, providers, rules, runtimes, workers,
 };
 
 /// The requests of this module.
@@ -37,6 +37,7 @@ fn all() -> impl Iterator<Item = &'static Request> {
         functions::REQUESTS,
         logs::REQUESTS,
         namespaces::REQUESTS,
+        nodes::REQUESTS,
         rules::REQUESTS,
         runtimes::REQUESTS,
         workers::REQUESTS,

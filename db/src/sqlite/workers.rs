@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use super::clock::Clock;
 use super::queue::{TransitionContext, apply};
 use super::requests::{Request, RequestContext, Write, write};
-use super::{builds, call_rows, function_queues, internal, retention};
+use super::{builds, call_rows, function_queues, internal, nodes, retention};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[write::<WorkerJoin>(), write::<LeaseRenew>(), write::<Reap>()];
@@ -48,7 +48,7 @@ impl Write for WorkerJoin {
         let calls = call_rows::numbers(connection, held, (&owner.worker, &owner.incarnation))?;
         step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, context)?;
         builds::lose(connection, "worker = ?1 AND incarnation <> ?2", (&owner.worker, &owner.incarnation), context)?;
-        Ok(())
+        nodes::begin_run(connection, owner, context.wall)
     }
 }
 

@@ -77,8 +77,9 @@ impl Scheduler {
         self.asks(Ask::Work);
     }
 
-    pub(super) fn started(&mut self, num: CallNum, epoch: Epoch) {
-        if let Some(call) = self.waited.get_mut(&num).filter(|call| call.epoch == epoch) {
+    pub(super) fn started(&mut self, num: CallNum, epoch: Epoch, owner: &Owner) {
+        let is_current = |call: &&mut SyncCall| call.epoch == epoch && call.owner.as_ref() == Some(owner);
+        if let Some(call) = self.waited.get_mut(&num).filter(is_current) {
             call.started();
             // A call that has its row is read from there.
             if !call.is_persisted() {
@@ -91,7 +92,8 @@ impl Scheduler {
     pub(super) fn ended(&mut self, num: CallNum, epoch: Epoch, owner: &Owner, outcome: Option<Outcome>) {
         self.asks(Ask::Work);
         // One that waits for a slot has been given back already.
-        let current = self.waited.get(&num).is_some_and(|call| call.epoch == epoch && call.owner.is_some());
+        let is_current = |call: &SyncCall| call.epoch == epoch && call.owner.as_ref() == Some(owner);
+        let current = self.waited.get(&num).is_some_and(is_current);
         if !current {
             match outcome {
                 // An api before us gave the call its row, or it is too late and db says so.

@@ -7,7 +7,7 @@ mod workers;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use faena_db_client::DbClient;
+use faena_db_client::{DbClient, NodeDirectory};
 use faena_domain::{CallNum, EngineKind, FunctionId, Namespace, Owner};
 use faena_protocol::Envelope;
 use faena_protocol::node::{CallOf, TYPE, ToWorker};
@@ -44,6 +44,7 @@ enum Ask {
 #[derive(Debug)]
 pub struct Scheduler {
     db: DbClient,
+    directory: NodeDirectory,
     server: ServerHandle,
     connections: WorkerConnections,
     shared: Shared,
@@ -60,7 +61,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler of the workers behind a socket, and its handle.
     pub fn new(
-        db: DbClient,
+        (db, directory): (DbClient, NodeDirectory),
         server: ServerHandle,
         connections: WorkerConnections,
         draining: CancellationToken,
@@ -68,6 +69,7 @@ impl Scheduler {
         let (handle, shared) = SchedulerHandle::new(db.clone());
         let scheduler = Self {
             db,
+            directory,
             server,
             connections,
             shared,
@@ -85,6 +87,7 @@ impl Scheduler {
     pub async fn run(mut self, mut workers: Server) {
         let mut tick = tokio::time::interval(TICK);
         let poke = std::sync::Arc::clone(&self.shared.poke);
+        let mut known = self.directory.subscribe();
         loop {
             tokio::select! {
                 Some(command) = self.shared.commands.recv() => self.command(command).await,
@@ -97,6 +100,7 @@ impl Scheduler {
                     None => return,
                 },
                 () = poke.notified() => self.poked(),
+                Ok(()) = known.changed() => self.administer().await,
                 _ = tick.tick() => self.tick(),
             }
             self.schedule().await;

@@ -9,6 +9,7 @@ use faena_transport::Peer;
 use tracing::{debug, info, warn};
 
 use super::{Ask, Scheduler};
+use crate::fleet::NodeTerms;
 use crate::statistics::CallSample;
 use crate::sync_call::SyncCall;
 
@@ -34,7 +35,7 @@ impl Scheduler {
         };
         match message {
             ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
-            ToApi::Started { num, epoch } => self.started(num, epoch),
+            ToApi::Started { num, epoch } => self.started(num, epoch, &owner),
             ToApi::Ended { num, epoch, outcome, queued } => {
                 let of = self.fleet.call_ended(&peer, (num, epoch));
                 if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(&peer, of)) {
@@ -48,9 +49,10 @@ impl Scheduler {
                 self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
             }
             ToApi::BuildEnded { build, is_ready } => {
-                self.fleet.build_ended(&peer, &build);
+                let was_there = self.fleet.build_ended(&peer, &build);
                 self.asks(Ask::Work);
-                for other in self.fleet.peers().into_iter().filter(|other| is_ready && *other != peer) {
+                let tells = is_ready && was_there;
+                for other in self.fleet.peers().into_iter().filter(|other| tells && *other != peer) {
                     self.say(&other, &ToWorker::Built { build: build.clone() }).await;
                 }
             }
@@ -80,12 +82,29 @@ impl Scheduler {
         let held: Vec<(CallNum, Epoch)> = calls.iter().map(|call| (call.num, call.epoch)).chain(ended).collect();
         self.never_arrived(&node.owner, &held);
         self.connections.open(&node);
+        let worker = node.owner.worker.clone();
         let calls = calls.into_iter().map(|call| ((call.num, call.epoch), call.of)).collect();
         if let Some(gone) = self.fleet.joined(peer.clone(), node, calls, builds) {
             self.owner_lost(&gone);
         }
         self.asks(Ask::Work);
         self.say(&peer, &ToWorker::Welcome).await;
+        match self.fleet.is_to_drain(&worker) {
+            Some(true) => self.say(&peer, &ToWorker::Drain).await,
+            Some(false) => {}
+            None => self.directory.look(),
+        }
+    }
+
+    /// Takes over what an administrator says of nodes.
+    pub(super) async fn administer(&mut self) {
+        let known = self.directory.known();
+        self.connections.administer(&known);
+        let terms = known.iter().map(|node| (node.name.clone(), NodeTerms::from(node)));
+        for peer in self.fleet.administer(terms.collect()) {
+            self.say(&peer, &ToWorker::Drain).await;
+        }
+        self.asks(Ask::Work);
     }
 
     /// A worker that is back does not have what was sent to it: that lay in the connection that was lost.

@@ -82,6 +82,8 @@ pub(super) enum Effect {
     KeepMinimum,
     /// A function is deleted.
     ForgetFunction(FunctionId),
+    /// Stop the worker when it has finished what it has.
+    StopWorker,
     /// Answer a question of the api.
     Answer { id: u64, question: Question },
 }
@@ -201,6 +203,7 @@ impl Holdings {
             }
             ToWorker::Ask { id, question } => return vec![Effect::Answer { id, question }],
             ToWorker::Cancel { num, epoch } => return self.stop_call((num, epoch)),
+            ToWorker::Drain => return vec![Effect::StopWorker],
         }
         Vec::new()
     }

@@ -48,12 +48,14 @@ pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
     grace: Duration,
     link: LinkHandle,
+    /// Stops this worker; none where the platform of its process goes on without it.
+    stopped_by_drain: Option<CancellationToken>,
     holdings: Holdings,
     tasks: HashMap<Claim, TaskHandle>,
 }
 
 impl Session {
-    pub(crate) fn new(worker: Worker, info: NodeInfo, link: LinkHandle) -> Self {
+    pub(crate) fn new(worker: Worker, info: NodeInfo, link: LinkHandle, stop: &CancellationToken) -> Self {
         let (sender, events) = mpsc::channel(QUEUE);
         let shared = Shared {
             node: worker.node,
@@ -65,11 +67,12 @@ impl Session {
             cut: CancellationToken::new(),
         };
         let (holdings, tasks) = (Holdings::new(info), HashMap::new());
-        Self { shared, events, grace: worker.config.grace, link, holdings, tasks }
+        let stopped_by_drain = worker.config.stops_when_drained.then(|| stop.clone());
+        Self { shared, events, grace: worker.config.grace, link, stopped_by_drain, holdings, tasks }
     }
 
-    /// Serves until told to stop, then drains.
-    pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
+    /// Serves until told to stop, then drains; whether nothing is left then.
+    pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) -> bool {
         let mut renew = tokio::time::interval(RENEW);
         let _watching = AbortOnDropHandle::new(tokio::spawn(self.shared.clone().watch()));
         let mut end = None;
@@ -79,12 +82,13 @@ impl Session {
                 // Clients of this process get their replies within the grace.
                 let left = end.map_or(Duration::ZERO, |end: Instant| end.saturating_duration_since(Instant::now()));
                 self.shared.pool.drain(left).await;
-                return info!("everything is finished");
+                info!("everything is finished");
+                return true;
             }
             let effects = tokio::select! {
                 event = link.next() => match event {
                     Some(event) => self.link_event(event),
-                    None => return,
+                    None => return false,
                 },
                 Some(event) = self.events.recv() => {
                     if matches!(event, Event::CallReleased) {
@@ -110,7 +114,8 @@ impl Session {
                 }
                 () = until(end) => {
                     if self.shared.cut.is_cancelled() {
-                        return warn!("some work could not be given back in time");
+                        warn!("some work could not be given back in time");
+                        return false;
                     }
                     let (calls, builds) = self.holdings.running();
                     warn!(calls, builds, "the grace is over; giving back what still runs");
@@ -171,6 +176,12 @@ impl Session {
             Effect::Renew(request) => self.renew(request),
             Effect::TellStarted(calls) => self.tell_started(calls),
             Effect::KeepMinimum => self.keep_minimum(),
+            Effect::StopWorker => {
+                info!("an administrator drains this node");
+                if let Some(stop) = &self.stopped_by_drain {
+                    stop.cancel();
+                }
+            }
             Effect::ForgetFunction(function) => self.shared.pool.forget(&function),
             Effect::Answer { id, question } => {
                 let shared = self.shared.clone();

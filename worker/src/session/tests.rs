@@ -22,6 +22,7 @@ fn holdings() -> Holdings {
         slots: 4,
         build_slots: 2,
         memory_bytes: 0,
+        version: String::new(),
         direct: Vec::new(),
     })
 }

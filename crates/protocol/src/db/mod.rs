@@ -11,6 +11,7 @@ mod config;
 mod credentials;
 mod functions;
 mod logs;
+mod nodes;
 mod providers;
 mod runtimes;
 mod service;
@@ -33,6 +34,7 @@ pub use config::*;
 pub use credentials::*;
 pub use functions::*;
 pub use logs::*;
+pub use nodes::*;
 pub use providers::*;
 pub use runtimes::*;
 pub use service::*;
@@ -103,6 +105,8 @@ pub enum Resource {
     Config,
     /// An identity provider.
     Provider,
+    /// A node.
+    Node,
 }
 
 impl fmt::Display for Resource {
@@ -120,6 +124,7 @@ impl fmt::Display for Resource {
             Self::Rule => "rule",
             Self::Config => "value of the configuration",
             Self::Provider => "identity provider",
+            Self::Node => "node",
         })
     }
 }
@@ -158,6 +163,12 @@ pub enum DbError {
     #[error("{message}")]
     AdministratorNeeded {
         /// A sentence that names the namespace.
+        message: String,
+    },
+    /// Who asks may not become a node, or is none any longer.
+    #[error("{message}")]
+    NotAdmitted {
+        /// A sentence that says why.
         message: String,
     },
     /// The claim it was made under is over: another epoch or another owner.
@@ -246,6 +257,7 @@ pub fn messages() -> impl Iterator<Item = &'static Message> {
         calls::MESSAGES,
         logs::MESSAGES,
         callbacks::MESSAGES,
+        nodes::MESSAGES,
         workers::MESSAGES,
         blobs::MESSAGES,
         accounts::MESSAGES,

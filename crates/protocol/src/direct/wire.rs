@@ -222,8 +222,10 @@ fn split(bytes: &Bytes) -> Result<(u8, &[u8], Bytes), WireError> {
     Ok((*kind, head, bytes.slice(PREFIX + length..)))
 }
 
+/// Every other message is read from text too, so that each type's reader is compiled once.
 fn parse<T: DeserializeOwned>(head: &[u8]) -> Result<T, WireError> {
-    Ok(serde_json::from_slice(head)?)
+    let head = std::str::from_utf8(head).map_err(|_| WireError::Unknown)?;
+    Ok(serde_json::from_str(head)?)
 }
 
 /// A number for a version, as bytes.
@@ -298,6 +300,15 @@ pub fn end(num: CallNum, end: InvocationEnd) -> Result<Bytes, WireError> {
     let InvocationEnd { status, result, head, error, log, attempt, streamed } = end;
     let head = EndHead { num, status, head, error, attempt, log: log.len(), streamed };
     encode(END, &head, &[&result, &log])
+}
+
+/// The version that a message to a worker gives a number, where it is about one. Of other messages only the kind is read.
+pub fn code_in(bytes: &Bytes) -> Option<Box<Code>> {
+    if bytes.first() != Some(&CODE) {
+        return None;
+    }
+    let (_, head, _) = split(bytes).ok()?;
+    parse(head).ok().map(|CodeHead { code, .. }| code)
 }
 
 impl DirectMessage {

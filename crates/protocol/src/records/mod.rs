@@ -4,10 +4,12 @@ mod accounts;
 mod builds;
 mod calls;
 mod functions;
+mod nodes;
 mod providers;
 
 pub use accounts::*;
 pub use builds::*;
 pub use calls::*;
 pub use functions::*;
+pub use nodes::*;
 pub use providers::*;

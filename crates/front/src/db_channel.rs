@@ -1,0 +1,166 @@
+//! Requests of a node to db.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use faena_domain::Owner;
+use faena_protocol::db::{Access, Answered, Message, REPLY_ERROR, REPLY_OK, Sender, VersionsMinimum, messages};
+use faena_protocol::front::Opened;
+use faena_protocol::records::Code;
+use faena_protocol::{DbError, DbRequest, Envelope};
+use faena_transport::front::FrameStream;
+use faena_transport::{Link, LinkEvent};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::Shared;
+use crate::nodes::Node;
+use crate::refusal::refuse;
+use crate::relay::{JUDGED, QUEUE, linked};
+
+static MESSAGES: LazyLock<HashMap<&str, &Message>> =
+    LazyLock::new(|| messages().map(|message| (message.name, message)).collect());
+
+/// Questions about versions whose replies have not come; more of them are forgotten.
+const ASKED: usize = 64;
+
+pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: FrameStream) {
+    let mut link = match linked(Link::connect(shared.config.db.clone()), "database service").await {
+        Ok(link) => link,
+        Err(refused) => return refuse(&mut frames, refused).await,
+    };
+    if frames.send_json(&Opened::Ready).await.is_err() {
+        return;
+    }
+    let (to_node, queue) = mpsc::channel(QUEUE);
+    let (judged, mut from_node) = mpsc::channel(JUDGED);
+    let carrying = frames.exchange(queue, judged);
+    tokio::pin!(carrying);
+    // Replies to these tell the node of versions that it is to run.
+    let mut asked = HashSet::new();
+    loop {
+        let reply = tokio::select! {
+            () = &mut carrying => return,
+            Some(frame) = from_node.recv() => match judge(node, &frame) {
+                Ok(request) => {
+                    if request.msg_type == VersionsMinimum::TYPE && asked.len() < ASKED {
+                        asked.insert(request.id);
+                    }
+                    link.handle().send(frame).await;
+                    continue;
+                }
+                Err(Unfit { id: None, message }) => {
+                    return warn!(node = %node.name, message, "a request of a node cannot be read, and its connection is cut off");
+                }
+                Err(Unfit { id: Some(id), message }) => {
+                    warn!(node = %node.name, message, "a request of a node is refused");
+                    let refused = Envelope::new(id, REPLY_ERROR, &DbError::Invalid { message });
+                    let Ok(bytes) = refused.and_then(|reply| reply.encode()) else { return };
+                    Bytes::from(bytes)
+                }
+            },
+            event = link.next() => match event {
+                Some(LinkEvent::Message(reply)) => {
+                    note(node, &mut asked, &reply);
+                    reply
+                }
+                Some(LinkEvent::Up) => continue,
+                Some(LinkEvent::Down) | None => return debug!(node = %node.name, "db is gone, and the node's connection with it"),
+            },
+        };
+        if to_node.try_send(reply).is_err() {
+            return warn!(node = %node.name, "a node takes no replies; its connection is cut off");
+        }
+    }
+}
+
+/// A request that a node may not make.
+#[derive(Debug)]
+struct Unfit {
+    /// Its id, where it has one.
+    id: Option<String>,
+    message: String,
+}
+
+/// What every request of a worker that changes something says.
+#[derive(Deserialize)]
+struct Owned {
+    owner: Owner,
+}
+
+/// The request, where the node may make it.
+fn judge(node: &Node, frame: &[u8]) -> Result<Envelope, Unfit> {
+    let request = Envelope::decode(frame).map_err(|error| Unfit { id: None, message: error.to_string() })?;
+    let unfit = |message: String| Err(Unfit { id: Some(request.id.clone()), message });
+    let message = MESSAGES.get(request.msg_type.as_str());
+    let Some(message) = message.filter(|message| message.senders.contains(&Sender::Worker)) else {
+        return unfit(format!("a node may not ask db for {:?}", request.msg_type));
+    };
+    if message.access == Access::Write {
+        match request.parse::<Owned>() {
+            Ok(Owned { owner }) if owner.worker == node.name.as_str() => {}
+            Ok(Owned { owner }) => {
+                return unfit(format!("the node {} may not speak for {:?}", node.name, owner.worker));
+            }
+            Err(error) => return unfit(error.to_string()),
+        }
+    }
+    Ok(request)
+}
+
+/// Remembers the versions that a node is told of.
+fn note(node: &Node, asked: &mut HashSet<String>, reply: &[u8]) {
+    if asked.is_empty() {
+        return;
+    }
+    let Ok(reply) = Envelope::decode(reply) else { return };
+    if !asked.remove(&reply.id) || reply.msg_type != REPLY_OK {
+        return;
+    }
+    let answered = reply.parse::<Answered>().ok();
+    let codes = answered.and_then(|answered| serde_json::from_str::<Vec<Code>>(answered.answer.get()).ok());
+    codes.iter().flatten().for_each(|code| node.grants.code(code));
+}
+
+#[cfg(test)]
+mod tests {
+    use faena_protocol::db::{CallsStarted, Ping, WorkerJoin};
+
+    use super::*;
+    use crate::nodes::Nodes;
+
+    fn judged<R: DbRequest>(request: &R) -> Result<(), String> {
+        let node = Nodes::default().get(&"a".parse().expect("a name"));
+        let frame = Envelope::new("1", R::TYPE, request).and_then(|envelope| envelope.encode()).expect("a frame");
+        judge(&node, &frame).map(drop).map_err(|unfit| unfit.message)
+    }
+
+    fn owner(worker: &str) -> Owner {
+        Owner { worker: worker.to_owned(), incarnation: "1".to_owned() }
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_alone() {
+        assert_eq!(judged(&WorkerJoin { owner: owner("a") }), Ok(()));
+        assert!(judged(&WorkerJoin { owner: owner("b") }).is_err());
+        assert!(judged(&CallsStarted { owner: owner("b"), calls: Vec::new() }).is_err());
+        assert_eq!(judged(&VersionsMinimum {}), Ok(()));
+    }
+
+    #[test]
+    fn a_node_asks_for_what_workers_may_ask_for() {
+        assert!(judged(&Ping {}).is_err_and(|message| message.contains("may not ask")));
+    }
+
+    #[test]
+    fn every_request_of_a_worker_that_changes_something_names_its_owner() {
+        for message in messages().filter(|message| message.senders.contains(&Sender::Worker)) {
+            let frame = format!(r#"{{"v":1,"id":"1","msgType":{:?},"content":{{}}}}"#, message.name);
+            let node = Nodes::default().get(&"a".parse().expect("a name"));
+            let judged = judge(&node, frame.as_bytes());
+            assert_eq!(judged.is_err(), message.access == Access::Write, "{}", message.name);
+        }
+    }
+}

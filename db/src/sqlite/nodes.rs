@@ -1,0 +1,276 @@
+//! Nodes: who may be one, what an administrator says of them, and when they were seen.
+
+use faena_domain::{NodeName, Owner, Timestamp};
+use faena_protocol::DbError;
+use faena_protocol::db::{
+    NodeChange, NodeDelete, NodeJoin, NodeList, NodeRenew, NodeTokenMake, NodesConnected, NodesSeen, Resource,
+    WorkerStopped,
+};
+use faena_protocol::records::{NodeCertificate, NodeRecord};
+use rusqlite::{Connection, OptionalExtension, Row};
+use subtle::ConstantTimeEq;
+
+use super::internal;
+use super::requests::{Read, Request, RequestContext, Write, read, write};
+use super::rows::{Json, Text, not_found};
+
+/// The requests of this module.
+pub(super) const REQUESTS: &[Request] = &[
+    write::<NodeTokenMake>(),
+    write::<NodeJoin>(),
+    write::<NodeRenew>(),
+    read::<NodeList>(),
+    write::<NodeChange>(),
+    write::<NodeDelete>(),
+    write::<NodesConnected>(),
+    write::<WorkerStopped>(),
+];
+
+/// The most tokens that wait for their nodes.
+const MAX_TOKENS: u64 = 1000;
+/// The most nodes.
+const MAX_NODES: u64 = 10_000;
+/// How long a token is remembered that is spent or has expired, so that a machine is told so: a week.
+const REMEMBERED_MS: i64 = 7 * 24 * 3600 * 1000;
+/// Under which key of `meta` the changes are counted.
+const CHANGES: &str = "nodes";
+
+const NODE: &str = "name, labels, cordoned, cordon_reason, draining, stopped, fingerprint, previous, certificate_ends_at, joined_at, seen_at, incarnation";
+
+fn record(row: &Row<'_>) -> rusqlite::Result<NodeRecord> {
+    let (fingerprint, previous): (Option<Text<_>>, Option<Text<_>>) = (row.get(6)?, row.get(7)?);
+    let ends_at: Option<i64> = row.get(8)?;
+    let certificate = fingerprint.zip(ends_at).map(|(Text(fingerprint), ends_at)| NodeCertificate {
+        fingerprint,
+        previous: previous.map(|Text(previous)| previous),
+        ends_at: Timestamp(ends_at),
+    });
+    Ok(NodeRecord {
+        name: row.get::<_, Text<_>>(0)?.0,
+        labels: row.get::<_, Json<_>>(1)?.0,
+        is_cordoned: row.get(2)?,
+        cordon_reason: row.get(3)?,
+        is_draining: row.get(4)?,
+        is_stopped: row.get(5)?,
+        incarnation: row.get(11)?,
+        certificate,
+        joined_at: Timestamp(row.get(9)?),
+        seen_at: Timestamp(row.get(10)?),
+    })
+}
+
+fn node(connection: &Connection, name: &NodeName) -> Result<NodeRecord, DbError> {
+    connection
+        .prepare_cached(&format!("SELECT {NODE} FROM nodes WHERE key = ?1"))
+        .and_then(|mut statement| statement.query_row([name.key()], record).optional())
+        .map_err(|error| internal("reading a node", &error))?
+        .ok_or_else(|| not_found(Resource::Node, name.as_str()))
+}
+
+/// Counts a change that api processes have to hear of.
+fn count_change(connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .execute(
+            "INSERT INTO meta (key, value) VALUES (?1, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1",
+            [CHANGES],
+        )
+        .map(drop)
+}
+
+impl Write for NodeTokenMake {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let broken = |error| internal("keeping a token of a node", &error);
+        connection
+            .execute("DELETE FROM node_tokens WHERE expires_at < ?1", [context.wall - REMEMBERED_MS])
+            .map_err(broken)?;
+        let waiting: u64 = connection
+            .query_row(
+                "SELECT count(*) FROM node_tokens WHERE spent_by IS NULL AND expires_at > ?1 AND id <> ?2",
+                (context.wall, &self.token.id),
+                |row| row.get(0),
+            )
+            .map_err(broken)?;
+        if waiting >= MAX_TOKENS {
+            let message = format!("{MAX_TOKENS} tokens wait for their nodes already, which is the most");
+            return Err(DbError::TooMuch { message });
+        }
+        let token = &self.token;
+        connection
+            .execute(
+                "INSERT INTO node_tokens (id, secret, labels, expires_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+                (&token.id, &token.secret_sha256, Json(&token.labels), token.expires_at.0),
+            )
+            .map(drop)
+            .map_err(broken)
+    }
+}
+
+/// The labels of a token that who joins may spend, and whether it was spent for them already.
+fn admitted(join: &NodeJoin, connection: &Connection, wall: i64) -> Result<(String, bool), DbError> {
+    type Found = (String, String, i64, Option<String>);
+    let found: Option<Found> = connection
+        .query_row("SELECT secret, labels, expires_at, spent_by FROM node_tokens WHERE id = ?1", [&join.token], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .optional()
+        .map_err(|error| internal("reading a token of a node", &error))?;
+    let refused = |message: &str| Err(DbError::NotAdmitted { message: message.to_owned() });
+    let found = found.filter(|(secret, ..)| bool::from(secret.as_bytes().ct_eq(join.secret_sha256.as_bytes())));
+    let Some((_, labels, expires_at, spent_by)) = found else {
+        return refused("the platform does not know this token; make one with `faena node token`");
+    };
+    match spent_by {
+        Some(by) if by == join.key.to_string() => Ok((labels, true)),
+        Some(_) => refused("this token was used already: each is for one node; make another with `faena node token`"),
+        None if expires_at <= wall => refused("this token has expired; make another with `faena node token`"),
+        None => Ok((labels, false)),
+    }
+}
+
+impl Write for NodeJoin {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<NodeRecord, DbError> {
+        let broken = |error| internal("taking a node in", &error);
+        let (labels, is_spent) = admitted(&self, connection, context.wall)?;
+        let fingerprint = self.fingerprint.to_string();
+        let nodes: u64 = connection.query_row("SELECT count(*) FROM nodes", [], |row| row.get(0)).map_err(broken)?;
+        if nodes >= MAX_NODES {
+            return Err(DbError::NotAdmitted { message: format!("there are {MAX_NODES} nodes, which is the most") });
+        }
+        let again = "DO UPDATE SET fingerprint = ?4, certificate_ends_at = ?5 WHERE incarnation = ''";
+        let is_taken_in = connection
+            .execute(
+                &format!(
+                    "INSERT INTO nodes (key, name, labels, fingerprint, certificate_ends_at, joined_at, seen_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT {}",
+                    if is_spent { again } else { "DO NOTHING" }
+                ),
+                (self.name.key(), self.name.as_str(), labels, &fingerprint, self.ends_at.0, context.wall),
+            )
+            .map_err(broken)?;
+        let found = node(connection, &self.name)?;
+        if is_taken_in == 0 {
+            let message = format!(
+                "there is a node {0} already; choose another name with --name, or remove that node first (`faena node rm {0}`)",
+                found.name
+            );
+            return Err(DbError::NotAdmitted { message });
+        }
+        connection
+            .execute("UPDATE node_tokens SET spent_by = ?2 WHERE id = ?1", (&self.token, self.key.to_string()))
+            .map_err(broken)?;
+        count_change(connection).map_err(broken)?;
+        Ok(found)
+    }
+}
+
+impl Write for NodeRenew {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
+        let broken = |error| internal("renewing the certificate of a node", &error);
+        let (from, to) = (self.from.to_string(), self.to.to_string());
+        let renewed = connection
+            .execute(
+                "UPDATE nodes SET fingerprint = ?3, previous = ?2, certificate_ends_at = ?4
+                 WHERE key = ?1 AND (fingerprint IN (?2, ?3) OR previous = ?2)",
+                (self.name.key(), from, to, self.ends_at.0),
+            )
+            .map_err(broken)?;
+        if renewed == 0 {
+            let message = format!("the certificate of the node {} is not taken any longer", self.name);
+            return Err(DbError::NotAdmitted { message });
+        }
+        count_change(connection).map_err(broken)
+    }
+}
+
+impl Read for NodeList {
+    fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<NodesSeen, DbError> {
+        let list = || -> rusqlite::Result<NodesSeen> {
+            let changes: Option<u64> = connection
+                .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+                .query_row([CHANGES], |row| row.get(0))
+                .optional()?;
+            // 0 is what an asker says that has seen nothing.
+            let changes = changes.unwrap_or(0) + 1;
+            if changes == self.since {
+                return Ok(NodesSeen { changes, nodes: None });
+            }
+            let mut statement = connection.prepare_cached(&format!("SELECT {NODE} FROM nodes ORDER BY key"))?;
+            let nodes = statement.query_map([], record)?.collect::<rusqlite::Result<_>>()?;
+            Ok(NodesSeen { changes, nodes: Some(nodes) })
+        };
+        list().map_err(|error| internal("listing nodes", &error))
+    }
+}
+
+impl Write for NodeChange {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<NodeRecord, DbError> {
+        let broken = |error| internal("changing a node", &error);
+        node(connection, &self.name)?;
+        let key = self.name.key();
+        if let Some(cordon) = self.cordon {
+            connection
+                .execute(
+                    "UPDATE nodes SET cordoned = ?2, cordon_reason = ?3 WHERE key = ?1",
+                    (&key, cordon.is_on, cordon.reason),
+                )
+                .map_err(broken)?;
+        }
+        if let Some(drain) = self.drain {
+            connection.execute("UPDATE nodes SET draining = ?2 WHERE key = ?1", (&key, drain)).map_err(broken)?;
+        }
+        if let Some(labels) = self.labels {
+            connection.execute("UPDATE nodes SET labels = ?2 WHERE key = ?1", (&key, Json(labels))).map_err(broken)?;
+        }
+        count_change(connection).map_err(broken)?;
+        node(connection, &self.name)
+    }
+}
+
+impl Write for NodeDelete {
+    fn write(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<(), DbError> {
+        let broken = |error| internal("forgetting a node", &error);
+        let deleted = connection.execute("DELETE FROM nodes WHERE key = ?1", [self.name.key()]).map_err(broken)?;
+        if deleted == 0 {
+            return Err(not_found(Resource::Node, self.name.as_str()));
+        }
+        count_change(connection).map_err(broken)
+    }
+}
+
+impl Write for NodesConnected {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let broken = |error| internal("seeing nodes", &error);
+        let mut statement =
+            connection.prepare_cached("UPDATE nodes SET seen_at = ?2 WHERE key = ?1").map_err(broken)?;
+        for name in &self.names {
+            statement.execute((name.key(), context.wall)).map_err(broken)?;
+        }
+        Ok(())
+    }
+}
+
+impl Write for WorkerStopped {
+    fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        let broken = |error| internal("a worker stops", &error);
+        let stopped = connection
+            .execute(
+                "UPDATE nodes SET stopped = 1, seen_at = ?3 WHERE key = ?1 AND incarnation = ?2",
+                (self.owner.worker.to_ascii_lowercase(), &self.owner.incarnation, context.wall),
+            )
+            .map_err(broken)?;
+        if stopped > 0 { count_change(connection).map_err(broken) } else { Ok(()) }
+    }
+}
+
+/// A run of a worker begins: its node is there again, and takes work unless it is cordoned.
+pub(super) fn begin_run(connection: &Connection, owner: &Owner, wall: i64) -> Result<(), DbError> {
+    let broken = |error| internal("a worker joins", &error);
+    connection
+        .execute(
+            "INSERT INTO nodes (key, name, labels, incarnation, joined_at, seen_at) VALUES (?1, ?2, '{}', ?3, ?4, ?4)
+             ON CONFLICT DO UPDATE SET incarnation = ?3, stopped = 0, draining = 0, seen_at = ?4",
+            (owner.worker.to_ascii_lowercase(), &owner.worker, &owner.incarnation, wall),
+        )
+        .map_err(broken)?;
+    count_change(connection).map_err(broken)
+}
