@@ -61,7 +61,7 @@ CREATE TABLE versions (
     incarnation  TEXT,
     lease_end    INTEGER,
     claim        TEXT,
-    redeliveries INTEGER NOT NULL DEFAULT 0, building_since INTEGER,
+    redeliveries INTEGER NOT NULL DEFAULT 0, building_since INTEGER, nodes TEXT,
     PRIMARY KEY (namespace, function, version)
 ) STRICT, WITHOUT ROWID;
 
@@ -292,7 +292,7 @@ CREATE TABLE namespaces (
     allow      TEXT NOT NULL, -- what its runtimes may let functions ask for
     quota      TEXT NOT NULL DEFAULT '{}', -- what it may have and do
     deleted    INTEGER NOT NULL DEFAULT 0 -- its name is not used again: calls, lines of the audit and logs have it
-, weight INTEGER NOT NULL DEFAULT 1) STRICT, WITHOUT ROWID;
+, weight INTEGER NOT NULL DEFAULT 1, nodes TEXT) STRICT, WITHOUT ROWID;
 
 CREATE TABLE rules (
     namespace TEXT NOT NULL REFERENCES namespaces (name) ON DELETE CASCADE,
@@ -448,3 +448,5 @@ CREATE TABLE node_tokens (
     expires_at INTEGER NOT NULL,
     spent_by   TEXT -- SHA-256 of the key of the node that it was spent for
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX versions_bound ON versions (namespace) WHERE nodes IS NOT NULL;

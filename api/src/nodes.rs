@@ -1,13 +1,13 @@
 //! The nodes as an api knows them, and the gate before the pool of a worker that shares its process.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use faena_db_client::{KnownNodes, NodeDirectory};
-use faena_domain::{CallNum, NodeName};
+use faena_domain::{CallNum, Labels, NodeName};
 use faena_front::FrontInfo;
 use faena_invoker::{Invocation, Invoker};
 use faena_protocol::records::Code;
+use parking_lot::RwLock;
 
 /// The nodes, and where they come in.
 #[derive(Clone, Debug)]
@@ -20,24 +20,38 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// The pool of a worker, as long as an administrator lets its node take work.
     pub(crate) fn gated(&self, worker: &str, pool: Arc<dyn Invoker>) -> Arc<dyn Invoker> {
-        let takes_work = Arc::new(AtomicBool::new(true));
+        let gate = Arc::new(RwLock::new(Gate { takes_work: true, labels: Labels::default() }));
         if let Ok(name) = worker.parse::<NodeName>() {
-            tokio::spawn(follow(self.directory.clone(), name, Arc::clone(&takes_work)));
+            tokio::spawn(follow(self.directory.clone(), name, Arc::clone(&gate)));
         }
-        Arc::new(GatedPool { pool, takes_work })
+        Arc::new(GatedPool { pool, gate })
     }
 }
 
-fn takes_work(known: &KnownNodes, name: &NodeName) -> bool {
-    known.get(name).is_none_or(|node| !node.is_cordoned && !node.is_draining)
+/// What an administrator says of the node of this process.
+#[derive(Debug)]
+struct Gate {
+    takes_work: bool,
+    labels: Labels,
+}
+
+impl Gate {
+    fn of(known: &KnownNodes, name: &NodeName) -> Self {
+        let node = known.get(name);
+        Self {
+            takes_work: node.is_none_or(|node| !node.is_cordoned && !node.is_draining),
+            labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 /// Keeps whether a node takes work, until its directory is gone.
-async fn follow(directory: NodeDirectory, name: NodeName, gate: Arc<AtomicBool>) {
+async fn follow(directory: NodeDirectory, name: NodeName, gate: Arc<RwLock<Gate>>) {
     let mut known = directory.subscribe();
     drop(directory);
     while known.changed().await.is_ok() {
-        gate.store(takes_work(&known.borrow_and_update(), &name), Ordering::Relaxed);
+        let now = Gate::of(&known.borrow_and_update(), &name);
+        *gate.write() = now;
     }
 }
 
@@ -45,12 +59,13 @@ async fn follow(directory: NodeDirectory, name: NodeName, gate: Arc<AtomicBool>)
 #[derive(Debug)]
 struct GatedPool {
     pool: Arc<dyn Invoker>,
-    takes_work: Arc<AtomicBool>,
+    gate: Arc<RwLock<Gate>>,
 }
 
 impl Invoker for GatedPool {
     fn offers(&self, code: &Code) -> bool {
-        self.takes_work.load(Ordering::Relaxed) && self.pool.offers(code)
+        let gate = self.gate.read();
+        gate.takes_work && code.is_permitted_on(&gate.labels) && self.pool.offers(code)
     }
 
     fn submit(&self, call: Invocation) -> Result<(), Box<Invocation>> {

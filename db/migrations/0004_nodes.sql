@@ -23,3 +23,9 @@ CREATE TABLE node_tokens (
     expires_at INTEGER NOT NULL,
     spent_by   TEXT -- SHA-256 of the key of the node that it was spent for
 ) STRICT, WITHOUT ROWID;
+
+-- Labels that a node must have (JSON); NULL permits every node.
+ALTER TABLE versions ADD COLUMN nodes TEXT;
+ALTER TABLE namespaces ADD COLUMN nodes TEXT;
+
+CREATE INDEX versions_bound ON versions (namespace) WHERE nodes IS NOT NULL;

@@ -5,8 +5,8 @@ mod support;
 
 use faena_auth::{Mapping, Scopes};
 use faena_domain::{
-    BlobKey, DigestKind, EngineKind, FunctionId, Grants, GrantsChange, Namespace, Payload, Quota, QuotaChange,
-    Timestamp,
+    BlobKey, DigestKind, EngineKind, FunctionId, Grants, GrantsChange, Namespace, NodeSelector, Payload, Quota,
+    QuotaChange, Timestamp,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::*;
@@ -18,7 +18,13 @@ fn namespace(name: &str) -> Namespace {
 }
 
 async fn make(service: &Service, name: &str, weight: u32, quota: Quota) {
-    let put = NamespacePut { name: namespace(name), allow: Grants::default(), quota, weight };
+    let put = NamespacePut {
+        name: namespace(name),
+        allow: Grants::default(),
+        quota,
+        weight,
+        node_selector: NodeSelector::default(),
+    };
     assert!(service.ask(put).await.unwrap().created);
     service.ask(RuntimePut { namespace: namespace(name), spec: runtime("x") }).await.unwrap();
 }
@@ -124,6 +130,7 @@ async fn weights_are_the_ratio_of_what_is_claimed() {
         allow: GrantsChange::default(),
         quota: QuotaChange::default(),
         weight: Some(3),
+        node_selector: None,
     };
     assert_eq!(service.ask(patch).await.unwrap().weight, 3);
     let second = claimed(&service, SlotsView::unused(8)).await;

@@ -168,7 +168,7 @@ async fn what_waits_whether_or_not_calls_come_is_of_versions_that_calls_run() {
         put
     };
     let waiting = async || {
-        let codes = service.ask(VersionsMinimum {}).await.unwrap();
+        let codes = service.ask(VersionsMinimum { owner: owner("a") }).await.unwrap();
         codes.iter().map(|code| (code.function.to_string(), code.version.0, code.serving.minimum)).collect::<Vec<_>>()
     };
     service.ask(upload_with("first", 2)).await.unwrap();

@@ -368,6 +368,7 @@ impl InstanceEnd {
             engine,
             start: self.start,
             epoch,
+            placement: None,
             queue_ms: Millis::default(),
             start_ms: self.start_ms,
             run_ms: self.run_ms,

@@ -333,6 +333,7 @@ mod tests {
             scopes: Vec::new(),
             concurrency: None,
             serving: faena_domain::Serving::default(),
+            nodes: Vec::new(),
             share: faena_domain::NamespaceShare::default(),
             since: 1,
         }

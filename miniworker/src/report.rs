@@ -44,6 +44,7 @@ impl<'a> AttemptReport<'a> {
             engine: self.engine,
             start: self.start,
             epoch: self.job.epoch,
+            placement: self.job.placement,
             queue_ms: Millis::from_millis(self.job.queue_ms),
             start_ms: self.started.unwrap_or(now).saturating_duration_since(self.begun).into(),
             run_ms: self.started.map(|started| now.saturating_duration_since(started).into()).unwrap_or_default(),

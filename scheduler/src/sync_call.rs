@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use faena_domain::call::Placement;
 use faena_domain::{CallError, CallStatus, Epoch, ErrorKind, Layer, Owner};
 use faena_protocol::DbError;
 use faena_protocol::records::{CallJob, CallRecord, CallSpec, Code, Outcome};
@@ -133,7 +134,7 @@ impl SyncCall {
     }
 
     /// Raises the epoch and makes the job for a worker.
-    pub(crate) fn dispatch(&mut self, owner: Owner) -> CallJob {
+    pub(crate) fn dispatch(&mut self, owner: Owner, placement: Placement) -> CallJob {
         self.owner = Some(owner);
         self.epoch = self.epoch.next();
         self.attempts += 1;
@@ -156,6 +157,7 @@ impl SyncCall {
             queue_ms: waited,
             traceparent: self.spec.traceparent.clone(),
             has_row: false,
+            placement: Some(placement),
         }
     }
 
@@ -194,7 +196,13 @@ impl SyncCall {
 
     pub(crate) fn unavailable(&self) -> CallRecord {
         let engine = self.code.engine.map_or("any engine", |engine| engine.as_str());
-        let message = format!("no worker that offers {engine} is connected; GET /workers lists them");
+        let nodes: Vec<String> = self.code.nodes.iter().map(ToString::to_string).collect();
+        let message = if nodes.is_empty() {
+            format!("no worker that offers {engine} is connected; GET /workers lists them")
+        } else {
+            let selector = nodes.join(" and ");
+            format!("no node with the labels {selector} offers {engine} and takes work; GET /nodes lists them")
+        };
         self.failed(CallStatus::Failed, CallError::new(ErrorKind::Unavailable, Layer::Queue, message))
     }
 

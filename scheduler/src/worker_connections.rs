@@ -190,7 +190,8 @@ impl WorkerConnections {
         let (engine, thread) = (code.engine?, std::thread::current().id());
         let remotes = self.remotes.read();
         let able = remotes.iter().filter_map(|(name, remote)| {
-            let takes_work = remote.terms.as_ref().is_some_and(NodeTerms::takes_work);
+            let takes_work =
+                remote.terms.as_ref().is_some_and(|terms| terms.takes_work() && code.is_permitted_on(&terms.labels));
             let offers = !remote.is_leaving && takes_work && remote.engines.contains(&engine);
             let wires = remote.wires.read();
             let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;

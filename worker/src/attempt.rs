@@ -85,8 +85,11 @@ async fn call_server(
         }
     };
     let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
-    let attempt =
-        Attempt { queue_ms: Millis::from_millis(job.queue_ms), ..end.attempt(node, engine, job.attempt, job.epoch) };
+    let attempt = Attempt {
+        queue_ms: Millis::from_millis(job.queue_ms),
+        placement: job.placement,
+        ..end.attempt(node, engine, job.attempt, job.epoch)
+    };
     if end.error.is_none() && !job.direct && std::str::from_utf8(&end.result).is_err() {
         let message = "the output is no UTF-8; call it on /f/ where bytes are meant";
         end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));

@@ -97,6 +97,7 @@ impl Bench {
             queue_ms: 0,
             traceparent: String::new(),
             has_row: true,
+            placement: None,
         }
     }
 

@@ -92,6 +92,7 @@ codes! {
     NameNeeded, "name_needed", BAD_REQUEST, "The runtime needs a name of its own";
     NoArchive, "no_archive", UNSUPPORTED_MEDIA_TYPE, "The file is no archive";
     NoFile, "no_file", BAD_REQUEST, "The field holds a text instead of a file";
+    NoSuchNode, "no_such_node", UNPROCESSABLE_ENTITY, "No node can have these labels";
     NotJson, "not_json", UNSUPPORTED_MEDIA_TYPE, "The body does not say that it is JSON";
     NotMultipart, "not_multipart", UNSUPPORTED_MEDIA_TYPE, "The upload is not multipart/form-data";
     NotReplayable, "not_replayable", CONFLICT, "The record does not hold all of the call";

@@ -5,7 +5,9 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use faena_domain::json::{self, parse_object};
-use faena_domain::{FunctionId, Grants, GrantsChange, MAX_WEIGHT, Namespace, Quota, QuotaChange, Timestamp};
+use faena_domain::{
+    FunctionId, Grants, GrantsChange, MAX_WEIGHT, Namespace, NodeSelector, Quota, QuotaChange, Timestamp,
+};
 use faena_protocol::db::{NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut};
 use faena_protocol::records::{NamespaceRecord, StoredUsage};
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,7 @@ use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct NewNamespace {
     name: String,
     #[serde(default, deserialize_with = "json::object")]
@@ -27,9 +30,12 @@ struct NewNamespace {
     quota: Quota,
     #[serde(default, deserialize_with = "json::present")]
     weight: Option<u32>,
+    #[serde(default, deserialize_with = "json::present")]
+    node_selector: Option<NodeSelector>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Changes {
     #[serde(default, deserialize_with = "json::object")]
     allow: GrantsChange,
@@ -37,6 +43,8 @@ struct Changes {
     quota: QuotaChange,
     #[serde(default, deserialize_with = "json::present")]
     weight: Option<u32>,
+    #[serde(default, deserialize_with = "json::present")]
+    node_selector: Option<NodeSelector>,
 }
 
 /// The weight of a namespace that does not say one.
@@ -63,6 +71,8 @@ pub(crate) struct NamespaceView {
     allow: Grants,
     quota: Quota,
     weight: u32,
+    #[serde(rename = "nodeSelector", skip_serializing_if = "NodeSelector::is_empty")]
+    node_selector: NodeSelector,
     usage: Usage,
 }
 
@@ -79,18 +89,18 @@ struct Usage {
 }
 
 fn view(app: &App, record: NamespaceRecord) -> NamespaceView {
-    let NamespaceRecord { name, created_at, allow, quota, weight, usage } = record;
+    let NamespaceRecord { name, created_at, allow, quota, weight, node_selector, usage } = record;
     let access = app.access();
     let usage = Usage {
         stored: usage,
         concurrent_calls: access.calls_under_way(&name),
         calls_per_minute: access.calls_in_minute(&name),
     };
-    NamespaceView { name, created_at, allow, quota, weight, usage }
+    NamespaceView { name, created_at, allow, quota, weight, node_selector, usage }
 }
 
 /// Makes a namespace. Its name is a label of host names.
-#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`, `quota`, `weight`"),
+#[utoipa::path(post, path = "/namespace", tag = "namespaces", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `allow`, `quota`, `weight`, `nodeSelector`"),
     responses((status = 201, description = "The namespace"), (status = 409, description = "There is one of this name", body = Problem)))]
 pub(crate) async fn make(
     State(app): State<App>,
@@ -98,7 +108,8 @@ pub(crate) async fn make(
     body: Body,
 ) -> Reply<(StatusCode, Extension<Audited>, Json<NamespaceView>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let NewNamespace { name, allow, quota, weight } = parse_object(&bytes, &["name", "allow", "quota", "weight"])?;
+    let known = ["name", "allow", "quota", "weight", "nodeSelector"];
+    let NewNamespace { name, allow, quota, weight, node_selector } = parse_object(&bytes, &known)?;
     let weight = check_weight(weight)?.unwrap_or(WEIGHT);
     let name: Namespace = name.parse()?;
     if !name.is_label() || name.as_str() != name.key() {
@@ -106,7 +117,10 @@ pub(crate) async fn make(
             format!("{:?} is no label: namespaces have the characters a-z 0-9 -, and end in no -", name.as_str());
         return Err(Problem::new(ErrorCode::InvalidName, detail));
     }
-    let put = app.db().ask(&NamespacePut { name, allow, quota, weight }).await?;
+    let put = app
+        .db()
+        .ask(&NamespacePut { name, allow, quota, weight, node_selector: node_selector.unwrap_or_default() })
+        .await?;
     if !put.created {
         let detail = format!("there is a namespace {} already", put.record.name);
         return Err(Problem::new(ErrorCode::Conflict, detail));
@@ -136,7 +150,7 @@ pub(crate) async fn get(
 
 /// Changes what the runtimes of a namespace may allow, and its quota; members that are left out stay as they are. Runtimes
 /// and functions that exist already are not affected.
-#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`, `quota`, `weight`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
+#[utoipa::path(patch, path = "/namespace/{namespace}", tag = "namespaces", params(("namespace" = String, Path,)), request_body(content = Object, content_type = "application/json", description = "`allow`, `quota`, `weight`, `nodeSelector`"), responses((status = 200, description = "The namespace"), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn patch(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -147,9 +161,10 @@ pub(crate) async fn patch(
     super::no_query(query.as_deref())?;
     let name = super::accounts::namespace(&name)?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
-    let Changes { allow, quota, weight } = parse_object(&bytes, &["allow", "quota", "weight"])?;
+    let known = ["allow", "quota", "weight", "nodeSelector"];
+    let Changes { allow, quota, weight, node_selector } = parse_object(&bytes, &known)?;
     let weight = check_weight(weight)?;
-    let record = app.db().ask(&NamespacePatch { name, allow, quota, weight }).await?;
+    let record = app.db().ask(&NamespacePatch { name, allow, quota, weight, node_selector }).await?;
     app.access().refresh().await?;
     Ok(Json(view(&app, record)))
 }

@@ -67,6 +67,7 @@ impl From<InvalidManifest> for Problem {
             InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
             InvalidManifest::ScopeNotAllowed { .. } => Self::new(ErrorCode::ScopeNotAllowed, error),
             InvalidManifest::Public(_) => Self::new(ErrorCode::PublicNotAllowed, error),
+            InvalidManifest::Nodes { .. } => Self::new(ErrorCode::NoSuchNode, error),
         }
     }
 }
@@ -113,6 +114,7 @@ pub(crate) async fn register(
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
+    let nodes = manifest.nodes(&spec)?;
     config::may_bind(&principal, &manifest, &app.access().rules(&namespace).await?.rules)?;
     let root = root(&checked.listing, &spec, &manifest);
     let handler = Program::at_upload(&manifest.serving, &spec, &checked.listing.below(&root))?;
@@ -131,6 +133,7 @@ pub(crate) async fn register(
         root,
         manifest,
         limits,
+        nodes,
         secret: callbacks::new_secret(),
     };
     let (secret, id) = (put.secret.clone(), FunctionId::new(&put.namespace, &put.function));

@@ -166,6 +166,9 @@ pub struct Attempt {
     pub start: StartKind,
     /// The claim it ran under.
     pub epoch: Epoch,
+    /// Why its node was chosen, where the scheduler did that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
     /// From acceptance, or the attempt before, to the worker.
     pub queue_ms: Millis,
     /// From the worker to the start of the process.
@@ -190,6 +193,26 @@ pub struct Attempt {
     /// What ended it, where that was no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<CallError>,
+}
+
+/// Why a node got a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placement {
+    /// An instance of its version works there and has a place for it.
+    #[serde(rename = "shared instance")]
+    SharedInstance,
+    /// An instance of its version waits there.
+    #[serde(rename = "idle instance")]
+    IdleInstance,
+    /// Its code lies there.
+    #[serde(rename = "code")]
+    Code,
+    /// Of two nodes that were drawn it is the less loaded.
+    #[serde(rename = "less loaded")]
+    LessLoaded,
+    /// It had free slots when the call's turn came.
+    #[serde(rename = "free slots")]
+    FreeSlots,
 }
 
 /// What passed between an instance and the world. Calls that an instance has at the same time are told the same.

@@ -11,7 +11,7 @@ use crate::limits::{LimitExceeded, Limits};
 use crate::near::nearest;
 use crate::retry::MAX_RETRIES;
 use crate::serving::{InvalidServing, Preload, Serving};
-use crate::{AskedLimits, Identity, Network, RuntimeSpec};
+use crate::{AskedLimits, Identity, Network, NodeSelector, RuntimeSpec};
 
 /// Its name in the archive.
 pub const FILE: &str = "faena.toml";
@@ -49,6 +49,9 @@ pub struct Manifest {
     /// What it may ask of the platform from inside.
     #[serde(default, skip_serializing_if = "Identity::is_empty")]
     pub identity: Identity,
+    /// Labels that a node must have to build and run it, besides those that its runtime asks for.
+    #[serde(default, skip_serializing_if = "NodeSelector::is_empty")]
+    pub node: NodeSelector,
     /// What its process speaks, and which of its instances wait.
     #[serde(flatten)]
     pub serving: Serving,
@@ -131,6 +134,18 @@ pub enum InvalidManifest {
     /// Callers without a credential, which the runtime does not allow.
     #[error("faena.toml: access = \"public\" is not allowed by the runtime {0:?}")]
     Public(String),
+    /// Labels of nodes that contradict the runtime's.
+    #[error(
+        "faena.toml: [node] asks for {asked}, and the runtime {runtime:?} for {of_runtime}: no node has two values of one label"
+    )]
+    Nodes {
+        /// What was asked for.
+        asked: NodeSelector,
+        /// The runtime's name.
+        runtime: String,
+        /// What the runtime asks for.
+        of_runtime: NodeSelector,
+    },
     /// Instances that wait, which the runtime does not allow.
     #[error("faena.toml: {what} is not allowed by the runtime {runtime:?}")]
     Waiting {
@@ -141,9 +156,9 @@ pub enum InvalidManifest {
     },
 }
 
-const KEYS: [&str; 15] = [
-    "access", "limits", "env", "files", "build", "retries", "network", "identity", "contract", "handler", "reuse",
-    "preload", "minimum", "idle", "parallel",
+const KEYS: [&str; 16] = [
+    "access", "node", "limits", "env", "files", "build", "retries", "network", "identity", "contract", "handler",
+    "reuse", "preload", "minimum", "idle", "parallel",
 ];
 const LIMIT_KEYS: [&str; 7] = ["memory", "cpu", "timeout", "pids", "tmp", "disk", "concurrency"];
 fn check_keys(table: &toml::Table, known: &'static [&'static str]) -> Result<(), InvalidManifest> {
@@ -261,6 +276,18 @@ impl Manifest {
     /// What its build gets of the configuration.
     pub fn build_bindings(&self) -> Bindings {
         Bindings { env: bound(&self.build.env), files: BTreeMap::new() }
+    }
+
+    /// Labels that a node must have to run the function under a runtime.
+    ///
+    /// # Errors
+    /// Labels that contradict the runtime's.
+    pub fn nodes(&self, runtime: &RuntimeSpec) -> Result<NodeSelector, InvalidManifest> {
+        runtime.node_selector.and(&self.node).ok_or_else(|| InvalidManifest::Nodes {
+            asked: self.node.clone(),
+            runtime: runtime.name.to_string(),
+            of_runtime: runtime.node_selector.clone(),
+        })
     }
 
     /// The limits of the function's instances under a runtime and a platform's maximum.

@@ -13,7 +13,7 @@ use crate::limits::{LimitExceeded, Limits};
 use crate::name::InvalidName;
 use crate::near::nearest;
 use crate::network::MAX_RULES;
-use crate::{AskedLimits, ImageName, NetworkRule, RuntimeName};
+use crate::{AskedLimits, ImageName, NetworkRule, NodeSelector, RuntimeName};
 
 /// What makes instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -226,6 +226,9 @@ pub struct RuntimeSpec {
     /// What its functions may ask for.
     #[serde(default)]
     pub allow: Allow,
+    /// Labels that a node must have to build and run its functions.
+    #[serde(default, skip_serializing_if = "NodeSelector::is_empty")]
+    pub node_selector: NodeSelector,
 }
 
 /// Why a runtime was refused.
@@ -284,9 +287,11 @@ pub enum InvalidRuntime {
     Networks(usize),
 }
 
-const FIELDS: [&str; 9] = ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow"];
+const FIELDS: [&str; 10] =
+    ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow", "nodeSelector"];
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Body {
     image: String,
     path: String,
@@ -299,6 +304,8 @@ struct Body {
     #[serde(default)]
     env: BTreeMap<String, String>,
     allow: Option<AskedAllow>,
+    #[serde(default)]
+    node_selector: NodeSelector,
 }
 
 impl RuntimeSpec {
@@ -344,6 +351,7 @@ impl RuntimeSpec {
             limits: body.limits,
             env: body.env,
             allow,
+            node_selector: body.node_selector,
         })
     }
 

@@ -113,7 +113,7 @@ async fn requests_to_db_are_those_of_the_node_itself() {
         }
     }
     assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("a") }).await, REPLY_OK);
-    assert_eq!(asked(&mut link, &VersionsMinimum {}).await, REPLY_OK);
+    assert_eq!(asked(&mut link, &VersionsMinimum { owner: owner("a") }).await, REPLY_OK);
     assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("b") }).await, REPLY_ERROR);
     assert_eq!(asked(&mut link, &CallsStarted { owner: owner("b"), calls: Vec::new() }).await, REPLY_ERROR);
     assert_eq!(asked(&mut link, &NodeList { since: 0 }).await, REPLY_ERROR, "it is for the api");
@@ -274,7 +274,18 @@ async fn strangers_bytes_disturb_nobody() {
         let mut rest = Vec::new();
         let _ = within(8, socket.read_to_end(&mut rest)).await;
     }
-    link.handle().send(Envelope::new("1", VersionsMinimum::TYPE, &VersionsMinimum {}).unwrap().encode().unwrap()).await;
+    link.handle()
+        .send(
+            Envelope::new(
+                "1",
+                VersionsMinimum::TYPE,
+                &VersionsMinimum { owner: Owner { worker: "a".to_owned(), incarnation: "1".to_owned() } },
+            )
+            .unwrap()
+            .encode()
+            .unwrap(),
+        )
+        .await;
     assert!(matches!(within(5, link.next()).await, Some(LinkEvent::Message(_))), "the node is not disturbed");
 }
 

@@ -30,6 +30,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         scopes: Vec::new(),
         concurrency: None,
         serving,
+        nodes: Vec::new(),
         share: NamespaceShare::default(),
         since: 1,
     }

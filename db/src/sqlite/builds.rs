@@ -5,8 +5,8 @@ use faena_domain::build_queue::{BuildEntry, BuildEvent, Refused, Said, step};
 use faena_domain::lease::Lease;
 use faena_domain::queue::Event;
 use faena_domain::{
-    BuildFailure, CallError, Epoch, ErrorKind, FunctionId, FunctionName, FunctionStatus, Layer, Namespace, Owner,
-    Payload, Version,
+    BuildFailure, CallError, Epoch, ErrorKind, FunctionId, FunctionName, FunctionStatus, Labels, Layer, Namespace,
+    Owner, Payload, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim, Resource};
@@ -17,7 +17,7 @@ use super::clock::day;
 use super::queue::{self, TransitionContext};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{access, blobs, call_rows, function_queues, functions, internal};
+use super::{access, blobs, call_rows, function_queues, functions, internal, nodes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] =
@@ -167,7 +167,8 @@ fn claim(
     if !again.is_empty() {
         return Ok(again);
     }
-    let pending = pending(request, connection).map_err(broken)?;
+    let labels = nodes::labels_of(connection, &request.owner)?;
+    let pending = pending(request, &labels, connection).map_err(broken)?;
     let mut slots = request.slots.to_slots();
     for build in &pending {
         let function = build.function_id();
@@ -194,15 +195,18 @@ fn claim(
     taken(request, connection).map_err(broken)
 }
 
-/// The builds that wait for these engines: the oldest of each namespace first, then the second of each.
-fn pending(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec<BuildRef>> {
-    let mut statement = connection.prepare_cached(
+/// The builds that wait for these engines and for a node with these labels: the oldest of each namespace first, then the second of each.
+fn pending(request: &BuildsClaim, labels: &Labels, connection: &Connection) -> rusqlite::Result<Vec<BuildRef>> {
+    let (of_version, of_namespace) = (nodes::permits("v.nodes", "?3"), nodes::permits("n.nodes", "?3"));
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT v.namespace, v.function, v.version FROM versions v JOIN runtime_revisions r
          ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
+         LEFT JOIN namespaces n ON n.name = v.namespace
          WHERE v.status = 'PENDING' AND coalesce(r.spec ->> 'engine' IN (SELECT value FROM json_each(?1)), 1)
+         AND {of_version} AND {of_namespace}
          ORDER BY row_number() OVER (PARTITION BY v.namespace ORDER BY v.created_at), v.created_at LIMIT ?2",
-    )?;
-    let rows = statement.query_map((Json(&request.engines), PENDING), reference)?;
+    ))?;
+    let rows = statement.query_map((Json(&request.engines), PENDING, Json(labels)), reference)?;
     rows.collect()
 }
 

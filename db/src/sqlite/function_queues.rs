@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::queue::{TransitionContext, apply};
 use super::requests::{Request, RequestContext, Write, write};
 use super::rows::{Json, Text};
-use super::{functions, internal};
+use super::{functions, internal, nodes};
 use crate::QueueBounds;
 
 /// The requests of this module.
@@ -22,9 +22,39 @@ pub(super) const REQUESTS: &[Request] = &[write::<CallsClaim>()];
 const CLAIM_BYTES: usize = 2 * 1024 * 1024;
 
 /// The calls of a queue in their order, and what each adds to the message.
-const BEST: &str =
-    "SELECT num, version, length(spec) FROM calls WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
-     AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) ORDER BY priority DESC, num LIMIT ?5";
+fn best_sql(permitted: &str) -> String {
+    format!(
+        "SELECT num, version, length(spec) FROM calls c WHERE namespace = ?1 AND function = ?2 AND status = 'PENDING' AND due = 1
+         AND expires_at > ?3 AND engine IN (SELECT value FROM json_each(?4)) AND {permitted} ORDER BY priority DESC, num LIMIT ?6"
+    )
+}
+
+/// What a worker can take of what waits: its engines and the labels of its node, both as JSON.
+struct Offer {
+    engines: String,
+    labels: String,
+    /// The condition of SQL on a call `c` that its version permits the node; the labels are `?5`.
+    permitted: String,
+}
+
+impl Offer {
+    fn of(request: &CallsClaim, connection: &Connection) -> Result<Self, DbError> {
+        let labels = nodes::labels_of(connection, &request.owner)?;
+        let are_any_bound = nodes::are_any_bound(connection).map_err(|error| internal("claiming calls", &error))?;
+        // Every query names the labels, so that all of them have the same parameters.
+        let permitted = if are_any_bound {
+            format!(
+                "EXISTS (SELECT 1 FROM versions v WHERE v.namespace = c.namespace AND v.function = c.function
+                 AND v.version = c.version AND {})",
+                nodes::permits("v.nodes", "?5")
+            )
+        } else {
+            "?5 IS NOT NULL".to_owned()
+        };
+        let engines = serde_json::to_string(&request.engines).unwrap_or_default();
+        Ok(Self { engines, labels: serde_json::to_string(&labels).unwrap_or_default(), permitted })
+    }
+}
 
 /// What waits in a queue, or in all of them.
 #[derive(Clone, Copy, Debug)]
@@ -204,9 +234,10 @@ struct NamespaceQueues {
 }
 
 /// The namespaces that have calls which are due.
-fn namespaces(connection: &Connection) -> rusqlite::Result<Vec<NamespaceQueues>> {
+fn namespaces(connection: &Connection, offer: &Offer) -> rusqlite::Result<Vec<NamespaceQueues>> {
     // From one name to the next by the index: as many steps as namespaces, however many functions they have.
-    let mut statement = connection.prepare_cached(
+    let permitted = nodes::permits("n.nodes", "?1");
+    let mut statement = connection.prepare_cached(&format!(
         "WITH RECURSIVE waiting (name) AS (
              SELECT min(namespace) FROM function_queues WHERE due > 0
              UNION ALL
@@ -216,8 +247,8 @@ fn namespaces(connection: &Connection) -> rusqlite::Result<Vec<NamespaceQueues>>
          SELECT w.name, coalesce(n.weight, 1),
              iif(n.quota ->> 'concurrentCalls' IS NULL, NULL, n.quota ->> 'concurrentCalls'
                  - (SELECT count(*) FROM calls c INDEXED BY calls_leased WHERE c.status = 'RUNNING' AND c.namespace = w.name))
-         FROM waiting w LEFT JOIN namespaces n ON n.name = w.name WHERE w.name IS NOT NULL",
-    )?;
+         FROM waiting w LEFT JOIN namespaces n ON n.name = w.name WHERE w.name IS NOT NULL AND {permitted}",
+    ))?;
     let namespace = |row: &Row<'_>| {
         let room: Option<i64> = row.get(2)?;
         Ok(NamespaceQueues {
@@ -228,28 +259,29 @@ fn namespaces(connection: &Connection) -> rusqlite::Result<Vec<NamespaceQueues>>
             claimed: 0,
         })
     };
-    statement.query_map([], namespace)?.collect()
+    statement.query_map([&offer.labels], namespace)?.collect()
 }
 
 /// The queues of a namespace that have calls for these engines; the one that was not served for the longest comes first.
 fn queues(
     connection: &Connection,
     namespace: &Namespace,
-    engines: &str,
+    offer: &Offer,
     (limit, now): (u32, i64),
 ) -> rusqlite::Result<VecDeque<FunctionQueue>> {
-    let mut statement = connection.prepare_cached(
+    let permitted = &offer.permitted;
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT function, min(coalesce(concurrency - running, ?2), ?2) FROM function_queues l
          WHERE namespace = ?4 AND due > 0 AND (concurrency IS NULL OR running < concurrency)
          AND EXISTS (SELECT 1 FROM calls c WHERE c.namespace = l.namespace AND c.function = l.function
-             AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)))
+             AND c.status = 'PENDING' AND c.due = 1 AND c.expires_at > ?3 AND c.engine IN (SELECT value FROM json_each(?1)) AND {permitted})
          ORDER BY turn LIMIT ?2",
-    )?;
+    ))?;
     let queue = |row: &Row<'_>| {
         let Text(name) = row.get(0)?;
         Ok(FunctionQueue { function: FunctionId { namespace: namespace.clone(), name }, room: row.get(1)? })
     };
-    statement.query_map((engines, limit, now, namespace.as_str()), queue)?.collect()
+    statement.query_map((&offer.engines, limit, now, namespace.as_str(), &offer.labels), queue)?.collect()
 }
 
 fn next_turn(connection: &Connection, queue: &FunctionQueue) -> rusqlite::Result<()> {
@@ -270,10 +302,10 @@ struct Candidate {
     bytes: usize,
 }
 
-fn best(connection: &Connection, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Candidate>> {
+fn best(connection: &Connection, offer: &Offer, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Candidate>> {
     let candidate =
         |row: &Row<'_>| Ok(Candidate { num: CallNum(row.get(0)?), version: Version(row.get(1)?), bytes: row.get(2)? });
-    connection.prepare_cached(BEST)?.query_map(params, candidate)?.collect()
+    connection.prepare_cached(&best_sql(&offer.permitted))?.query_map(params, candidate)?.collect()
 }
 
 /// What a claim may still take.
@@ -334,13 +366,13 @@ impl Budget {
 /// namespace with many queues delays a short one.
 fn claim(request: &CallsClaim, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
     let broken = |error| internal("claiming calls", &error);
-    let engines = serde_json::to_string(&request.engines).unwrap_or_default();
+    let offer = Offer::of(request, connection)?;
     let mut budget = Budget::new(request);
     // Functions that hold their part already may wait before the others.
     let most = request.limit + u32::try_from(request.slots.held.len()).unwrap_or(0);
-    let mut waiting = namespaces(connection).map_err(broken)?;
+    let mut waiting = namespaces(connection, &offer).map_err(broken)?;
     for namespace in &mut waiting {
-        namespace.queues = queues(connection, &namespace.name, &engines, (most, context.now)).map_err(broken)?;
+        namespace.queues = queues(connection, &namespace.name, &offer, (most, context.now)).map_err(broken)?;
     }
     waiting.retain(NamespaceQueues::may_go_on);
     while budget.calls > 0 && budget.bytes > 0 {
@@ -354,7 +386,7 @@ fn claim(request: &CallsClaim, connection: &Connection, context: &RequestContext
         let others_wait = queues > 1;
         let most = namespace.room.map_or(queue.room, |room| room.min(queue.room));
         let part = Part { queue: &queue, queues, others_wait, most };
-        let claimed = claim_of(&part, (request, &engines), &mut budget, connection, context)?;
+        let claimed = claim_of(&part, (request, &offer), &mut budget, connection, context)?;
         namespace.claimed += claimed;
         namespace.room = namespace.room.map(|room| room.saturating_sub(claimed));
         queue.room = queue.room.saturating_sub(claimed);
@@ -385,7 +417,7 @@ struct Part<'a> {
 /// Claims a queue's part, of calls and of slots; how many calls that were.
 fn claim_of(
     part: &Part<'_>,
-    (request, engines): (&CallsClaim, &str),
+    (request, offer): (&CallsClaim, &Offer),
     budget: &mut Budget,
     connection: &Connection,
     context: &RequestContext<'_>,
@@ -396,10 +428,9 @@ fn claim_of(
     let share = budget.calls.div_ceil(count).min(most);
     let busy_at_most = budget.slots.busy() + budget.slots.free().div_ceil(count).max(1);
     let mut claimed = 0;
-    for candidate in
-        best(connection, (queue.function.namespace.as_str(), queue.function.name.key(), context.now, engines, share))
-            .map_err(broken)?
-    {
+    let of_queue = (queue.function.namespace.as_str(), queue.function.name.key());
+    let params = (of_queue.0, of_queue.1, context.now, &offer.engines, &offer.labels, share);
+    for candidate in best(connection, offer, params).map_err(broken)? {
         // The first always fits.
         if budget.bytes < CLAIM_BYTES && candidate.bytes > budget.bytes {
             budget.bytes = 0;
@@ -480,6 +511,7 @@ fn job(call: ClaimedCall, code: faena_protocol::records::Code, now: i64) -> Call
         queue_ms: millis(now - call.queued_at),
         traceparent: spec.traceparent,
         has_row: true,
+        placement: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faena_domain::queue::Event;
 use faena_domain::{
     Bindings, BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare,
-    Quota, Revision, RuntimeSpec, Timestamp, Version,
+    NodeSelector, Quota, Revision, RuntimeSpec, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -19,7 +19,7 @@ use super::access::{namespace_quota, note_public};
 use super::queue::{TransitionContext, apply};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{blobs, call_rows, config, internal, namespaces, runtimes};
+use super::{blobs, call_rows, config, internal, namespaces, nodes, runtimes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -156,11 +156,11 @@ fn insert(request: &VersionPut, connection: &Connection, now: i64) -> Result<(),
         )?;
         connection.execute(
             "INSERT INTO versions (namespace, function, version, runtime, revision, source, source_bytes, manifest, limits,
-                 status, created_at, request, epoch, root)
-             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10, ?9, ?11
+                 status, created_at, request, epoch, root, nodes)
+             SELECT ?1, ?2, coalesce(max(version), 0) + 1, ?3, ?4, ?5, ?6, ?7, ?8, 'PENDING', ?9, ?10, ?9, ?11, ?12
              FROM versions WHERE namespace = ?1 AND function = ?2",
             (namespace, &key, runtime.spec.name.key(), runtime.revision.0, Text(request.source), request.source_bytes,
-                Json(&request.manifest), Json(&request.limits), now, &request.request, &request.root),
+                Json(&request.manifest), Json(&request.limits), now, &request.request, &request.root, nodes::selector(&request.nodes)),
         )?;
         let number: i64 = connection.query_row(
             "SELECT max(version) FROM versions WHERE namespace = ?1 AND function = ?2",
@@ -300,7 +300,7 @@ pub(super) fn code(
     let resolved = connection
         .prepare_cached(
             "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at,
-                 iif(coalesce(v.artifact, v.source) = v.source, v.root, '')
+                 iif(coalesce(v.artifact, v.source) = v.source, v.root, ''), v.nodes
              FROM versions v JOIN runtime_revisions r
              ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
              WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
@@ -334,6 +334,7 @@ pub(super) fn code(
                         scopes: manifest.identity.scopes,
                         concurrency,
                         serving: manifest.serving,
+                        nodes: row.get::<_, Option<Json<NodeSelector>>>(9)?.map(|Json(nodes)| nodes).into_iter().collect(),
                         share: NamespaceShare::default(),
                         since: row.get(7)?,
                     };
@@ -344,7 +345,9 @@ pub(super) fn code(
         .map_err(|error| internal("reading a version", &error))?;
     let Some(mut resolved) = resolved else { return Ok(None) };
     resolved.code.config = config::bound(connection, namespace, &bindings)?;
-    resolved.code.share = share(connection, namespace).map_err(|error| internal("reading a namespace", &error))?;
+    let (share, nodes) = share(connection, namespace).map_err(|error| internal("reading a namespace", &error))?;
+    resolved.code.share = share;
+    resolved.code.nodes.extend(nodes);
     Ok(Some(resolved))
 }
 
@@ -362,11 +365,14 @@ pub(super) fn build_env(
     Ok((manifest.fixed_build_env(), config::bound(connection, namespace, &manifest.build_bindings())?))
 }
 
-/// The part of a worker's slots and memory that a namespace may use.
-fn share(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<NamespaceShare> {
+/// The part of a worker's slots and memory that a namespace may use, and the labels of the nodes that it is bound to.
+fn share(connection: &Connection, namespace: &Namespace) -> rusqlite::Result<(NamespaceShare, Option<NodeSelector>)> {
     let found = connection
-        .prepare_cached("SELECT weight, quota ->> 'memoryBytes' FROM namespaces WHERE name = ?1")?
-        .query_row([namespace.as_str()], |row| Ok(NamespaceShare { weight: row.get(0)?, memory_bytes: row.get(1)? }))
+        .prepare_cached("SELECT weight, quota ->> 'memoryBytes', nodes FROM namespaces WHERE name = ?1")?
+        .query_row([namespace.as_str()], |row| {
+            let share = NamespaceShare { weight: row.get(0)?, memory_bytes: row.get(1)? };
+            Ok((share, row.get::<_, Option<Json<NodeSelector>>>(2)?.map(|Json(nodes)| nodes)))
+        })
         .optional()?;
     Ok(found.unwrap_or_default())
 }
@@ -396,6 +402,7 @@ impl Read for VersionResolve {
 
 impl Read for VersionsMinimum {
     fn read(self, connection: &Connection, _context: &RequestContext<'_>) -> Result<Vec<Code>, DbError> {
+        let labels = nodes::labels_of(connection, &self.owner)?;
         let current = |connection: &Connection| -> rusqlite::Result<Vec<(Namespace, FunctionName, Version)>> {
             let mut statement = connection.prepare_cached(
                 "SELECT f.namespace, f.name, f.current FROM versions v JOIN functions f
@@ -413,7 +420,8 @@ impl Read for VersionsMinimum {
             let resolved = code(connection, &namespace, &name, version).transpose()?;
             Some(resolved.map(|resolved| resolved.code))
         });
-        codes.collect()
+        // A node is told of nothing that it may not run.
+        codes.filter(|code| code.as_ref().map_or(true, |code| code.is_permitted_on(&labels))).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Namespaces: what they allow, their quotas and weights, and their end.
 
-use faena_domain::{FunctionId, FunctionName, Namespace, Timestamp};
+use faena_domain::{FunctionId, FunctionName, Namespace, NodeSelector, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     FunctionDelete, NamespaceDelete, NamespaceGet, NamespaceList, NamespacePatch, NamespacePut, Put, Resource,
@@ -10,11 +10,11 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::access::namespace_quota;
 use super::clock::day;
-use super::internal;
 use super::providers::remove_mappings;
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
 use super::rules::insert_rule;
+use super::{internal, nodes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[
@@ -32,7 +32,7 @@ pub(super) fn namespace(connection: &Connection, name: &Namespace, wall: i64) ->
             "SELECT name, created_at, allow, quota, weight, (SELECT count(*) FROM functions f WHERE f.namespace = ?1),
                  (SELECT count(*) FROM calls c INDEXED BY calls_leased WHERE c.status = 'RUNNING' AND c.namespace = ?1),
                  (SELECT coalesce(sum(source_bytes), 0) FROM versions v WHERE v.namespace = ?1),
-                 (SELECT coalesce(sum(ms), 0) / 60000 FROM build_time b WHERE b.namespace = ?1 AND b.day = ?2)
+                 (SELECT coalesce(sum(ms), 0) / 60000 FROM build_time b WHERE b.namespace = ?1 AND b.day = ?2), nodes
              FROM namespaces WHERE name = ?1 AND NOT deleted",
         )
         .and_then(|mut statement| {
@@ -45,7 +45,9 @@ pub(super) fn namespace(connection: &Connection, name: &Namespace, wall: i64) ->
                     build_minutes_per_day: row.get(8)?,
                 };
                 let (created_at, weight) = (Timestamp(row.get(1)?), row.get(4)?);
-                Ok(NamespaceRecord { name, created_at, allow, quota, weight, usage })
+                let nodes: Option<Json<NodeSelector>> = row.get(9)?;
+                let node_selector = nodes.map(|Json(nodes)| nodes).unwrap_or_default();
+                Ok(NamespaceRecord { name, created_at, allow, quota, weight, node_selector, usage })
             };
             statement.query_row((name.as_str(), day(wall)), record).optional()
         })
@@ -59,8 +61,15 @@ impl Write for NamespacePut {
         let broken = |error| internal("making a namespace", &error);
         let created = connection
             .execute(
-                "INSERT INTO namespaces (name, created_at, allow, quota, weight) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
-                (self.name.as_str(), context.wall, Json(self.allow), Json(self.quota), self.weight),
+                "INSERT INTO namespaces (name, created_at, allow, quota, weight, nodes) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+                (
+                    self.name.as_str(),
+                    context.wall,
+                    Json(self.allow),
+                    Json(self.quota),
+                    self.weight,
+                    nodes::selector(&self.node_selector),
+                ),
             )
             .map_err(broken)?;
         let found = namespace(connection, &self.name, context.wall).map_err(|error| match error {
@@ -83,21 +92,25 @@ impl Write for NamespacePatch {
         let found = namespace(connection, &self.name, context.wall)?;
         let (allow, quota) = (found.allow.changed(self.allow), found.quota.changed(self.quota));
         let weight = self.weight.unwrap_or(found.weight);
+        let node_selector = self.node_selector.unwrap_or_else(|| found.node_selector.clone());
         let broken = |error| internal("changing a namespace", &error);
         connection
             .execute(
-                "UPDATE namespaces SET allow = ?2, quota = ?3, weight = ?4 WHERE name = ?1",
-                (self.name.as_str(), Json(allow), Json(quota), weight),
+                "UPDATE namespaces SET allow = ?2, quota = ?3, weight = ?4, nodes = ?5 WHERE name = ?1",
+                (self.name.as_str(), Json(allow), Json(quota), weight, nodes::selector(&node_selector)),
             )
             .map_err(broken)?;
         context.changes_access();
-        if (weight, quota.memory_bytes) != (found.weight, found.quota.memory_bytes) {
-            // Workers know both by what they run.
+        let is_known_by_workers =
+            |record: &NamespaceRecord| (record.weight, record.quota.memory_bytes, record.node_selector.clone());
+        let changed = NamespaceRecord { allow, quota, weight, node_selector, ..found.clone() };
+        if is_known_by_workers(&changed) != is_known_by_workers(&found) {
+            // Workers know these by what they run.
             functions_of(connection, &self.name).map_err(broken)?.into_iter().for_each(|function| {
                 context.changes_function(function);
             });
         }
-        Ok(NamespaceRecord { allow, quota, weight, ..found })
+        Ok(changed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Nodes: who may be one, what an administrator says of them, and when they were seen.
 
-use faena_domain::{NodeName, Owner, Timestamp};
+use faena_domain::{Labels, NodeName, NodeSelector, Owner, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     NodeChange, NodeDelete, NodeJoin, NodeList, NodeRenew, NodeTokenMake, NodesConnected, NodesSeen, Resource,
@@ -260,6 +260,38 @@ impl Write for WorkerStopped {
             .map_err(broken)?;
         if stopped > 0 { count_change(connection).map_err(broken) } else { Ok(()) }
     }
+}
+
+/// The labels of the node of a worker; none where there is no such node.
+pub(super) fn labels_of(connection: &Connection, owner: &Owner) -> Result<Labels, DbError> {
+    let found: Option<Json<Labels>> = connection
+        .prepare_cached("SELECT labels FROM nodes WHERE key = ?1")
+        .and_then(|mut statement| statement.query_row([owner.worker.to_ascii_lowercase()], |row| row.get(0)).optional())
+        .map_err(|error| internal("reading the labels of a node", &error))?;
+    Ok(found.map(|Json(labels)| labels).unwrap_or_default())
+}
+
+/// A selector as its column has it: NULL permits every node.
+pub(super) fn selector(selector: &NodeSelector) -> Option<Json<&NodeSelector>> {
+    (!selector.is_empty()).then_some(Json(selector))
+}
+
+/// Whether any version or namespace is bound to nodes; while none is, no claim has to look.
+pub(super) fn are_any_bound(connection: &Connection) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM versions WHERE nodes IS NOT NULL)
+                 OR EXISTS (SELECT 1 FROM namespaces WHERE nodes IS NOT NULL AND NOT deleted)",
+        )?
+        .query_row([], |row| row.get(0))
+}
+
+/// A condition of SQL: a node whose labels are this parameter is permitted by the selector in this column.
+pub(super) fn permits(column: &str, labels: &str) -> String {
+    format!(
+        "({column} IS NULL OR NOT EXISTS (SELECT 1 FROM json_each({column}) asked
+             LEFT JOIN json_each({labels}) had ON had.key = asked.key WHERE had.value IS NOT asked.value))"
+    )
 }
 
 /// A run of a worker begins: its node is there again, and takes work unless it is cordoned.

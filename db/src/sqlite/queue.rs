@@ -230,6 +230,7 @@ fn lost_attempt(kept: &Kept, cause: &TransitionContext, now: i64) -> Attempt {
         engine: kept.engine.unwrap_or(EngineKind::Sandbox),
         start: StartKind::Cold,
         epoch: kept.entry.lease.epoch,
+        placement: None,
         queue_ms: span(kept.queued_at, claimed_at),
         start_ms: Millis::default(),
         run_ms: span(claimed_at, now),

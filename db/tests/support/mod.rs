@@ -120,6 +120,7 @@ pub(crate) fn upload(request: &str, function: &str) -> VersionPut {
         root: String::new(),
         manifest: Manifest::default(),
         limits: Limits::DEFAULT,
+        nodes: faena_domain::NodeSelector::default(),
         secret: "whsec_c2VjcmV0".into(),
     }
 }
@@ -227,6 +228,7 @@ pub(crate) fn outcome(job: &CallJob, error: Option<CallError>) -> Outcome {
             engine: EngineKind::Sandbox,
             start: StartKind::Cold,
             epoch: job.epoch,
+            placement: job.placement,
             queue_ms: Millis::from_millis(job.queue_ms),
             start_ms: Millis::from_millis(1),
             run_ms: Millis::from_millis(1),

@@ -65,7 +65,7 @@ fn three_machines_run_what_one_platform_accepts() {
     assert!(node["certificateEndsAt"].is_string() && node["version"].is_string(), "{node}");
 
     // One drains: it finishes, and stops.
-    let long: Vec<i64> = (0..6).map(|_| sleeps(&cluster, 3)).collect();
+    let long: Vec<i64> = (0..12).map(|_| sleeps(&cluster, 3)).collect();
     eventually(LONG, "b works", || if cluster.node("b")["calls"] == 0 { Err(()) } else { Ok(()) });
     assert_eq!(cluster.platform.post("/node/b/drain", &json!({})).status, 200);
     assert!(hosts[1].ended(), "a drained worker ends well");
@@ -85,7 +85,7 @@ fn functions_of_a_node_call_functions_of_another() {
     handler(
         &cluster,
         "inner",
-        "def handle(params, context):\n    return {'caller': context.request['headers']['faena-caller'], 'got': params}\n",
+        "def handle(params, context):\n    return {'caller': context.request.headers['faena-caller'], 'got': params}\n",
     );
     let code = "import json, urllib.request\ndef handle(params, context):\n    data = json.dumps(params).encode()\n    request = urllib.request.Request('http://inner.faena.internal/', data, {'Content-Type': 'application/json'})\n    try:\n        return json.load(urllib.request.urlopen(request))\n    except urllib.error.HTTPError as error:\n        return error.read().decode()\n";
     let toml = b"contract = \"handler\"\n[identity]\ncalls = [\"inner\"]\n";
@@ -194,7 +194,7 @@ fn a_slow_link_carries_code_and_is_not_taken_for_silence() {
     let front = format!("127.0.0.1:{}", cluster.front);
     let address = slow_link(a.gateway(), front, 64 * 1024, Duration::from_millis(50));
     a.join(&cluster, Some(&address));
-    let noise: Vec<u8> = (0..600_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..600_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
     cluster.platform.shell_runtime(Engine::Sandbox, &json!({}));
     let archive = zip(&[("run.sh", b"wc -c < noise"), ("noise", &noise)]);
     assert!(matches!(cluster.platform.upload("shell", "large", &archive).status, 200 | 201));
@@ -215,4 +215,52 @@ fn a_node_that_is_removed_ends_with_a_sentence() {
     assert_eq!(cluster.platform.get("/node/a").problem(404), "unknown_node");
     assert!(!a.ended(), "it ends as a failure");
     assert!(a.logged().contains("this node was removed from the platform"), "{}", a.logged());
+}
+
+#[test]
+fn functions_run_on_nodes_with_the_labels_that_are_asked_for() {
+    let cluster = Cluster::start();
+    let mut hosts = ["a", "b"].map(Host::new);
+    hosts.iter_mut().for_each(|host| host.join(&cluster, None));
+    cluster.platform.shell_runtime(Engine::Sandbox, &json!({"nodeSelector": {"host": "b"}}));
+    cluster.platform.script("where", "echo here");
+    assert_eq!(cluster.platform.built("where")["status"], "READY");
+    let calls = (0..8).map(|_| cluster.platform.invoke(&json!({"funcName": "where", "params": null}))).collect();
+    assert!(ended(&cluster, calls).iter().all(|call| workers(call) == ["b"]));
+
+    let archive = zip(&[("run.sh", b"echo there"), ("faena.toml", b"[node]\nhost = \"a\"\n")]);
+    assert_eq!(cluster.platform.upload("shell", "torn", &archive).problem(422), "no_such_node");
+    let archive = zip(&[("run.sh", b"echo there"), ("faena.toml", b"[node]\ndisk = \"ssd\"\n")]);
+    assert!(matches!(cluster.platform.upload("shell", "picky", &archive).status, 200 | 201));
+    assert_eq!(cluster.platform.get("/function/picky").json()["status"], "PENDING", "no node may build it");
+    let changed = cluster.platform.send(
+        "PATCH",
+        "/node/b",
+        &[("Content-Type", "application/json")],
+        b"{\"labels\":{\"host\":\"b\",\"disk\":\"ssd\"}}",
+    );
+    assert_eq!(changed.status, 200, "{}", changed.text());
+    assert_eq!(cluster.platform.built("picky")["status"], "READY");
+    assert_eq!(workers(&cluster.platform.call("picky", &json!(null))), ["b"]);
+
+    // A direct call that no node may take says which labels it needs.
+    handler(&cluster, "quick", "def handle(params, context):\n    return 'done'\n");
+    assert_eq!(cluster.platform.post("/f/quick", &json!({})).status, 200);
+    let bound = cluster.platform.send(
+        "PATCH",
+        "/namespace/default",
+        &[("Content-Type", "application/json")],
+        b"{\"nodeSelector\":{\"team\":\"red\"}}",
+    );
+    assert_eq!(bound.status, 200, "{}", bound.text());
+    let refused = eventually(LONG, "the namespace is bound", || {
+        let reply = cluster.platform.post("/f/quick", &json!({}));
+        if reply.status == 200 { Err(reply.text()) } else { Ok(reply) }
+    });
+    assert_eq!(refused.problem(503), "unavailable");
+    assert!(refused.text().contains("team=red"), "{}", refused.text());
+    let waiting = cluster.platform.invoke(&json!({"funcName": "where", "params": null}));
+    let labels = b"{\"labels\":{\"host\":\"b\",\"disk\":\"ssd\",\"team\":\"red\"}}";
+    assert_eq!(cluster.platform.send("PATCH", "/node/b", &[("Content-Type", "application/json")], labels).status, 200);
+    assert_eq!(workers(&cluster.platform.ended(waiting)), ["b"]);
 }

@@ -18,7 +18,7 @@ use crate::sync_call::{SyncCall, SyncOutcome};
 
 impl Scheduler {
     pub(super) fn submit(&mut self, mut call: SyncCall) {
-        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine, &call.code.nodes)) {
             return self.finish_unrun(call);
         }
         let (num, function, weight) = (call.spec.num, call.code.function_id(), call.code.share.weight);
@@ -121,7 +121,7 @@ impl Scheduler {
     }
 
     pub(super) fn again(&mut self, mut call: SyncCall) {
-        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine)) {
+        if !call.code.engine.is_some_and(|engine| self.fleet.offers(engine, &call.code.nodes)) {
             return self.finish_unrun(call);
         }
         let (num, function, weight) = (call.spec.num, call.code.function_id(), call.code.share.weight);

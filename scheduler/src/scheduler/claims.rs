@@ -1,5 +1,7 @@
 //! Work that lies in db: claimed for a worker that can take it, then sent to it.
 
+use std::time::Instant;
+
 use faena_db_client::DbClient;
 use faena_domain::Owner;
 use faena_domain::lease::LEASE_MS;
@@ -30,13 +32,13 @@ impl Scheduler {
     }
 
     pub(super) fn claimed(&mut self, claimed: ClaimReply) {
-        let ClaimReply { owner, calls, builds, lease } = claimed;
+        let ClaimReply { owner, mut calls, builds, lease } = claimed;
         let outdated = self.fleet.outdated(&owner);
         if !calls.is_empty() || !builds.is_empty() || outdated.is_some() {
             // There may be more.
             self.asks(if outdated == Some(true) { Ask::WorkForReserves } else { Ask::Work });
         }
-        let Some(peer) = self.fleet.claimed(&owner, &calls, &builds) else {
+        let Some(peer) = self.fleet.claimed(&owner, &mut calls, &builds, Instant::now()) else {
             return self.give_back(&owner, calls, builds);
         };
         let server = self.server.clone();

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use faena_db_client::{DbClient, NodeDirectory};
-use faena_domain::{CallNum, EngineKind, FunctionId, Namespace, Owner};
+use faena_domain::{CallNum, EngineKind, FunctionId, Namespace};
 use faena_protocol::Envelope;
 use faena_protocol::node::{CallOf, TYPE, ToWorker};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_ms};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Assigned, Fleet};
 use crate::handle::{Command, SchedulerHandle, Shared};
 use crate::questions::Questions;
 use crate::sync_call::SyncCall;
@@ -179,23 +179,23 @@ impl Scheduler {
 
     /// Sends waiting calls to workers with free slots, and claims in db for the slots that are left.
     async fn schedule(&mut self) {
-        let mut assigned: Vec<(Peer, Owner, CallNum)> = Vec::new();
-        let waited = &self.waited;
+        let mut assigned: Vec<(Assigned<Peer>, CallNum)> = Vec::new();
+        let (waited, now) = (&self.waited, Instant::now());
         let load = |fleet: &Fleet<Peer>, namespace: &Namespace, weight| fleet.load(namespace, weight);
         self.queue.serve(&mut self.fleet, load, |fleet, num, others_wait| {
             // One that has gone is taken out.
             let Some(call) = waited.get(&num) else { return true };
             let engine = call.code.engine.unwrap_or(EngineKind::Sandbox);
             let claim = (num, call.epoch.next());
-            match fleet.assign(engine, claim, &CallOf::of(&call.code), others_wait) {
-                Some((peer, owner)) => assigned.push((peer, owner, num)),
+            match fleet.assign((engine, &call.code.nodes), claim, &CallOf::of(&call.code), others_wait, now) {
+                Some(to) => assigned.push((to, num)),
                 None => return false,
             }
             true
         });
-        for (peer, owner, num) in assigned {
+        for (Assigned { peer, owner, placement }, num) in assigned {
             let Some(call) = self.waited.get_mut(&num) else { continue };
-            let job = Box::new(call.dispatch(owner));
+            let job = Box::new(call.dispatch(owner, placement));
             self.say(&peer, &ToWorker::Call { job, lease: lease(boot_ms()) }).await;
         }
         let ask = std::mem::take(&mut self.ask);

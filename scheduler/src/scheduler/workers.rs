@@ -1,5 +1,7 @@
 //! What workers say, and what becomes of calls whose worker is gone.
 
+use std::time::Instant;
+
 use faena_domain::plan::CallPath;
 use faena_domain::{CallNum, Epoch, Owner};
 use faena_protocol::Envelope;
@@ -37,7 +39,7 @@ impl Scheduler {
             ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
             ToApi::Started { num, epoch } => self.started(num, epoch, &owner),
             ToApi::Ended { num, epoch, outcome, queued } => {
-                let of = self.fleet.call_ended(&peer, (num, epoch));
+                let of = self.fleet.call_ended(&peer, (num, epoch), Instant::now());
                 if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(&peer, of)) {
                     self.asks(Ask::WorkForReserves);
                 }

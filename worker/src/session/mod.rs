@@ -234,7 +234,7 @@ impl Session {
     fn keep_minimum(&self) {
         let (shared, asked) = (self.shared.clone(), std::time::Instant::now());
         tokio::spawn(async move {
-            match shared.db.ask(&VersionsMinimum {}).await {
+            match shared.db.ask(&VersionsMinimum { owner: shared.owner.clone() }).await {
                 Ok(codes) => shared.pool.reconcile(codes, asked),
                 // It is asked again, as often as leases are renewed.
                 Err(error) => debug!(%error, "which versions have a minimum of instances is not known"),

@@ -47,6 +47,7 @@ fn call(has_row: bool) -> ToWorker {
         queue_ms: 0,
         traceparent: String::new(),
         has_row,
+        placement: None,
     };
     ToWorker::Call { job: Box::new(job), lease: lease("ours") }
 }

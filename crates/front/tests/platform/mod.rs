@@ -102,6 +102,7 @@ pub(crate) fn call_of(archive: BlobKey) -> ToWorker {
         scopes: Vec::new(),
         concurrency: None,
         serving: Serving::default(),
+        nodes: Vec::new(),
         share: faena_domain::NamespaceShare::default(),
         since: 0,
     };
@@ -120,6 +121,7 @@ pub(crate) fn call_of(archive: BlobKey) -> ToWorker {
         queue_ms: 0,
         traceparent: String::new(),
         has_row: true,
+        placement: None,
     };
     ToWorker::Call { job: Box::new(job), lease: Lease { boot: String::new(), until_ms: 0 } }
 }

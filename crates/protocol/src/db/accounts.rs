@@ -1,7 +1,7 @@
 //! Namespaces, their rules, and accounts.
 
 use faena_auth::{AccountId, Rule};
-use faena_domain::{FunctionName, Grants, GrantsChange, Namespace, Quota, QuotaChange, RuleId};
+use faena_domain::{FunctionName, Grants, GrantsChange, Namespace, NodeSelector, Quota, QuotaChange, RuleId};
 use serde::{Deserialize, Serialize};
 
 use super::Put;
@@ -62,6 +62,8 @@ requests! {
         quota: Quota,
         /// Its weight.
         weight: u32,
+        /// Labels that a node must have to build and run its functions.
+        node_selector: NodeSelector,
     }
     /// Changes what a namespace may. Runtimes and functions that exist already are not affected.
     Write NamespacePatch = "namespace.patch" by [Api] -> NamespaceRecord {
@@ -73,6 +75,8 @@ requests! {
         quota: QuotaChange,
         /// Its weight; none leaves it as it is.
         weight: Option<u32>,
+        /// Its labels of nodes; none leaves them as they are.
+        node_selector: Option<NodeSelector>,
     }
     /// One namespace.
     Read NamespaceGet = "namespace.get" by [Api] -> NamespaceRecord {

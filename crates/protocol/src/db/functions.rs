@@ -1,6 +1,8 @@
 //! Functions and their versions.
 
-use faena_domain::{BlobKey, FunctionId, FunctionName, Limits, Manifest, Namespace, RuntimeName, Version};
+use faena_domain::{
+    BlobKey, FunctionId, FunctionName, Limits, Manifest, Namespace, NodeSelector, Owner, RuntimeName, Version,
+};
 
 use super::requests;
 use super::{FunctionsSeen, Put};
@@ -47,6 +49,8 @@ requests! {
         manifest: Manifest,
         /// What it was granted.
         limits: Limits,
+        /// Labels that a node must have to build and run it.
+        nodes: NodeSelector,
         /// What signs the callbacks of the function, where this upload makes it.
         secret: String,
     }
@@ -91,5 +95,8 @@ requests! {
         since: FunctionsSeen,
     }
     /// The versions that calls run and of which instances wait whether or not calls come, of every namespace.
-    Read VersionsMinimum = "versions.minimum" by [Worker] -> Vec<Code> {}
+    Read VersionsMinimum = "versions.minimum" by [Worker] -> Vec<Code> {
+        /// The worker.
+        owner: Owner,
+    }
 }

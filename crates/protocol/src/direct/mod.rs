@@ -208,6 +208,7 @@ impl InvocationEnd {
             engine,
             start: StartKind::Cold,
             epoch: Epoch(1),
+            placement: None,
             queue_ms: Millis::default(),
             start_ms: Millis::default(),
             run_ms: Millis::default(),

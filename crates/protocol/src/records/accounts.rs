@@ -3,7 +3,7 @@
 use std::fmt;
 
 use faena_auth::{AccountId, AccountKind, CredentialHash, CredentialId, CredentialKind, Scopes};
-use faena_domain::{AccountName, Grants, KeyName, Namespace, Quota, Timestamp};
+use faena_domain::{AccountName, Grants, KeyName, Namespace, NodeSelector, Quota, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A namespace: what is in it exists for its own accounts alone.
@@ -20,6 +20,9 @@ pub struct NamespaceRecord {
     pub quota: Quota,
     /// Its weight ([`faena_domain::NamespaceShare`]).
     pub weight: u32,
+    /// Labels that a node must have to build and run its functions.
+    #[serde(default, skip_serializing_if = "NodeSelector::is_empty")]
+    pub node_selector: NodeSelector,
     /// What it has.
     pub usage: StoredUsage,
 }

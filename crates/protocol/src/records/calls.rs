@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use faena_auth::AccountId;
+use faena_domain::call::Placement;
 use faena_domain::{
     Attempt, BlobKey, CallError, CallNum, CallStatus, EngineKind, Epoch, FunctionName, Namespace, Payload, Timestamp,
     Version,
@@ -355,4 +356,7 @@ pub struct CallJob {
     pub traceparent: String,
     /// Whether db has a row of it; where not, the outcome goes to the api that sent it.
     pub has_row: bool,
+    /// Why this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
 }

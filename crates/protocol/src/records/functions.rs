@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use faena_domain::config::{ConfigProblem, SecretText};
 use faena_domain::{
-    BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionScope, FunctionStatus, Limits,
-    Manifest, Namespace, NamespaceShare, Network, NetworkRule, Payload, Revision, RuntimeSpec, Serving, Timestamp,
-    Version,
+    BlobKey, BuildFailure, CallPattern, EngineKind, FunctionId, FunctionName, FunctionScope, FunctionStatus, Labels,
+    Limits, Manifest, Namespace, NamespaceShare, Network, NetworkRule, NodeSelector, Payload, Revision, RuntimeSpec,
+    Serving, Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -162,6 +162,9 @@ pub struct Code {
     /// What its process speaks, and which of its instances wait.
     #[serde(default)]
     pub serving: Serving,
+    /// Labels that a node must have to run it: what the version asks for, and what its namespace is bound to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeSelector>,
     /// The part of a worker's slots and memory that its namespace may use.
     #[serde(default)]
     pub share: NamespaceShare,
@@ -175,6 +178,11 @@ impl Code {
     /// The function that it is a version of.
     pub fn function_id(&self) -> FunctionId {
         FunctionId::new(&self.namespace, &self.function)
+    }
+
+    /// Whether a node with these labels may run it.
+    pub fn is_permitted_on(&self, labels: &Labels) -> bool {
+        self.nodes.iter().all(|selector| selector.permits(labels))
     }
 
     /// Whether its instances reach anything outside: the world, or other functions.
