@@ -55,7 +55,7 @@ unit: images ## tests of every crate, conformance of both engines among them
 
 e2e: export SERVICES_VENV = $(TARGET_DIR)/services-venv
 e2e: images build ## the built binary over real HTTP, on real engines
-	@scripts/install.sh python node shell network browser go services
+	@scripts/install.sh python node shell network units browser go services
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
 
 api: export API_VENV = $(TARGET_DIR)/api-venv

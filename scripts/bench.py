@@ -284,6 +284,18 @@ class Platform:
     def pids(self):
         return [process.pid for process in self.processes]
 
+    def join(self, folder, front):
+        """Starts a node of this platform, whose own worker takes no work from then on."""
+        token = json.loads(self.request("POST", "/node/token", "{}", JSON)[1])["token"]
+        command = [os.environ["FAENA_BIN"], "worker", "--name", "node", "--join", token, "--api", f"127.0.0.1:{front}", "--data", str(folder / "data"), "--run", str(folder / "run"), "--log", "warn"]
+        self.processes.append(subprocess.Popen(pinned(SERVER, command), stdout=self.log, stderr=self.log))
+        until(lambda: self.node("node").get("state") == "READY", "the node")
+        self.request("POST", "/node/control/cordon", "{}", JSON)
+        until(lambda: self.node("control").get("state") == "CORDONED", "the platform's own worker")
+
+    def node(self, name):
+        return json.loads(self.request("GET", f"/node/{name}")[1])
+
     def stop(self):
         for process in reversed(self.processes):
             process.terminate()
@@ -412,6 +424,15 @@ class Bench:
         before = cpu_us(apart.pids())
         ours = self.wrk(apart.port, "/f/native", 1, POST)
         self.rows["apart"].add(ours[0], raw[0], (cpu_us(apart.pids()) - before) / (ours[2] * round(max(1, SECONDS))))
+        return ours[0]
+
+    def node(self, apart, far):
+        """A call on another machine costs a round trip over TLS more than one to another process."""
+        between = self.apart(apart)
+        echo = float(subprocess.run(pinned(SERVER, [str(TARGET / "tls_echo")]), capture_output=True, text=True, check=True).stdout)
+        before = cpu_us(far.pids())
+        ours = self.wrk(far.port, "/f/native", 1, POST)
+        self.rows["node"].add(ours[0], echo + between, (cpu_us(far.pids()) - before) / (ours[2] * round(max(1, SECONDS))))
 
     def keys(self, up, locked):
         """The same function on a platform with accounts, called with a key."""
@@ -732,6 +753,7 @@ def define(bench):
     row("capacity", "calls/s on one core, native, c=8 ÷ raw", "1/s", 0.3, 0.5, higher=True)
     row("capacity-python", "calls/s on one core, Python, c=8 ÷ uvicorn", "1/s", 1.0, 1.5, higher=True)
     row("apart", "through a worker in another process, native, c=1: p50 ÷ raw", "µs", 1.7, 1.5)
+    row("node", "through the front to a node, native, c=1: p50 ÷ (TLS echo + the row above)", "µs", 1.2, 1.0)
     row("key", "warm, native handler, with a key of an account: p50 ÷ on an open platform", "µs", 1.05, 1.0)
     row("key-cpu", "what a key costs more of CPU-µs a call ÷ 2 µs", "µs", 1, 0.5)
     row("quiet-f", "a namespace beside one that floods the platform, /f/, 5 ms of work: p99 ÷ p99 alone", "ms", 2, 1.2)
@@ -777,7 +799,7 @@ def lock(platform):
     platform.key = post("/key", {"name": "bench"}, {"Authorization": f"Bearer {token}"})["key"]
 
 
-def prepare(bench, up, apart, many, locked):
+def prepare(bench, up, apart, far, many, locked):
     native = bench.native = (TARGET / "examples" / "hello").read_bytes()
     echo = (TARGET / "examples" / "echo").read_bytes()
     program = {"engine": "sandbox", "image": "bashruntime", "run": "./hello"}
@@ -814,6 +836,8 @@ def prepare(bench, up, apart, many, locked):
         up.request("POST", f"/f/{name}", ADA, JSON)
     apart.function("native", {"hello": native}, handler, **program)
     apart.call("native")
+    far.function("native", {"hello": native}, handler, **program)
+    far.call("native")
     locked.function("native", {"hello": native}, handler + "parallel = 8\n", **program)
     locked.call("native")
     lock(locked)
@@ -842,11 +866,11 @@ def main():
     (bench.folder / "code").mkdir()
     (bench.folder / "code" / "test.py").write_text(COMMAND)
     (bench.folder / "asgi.py").write_text(ASGI)
-    for name in ("up", "apart", "many", "locked"):
+    for name in ("up", "apart", "far", "node", "many", "locked"):
         (bench.folder / name).mkdir()
     settings = 'queue_calls = 1000000\nqueue_bytes = "1 GB"\nqueue_total_calls = 1000000\nqueue_total_bytes = "4 GB"\nfreeze_after = "3s"\n'
     settings += f'egress_networks = ["{FAR_ADDRESS}/32"]\negress_bytes = "4 GB"\n'
-    up = apart = many = locked = None
+    up = apart = far = many = locked = None
     try:
         bench.serve("hyper", [str(TARGET / "raw"), "PORT"], "/")
         bench.serve("uvicorn", [sys.executable, "-m", "uvicorn", "asgi:app", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error", "--port", "PORT"], "/")
@@ -855,10 +879,13 @@ def main():
         bench.far()
         up = Platform(bench.folder / "up", settings=settings)
         apart = Platform(bench.folder / "apart", roles=("db", "api", "worker"))
+        front = free_port()
+        far = Platform(bench.folder / "far", settings=f'nodes = "127.0.0.1:{front}"\nname = "control"\n')
+        far.join(bench.folder / "node", front)
         many = Platform(bench.folder / "many")
         locked = Platform(bench.folder / "locked")
-        prepare(bench, up, apart, many, locked)
-        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "namespaces": lambda turn: bench.namespaces(locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "apart": lambda turn: bench.apart(apart), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        prepare(bench, up, apart, far, many, locked)
+        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "namespaces": lambda turn: bench.namespaces(locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "node": lambda turn: bench.node(apart, far), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.
@@ -872,7 +899,7 @@ def main():
             print(f"round {turn + 1} of {ROUNDS}", flush=True)
         prototype(up)
     finally:
-        for platform in (up, apart, many, locked):
+        for platform in (up, apart, far, many, locked):
             if platform:
                 platform.stop()
         for process in bench.started:

@@ -61,7 +61,7 @@ pub(crate) async fn node(
         shims: install_shims(&folder).with_context(|| format!("cannot write the shims below {}", folder.display()))?,
         zygote: install_zygote(&folder)
             .with_context(|| format!("cannot write the zygote's library below {}", folder.display()))?,
-        uids: Uids::default(),
+        uids: Uids::of_host(&format!("{}/{}", folders.platform, owner.worker)),
         folder,
     };
     let mut engines: BTreeMap<EngineKind, Arc<dyn Engine>> = BTreeMap::new();

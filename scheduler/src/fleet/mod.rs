@@ -16,7 +16,7 @@ use faena_domain::{
     CallNum, EngineKind, Epoch, FunctionId, Labels, Namespace, NodeName, NodeSelector, NodeState, Owner, Slots, slots,
 };
 use faena_protocol::db::{SlotsView, SparePlaces};
-use faena_protocol::node::{CallOf, EngineInfo, NodeInfo, PoolView};
+use faena_protocol::node::{CallOf, EngineInfo, LogOf, NodeInfo, PoolView, Question};
 use faena_protocol::records::{BuildJob, BuildRef, CallJob, NodeRecord};
 
 use crate::ledger::{Ledger, slots_view};
@@ -327,6 +327,18 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
     /// Every connection there is.
     pub(crate) fn peers(&self) -> Vec<P> {
         self.workers.values().filter_map(|worker| worker.peer.clone().ok()).collect()
+    }
+
+    /// Who can answer a question: about something that runs, the worker that has it, where that is known; else everybody. A
+    /// worker is not asked, and so not believed, about what another one runs.
+    pub(crate) fn who_knows(&self, question: &Question) -> Vec<P> {
+        let has = |worker: &Worker<P>| match question {
+            Question::Log(LogOf::Call(num)) => worker.calls.keys().any(|(held, _)| held == num),
+            Question::Log(LogOf::Build(build)) => worker.builds.contains_key(build),
+            Question::Image(..) => false,
+        };
+        let holder = self.workers.values().find(|worker| has(worker));
+        holder.map_or_else(|| self.peers(), |worker| worker.peer.iter().cloned().collect())
     }
 
     /// Whose connection it is.

@@ -215,6 +215,17 @@ fn a_call_goes_where_an_instance_of_its_function_waits() {
 }
 
 #[test]
+fn only_the_worker_that_has_a_call_is_asked_about_it() {
+    let mut fleet = fleet(&[("a", 2), ("b", 2)]);
+    let holder = assign(&mut fleet, 1, &of("plain", 1), false).expect("a worker");
+    let log_of = |num: i64| Question::Log(LogOf::Call(CallNum(num)));
+    assert_eq!(fleet.who_knows(&log_of(1)), [holder]);
+    assert_eq!(fleet.who_knows(&log_of(2)), ["a", "b"], "a direct call may be anywhere");
+    fleet.lost(&holder, Instant::now());
+    assert!(fleet.who_knows(&log_of(1)).is_empty(), "and nobody else knows it");
+}
+
+#[test]
 fn functions_that_nobody_calls_are_forgotten() {
     let mut warm = Warm::default();
     let worker: Arc<str> = "a".into();

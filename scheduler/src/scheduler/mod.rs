@@ -133,7 +133,7 @@ impl Scheduler {
                 }
             }
             Command::Ask(question, replies) => {
-                let peers = self.fleet.peers();
+                let peers = self.fleet.who_knows(&question);
                 let id = self.questions.begin(replies, &peers);
                 for peer in peers {
                     self.say(&peer, &ToWorker::Ask { id, question: question.clone() }).await;
