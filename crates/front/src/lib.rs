@@ -3,7 +3,7 @@
 //! A node speaks TLS 1.3 with a certificate of the platform's authority, and frames ([`faena_protocol::front`]). No byte of a
 //! node reaches a ZeroMQ socket before it was read as a message, and judged: each message type declares whether a worker may
 //! send it, and what it says of its sender must be what the certificate says. A node may read the blobs, and speak for the
-//! functions, that it was sent work for ([`grants`]).
+//! functions, that it was sent work for (`grants.rs`).
 //!
 //! ```text
 //! node ══ TLS ══▶ front ── ZeroMQ ──▶ api, db
