@@ -20,7 +20,7 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// The pool of a worker, as long as an administrator lets its node take work.
     pub(crate) fn gated(&self, worker: &str, pool: Arc<dyn Invoker>) -> Arc<dyn Invoker> {
-        let gate = Arc::new(RwLock::new(Gate { takes_work: true, labels: Labels::default() }));
+        let gate = Arc::new(RwLock::new(Gate { takes_work: false, labels: Labels::default() }));
         if let Ok(name) = worker.parse::<NodeName>() {
             tokio::spawn(follow(self.directory.clone(), name, Arc::clone(&gate)));
         }
@@ -39,7 +39,7 @@ impl Gate {
     fn of(known: &KnownNodes, name: &NodeName) -> Self {
         let node = known.get(name);
         Self {
-            takes_work: node.is_none_or(|node| !node.is_cordoned && !node.is_draining),
+            takes_work: node.is_some_and(|node| !node.is_cordoned && !node.is_draining),
             labels: node.map(|node| node.labels.clone()).unwrap_or_default(),
         }
     }
@@ -49,9 +49,12 @@ impl Gate {
 async fn follow(directory: NodeDirectory, name: NodeName, gate: Arc<RwLock<Gate>>) {
     let mut known = directory.subscribe();
     drop(directory);
-    while known.changed().await.is_ok() {
+    loop {
         let now = Gate::of(&known.borrow_and_update(), &name);
         *gate.write() = now;
+        if known.changed().await.is_err() {
+            return;
+        }
     }
 }
 

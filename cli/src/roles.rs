@@ -142,6 +142,7 @@ fn front(settings: &Settings, folders: &Folders) -> anyhow::Result<Option<FrontC
         api: endpoint(folders, "api.sock")?,
         db: endpoint(folders, "db.sock")?,
         internal: folders.internal_socket(),
+        disk_reserve: settings.disk_reserve,
     }))
 }
 

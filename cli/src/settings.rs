@@ -394,8 +394,11 @@ impl Settings {
             bail!("slots must be at least 1");
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(plain) {
-            bail!("the worker's name {:?} must have 1 to 63 letters, digits and -", self.name);
+        if self.name.len() > 63
+            || !self.name.chars().all(plain)
+            || !self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        {
+            bail!("the worker's name {:?} must have 1 to 63 letters, digits and -, and begin with no -", self.name);
         }
         for (setting, address) in [("--api", &self.platform), ("nodes_address", &self.nodes_address)] {
             let is_address = |text: &String| {

@@ -21,7 +21,8 @@ CREATE TABLE node_tokens (
     secret     TEXT NOT NULL, -- SHA-256
     labels     TEXT NOT NULL, -- JSON
     expires_at INTEGER NOT NULL,
-    spent_by   TEXT -- SHA-256 of the key of the node that it was spent for
+    spent_by   TEXT, -- SHA-256 of the key of the node that it was spent for
+    spent_for  TEXT -- the name of that node in lower case
 ) STRICT, WITHOUT ROWID;
 
 -- Labels that a node must have (JSON); NULL permits every node.

@@ -58,6 +58,8 @@ async fn a_token_is_spent_by_one_machine() {
         (labels(r#"{"gpu":"true"}"#), Fingerprint([101; 32]))
     );
     service.ask(join("t", "a", 1)).await.expect("whose reply was lost asks again");
+    let as_other = service.ask(join("t", "b", 1)).await.unwrap_err();
+    assert!(matches!(as_other, DbError::NotAdmitted { .. }), "its token is for one name: {as_other}");
     for (another, words) in [
         (join("t", "b", 2), "used already"),
         (join("none", "b", 2), "does not know"),
@@ -67,17 +69,20 @@ async fn a_token_is_spent_by_one_machine() {
         assert!(matches!(&error, DbError::NotAdmitted { message } if message.contains(words)), "{error}");
     }
     // Once its worker has run, the node is there for good.
-    service.ask(WorkerJoin { owner: owner_of("a", "1") }).await.unwrap();
+    service.ask(WorkerJoin { owner: owner_of("a", "1"), is_member: false }).await.unwrap();
     assert!(matches!(service.ask(join("t", "a", 1)).await, Err(DbError::NotAdmitted { .. })));
     service.ask(NodeDelete { name: node("A") }).await.unwrap();
     assert!(nodes(&service).await.is_empty());
+    assert!(service.ask(join("t", "a", 1)).await.is_err(), "a node that was removed needs another token");
+    assert!(service.ask(WorkerJoin { owner: owner_of("a", "2"), is_member: true }).await.is_err());
+    assert!(nodes(&service).await.is_empty(), "nor does its worker bring it back");
 }
 
 #[tokio::test]
 async fn changes_of_nodes_are_told_once() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::start(folder.path());
-    service.ask(WorkerJoin { owner: owner_of("a", "1") }).await.unwrap();
+    service.ask(WorkerJoin { owner: owner_of("a", "1"), is_member: false }).await.unwrap();
     let seen = service.ask(NodeList { since: 0 }).await.unwrap();
     assert_eq!(service.ask(NodeList { since: seen.changes }).await.unwrap().nodes, None);
     let cordon = Some(Cordon { is_on: true, reason: None });
@@ -87,7 +92,7 @@ async fn changes_of_nodes_are_told_once() {
     let after = service.ask(NodeList { since: seen.changes }).await.unwrap();
     assert_eq!(after.nodes.unwrap(), [record]);
     // Another run of it is not what was drained, and not what has stopped.
-    service.ask(WorkerJoin { owner: owner_of("a", "2") }).await.unwrap();
+    service.ask(WorkerJoin { owner: owner_of("a", "2"), is_member: false }).await.unwrap();
     service.ask(WorkerStopped { owner: owner_of("a", "1") }).await.unwrap();
     let record = nodes(&service).await.remove(0);
     assert!(record.is_cordoned && !record.is_draining && !record.is_stopped && record.incarnation == "2");
@@ -120,7 +125,7 @@ async fn work_goes_to_nodes_that_its_selectors_permit() {
     bound.manifest.serving.minimum = 1;
     service.ask(bound).await.unwrap();
     for (worker, text) in [("plain", "{}"), ("strong", r#"{"gpu":"true","zone":"a"}"#)] {
-        service.ask(WorkerJoin { owner: owner_of(worker, "1") }).await.unwrap();
+        service.ask(WorkerJoin { owner: owner_of(worker, "1"), is_member: false }).await.unwrap();
         let change = NodeChange { name: node(worker), cordon: None, drain: None, labels: Some(labels(text)) };
         service.ask(change).await.unwrap();
     }

@@ -677,7 +677,7 @@ async fn what_runs_of_a_deleted_function_never_runs_its_successor() {
     service.ask(FunctionDelete { namespace: space(), name: name("dice") }).await.unwrap();
     service.ask(upload("again", "dice")).await.unwrap();
     build(&service, Ok(BlobKey::new(DigestKind::Sha256, [8; 32]))).await;
-    service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
+    service.ask(WorkerJoin { owner: owner("b"), is_member: false }).await.unwrap();
     assert_eq!(claim_as(&service, owner("b"), 10).await.len(), 0);
     reap(&service).await;
     assert_eq!(status(&service, 1).await, CallStatus::Expired);

@@ -129,7 +129,7 @@ async fn a_new_incarnation_ends_what_its_predecessor_held() {
         .unwrap();
     accept(&service, spec(1, "dice")).await;
     claim(&service, "c").await;
-    service.ask(WorkerJoin { owner: owner("b") }).await.unwrap();
+    service.ask(WorkerJoin { owner: owner("b"), is_member: false }).await.unwrap();
     let call = get(&service, 1).await;
     assert_eq!(call.status, CallStatus::Pending, "the call is delivered again");
     assert_eq!(call.attempts[0].error.as_ref().unwrap().kind, ErrorKind::Infrastructure);

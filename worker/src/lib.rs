@@ -143,7 +143,7 @@ impl Worker {
 
     /// Ends what an earlier incarnation of this worker held; it is dead, since we hold its lock.
     async fn join(&self) {
-        let request = WorkerJoin { owner: self.config.owner.clone() };
+        let request = WorkerJoin { owner: self.config.owner.clone(), is_member: false };
         while let Err(error) = self.db.ask(&request).await {
             warn!(%error, "the database service does not take us yet");
             tokio::time::sleep(RETRY).await;

@@ -258,9 +258,15 @@ pub(crate) async fn drain(State(app): State<App>, Path(name): Path<String>) -> R
 
 /// Removes a node: its certificate is taken no longer, and it is cut off. Calls that it runs are redelivered when their leases
 /// have run out.
-#[utoipa::path(delete, path = "/node/{node}", tag = "nodes", params(("node" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem)))]
+#[utoipa::path(delete, path = "/node/{node}", tag = "nodes", params(("node" = String, Path,)), responses((status = 204, description = "It is gone"), (status = 404, description = "There is none", body = Problem), (status = 409, description = "Its worker runs on the platform's own machine", body = Problem)))]
 pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Reply<StatusCode> {
-    app.db().ask(&NodeDelete { name: name.parse()? }).await?;
+    let name: NodeName = name.parse()?;
+    let node = one(&app, &name).await?;
+    if node.certificate_ends_at.is_none() && node.worker.is_some() {
+        let detail = format!("the worker of {name} runs on the platform's own machine; stop it, or cordon the node");
+        return Err(Problem::new(ErrorCode::Conflict, detail));
+    }
+    app.db().ask(&NodeDelete { name }).await?;
     app.nodes().directory.refresh().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,12 +1,13 @@
 //! Messages between a node and the api.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use faena_protocol::Envelope;
 use faena_protocol::db::{Cordon, NodeChange};
 use faena_protocol::front::Opened;
-use faena_protocol::node::{TYPE, ToApi, ToWorker};
+use faena_protocol::node::{NodeInfo, TYPE, ToApi, ToWorker};
 use faena_transport::front::FrameStream;
 use faena_transport::{Link, LinkEvent};
 use serde::Deserialize;
@@ -52,6 +53,10 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
     }
 }
 
+/// Calls, ends or builds that a node holds when it connects, and slots, at most.
+const MAX_HELD: usize = 8192;
+const MAX_SLOTS: u32 = 4096;
+
 /// Which message it is.
 #[derive(Deserialize)]
 struct Kind {
@@ -59,7 +64,12 @@ struct Kind {
 }
 
 /// The message as the api gets it, where the node may send it.
-fn judge(shared: &Arc<Shared>, node: &Arc<Node>, frame: Bytes, run: &mut Option<Run>) -> Result<Bytes, String> {
+fn judge(
+    shared: &Arc<Shared>,
+    node: &Arc<Node>,
+    frame: Bytes,
+    run: &mut Option<(Run, String)>,
+) -> Result<Bytes, String> {
     let envelope = Envelope::decode(&frame).map_err(|error| error.to_string())?;
     if envelope.msg_type != TYPE {
         return Err(format!("{:?} is no message to an api", envelope.msg_type));
@@ -68,18 +78,40 @@ fn judge(shared: &Arc<Shared>, node: &Arc<Node>, frame: Bytes, run: &mut Option<
         return Ok(frame);
     }
     let mut message: ToApi = envelope.parse().map_err(|error| error.to_string())?;
-    let ToApi::Hello { node: info, .. } = &mut message else { return Err("a hello that is none".to_owned()) };
+    let ToApi::Hello { node: info, calls, ended, builds } = &mut message else {
+        return Err("a hello that is none".to_owned());
+    };
     if info.owner.worker != node.name.as_str() {
         return Err(format!("it says that it is {:?}", info.owner.worker));
     }
+    check_size(info, calls.len().max(ended.len()).max(builds.len()))?;
+    let distinct: HashSet<_> = calls.iter().map(|call| (call.num, call.epoch)).collect();
+    if distinct.len() < calls.len() {
+        return Err("it names a call twice".to_owned());
+    }
     info.direct = info.direct.iter().map(|lane| crate::lane::socket(shared, node, lane)).collect::<Result<_, _>>()?;
     let incarnation = info.owner.incarnation.clone();
-    *run = Some(node.begin_run(&incarnation));
+    match run {
+        Some((_, begun)) if *begun != incarnation => return Err("it says that it is another run now".to_owned()),
+        Some(_) => {}
+        None => *run = Some((node.begin_run(&incarnation), incarnation.clone())),
+    }
     if node.has_other_run(&incarnation) {
         tokio::spawn(cordon_if_twice(Arc::clone(shared), Arc::clone(node), incarnation));
     }
     let again = Envelope::new(envelope.id, TYPE, &message).and_then(|envelope| envelope.encode());
     again.map(Bytes::from).map_err(|error| error.to_string())
+}
+
+/// # Errors
+/// More of something than any machine has.
+fn check_size(info: &NodeInfo, held: usize) -> Result<(), String> {
+    let is_within = held <= MAX_HELD
+        && info.direct.len() <= usize::from(crate::lane::LANES)
+        && info.engines.len() <= 8
+        && info.slots <= MAX_SLOTS
+        && info.build_slots <= MAX_SLOTS;
+    if is_within { Ok(()) } else { Err("it says that it has more than a machine can have".to_owned()) }
 }
 
 /// A run that vanished is gone by then; one that is still there is a copy of the node.

@@ -1,6 +1,7 @@
 //! Blobs to and from a node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use faena_blob::{BlobError, BlobStream};
 use faena_domain::limits::MAX_BODY;
@@ -8,12 +9,15 @@ use faena_domain::{BlobKey, DigestKind, Namespace};
 use faena_protocol::front::{MAX_BLOB_PART, Opened, Refusal};
 use faena_transport::front::FrameStream;
 use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::Shared;
 use crate::nodes::Node;
 use crate::refusal::{Refused, refuse};
 
+/// How long a transfer may stand still.
+const STALL: Duration = Duration::from_secs(30);
 /// The largest artifact: what no build may exceed.
 const MAX_ARTIFACT: u64 = 1 << 30;
 
@@ -48,7 +52,8 @@ pub(crate) async fn get(
             let mut part = part.map_err(|error| error.to_string())?;
             while !part.is_empty() {
                 let next = part.split_to(part.len().min(MAX_BLOB_PART));
-                frames.send(next).await.map_err(|error| error.to_string())?;
+                let sent = timeout(STALL, frames.send(next)).await.map_err(|_| "it stands still".to_owned())?;
+                sent.map_err(|error| error.to_string())?;
             }
         }
         Ok(())
@@ -67,7 +72,13 @@ pub(crate) async fn put(
     (namespace, key, bytes): (Namespace, BlobKey, u64),
 ) {
     let most = if key.digest() == DigestKind::Blake3 { MAX_BODY } else { MAX_ARTIFACT };
-    if !node.grants.may_write(&namespace) || bytes > most {
+    let has_room = shared.blobs.free_bytes().is_ok_and(|free| free > shared.config.disk_reserve.0 + bytes);
+    let place = Arc::clone(&node.uploads).try_acquire_owned();
+    if !has_room || place.is_err() {
+        return refuse(&mut frames, Refused::busy("the platform takes no more uploads of the node at the moment"))
+            .await;
+    }
+    if !node.grants.may_write(&namespace, &shared.labels(node)) || bytes > most {
         let message = format!("the node {} may not store {bytes} bytes for the namespace {namespace}", node.name);
         warn!(message, "a node is refused what it asks for");
         return refuse(&mut frames, Refused::not_permitted(message)).await;
@@ -87,13 +98,14 @@ pub(crate) async fn put(
 /// What comes until an empty frame; and the connection, once that is over.
 fn received(frames: FrameStream) -> (BlobStream, tokio::sync::oneshot::Receiver<FrameStream>) {
     let (give_back, returned) = tokio::sync::oneshot::channel();
-    let content = stream::unfold(Some((Returning(Some(frames), Some(give_back)), false)), |state| async move {
-        let (mut returning, _) = state?;
+    let content = stream::unfold(Some(Returning(Some(frames), Some(give_back))), |state| async move {
+        let mut returning = state?;
         let frames = returning.0.as_mut()?;
-        match frames.receive().await {
-            Ok(part) if part.is_empty() => None,
-            Ok(part) => Some((Ok(part), Some((returning, false)))),
-            Err(error) => Some((Err(BlobError::Remote(error.to_string())), None)),
+        match timeout(STALL, frames.receive()).await {
+            Ok(Ok(part)) if part.is_empty() => None,
+            Ok(Ok(part)) => Some((Ok(part), Some(returning))),
+            Ok(Err(error)) => Some((Err(BlobError::Remote(error.to_string())), None)),
+            Err(_) => Some((Err(BlobError::Remote("the transfer stands still".to_owned())), None)),
         }
     });
     (content.boxed(), returned)

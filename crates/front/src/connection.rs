@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use faena_db_client::KnownNodes;
 use faena_domain::Fingerprint;
-use faena_protocol::front::{Channel, MAX_FRAME, Open, PROTOCOL, Refusal};
+use faena_protocol::front::{Channel, MAX_BLOB_PART, MAX_FRAME, Open, PROTOCOL, Refusal};
 use faena_transport::front::FrameStream;
 use tokio::net::TcpStream;
 use tracing::{debug, info, warn};
@@ -48,11 +48,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, address: Socke
         return refuse(&mut accepted.frames, Refused::busy("the node has too many connections already")).await;
     };
     drop(stranger);
+    shared.places.admitted(address.ip());
     accepted.frames.permit_frames_of(MAX_FRAME);
     tokio::select! {
         () = serve_channel(&shared, &node, certificate, accepted.frames, open.channel) => {}
-        () = removed(&shared, &certificate) => {
-            shared.nodes.forget(&node.name);
+        () = removed(&shared, &node) => {
+            shared.nodes.forget(&node);
             info!(node = %node.name, "a connection of a node that was removed is cut off");
         }
     }
@@ -60,7 +61,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, address: Socke
 
 /// The node whose certificate it is.
 async fn admitted(shared: &Shared, certificate: &Fingerprint) -> Result<Arc<Node>, Refused> {
-    let find = |known: &KnownNodes| known.of_certificate(certificate).map(|record| shared.nodes.get(&record.name));
+    let find = |known: &KnownNodes| known.of_certificate(certificate).map(|record| shared.nodes.get(record));
     if let Some(node) = find(&shared.directory.known()) {
         return Ok(node);
     }
@@ -73,11 +74,11 @@ async fn admitted(shared: &Shared, certificate: &Fingerprint) -> Result<Arc<Node
     })
 }
 
-/// Returns when the certificate is no node's any longer.
-async fn removed(shared: &Shared, certificate: &Fingerprint) {
+/// Returns when a node is part of the platform no longer. A certificate that was renewed since does not end its connections.
+async fn removed(shared: &Shared, node: &Node) {
     let mut known = shared.directory.subscribe();
     // The directory lives as long as the front.
-    let is_removed = known.wait_for(|known| known.of_certificate(certificate).is_none()).await.is_ok();
+    let is_removed = known.wait_for(|known| !node.is_known(known)).await.is_ok();
     if !is_removed {
         std::future::pending::<()>().await;
     }
@@ -90,6 +91,9 @@ async fn serve_channel(
     mut frames: FrameStream,
     channel: Channel,
 ) {
+    if matches!(channel, Channel::BlobGet { .. } | Channel::BlobPut { .. }) {
+        frames.permit_frames_of(MAX_BLOB_PART);
+    }
     let refused = match channel {
         Channel::Join { .. } => {
             Err(Refused::not_permitted(format!("this connection is the node {}'s; it has joined already", node.name)))

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use faena_domain::Owner;
-use faena_protocol::db::{Answered, Message, REPLY_ERROR, REPLY_OK, Sender, VersionsMinimum, messages};
+use faena_protocol::db::{Answered, Message, REPLY_ERROR, REPLY_OK, Sender, VersionsMinimum, WorkerJoin, messages};
 use faena_protocol::front::Opened;
 use faena_protocol::records::Code;
 use faena_protocol::{DbError, DbRequest, Envelope};
@@ -23,6 +23,10 @@ use crate::relay::{JUDGED, QUEUE, linked};
 static MESSAGES: LazyLock<HashMap<&str, &Message>> =
     LazyLock::new(|| messages().map(|message| (message.name, message)).collect());
 
+/// The largest request of a node: a result that is no blob, and what goes with it.
+const MAX_REQUEST: usize = 1024 * 1024;
+/// Requests of one connection that db has not answered; the next ones wait.
+const UNDER_WAY: usize = 256;
 /// Questions about versions whose replies have not come; more of them are forgotten.
 const ASKED: usize = 64;
 
@@ -31,6 +35,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
         Ok(link) => link,
         Err(refused) => return refuse(&mut frames, refused).await,
     };
+    frames.permit_frames_of(MAX_REQUEST);
     if frames.send_json(&Opened::Ready).await.is_err() {
         return;
     }
@@ -39,16 +44,19 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
     let carrying = frames.exchange(queue, judged);
     tokio::pin!(carrying);
     // Replies to these tell the node of versions that it is to run.
-    let mut asked = HashSet::new();
+    let (mut asked, mut under_way) = (HashSet::new(), 0);
     loop {
         let reply = tokio::select! {
             () = &mut carrying => return,
-            Some(frame) = from_node.recv() => match judge(node, &frame) {
+            Some(frame) = from_node.recv(), if under_way < UNDER_WAY => match judge(node, &frame) {
                 Ok(request) => {
+                    let message = if request.msg_type == WorkerJoin::TYPE { as_member(&request) } else { Some(frame) };
                     if request.msg_type == VersionsMinimum::TYPE && asked.len() < ASKED {
                         asked.insert(request.id);
                     }
-                    link.handle().send(frame).await;
+                    let Some(message) = message else { return };
+                    under_way += 1;
+                    link.handle().send(message).await;
                     continue;
                 }
                 Err(Unfit { id: None, message }) => {
@@ -63,6 +71,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
             },
             event = link.next() => match event {
                 Some(LinkEvent::Message(reply)) => {
+                    under_way -= usize::from(under_way > 0);
                     note(node, &mut asked, &reply);
                     reply
                 }
@@ -105,6 +114,13 @@ fn judge(node: &Node, frame: &[u8]) -> Result<Envelope, Unfit> {
     }
 }
 
+/// The request of a worker that joins, as that of a node that has joined by a token.
+fn as_member(request: &Envelope) -> Option<Bytes> {
+    let WorkerJoin { owner, .. } = request.parse().ok()?;
+    let join = Envelope::new(request.id.as_str(), WorkerJoin::TYPE, &WorkerJoin { owner, is_member: true }).ok()?;
+    join.encode().ok().map(Bytes::from)
+}
+
 /// Remembers the versions that a node is told of.
 fn note(node: &Node, asked: &mut HashSet<String>, reply: &[u8]) {
     if asked.is_empty() {
@@ -121,15 +137,31 @@ fn note(node: &Node, asked: &mut HashSet<String>, reply: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use faena_protocol::db::{CallsStarted, Ping, WorkerJoin};
+    use faena_protocol::db::{CallsStarted, Ping};
 
     use super::*;
     use crate::nodes::Nodes;
 
     fn judged<R: DbRequest>(request: &R) -> Result<(), String> {
-        let node = Nodes::default().get(&"a".parse().expect("a name"));
+        let node = node();
         let frame = Envelope::new("1", R::TYPE, request).and_then(|envelope| envelope.encode()).expect("a frame");
         judge(&node, &frame).map(drop).map_err(|unfit| unfit.message)
+    }
+
+    fn node() -> std::sync::Arc<Node> {
+        let record = faena_protocol::records::NodeRecord {
+            name: "a".parse().expect("a name"),
+            labels: faena_domain::Labels::default(),
+            is_cordoned: false,
+            cordon_reason: None,
+            is_draining: false,
+            is_stopped: false,
+            incarnation: String::new(),
+            certificate: None,
+            joined_at: faena_domain::Timestamp(0),
+            seen_at: faena_domain::Timestamp(0),
+        };
+        Nodes::default().get(&record)
     }
 
     fn owner(worker: &str) -> Owner {
@@ -138,8 +170,8 @@ mod tests {
 
     #[test]
     fn a_node_speaks_for_itself_alone() {
-        assert_eq!(judged(&WorkerJoin { owner: owner("a") }), Ok(()));
-        assert!(judged(&WorkerJoin { owner: owner("b") }).is_err());
+        assert_eq!(judged(&WorkerJoin { owner: owner("a"), is_member: false }), Ok(()));
+        assert!(judged(&WorkerJoin { owner: owner("b"), is_member: false }).is_err());
         assert!(judged(&CallsStarted { owner: owner("b"), calls: Vec::new() }).is_err());
         assert_eq!(judged(&VersionsMinimum { owner: owner("a") }), Ok(()));
         assert!(judged(&VersionsMinimum { owner: owner("b") }).is_err());
@@ -154,7 +186,7 @@ mod tests {
     fn every_request_of_a_worker_names_its_owner() {
         for message in messages().filter(|message| message.senders.contains(&Sender::Worker)) {
             let frame = format!(r#"{{"v":1,"id":"1","msgType":{:?},"content":{{}}}}"#, message.name);
-            let node = Nodes::default().get(&"a".parse().expect("a name"));
+            let node = node();
             assert!(judge(&node, frame.as_bytes()).is_err(), "{}", message.name);
         }
     }

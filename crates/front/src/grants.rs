@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use faena_domain::{BlobKey, CallPattern, FunctionId, FunctionScope, Namespace, Payload};
+use faena_domain::{
+    BlobKey, CallPattern, FunctionId, FunctionScope, Labels, Namespace, NodeSelector, Payload, Version,
+};
 use faena_protocol::internal::InternalCall;
 use faena_protocol::records::{BuildJob, CallJob, Code};
 use parking_lot::Mutex;
@@ -10,19 +12,24 @@ use parking_lot::Mutex;
 /// Blobs that are remembered of one node before the older half is forgotten. Work names its blobs again each time it is sent.
 const REMEMBERED: usize = 100_000;
 
-/// What a function of a node may call, and as whom.
+/// Versions that are remembered of one node before all of them are forgotten; each is named again with its next call.
+const VERSIONS: usize = 10_000;
+
+/// What a version on a node may call, as whom, and on which nodes.
 #[derive(Debug, Default)]
 struct Caller {
     calls: Vec<CallPattern>,
     scopes: Vec<FunctionScope>,
+    nodes: Vec<NodeSelector>,
 }
 
 #[derive(Debug, Default)]
 struct Granted {
     recent: HashSet<BlobKey>,
     older: HashSet<BlobKey>,
-    namespaces: HashSet<Namespace>,
-    callers: HashMap<FunctionId, Caller>,
+    /// Namespaces that it was sent work of, and the selectors of the latest.
+    namespaces: HashMap<Namespace, Vec<NodeSelector>>,
+    callers: HashMap<FunctionId, HashMap<Version, Caller>>,
 }
 
 /// What one node was sent.
@@ -45,11 +52,16 @@ impl Granted {
 
     fn code(&mut self, code: &Code) {
         self.blob(code.archive);
-        self.namespaces.insert(code.namespace.clone());
-        if !code.calls.is_empty() {
-            let caller = Caller { calls: code.calls.clone(), scopes: code.scopes.clone() };
-            self.callers.insert(code.function_id(), caller);
+        self.namespaces.insert(code.namespace.clone(), code.nodes.clone());
+        if self.callers.len() >= VERSIONS {
+            self.callers.clear();
         }
+        let caller = Caller { calls: code.calls.clone(), scopes: code.scopes.clone(), nodes: code.nodes.clone() };
+        let versions = self.callers.entry(code.function_id()).or_default();
+        if versions.len() >= VERSIONS {
+            versions.clear();
+        }
+        versions.insert(code.version, caller);
     }
 }
 
@@ -78,18 +90,20 @@ impl Grants {
         granted.recent.contains(key) || granted.older.contains(key)
     }
 
-    /// Whether the node may store blobs of a namespace.
-    pub(crate) fn may_write(&self, namespace: &Namespace) -> bool {
-        self.0.lock().namespaces.contains(namespace)
+    /// Whether the node may store blobs of a namespace, with the labels that it has now.
+    pub(crate) fn may_write(&self, namespace: &Namespace, labels: &Labels) -> bool {
+        let granted = self.0.lock();
+        granted.namespaces.get(namespace).is_some_and(|nodes| nodes.iter().all(|selector| selector.permits(labels)))
     }
 
-    /// Whether a function of the node may make a call.
-    pub(crate) fn may_call(&self, call: &InternalCall) -> bool {
+    /// Whether a function of the node may make a call, with the labels that the node has now.
+    pub(crate) fn may_call(&self, call: &InternalCall, labels: &Labels) -> bool {
         let granted = self.0.lock();
-        let caller = granted.callers.get(&FunctionId::new(&call.namespace, &call.caller));
-        caller.is_some_and(|caller| {
+        let versions = granted.callers.get(&FunctionId::new(&call.namespace, &call.caller));
+        versions.into_iter().flat_map(HashMap::values).any(|caller| {
             caller.calls.iter().any(|pattern| pattern.permits(call.target.as_str()))
                 && call.scopes.iter().all(|scope| caller.scopes.contains(scope))
+                && caller.nodes.iter().all(|selector| selector.permits(labels))
         })
     }
 }

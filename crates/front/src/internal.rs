@@ -29,7 +29,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
     };
     let Ok(Ok((length, preface))) = tokio::time::timeout(PREFACE, opening).await else { return };
     let call = serde_json::from_slice::<InternalCall>(&preface);
-    if !call.as_ref().is_ok_and(|call| length <= MAX_PREFACE && node.grants.may_call(call)) {
+    if !call.as_ref().is_ok_and(|call| length <= MAX_PREFACE && node.grants.may_call(call, &shared.labels(node))) {
         return warn!(node = %node.name, call = ?call.ok(), "a node speaks for a function that it has no work of");
     }
     let passing = async {

@@ -20,7 +20,7 @@ use crate::refusal::{Refused, refuse};
 use crate::relay::QUEUE;
 
 /// Threads of one worker.
-const LANES: u16 = 256;
+pub(crate) const LANES: u16 = 256;
 /// Numbers of connections: unique for the front, so that a late message is nobody else's.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 

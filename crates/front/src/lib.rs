@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use faena_blob::BlobStore;
 use faena_db_client::{DbClient, NodeDirectory};
-use faena_domain::Fingerprint;
+use faena_domain::units::ByteSize;
+use faena_domain::{Fingerprint, Labels};
 use faena_transport::Endpoint;
 use faena_transport::front::{Authority, AuthorityError, FrontAcceptor};
 use tokio::net::TcpListener;
@@ -39,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use nodes::Nodes;
+use nodes::{Node, Nodes};
 use places::Places;
 
 /// The pause after a connection that could not be accepted.
@@ -64,6 +65,8 @@ pub struct FrontConfig {
     pub db: Endpoint,
     /// The api's socket for connections of functions.
     pub internal: PathBuf,
+    /// What stays free on the disk of the blobs when nodes store theirs.
+    pub disk_reserve: ByteSize,
 }
 
 /// Why a front could not begin.
@@ -102,6 +105,13 @@ struct Shared {
     blobs: BlobStore,
     nodes: Nodes,
     places: Places,
+}
+
+impl Shared {
+    /// The labels that a node has now.
+    fn labels(&self, node: &Node) -> Labels {
+        self.directory.known().get(&node.name).map(|record| record.labels.clone()).unwrap_or_default()
+    }
 }
 
 /// A front that is bound and not yet served.

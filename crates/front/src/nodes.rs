@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use faena_domain::NodeName;
+use faena_db_client::KnownNodes;
+use faena_domain::{NodeName, Timestamp};
+use faena_protocol::records::NodeRecord;
 use faena_transport::SILENCE;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::grants::Grants;
 
+/// What a node may store at once.
+const UPLOADS: usize = 8;
 /// How long two runs of one node may be connected at once: one that has vanished is noticed within this.
 pub(crate) const TWO_RUNS: Duration = Duration::from_secs(SILENCE.as_secs() * 2);
 
@@ -19,6 +24,10 @@ pub(crate) const TWO_RUNS: Duration = Duration::from_secs(SILENCE.as_secs() * 2)
 pub(crate) struct Node {
     /// Its name, as its record has it.
     pub(crate) name: NodeName,
+    /// When it joined: a node that joins again under the same name is another.
+    joined_at: Timestamp,
+    /// What it may store at once.
+    pub(crate) uploads: Arc<Semaphore>,
     /// A number for its sockets, which have short names.
     pub(crate) number: u64,
     /// What it was sent.
@@ -47,23 +56,40 @@ impl Drop for Run {
 }
 
 impl Nodes {
-    /// The node of a name.
-    pub(crate) fn get(&self, name: &NodeName) -> Arc<Node> {
-        let make = || {
-            let (number, name) = (self.next.fetch_add(1, Ordering::Relaxed), name.clone());
-            let (grants, sessions, next) = (Grants::default(), Mutex::default(), AtomicU64::new(0));
-            Arc::new(Node { name, number, grants, sessions, next })
-        };
-        Arc::clone(self.nodes.lock().entry(name.clone()).or_insert_with(make))
+    /// The node of a record.
+    pub(crate) fn get(&self, record: &NodeRecord) -> Arc<Node> {
+        let mut nodes = self.nodes.lock();
+        if let Some(node) = nodes.get(&record.name).filter(|node| node.joined_at == record.joined_at) {
+            return Arc::clone(node);
+        }
+        let node = Arc::new(Node {
+            name: record.name.clone(),
+            joined_at: record.joined_at,
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            grants: Grants::default(),
+            sessions: Mutex::default(),
+            next: AtomicU64::new(0),
+        });
+        nodes.insert(record.name.clone(), Arc::clone(&node));
+        node
     }
 
-    /// What was known of a node that is removed.
-    pub(crate) fn forget(&self, name: &NodeName) {
-        self.nodes.lock().remove(name);
+    /// Forgets a node that was removed.
+    pub(crate) fn forget(&self, node: &Arc<Node>) {
+        let mut nodes = self.nodes.lock();
+        if nodes.get(&node.name).is_some_and(|known| Arc::ptr_eq(known, node)) {
+            nodes.remove(&node.name);
+        }
     }
 }
 
 impl Node {
+    /// Whether it is still part of the platform.
+    pub(crate) fn is_known(&self, known: &KnownNodes) -> bool {
+        known.get(&self.name).is_some_and(|record| record.joined_at == self.joined_at)
+    }
+
     /// A run of it is connected.
     pub(crate) fn begin_run(self: &Arc<Self>, incarnation: &str) -> Run {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

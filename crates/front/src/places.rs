@@ -1,6 +1,6 @@
 //! How many connections there may be: of strangers, by address, and of each node.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -9,8 +9,13 @@ use parking_lot::Mutex;
 /// Connections whose client is not known yet: of all, and of one address.
 const STRANGERS: u32 = 512;
 const STRANGERS_OF_ADDRESS: u32 = 64;
+/// The same of addresses that nodes have: silent connections from elsewhere keep none of them out.
+const ARRIVING: u32 = 2048;
+const ARRIVING_OF_ADDRESS: u32 = 256;
+/// Addresses of nodes that are remembered before all of them are forgotten.
+const ADDRESSES: usize = 10_000;
 /// Connections of one node: its threads, what it downloads, and its functions that call others.
-const OF_NODE: u32 = 2048;
+const OF_NODE: u32 = 512;
 
 type Counts<K> = Arc<Mutex<HashMap<K, u32>>>;
 
@@ -18,6 +23,8 @@ type Counts<K> = Arc<Mutex<HashMap<K, u32>>>;
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     strangers: Counts<IpAddr>,
+    arriving: Counts<IpAddr>,
+    addresses: Mutex<HashSet<IpAddr>>,
     nodes: Counts<String>,
 }
 
@@ -65,7 +72,20 @@ fn client(address: IpAddr) -> IpAddr {
 impl Places {
     /// A place for a client that is not known yet.
     pub(crate) fn stranger(&self, address: IpAddr) -> Option<Place<IpAddr>> {
-        take(&self.strangers, client(address), STRANGERS_OF_ADDRESS, STRANGERS)
+        let client = client(address);
+        if self.addresses.lock().contains(&client) {
+            return take(&self.arriving, client, ARRIVING_OF_ADDRESS, ARRIVING);
+        }
+        take(&self.strangers, client, STRANGERS_OF_ADDRESS, STRANGERS)
+    }
+
+    /// A node was admitted from this address.
+    pub(crate) fn admitted(&self, address: IpAddr) {
+        let mut addresses = self.addresses.lock();
+        if addresses.len() >= ADDRESSES {
+            addresses.clear();
+        }
+        addresses.insert(client(address));
     }
 
     /// A place for a connection of a node.
@@ -92,6 +112,10 @@ mod tests {
             .collect();
         assert_eq!(all.len(), STRANGERS as usize);
         assert!(places.node("a").is_some(), "a node has places of its own");
+        let neighbour = IpAddr::from([10, 0, 1, 1]);
+        assert!(places.stranger(neighbour).is_none());
+        places.admitted(neighbour);
+        assert!(places.stranger(neighbour).is_some(), "a node comes from there");
     }
 
     #[test]

@@ -112,9 +112,9 @@ async fn requests_to_db_are_those_of_the_node_itself() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("a") }).await, REPLY_OK);
+    assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("a"), is_member: false }).await, REPLY_OK);
     assert_eq!(asked(&mut link, &VersionsMinimum { owner: owner("a") }).await, REPLY_OK);
-    assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("b") }).await, REPLY_ERROR);
+    assert_eq!(asked(&mut link, &WorkerJoin { owner: owner("b"), is_member: false }).await, REPLY_ERROR);
     assert_eq!(asked(&mut link, &CallsStarted { owner: owner("b"), calls: Vec::new() }).await, REPLY_ERROR);
     assert_eq!(asked(&mut link, &NodeList { since: 0 }).await, REPLY_ERROR, "it is for the api");
     link.handle().send("no envelope").await;
@@ -139,6 +139,12 @@ async fn the_api_hears_a_node_under_its_own_name_alone() {
     }
     link.handle().send(hello("a", &[])).await;
     assert!(matches!(platform.heard().await.0, ToApi::Hello { .. }), "the honest connection is not disturbed");
+    link.handle().send(platform::hello_of("a", "another", &[])).await;
+    assert_eq!(within(5, link.next()).await, Some(LinkEvent::Down), "a connection is of one run");
+    let mut boaster = Link::connect(Target::Front(dialer, Channel::Api));
+    assert_eq!(boaster.next().await, Some(LinkEvent::Up));
+    boaster.handle().send(platform::hello_with_slots("a", u32::MAX)).await;
+    assert_eq!(within(5, boaster.next()).await, Some(LinkEvent::Down));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,9 +120,16 @@ impl Incoming {
         (Self { parts }, body)
     }
 
-    /// Takes a part. False if the other side has sent more than its credit.
+    /// Takes a part. False if the other side has sent more than its credit, or a part that is larger than any.
     pub fn take(&self, part: Part) -> bool {
-        !matches!(self.parts.try_send(part), Err(mpsc::error::TrySendError::Full(_)))
+        let bytes = match &part {
+            Part::Data(data) => data.len(),
+            Part::Told(PartTold::Trailers(trailers)) => {
+                trailers.iter().map(|Header(name, value)| name.len() + value.len()).sum()
+            }
+            Part::Told(_) => 0,
+        };
+        bytes <= MAX_CREDIT as usize && !matches!(self.parts.try_send(part), Err(mpsc::error::TrySendError::Full(_)))
     }
 }
 
@@ -235,6 +242,16 @@ mod tests {
             Line(sender)
         };
         (deliver(&right), deliver(&left), left, right)
+    }
+
+    #[tokio::test]
+    async fn a_part_that_is_larger_than_any_breaks_the_body_off() {
+        let (line, _) = mpsc::unbounded_channel();
+        let (incoming, _body) = Incoming::begin(CallNum(1), None, Line(line));
+        assert!(incoming.take(Part::Data(Bytes::from(vec![0; MAX_CREDIT as usize]))));
+        assert!(!incoming.take(Part::Data(Bytes::from(vec![0; MAX_CREDIT as usize + 1]))));
+        let trailers = vec![Header("x".repeat(40_000), vec![0; 40_000])];
+        assert!(!incoming.take(Part::Told(PartTold::Trailers(trailers))));
     }
 
     #[tokio::test]

@@ -107,11 +107,16 @@ impl Write for NodeTokenMake {
 
 /// The labels of a token that who joins may spend, and whether it was spent for them already.
 fn admitted(join: &NodeJoin, connection: &Connection, wall: i64) -> Result<(String, bool), DbError> {
-    type Found = (String, String, i64, Option<String>);
+    type Found = (String, String, i64, Option<(String, String)>);
     let found: Option<Found> = connection
-        .query_row("SELECT secret, labels, expires_at, spent_by FROM node_tokens WHERE id = ?1", [&join.token], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
+        .query_row(
+            "SELECT secret, labels, expires_at, spent_by, spent_for FROM node_tokens WHERE id = ?1",
+            [&join.token],
+            |row| {
+                let (by, of): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, by.zip(of)))
+            },
+        )
         .optional()
         .map_err(|error| internal("reading a token of a node", &error))?;
     let refused = |message: &str| Err(DbError::NotAdmitted { message: message.to_owned() });
@@ -120,7 +125,9 @@ fn admitted(join: &NodeJoin, connection: &Connection, wall: i64) -> Result<(Stri
         return refused("the platform does not know this token; make one with `faena node token`");
     };
     match spent_by {
-        Some(by) if by == join.key.to_string() => Ok((labels, true)),
+        Some((by, of)) if by == join.key.to_string() && of == join.name.key() && expires_at > wall => {
+            Ok((labels, true))
+        }
         Some(_) => refused("this token was used already: each is for one node; make another with `faena node token`"),
         None if expires_at <= wall => refused("this token has expired; make another with `faena node token`"),
         None => Ok((labels, false)),
@@ -136,30 +143,39 @@ impl Write for NodeJoin {
         if nodes >= MAX_NODES {
             return Err(DbError::NotAdmitted { message: format!("there are {MAX_NODES} nodes, which is the most") });
         }
-        let again = "DO UPDATE SET fingerprint = ?4, certificate_ends_at = ?5 WHERE incarnation = ''";
+        // Whose reply was lost is there already, unless it was removed meanwhile.
+        let taken_in = if is_spent {
+            "UPDATE nodes SET name = ?2, labels = ?3, fingerprint = ?4, certificate_ends_at = ?5, joined_at = ?6
+             WHERE key = ?1 AND incarnation = ''"
+        } else {
+            "INSERT INTO nodes (key, name, labels, fingerprint, certificate_ends_at, joined_at, seen_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT DO NOTHING"
+        };
         let is_taken_in = connection
             .execute(
-                &format!(
-                    "INSERT INTO nodes (key, name, labels, fingerprint, certificate_ends_at, joined_at, seen_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT {}",
-                    if is_spent { again } else { "DO NOTHING" }
-                ),
+                taken_in,
                 (self.name.key(), self.name.as_str(), labels, &fingerprint, self.ends_at.0, context.wall),
             )
             .map_err(broken)?;
-        let found = node(connection, &self.name)?;
         if is_taken_in == 0 {
-            let message = format!(
-                "there is a node {0} already; choose another name with --name, or remove that node first (`faena node rm {0}`)",
-                found.name
-            );
+            let message = if is_spent {
+                "this token was used already: each is for one node; make another with `faena node token`".to_owned()
+            } else {
+                let found = node(connection, &self.name)?.name;
+                format!(
+                    "there is a node {found} already; choose another name with --name, or remove that node first (`faena node rm {found}`)"
+                )
+            };
             return Err(DbError::NotAdmitted { message });
         }
         connection
-            .execute("UPDATE node_tokens SET spent_by = ?2 WHERE id = ?1", (&self.token, self.key.to_string()))
+            .execute(
+                "UPDATE node_tokens SET spent_by = ?2, spent_for = ?3 WHERE id = ?1",
+                (&self.token, self.key.to_string(), self.name.key()),
+            )
             .map_err(broken)?;
         count_change(connection).map_err(broken)?;
-        Ok(found)
+        node(connection, &self.name)
     }
 }
 
@@ -233,6 +249,8 @@ impl Write for NodeDelete {
         if deleted == 0 {
             return Err(not_found(Resource::Node, self.name.as_str()));
         }
+        // A token that was spent for it brings nobody back.
+        connection.execute("DELETE FROM node_tokens WHERE spent_for = ?1", [self.name.key()]).map_err(broken)?;
         count_change(connection).map_err(broken)
     }
 }
@@ -294,14 +312,23 @@ pub(super) fn permits(column: &str, labels: &str) -> String {
     )
 }
 
-/// A run of a worker begins: its node is there again, and takes work unless it is cordoned.
-pub(super) fn begin_run(connection: &Connection, owner: &Owner, wall: i64) -> Result<(), DbError> {
+/// A run of a worker begins: its node is there again, and takes work unless it is cordoned. Of who has joined by a token a node
+/// that was removed is not made anew.
+pub(super) fn begin_run(connection: &Connection, owner: &Owner, is_member: bool, wall: i64) -> Result<(), DbError> {
     let broken = |error| internal("a worker joins", &error);
+    let key = owner.worker.to_ascii_lowercase();
+    let is_there: bool = connection
+        .query_row("SELECT EXISTS (SELECT 1 FROM nodes WHERE key = ?1)", [&key], |row| row.get(0))
+        .map_err(broken)?;
+    if is_member && !is_there {
+        let message = format!("the node {} was removed from the platform", owner.worker);
+        return Err(DbError::NotAdmitted { message });
+    }
     connection
         .execute(
             "INSERT INTO nodes (key, name, labels, incarnation, joined_at, seen_at) VALUES (?1, ?2, '{}', ?3, ?4, ?4)
              ON CONFLICT DO UPDATE SET incarnation = ?3, stopped = 0, draining = 0, seen_at = ?4",
-            (owner.worker.to_ascii_lowercase(), &owner.worker, &owner.incarnation, wall),
+            (key, &owner.worker, &owner.incarnation, wall),
         )
         .map_err(broken)?;
     count_change(connection).map_err(broken)

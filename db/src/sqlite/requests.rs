@@ -85,6 +85,18 @@ pub(crate) enum Job {
     Read(Work),
 }
 
+/// The most claims of one request of a worker: more than any has slots.
+const MAX_CLAIMS: usize = 8192;
+
+/// # Errors
+/// More claims than a worker can have: one request must not hold the database.
+pub(crate) fn check_claims(count: usize) -> Result<(), DbError> {
+    if count <= MAX_CLAIMS {
+        return Ok(());
+    }
+    Err(DbError::TooMuch { message: format!("{count} claims in one request are more than {MAX_CLAIMS}") })
+}
+
 fn reply(value: &impl serde::Serialize) -> Result<Box<RawValue>, DbError> {
     serde_json::value::to_raw_value(value).map_err(|error| DbError::Internal { message: error.to_string() })
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::clock::Clock;
 use super::queue::{TransitionContext, apply};
-use super::requests::{Request, RequestContext, Write, write};
+use super::requests::{Request, RequestContext, Write, check_claims, write};
 use super::{builds, call_rows, function_queues, internal, nodes, retention};
 
 /// The requests of this module.
@@ -48,12 +48,13 @@ impl Write for WorkerJoin {
         let calls = call_rows::numbers(connection, held, (&owner.worker, &owner.incarnation))?;
         step_all(connection, calls, &Event::OwnerDied { successor: owner.clone() }, context)?;
         builds::lose(connection, "worker = ?1 AND incarnation <> ?2", (&owner.worker, &owner.incarnation), context)?;
-        nodes::begin_run(connection, owner, context.wall)
+        nodes::begin_run(connection, owner, self.is_member, context.wall)
     }
 }
 
 impl Write for LeaseRenew {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Renewed, DbError> {
+        check_claims(self.calls.len() + self.builds.len())?;
         let mut renewed = Renewed::default();
         for (num, epoch) in self.calls {
             let event = Event::Renew { epoch, owner: self.owner.clone() };

@@ -6,6 +6,7 @@ mod tests;
 mod warm;
 
 use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -176,9 +177,10 @@ impl<P> Worker<P> {
     }
 
     fn begin(&mut self, claim: Claim, of: CallOf) {
-        self.ledger.begin(&of);
-        if let Some(before) = self.calls.insert(claim, of) {
-            self.ledger.end(&before);
+        // Whatever is said of a call again, it is counted once.
+        if let Entry::Vacant(call) = self.calls.entry(claim) {
+            self.ledger.begin(&of);
+            call.insert(of);
         }
     }
 

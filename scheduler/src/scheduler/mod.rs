@@ -4,7 +4,7 @@ mod calls;
 mod claims;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use faena_db_client::{DbClient, NodeDirectory};
@@ -15,7 +15,7 @@ use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_ms};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::fleet::{Assigned, Fleet};
+use crate::fleet::{Assigned, Claim, Fleet};
 use crate::handle::{Command, SchedulerHandle, Shared};
 use crate::questions::Questions;
 use crate::sync_call::SyncCall;
@@ -53,6 +53,8 @@ pub struct Scheduler {
     waited: HashMap<CallNum, SyncCall>,
     queue: Turns<CallNum>,
     questions: Questions,
+    /// Ends that a worker announced when it connected: of calls that it had before, of which no more is known here.
+    announced: HashMap<Peer, HashSet<Claim>>,
     ask: Ask,
     /// Cancelled when the api begins to stop: nothing more is claimed.
     draining: CancellationToken,
@@ -77,6 +79,7 @@ impl Scheduler {
             waited: HashMap::new(),
             queue: Turns::default(),
             questions: Questions::default(),
+            announced: HashMap::new(),
             ask: Ask::Work,
             draining,
         };
@@ -88,6 +91,8 @@ impl Scheduler {
         let mut tick = tokio::time::interval(TICK);
         let poke = std::sync::Arc::clone(&self.shared.poke);
         let mut known = self.directory.subscribe();
+        // What was known before is no change.
+        self.administer().await;
         loop {
             tokio::select! {
                 Some(command) = self.shared.commands.recv() => self.command(command).await,
@@ -96,6 +101,7 @@ impl Scheduler {
                     Some(ServerEvent::Lost(peer)) => {
                         self.fleet.lost(&peer, Instant::now());
                         self.questions.lost(&peer);
+                        self.announced.remove(&peer);
                     }
                     None => return,
                 },

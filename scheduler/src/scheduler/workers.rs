@@ -40,6 +40,7 @@ impl Scheduler {
             ToApi::Started { num, epoch } => self.started(num, epoch, &owner),
             ToApi::Ended { num, epoch, outcome, queued } => {
                 let of = self.fleet.call_ended(&peer, (num, epoch), Instant::now());
+                let had_it = of.is_some();
                 if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(&peer, of)) {
                     self.asks(Ask::WorkForReserves);
                 }
@@ -48,7 +49,10 @@ impl Scheduler {
                     self.shared.statistics.record(&of.function_id(), &sample);
                 }
                 self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
-                self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
+                let is_announced = self.announced.get_mut(&peer).is_some_and(|ended| ended.remove(&(num, epoch)));
+                if had_it || is_announced {
+                    self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
+                }
             }
             ToApi::BuildEnded { build, is_ready } => {
                 let was_there = self.fleet.build_ended(&peer, &build);
@@ -81,6 +85,7 @@ impl Scheduler {
             return self.say(&peer, &ToWorker::Welcome).await;
         }
         info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
+        self.announced.insert(peer.clone(), ended.iter().copied().collect());
         let held: Vec<(CallNum, Epoch)> = calls.iter().map(|call| (call.num, call.epoch)).chain(ended).collect();
         self.never_arrived(&node.owner, &held);
         self.connections.open(&node);

@@ -67,10 +67,19 @@ pub(crate) fn hello(worker: &str, direct: &[&str]) -> Bytes {
 
 /// The same, of one run.
 pub(crate) fn hello_of(worker: &str, incarnation: &str, direct: &[&str]) -> Bytes {
+    hello_as(worker, incarnation, 4, direct)
+}
+
+/// The same, with so many slots.
+pub(crate) fn hello_with_slots(worker: &str, slots: u32) -> Bytes {
+    hello_as(worker, "1", slots, &[])
+}
+
+fn hello_as(worker: &str, incarnation: &str, slots: u32, direct: &[&str]) -> Bytes {
     let node = NodeInfo {
         owner: Owner { worker: worker.to_owned(), incarnation: incarnation.to_owned() },
         engines: Vec::new(),
-        slots: 4,
+        slots,
         build_slots: 2,
         memory_bytes: 0,
         version: String::new(),
@@ -150,6 +159,7 @@ impl Platform {
             api: socket("api.sock"),
             db: socket("db.sock"),
             internal: at("internal.sock"),
+            disk_reserve: ByteSize(0),
         };
         let front = Front::bind(config, db.clone(), directory, blobs.clone()).await.unwrap();
         let authority = front.info().authority;

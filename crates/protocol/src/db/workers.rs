@@ -11,6 +11,8 @@ requests! {
     Write WorkerJoin = "worker.join" by [Worker] -> () {
         /// The worker's new incarnation.
         owner: Owner,
+        /// Whether it is a node that joined by a token; the front says so, not the worker.
+        is_member: bool,
     }
     /// A worker still has these.
     Write LeaseRenew = "lease.renew" by [Worker] -> Renewed {

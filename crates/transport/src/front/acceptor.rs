@@ -94,7 +94,7 @@ impl FrontAcceptor {
     /// # Errors
     /// A client that speaks no TLS 1.3, or shows a certificate that is not the authority's.
     pub async fn accept(&self, socket: TcpStream) -> io::Result<Accepted> {
-        socket.set_nodelay(true)?;
+        super::prepare(&socket)?;
         let stream = self.0.accept(socket).await?;
         let (_, session) = stream.get_ref();
         let certificate = session.peer_certificates().and_then(|chain| chain.first()).map(fingerprint);

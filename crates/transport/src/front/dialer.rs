@@ -213,10 +213,16 @@ async fn open_unbounded(
 ) -> Result<(FrameStream, Opened), DialError> {
     let unreachable = |source| DialError::Unreachable { address: address.to_owned(), source };
     let socket = TcpStream::connect(address).await.map_err(unreachable)?;
-    socket.set_nodelay(true).map_err(unreachable)?;
+    super::prepare(&socket).map_err(unreachable)?;
     let server = ServerName::try_from(FRONT_NAME).map_err(|error| IdentityError(error.to_string()))?;
     let stream = TlsConnector::from(config).connect(server, socket).await;
-    let stream = stream.map_err(|error| failed(address, error))?;
+    // Before the handshake is done an alert may be anybody's: it ends nothing.
+    let stream = stream.map_err(|error| match failed(address, error) {
+        DialError::Certificate(address, why) => {
+            DialError::Protocol { address, message: format!("it refuses to speak: {why}") }
+        }
+        error => error,
+    })?;
     let mut frames = FrameStream::new(stream.into(), MAX_FRAME);
     let asked = async {
         frames.send_json(&Open { protocol: PROTOCOL, channel }).await?;

@@ -23,7 +23,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::call_rows::{COLUMNS, record};
 use super::function_queues::EnqueueBatch;
 use super::queue::{NotApplied, TransitionContext, apply, end_of, load, try_apply};
-use super::requests::{Request, RequestContext, Write, read, write};
+use super::requests::{Request, RequestContext, Write, check_claims, read, write};
 use super::rows::{Json, Text, not_found};
 use super::{blobs, builds, completed, functions, internal, keys};
 
@@ -353,6 +353,7 @@ impl Write for CallFinish {
 
 impl Write for CallsStarted {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<(), DbError> {
+        check_claims(self.calls.len())?;
         for (num, epoch) in self.calls {
             let event = Event::Start { epoch, owner: self.owner.clone() };
             match apply(connection, num, &event, context, TransitionContext::default()) {
