@@ -399,7 +399,7 @@ async fn serve_worker(
         // An administrator has drained the node.
         ended = &mut worker.task => ended.context("the worker panicked")?,
         message = &mut ended => {
-            // Nobody takes what it could still tell: what runs ends here, and elsewhere it runs again.
+            // The platform refuses its results from now on, so its calls end here and are redelivered to other nodes.
             worker.stop.cancel();
             let _ = tokio::time::timeout(LET_GO, &mut worker.task).await;
             bail!("{message}")

@@ -304,7 +304,7 @@ impl NamespaceBlobs {
         if self::key(key.digest(), &self.namespace, &bytes) == *key { Ok(bytes) } else { Err(BlobError::Damaged(*key)) }
     }
 
-    /// Takes in a blob whose key and length somebody else names; it is stored only if its bytes have that key.
+    /// Stores a blob whose key and length its sender states, if its bytes have that key.
     ///
     /// # Errors
     /// [`BlobError`]; nothing is stored then.

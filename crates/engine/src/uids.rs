@@ -135,7 +135,7 @@ impl Uid {
 impl Drop for Uid {
     fn drop(&mut self) {
         if let Some(file) = &self.claim {
-            // An empty file is nobody's. One that keeps its name is taken last.
+            // An empty file means that the user is free. A user whose file keeps a name is taken last.
             let _ = file.set_len(0);
         }
         self.claim = None;

@@ -117,7 +117,7 @@ struct Returning(Option<FrameStream>, Option<tokio::sync::oneshot::Sender<FrameS
 impl Drop for Returning {
     fn drop(&mut self) {
         if let (Some(frames), Some(give_back)) = (self.0.take(), self.1.take()) {
-            // Where nobody takes it, it ends.
+            // If the receiver has been dropped, the connection closes.
             let _ = give_back.send(frames);
         }
     }

@@ -21,7 +21,7 @@ use crate::relay::QUEUE;
 
 /// Threads of one worker.
 pub(crate) const LANES: u16 = 256;
-/// Numbers of connections: unique for the front, so that a late message is nobody else's.
+/// The next number of a connection. A number is never used again, so a late message reaches no other connection.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// The socket of one thread of a node.
@@ -109,7 +109,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, node: &Arc<Node>, mut frames: Fr
     let to_api = |frame: Bytes| {
         let Some(begin) = LaneFrame::decode(&frame) else { return false };
         let peer = peers.lock().peers.get(&begin.peer).cloned();
-        // Where the peer has gone nobody waits for its message.
+        // A message to a peer that has disconnected is dropped.
         peer.is_none_or(|peer| handle.try_send(&peer, frame.slice(LaneFrame::LENGTH..)))
     };
     tokio::select! {

@@ -292,7 +292,7 @@ impl Platform {
     }
 }
 
-/// Trusts whoever answers: the client that plays a stranger is the one that is tested.
+/// Accepts every server certificate: these tests are about the server's checks of clients.
 #[derive(Debug)]
 struct Anyone;
 

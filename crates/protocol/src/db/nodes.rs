@@ -43,7 +43,7 @@ requests! {
         /// What the last reply said; 0 before the first.
         since: u64,
     }
-    /// Changes what an administrator says of a node; what is left out stays as it is.
+    /// Changes cordon, drain or labels of a node. Members that are absent do not change.
     Write NodeChange = "node.change" by [Api] -> NodeRecord {
         /// Its name.
         name: NodeName,

@@ -38,7 +38,7 @@ pub enum DialError {
     /// It does not answer in time.
     #[error("the platform at {0} does not answer within {OPENING:?}")]
     Silent(String),
-    /// It is another platform, or somebody else.
+    /// The server belongs to another platform, or is no platform.
     #[error(
         "who answers at {0} is not the platform that this node belongs to: its certificate is of another authority; check --api and the token"
     )]

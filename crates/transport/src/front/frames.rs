@@ -130,8 +130,8 @@ impl FrameStream {
         if parts.read_buf.is_empty() { Ok(parts.io) } else { Err(FrameError::Ended) }
     }
 
-    /// Passes frames on in both directions, and heartbeats, until the connection ends, its peer is silent for too long, the
-    /// queue is closed or nobody takes frames any more. An empty frame is a heartbeat.
+    /// Passes frames on in both directions, and sends heartbeats. It ends when the connection ends, when its peer is silent for
+    /// too long, or when the queue or the receiver of frames is dropped. An empty frame is a heartbeat.
     pub(crate) async fn carry<M: Into<Bytes>>(
         self,
         queue: &mut mpsc::Receiver<M>,
@@ -169,7 +169,7 @@ impl<F: FnMut(Bytes) -> bool + Send> EventSink<Bytes> for Taking<F> {
 pub(crate) enum CarryEnd {
     /// The connection is over.
     Connection,
-    /// Nobody uses it any more.
+    /// Its user has dropped it.
     Unused,
 }
 
