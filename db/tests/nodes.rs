@@ -91,7 +91,7 @@ async fn changes_of_nodes_are_told_once() {
     assert!(record.is_cordoned && record.is_draining && record.labels == labels(r#"{"zone":"x"}"#));
     let after = service.ask(NodeList { since: seen.changes }).await.unwrap();
     assert_eq!(after.nodes.unwrap(), [record]);
-    // Another run of it is not what was drained, and not what has stopped.
+    // A drain, and the stop of an earlier run, do not apply to a new run.
     service.ask(WorkerJoin { owner: owner_of("a", "2"), is_member: false }).await.unwrap();
     service.ask(WorkerStopped { owner: owner_of("a", "1") }).await.unwrap();
     let record = nodes(&service).await.remove(0);

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::DbClient;
 
-/// How old what is known may be: a node that was removed is cut off within this, and the time that db takes to answer.
+/// The time between two looks. A removed node is cut off after this and the time that db takes to answer.
 const AGE: Duration = Duration::from_millis(500);
 
 /// All nodes at one time.
@@ -106,7 +106,7 @@ impl NodeDirectory {
         Ok(self.known())
     }
 
-    /// Looks again and again, until it is aborted. What was known stays known while db is away.
+    /// Refreshes the directory until the task is aborted. While db is away, the last list stays in use.
     pub async fn follow(self) {
         loop {
             if let Err(error) = self.refresh().await {

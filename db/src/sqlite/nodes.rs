@@ -249,7 +249,7 @@ impl Write for NodeDelete {
         if deleted == 0 {
             return Err(not_found(Resource::Node, self.name.as_str()));
         }
-        // A token that was spent for it brings nobody back.
+        // The node cannot join again with the token that it has spent.
         connection.execute("DELETE FROM node_tokens WHERE spent_for = ?1", [self.name.key()]).map_err(broken)?;
         count_change(connection).map_err(broken)
     }
@@ -312,8 +312,10 @@ pub(super) fn permits(column: &str, labels: &str) -> String {
     )
 }
 
-/// A run of a worker begins: its node is there again, and takes work unless it is cordoned. Of who has joined by a token a node
-/// that was removed is not made anew.
+/// Records that a run of a worker begins. Its node takes work unless it is cordoned.
+///
+/// # Errors
+/// The node joined by a token and was removed: its row is not inserted again.
 pub(super) fn begin_run(connection: &Connection, owner: &Owner, is_member: bool, wall: i64) -> Result<(), DbError> {
     let broken = |error| internal("a worker joins", &error);
     let key = owner.worker.to_ascii_lowercase();

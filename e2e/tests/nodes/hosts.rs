@@ -245,7 +245,7 @@ pub(crate) fn slow_link(listen: &str, to: String, bytes_per_second: usize, delay
 
 fn trickle(mut from: TcpStream, mut to: TcpStream, bytes_per_second: usize, delay: Duration) {
     let mut piece = [0; 4096];
-    // What is read is passed on after the delay, and no sooner than the rate permits: the rate is what the test is about.
+    // Each piece is forwarded after the delay, and no faster than the rate permits.
     while let Ok(length @ 1..) = from.read(&mut piece) {
         let pause = Duration::from_secs_f64(length as f64 / bytes_per_second as f64);
         std::thread::park_timeout(pause.max(delay));

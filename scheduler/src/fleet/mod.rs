@@ -177,7 +177,7 @@ impl<P> Worker<P> {
     }
 
     fn begin(&mut self, claim: Claim, of: CallOf) {
-        // Whatever is said of a call again, it is counted once.
+        // A call that is reported twice is counted once.
         if let Entry::Vacant(call) = self.calls.entry(claim) {
             self.ledger.begin(&of);
             call.insert(of);
@@ -277,7 +277,7 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         calls: Vec<(Claim, CallOf)>,
         builds: Vec<BuildRef>,
     ) -> Option<Owner> {
-        // What was sent and lay in a connection that was lost never came: its lease, or its age, ends it.
+        // Messages that were in a lost connection did not arrive. Their calls end by their lease or their age.
         let (owner, name): (Owner, Arc<str>) = (info.owner.clone(), info.owner.worker.as_str().into());
         let old = self.remove(&name);
         let worker = Worker {

@@ -91,7 +91,7 @@ impl Scheduler {
         let mut tick = tokio::time::interval(TICK);
         let poke = std::sync::Arc::clone(&self.shared.poke);
         let mut known = self.directory.subscribe();
-        // What was known before is no change.
+        // `changed` does not report the list that was read before the subscription.
         self.administer().await;
         loop {
             tokio::select! {
