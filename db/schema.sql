@@ -61,7 +61,7 @@ CREATE TABLE versions (
     incarnation  TEXT,
     lease_end    INTEGER,
     claim        TEXT,
-    redeliveries INTEGER NOT NULL DEFAULT 0, building_since INTEGER, nodes TEXT,
+    redeliveries INTEGER NOT NULL DEFAULT 0, building_since INTEGER, nodes TEXT, image TEXT,
     PRIMARY KEY (namespace, function, version)
 ) STRICT, WITHOUT ROWID;
 
@@ -451,3 +451,10 @@ CREATE TABLE node_tokens (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX versions_bound ON versions (namespace) WHERE nodes IS NOT NULL;
+
+-- Images that the platform keeps.
+CREATE TABLE images (
+    name       TEXT PRIMARY KEY, -- with its tag
+    content    TEXT NOT NULL, -- ImageContent
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

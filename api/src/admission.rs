@@ -122,6 +122,11 @@ impl AdmissionControl {
         self.fits(bytes)
     }
 
+    /// What must stay free on the disk, in bytes.
+    pub(crate) fn reserve(&self) -> u64 {
+        self.reserve.0
+    }
+
     fn fits(&self, more: u64) -> Reply<()> {
         match self.blobs.free_bytes() {
             Ok(free) if free < self.reserve.0.saturating_add(more) => Err(disk_low()),

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use faena_auth::{Forbidden, Principal, Requirement};
 use faena_domain::Namespace;
 use faena_domain::identity::MAX_DEPTH;
-use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES};
+use faena_domain::limits::{MAX_ARCHIVE, MAX_BODY, MAX_HEADER_BYTES, MAX_IMAGE};
 use futures_util::future::{Either, select};
 use futures_util::{StreamExt, TryStreamExt};
 
@@ -187,7 +187,8 @@ fn no_query(route: &str, uri: &Uri) -> Reply<()> {
 
 /// Checks that apply to every request of the API.
 fn judge(app: &App, method: &Method, uri: &Uri, headers: &HeaderMap) -> Reply<()> {
-    declared_size(headers)?;
+    let is_image = *method == Method::PUT && uri.path().starts_with("/image/");
+    declared_size(headers, if is_image { MAX_IMAGE } else { MAX_ARCHIVE + MULTIPART_FRAME })?;
     bounded(headers)?;
     single(uri, headers)?;
     let is_sign_in = uri.path() == LOGIN || uri.path().starts_with(LOGIN_CALLBACK);
@@ -289,12 +290,11 @@ fn single(uri: &Uri, headers: &HeaderMap) -> Reply<()> {
 }
 
 /// A body that says it is larger than any route takes is refused before anything else is looked at.
-fn declared_size(headers: &HeaderMap) -> Reply<()> {
-    let most = MAX_ARCHIVE + MULTIPART_FRAME;
+fn declared_size(headers: &HeaderMap, most: u64) -> Reply<()> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     match declared {
         Some(length) if length > most => Err(Problem::too_large(format!(
-            "a body of {length} bytes is over the limit of {MAX_ARCHIVE} bytes for archives and {MAX_BODY} for calls"
+            "a body of {length} bytes is over the limit of {MAX_ARCHIVE} bytes for archives, {MAX_IMAGE} for images and {MAX_BODY} for calls"
         ))),
         _ => Ok(()),
     }

@@ -47,8 +47,8 @@ use std::time::Duration;
 use axum::Router;
 use faena_blob::BlobStore;
 use faena_db_client::{DbClient, NodeDirectory};
-use faena_domain::Limits;
 use faena_domain::units::ByteSize;
+use faena_domain::{Limits, Preload};
 use faena_egress::EgressPolicy;
 use faena_front::{Front, FrontConfig, FrontError};
 use faena_invoker::Invoker;
@@ -108,6 +108,8 @@ pub struct ApiConfig {
     pub grace: Duration,
     /// What must stay free on the disk of the blobs; below it no new work is taken.
     pub disk_reserve: ByteSize,
+    /// What workers keep waiting for calls, where neither function nor runtime nor node says so.
+    pub preload: Preload,
     /// Whom callbacks may reach; an upstream proxy is not asked.
     pub egress: EgressPolicy,
     /// Certificate authorities for callbacks to https.
@@ -237,8 +239,12 @@ impl Api {
             None => None,
         };
         let nodes = Nodes { directory: directory.clone(), front: front.as_ref().map(Front::info) };
-        let (scheduler, handle) =
-            Scheduler::new((db.clone(), directory), workers.handle(), connections.clone(), draining.clone());
+        let (scheduler, handle) = Scheduler::new(
+            (db.clone(), directory),
+            workers.handle(),
+            connections.clone(),
+            (config.preload, draining.clone()),
+        );
         let open = |path: &PathBuf| {
             let opened = File::options().append(true).create(true).mode(0o600).open(path);
             opened.map_err(|source| ApiError::Audit { path: path.clone(), source })

@@ -27,6 +27,9 @@ pub(crate) enum TaskArguments {
     Api(Options),
     /// Runs a worker alone
     Worker(Options),
+    /// Looks at what keeps this machine from being a platform or a node, or will: clock, control groups, the sandbox's layers,
+    /// disk, the platform's reachability, versions
+    Doctor(Options),
     /// Prints a token with which the first account can be made (POST /setup), on the machine of the database
     Setup(Options),
     /// Writes the database and the blobs of a platform, which may run, to one file
@@ -46,26 +49,8 @@ pub(crate) enum TaskArguments {
         #[command(flatten)]
         options: Options,
     },
-    /// Root file systems of the sandbox on this node
-    #[command(subcommand)]
-    Image(ImageArguments),
     #[command(flatten)]
     Remote(RemoteTask),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageArguments {
-    /// Takes in a root file system from an archive, as `docker export` writes it, under a name for runtimes
-    Import {
-        /// The name, as a runtime's `image` has it
-        name: String,
-        /// A tar, tar.gz or zip
-        archive: PathBuf,
-        #[command(flatten)]
-        options: Options,
-    },
-    /// Lists the names and the SHA-256 of the archives they stand for
-    List(Options),
 }
 
 /// Which part of the platform a process is.
@@ -80,8 +65,7 @@ pub(crate) enum Role {
 /// What is to be done.
 pub(crate) enum Task {
     Serve(Role),
-    ImportImage { name: String, archive: PathBuf },
-    ListImages,
+    Doctor,
     Setup,
     Backup { file: PathBuf, with_keys: bool },
     Restore { file: PathBuf },
@@ -101,10 +85,7 @@ impl TaskArguments {
             Self::Db(options) => (Task::Serve(Role::Db), options),
             Self::Api(options) => (Task::Serve(Role::Api), options),
             Self::Worker(options) => (Task::Serve(Role::Worker), options),
-            Self::Image(ImageArguments::Import { name, archive, options }) => {
-                (Task::ImportImage { name, archive }, options)
-            }
-            Self::Image(ImageArguments::List(options)) => (Task::ListImages, options),
+            Self::Doctor(options) => (Task::Doctor, options),
             Self::Setup(options) => (Task::Setup, options),
             Self::Backup { file, with_keys, options } => (Task::Backup { file, with_keys }, options),
             Self::Restore { file, options } => (Task::Restore { file }, options),

@@ -2,8 +2,8 @@
 
 mod arguments;
 mod backup;
+mod doctor;
 mod folders;
-mod images;
 mod node;
 mod remote;
 mod roles;
@@ -47,8 +47,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let role = match task {
         Task::Serve(role) => role,
-        Task::ImportImage { name, archive } => return images::import(&settings, &name, &archive),
-        Task::ListImages => return images::list(&settings),
+        Task::Doctor => return doctor::examine(&settings),
         Task::Setup => return setup::offer(&settings),
         Task::Backup { file, with_keys } => return backup::write(&settings, &file, with_keys),
         Task::Restore { file } => return backup::restore(&settings, &file),

@@ -9,12 +9,12 @@ use faena_blob::BlobStore;
 use faena_domain::units::ByteSize;
 use faena_domain::{EngineKind, Owner};
 use faena_engine::{
-    Belonging, Docker, DockerConfig, Engine, Pull, Sandbox, SandboxConfig, Uids, install_agent, install_shims,
-    install_zygote,
+    Belonging, Docker, DockerConfig, Engine, EngineError, Pull, Sandbox, SandboxConfig, Uids, install_agent,
+    install_shims, install_zygote,
 };
 use faena_worker::node::{
-    BuildLimits, CodeStore, EgressPolicy, Gateway, LiveLogs, Node, NodeEgress, PoolConfig, PoolPolicy, Ports,
-    Resolvers, StreamBounds, Upstream,
+    BuildLimits, CodeStore, EgressPolicy, Gateway, ImageStore, LiveLogs, Node, NodeEgress, PoolConfig, PoolPolicy,
+    Ports, PreloadSetting, Resolvers, StreamBounds, Upstream, unpack_image,
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,8 @@ use crate::settings::Settings;
 /// The largest artifact.
 const ARTIFACT: ByteSize = ByteSize(1 << 30);
 
-struct Place<'a> {
+/// Where the engines of this machine work, and what they are given.
+pub(crate) struct Place<'a> {
     settings: &'a Settings,
     belonging: Belonging,
     folder: PathBuf,
@@ -39,6 +40,82 @@ struct Place<'a> {
     uids: Uids,
 }
 
+impl<'a> Place<'a> {
+    fn new(settings: &'a Settings, belonging: Belonging, folder: PathBuf, run: PathBuf) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let of = |what: &str| format!("cannot write the {what} below {}", folder.display());
+        Ok(Self {
+            settings,
+            launcher: std::env::current_exe().context("cannot find this program")?,
+            agent: install_agent(&folder).with_context(|| of("agent"))?,
+            shims: install_shims(&folder).with_context(|| of("shims"))?,
+            zygote: install_zygote(&folder).with_context(|| of("zygote's library"))?,
+            uids: Uids::of_host(&format!("{}/{}", belonging.platform, belonging.worker)),
+            belonging,
+            folder,
+            run,
+        })
+    }
+
+    /// A place to try engines in, beside any worker of this machine.
+    pub(crate) fn trial(settings: &'a Settings, folder: &Path) -> anyhow::Result<Self> {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let belonging = Belonging { platform: id.clone(), worker: "doctor".to_owned(), incarnation: id };
+        Self::new(settings, belonging, folder.join("worker"), folder.to_owned())
+    }
+
+    /// Docker, where the settings have it.
+    pub(crate) async fn docker(&self) -> Result<Option<Arc<dyn Engine>>, EngineError> {
+        let named = match self.settings.docker.as_str() {
+            "off" => return Ok(None),
+            "auto" => None,
+            socket => Some(socket.to_owned()),
+        };
+        let config = DockerConfig {
+            belonging: self.belonging.clone(),
+            socket: named,
+            launcher: self.launcher.clone(),
+            agent: self.agent.clone(),
+            shims: self.shims.clone(),
+            folder: self.run.join("containers"),
+            code_by: None,
+        };
+        Ok(Some(Arc::new(Docker::connect(config, self.uids.clone()).await?)))
+    }
+
+    /// The sandbox, where the settings have it.
+    pub(crate) async fn sandbox(&self) -> anyhow::Result<Option<Arc<dyn Engine>>> {
+        let settings = self.settings;
+        if !settings.sandbox {
+            return Ok(None);
+        }
+        let config = SandboxConfig {
+            belonging: self.belonging.clone(),
+            launcher: self.launcher.clone(),
+            agent: self.agent.clone(),
+            shims: self.shims.clone(),
+            zygote: self.zygote.clone(),
+            folder: self.folder.clone(),
+            accept_missing: settings.layers()?,
+            host_images: settings.host_images.iter().map(|host| (host.image.clone(), host.program.clone())).collect(),
+            unpack: unpack_image,
+            reserve: settings.disk_reserve.0,
+        };
+        Ok(Some(Arc::new(Sandbox::start(config, self.uids.clone()).await?)))
+    }
+}
+
+/// Docker for a worker, which goes without it unless the settings name its socket.
+async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
+    match place.docker().await {
+        Err(error) if place.settings.docker == "auto" => {
+            warn!(%error, "going without Docker");
+            Ok(None)
+        }
+        connected => connected.context("Docker was named in the settings and does not answer"),
+    }
+}
+
 /// Starts the engines and puts the node together.
 pub(crate) async fn node(
     settings: &Settings,
@@ -46,26 +123,14 @@ pub(crate) async fn node(
     owner: &Owner,
     blobs: BlobStore,
 ) -> anyhow::Result<Node> {
-    let folder = folders.worker();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let place = Place {
-        settings,
-        belonging: Belonging {
-            platform: folders.platform.clone(),
-            worker: owner.worker.clone(),
-            incarnation: owner.incarnation.clone(),
-        },
-        run: folders.run.clone(),
-        launcher: std::env::current_exe().context("cannot find this program")?,
-        agent: install_agent(&folder).with_context(|| format!("cannot write the agent below {}", folder.display()))?,
-        shims: install_shims(&folder).with_context(|| format!("cannot write the shims below {}", folder.display()))?,
-        zygote: install_zygote(&folder)
-            .with_context(|| format!("cannot write the zygote's library below {}", folder.display()))?,
-        uids: Uids::of_host(&format!("{}/{}", folders.platform, owner.worker)),
-        folder,
+    let belonging = Belonging {
+        platform: folders.platform.clone(),
+        worker: owner.worker.clone(),
+        incarnation: owner.incarnation.clone(),
     };
+    let place = Place::new(settings, belonging, folders.worker(), folders.run.clone())?;
     let mut engines: BTreeMap<EngineKind, Arc<dyn Engine>> = BTreeMap::new();
-    for engine in [docker(&place).await?, sandbox(&place).await?].into_iter().flatten() {
+    for engine in [docker(&place).await?, place.sandbox().await?].into_iter().flatten() {
         info!(engine = %engine.kind(), version = engine.version(), "engine");
         engines.insert(engine.kind(), engine);
     }
@@ -77,6 +142,7 @@ pub(crate) async fn node(
     Ok(Node {
         worker: owner.worker.clone(),
         engines,
+        images: ImageStore::new(blobs.clone(), settings.image_cache),
         blobs,
         code,
         logs: LiveLogs::default(),
@@ -104,7 +170,7 @@ pub(crate) fn pool(settings: &Settings) -> PoolConfig {
             memory: settings.pool_memory.unwrap_or_else(|| ByteSize(faena_worker::memory_bytes() / 2)),
             idle: settings.idle.duration(),
             freeze_after: settings.freeze_after.duration(),
-            preload: settings.preload,
+            preload: PreloadSetting::new(settings.preload),
         },
         start_timeout: settings.start_timeout.duration(),
         home: tokio::runtime::Handle::current(),
@@ -144,46 +210,4 @@ pub(crate) fn egress_policy(settings: &Settings) -> anyhow::Result<EgressPolicy>
     policy.bytes = settings.egress_bytes;
     policy.upstream = upstream;
     Ok(policy)
-}
-
-async fn docker(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
-    let named = match place.settings.docker.as_str() {
-        "off" => return Ok(None),
-        "auto" => None,
-        socket => Some(socket.to_owned()),
-    };
-    let config = DockerConfig {
-        belonging: place.belonging.clone(),
-        socket: named.clone(),
-        launcher: place.launcher.clone(),
-        agent: place.agent.clone(),
-        shims: place.shims.clone(),
-        folder: place.run.join("containers"),
-        code_by: None,
-    };
-    match Docker::connect(config, place.uids.clone()).await {
-        Ok(docker) => Ok(Some(Arc::new(docker))),
-        Err(error) if named.is_some() => Err(error).context("Docker was named in the settings and does not answer"),
-        Err(error) => {
-            warn!(%error, "going without Docker");
-            Ok(None)
-        }
-    }
-}
-
-async fn sandbox(place: &Place<'_>) -> anyhow::Result<Option<Arc<dyn Engine>>> {
-    if !place.settings.sandbox {
-        return Ok(None);
-    }
-    let config = SandboxConfig {
-        belonging: place.belonging.clone(),
-        launcher: place.launcher.clone(),
-        agent: place.agent.clone(),
-        shims: place.shims.clone(),
-        zygote: place.zygote.clone(),
-        folder: place.folder.clone(),
-        accept_missing: place.settings.layers()?,
-        host_images: place.settings.host_images.iter().map(|host| (host.image.clone(), host.program.clone())).collect(),
-    };
-    Ok(Some(Arc::new(Sandbox::start(config, place.uids.clone()).await?)))
 }

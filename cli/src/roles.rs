@@ -168,6 +168,7 @@ async fn start_api(settings: &Settings, folders: &Folders, parts: ApiParts) -> a
         connections: settings.connections,
         grace: settings.grace.duration(),
         disk_reserve: settings.disk_reserve,
+        preload: settings.preload.unwrap_or_default(),
         egress: callback_policy(settings)?,
         ca_bundle: settings.ca_bundle.clone(),
         front: front(settings, folders)?,

@@ -75,8 +75,9 @@ pub(crate) struct Settings {
     pub(crate) freeze_after: Span,
     /// How long a server (contract `http`) may take until it listens.
     pub(crate) start_timeout: Span,
-    /// What waits before calls come: `none`, `runtime` or `function`.
-    pub(crate) preload: Preload,
+    /// What waits before calls come: `none`, `runtime` or `function`. The api's is for all workers that have none of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) preload: Option<Preload>,
     /// How long running work may take to finish at a stop.
     pub(crate) grace: Span,
     /// What to log.
@@ -160,6 +161,8 @@ pub(crate) struct Settings {
     pub(crate) disk_reserve: ByteSize,
     /// Unpacked code that a worker keeps; what was used longest ago goes first.
     pub(crate) code_cache: ByteSize,
+    /// Images of the platform that a worker keeps in each engine; what was used longest ago goes first.
+    pub(crate) image_cache: ByteSize,
     /// What builds get, over the built-in limits.
     pub(crate) build: AskedLimits,
 }
@@ -235,7 +238,7 @@ impl Default for Settings {
             idle: Span(10 * 60_000),
             freeze_after: Span(10_000),
             start_timeout: Span(60_000),
-            preload: Preload::Runtime,
+            preload: None,
             grace: Span(10_000),
             log: "info".to_owned(),
             log_format: Lines::Text,
@@ -278,6 +281,7 @@ impl Default for Settings {
             keep_bytes: store.keep.bytes,
             disk_reserve: store.disk_reserve,
             code_cache: ByteSize(10 * GB),
+            image_cache: ByteSize(20 * GB),
             build: AskedLimits::default(),
         }
     }

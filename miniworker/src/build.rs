@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::egress::{Connections, Ways};
 use crate::process::{self, Cut, Finished, LeaseEnd, ProcessSpec, RunError};
-use crate::start::program::config_problem;
+use crate::start::program::{config_problem, image_variables};
 use crate::{Node, capture, instance, live, names, result};
 
 /// How long the tree may take to become an archive.
@@ -87,10 +87,31 @@ async fn choose(
     Err(BuildFailure { kind: ErrorKind::Image, message })
 }
 
+/// The engine and the id of the image of a build; an image of the platform is fetched, any other one is found on the node.
+async fn image_of(node: &Node, job: &BuildJob) -> Result<(Arc<dyn Engine>, ImageId), BuildFailure> {
+    let runtime = &job.runtime;
+    let Some(content) = &job.code.image_content else {
+        return choose(node, &runtime.image, runtime.engine, node.pull).await;
+    };
+    // Both can run it; the sandbox makes instances sooner.
+    let engine = match runtime.engine {
+        Some(kind) => node.engines.get(&kind),
+        None => [EngineKind::Sandbox, EngineKind::Docker].iter().find_map(|kind| node.engines.get(kind)),
+    };
+    let failed = |kind, message| BuildFailure { kind, message };
+    let engine =
+        engine.ok_or_else(|| failed(ErrorKind::Image, "this worker lacks the engine of the runtime".to_owned()))?;
+    match node.images.get(engine, content).await {
+        Ok(id) => Ok((Arc::clone(engine), id)),
+        Err(EngineError::Image(message)) => Err(failed(ErrorKind::Image, message)),
+        Err(error) => Err(failed(ErrorKind::Infrastructure, error.to_string())),
+    }
+}
+
 /// Runs one build to its end; none where the node stopped before it could end.
 pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &CancellationToken) -> Option<BuildOutcome> {
     let chosen = tokio::select! {
-        chosen = choose(node, &job.runtime.image, job.runtime.engine, node.pull) => chosen,
+        chosen = image_of(node, job) => chosen,
         () = stop.cancelled() => return None,
     };
     let (mut log, mut refusals) =
@@ -127,7 +148,8 @@ pub async fn run_build(node: &Node, job: &BuildJob, lease: LeaseEnd, stop: &Canc
 fn run_frame(node: &Node, job: &BuildJob) -> Result<Run, BuildStop> {
     let command =
         Command::parse(&job.runtime.dependencies).map_err(|error| failed(ErrorKind::Build, error.to_string()))?;
-    let mut env = package_variables(&job.code.path);
+    let mut env = image_variables(&job.code);
+    env.extend(package_variables(&job.code.path));
     env.extend(proxy_variables(EGRESS_PORT));
     if node.ca_bundle.is_some() {
         env.extend(ca_variables(CA_BUNDLE));

@@ -172,6 +172,12 @@ impl CodeStore {
         Ok(CodeLease { path, _tree: tree })
     }
 
+    /// Whether the disk has less left than must stay free, so that no more code can come.
+    pub fn is_disk_low(&self) -> bool {
+        let free = rustix::fs::statvfs(&self.folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        free.is_ok_and(|free| free < self.reserve.0)
+    }
+
     /// A function was deleted: code that no other function has used goes as soon as no instance holds it.
     pub fn forget(&self, function: &FunctionId) {
         for known in self.known().values_mut() {
@@ -320,6 +326,7 @@ mod tests {
             engine: None,
             image: "fake".into(),
             image_id: None,
+            image_content: None,
             path: "/ws".into(),
             run: "run".into(),
             archive,
@@ -381,6 +388,7 @@ mod tests {
     #[tokio::test]
     async fn a_short_disk_takes_no_code() {
         let (store, [a, _], _folder) = store_with(1 << 30, u64::MAX / 2).await;
+        assert!(store.is_disk_low());
         let error = store.get(&a).await.unwrap_err();
         assert!(
             matches!(error, CodeError::Archive(ArchiveError::Write(ref why)) if why.kind() == std::io::ErrorKind::StorageFull)

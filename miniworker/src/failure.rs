@@ -1,6 +1,7 @@
 //! Why a call has no instance, or an attempt no process to judge.
 
 use faena_blob::BlobError;
+use faena_blob::archive::ArchiveError;
 use faena_domain::units::Span;
 use faena_domain::{CallError, ErrorKind, Layer};
 use faena_engine::EngineError;
@@ -51,6 +52,8 @@ impl From<CodeError> for AttemptFailure {
     fn from(error: CodeError) -> Self {
         match error {
             CodeError::Blob(error) => error.into(),
+            // Another node may have room.
+            CodeError::Archive(ArchiveError::Write(_)) => Self::of_platform(Layer::Start, error),
             CodeError::Archive(_) => Self::Call(CallError::new(ErrorKind::Start, Layer::Start, error.to_string())),
             CodeError::Folder(_) => Self::of_platform(Layer::Start, error),
         }

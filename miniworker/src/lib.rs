@@ -13,7 +13,7 @@ mod command;
 mod egress;
 mod exec;
 mod failure;
-mod image;
+mod images;
 mod instance;
 mod live;
 mod names;
@@ -43,7 +43,7 @@ pub use egress::{Gateway, NodeEgress};
 pub use exec::{ExecInstance, InstanceState};
 pub use faena_egress::{EgressPolicy, Ports, Resolvers, Upstream};
 pub use failure::{AttemptFailure, StartError};
-pub use image::{ImageError, import_image};
+pub use images::{ImageStore, unpack_image};
 pub use live::LiveLogs;
 pub use owner::{InstanceId, InstanceOwner};
 pub use process::LeaseEnd;
@@ -62,6 +62,8 @@ pub struct Node {
     pub blobs: BlobStore,
     /// Where code is unpacked.
     pub code: CodeStore,
+    /// What fetches images of the platform.
+    pub images: ImageStore,
     /// Certificate authorities for what has egress.
     pub ca_bundle: Option<PathBuf>,
     /// Whom instances may reach, and how.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faena_db_client::DbClient;
-use faena_domain::Owner;
+use faena_domain::{BlobKey, Owner};
 use faena_engine::Engine;
 use faena_miniworker::Node;
 use faena_pool::Pool;
@@ -102,7 +102,7 @@ impl Worker {
     fn info(&self) -> NodeInfo {
         NodeInfo {
             owner: self.config.owner.clone(),
-            engines: self.node.engines.values().map(|engine| engine_info(engine.as_ref())).collect(),
+            engines: self.node.engines.values().map(|engine| engine_info(engine.as_ref(), Vec::new())).collect(),
             slots: self.config.slots,
             build_slots: BUILD_SLOTS,
             memory_bytes: memory_bytes(),
@@ -152,12 +152,13 @@ impl Worker {
 }
 
 /// An engine as the api hears of it.
-pub(crate) fn engine_info(engine: &dyn Engine) -> EngineInfo {
+pub(crate) fn engine_info(engine: &dyn Engine, images: Vec<BlobKey>) -> EngineInfo {
     EngineInfo {
         engine: engine.kind(),
         version: engine.version(),
         missing_layers: engine.missing_layers(),
         egress: if engine.no_device().is_none() { EgressWay::Sockets } else { EgressWay::Proxy },
+        images,
     }
 }
 
@@ -170,10 +171,10 @@ async fn remove_orphans(node: &Node) {
 /// What a node is made of.
 pub mod node {
     pub use faena_miniworker::{
-        BuildLimits, CodeStore, EgressPolicy, Gateway, LeaseEnd, LiveLogs, Node, NodeEgress, Ports, Resolvers,
-        StreamBounds, Upstream, import_image, run_build,
+        BuildLimits, CodeStore, EgressPolicy, Gateway, ImageStore, LeaseEnd, LiveLogs, Node, NodeEgress, Ports,
+        Resolvers, StreamBounds, Upstream, run_build, unpack_image,
     };
-    pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy};
+    pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy, PreloadSetting};
 
     pub use crate::attempt::{Ended, run_attempt};
 }

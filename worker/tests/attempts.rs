@@ -15,8 +15,8 @@ use faena_engine::{Engine, Pull};
 use faena_protocol::records::{BuildJob, CallJob, Code, Outcome};
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_worker::node::{
-    BuildLimits, CodeStore, EgressPolicy, Gateway, LeaseEnd, LiveLogs, Node, NodeEgress, Pool, PoolConfig, PoolMetrics,
-    PoolPolicy, Resolvers, StreamBounds, run_attempt, run_build,
+    BuildLimits, CodeStore, EgressPolicy, Gateway, ImageStore, LeaseEnd, LiveLogs, Node, NodeEgress, Pool, PoolConfig,
+    PoolMetrics, PoolPolicy, PreloadSetting, Resolvers, StreamBounds, run_attempt, run_build,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,7 @@ impl Bench {
             worker: "w".into(),
             engines: BTreeMap::from([(EngineKind::Sandbox, shared)]),
             code: CodeStore::open(folder.path().join("code"), blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
+            images: ImageStore::new(blobs.clone(), ByteSize(1 << 30)),
             blobs,
             ca_bundle: None,
             egress: NodeEgress::new(
@@ -69,7 +70,7 @@ impl Bench {
             memory: ByteSize(1 << 30),
             idle: minute,
             freeze_after: minute,
-            preload: faena_domain::Preload::None,
+            preload: PreloadSetting::new(Some(faena_domain::Preload::None)),
         };
         let config = PoolConfig { policy, start_timeout: minute, home: tokio::runtime::Handle::current() };
         let pool = Pool::new(Arc::clone(&node), config, PoolMetrics::default());

@@ -123,6 +123,7 @@ codes! {
     UnknownFunction, "unknown_function", NOT_FOUND, "There is no such function";
     UnknownKey, "unknown_key", BAD_REQUEST, "faena.toml has no such key";
     UnknownApiKey, "unknown_api_key", NOT_FOUND, "There is no such API key";
+    UnknownImage, "unknown_image", NOT_FOUND, "The platform keeps no such image";
     UnknownNamespace, "unknown_namespace", NOT_FOUND, "There is no such namespace";
     UnknownNode, "unknown_node", NOT_FOUND, "There is no such node";
     UnknownProvider, "unknown_provider", NOT_FOUND, "There is no such identity provider";

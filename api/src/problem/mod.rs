@@ -139,6 +139,7 @@ impl From<DbError> for Problem {
                     Resource::Config => ErrorCode::UnknownConfig,
                     Resource::Provider => ErrorCode::UnknownProvider,
                     Resource::Node => ErrorCode::UnknownNode,
+                    Resource::Image => ErrorCode::UnknownImage,
                 };
                 Self::new(code, format!("there is no {what} {name}"))
             }

@@ -7,6 +7,8 @@ use utoipa::openapi::{OpenApi, Required, ResponseBuilder};
 
 /// Names of runtimes and functions (`faena_domain::name`).
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
+/// Names of images that have no registry before them (`faena_domain::image`).
+const IMAGE: &str = "^[a-z0-9]{1,62}(:[A-Za-z0-9_]{1,62})?$";
 /// What any request may be answered with: what the guard and the bounds refuse, and what fails on our side.
 const ANYWHERE: [(&str, &str); 15] = [
     ("400", "The request is wrong; `code` says how"),
@@ -121,6 +123,13 @@ fn object(required: &[&str], mut properties: Value) -> Value {
     json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false})
 }
 
+/// Labels of nodes (`faena_domain::node`).
+fn labels() -> Value {
+    json!({"type": "object", "maxProperties": faena_domain::node::MAX_LABELS,
+        "propertyNames": {"pattern": "^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"},
+        "additionalProperties": {"type": "string", "pattern": "^[A-Za-z0-9._/-]{1,63}$"}})
+}
+
 /// Names of scopes.
 fn scopes() -> Value {
     json!({"type": "array", "items": {"type": "string", "pattern": NAME}, "maxItems": faena_auth::MAX_SCOPES})
@@ -138,8 +147,13 @@ fn namespace_body(path: &str) -> Option<Value> {
     let weight = json!({"type": "integer", "minimum": 1, "maximum": faena_domain::MAX_WEIGHT});
     let label = json!({"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"});
     Some(match path {
-        "/namespace/{namespace}" => object(&[], json!({"allow": allow, "quota": quota, "weight": weight})),
-        "/namespace" => object(&["name"], json!({"name": label, "allow": allow, "quota": quota, "weight": weight})),
+        "/namespace/{namespace}" => {
+            object(&[], json!({"allow": allow, "quota": quota, "weight": weight, "nodeSelector": labels()}))
+        }
+        "/namespace" => object(
+            &["name"],
+            json!({"name": label, "allow": allow, "quota": quota, "weight": weight, "nodeSelector": labels()}),
+        ),
         _ => return None,
     })
 }
@@ -224,6 +238,8 @@ fn body(path: &str) -> Option<Value> {
                 "engine": {"type": "string", "enum": ["docker", "sandbox"]},
                 "limits": {"type": "object"},
                 "env": {"type": "object", "additionalProperties": {"type": "string"}},
+                "preload": {"type": "string", "enum": ["none", "runtime", "function"]},
+                "nodeSelector": labels(),
                 "allow": {"type": "object", "additionalProperties": false, "properties": {
                     "egress": {"type": "boolean"}, "minimum": {"type": "boolean"}, "preload": {"type": "boolean"}, "public": {"type": "boolean"},
                     "networks": {"type": "array", "items": {"type": "string"}},
@@ -281,6 +297,7 @@ fn parameters(path: &str, operation: &mut Map<String, Value>) {
         let is_in_path = parameter.get("in") == Some(&json!("path"));
         let schema = match parameter.get("name").and_then(Value::as_str).unwrap_or_default() {
             "name" | "funcName" | "runtime" | "Faena-Namespace" => json!({"type": "string", "pattern": NAME}),
+            "image" => json!({"type": "string", "pattern": IMAGE}),
             "callNum" | "cursor" => json!({"type": "integer", "format": "int64", "minimum": 1}),
             "status" => {
                 // Only calls that have ended are asked for their logs by status.

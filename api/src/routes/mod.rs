@@ -10,6 +10,7 @@ mod describe;
 mod events;
 mod functions;
 mod health;
+mod images;
 pub(crate) mod invoke;
 mod keys;
 mod login;
@@ -123,6 +124,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(config::put, config::get, config::delete))
         .routes(routes!(audit::list))
         .routes(routes!(workers::list))
+        .routes(routes!(images::put, images::get, images::delete))
+        .routes(routes!(images::list))
         .routes(routes!(nodes::make_token))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::get, nodes::patch, nodes::delete))

@@ -9,10 +9,10 @@ use axum::{Extension, Json};
 use faena_domain::json::{parse_object, present};
 use faena_domain::{Labels, NodeName, NodeState, Timestamp};
 use faena_protocol::DbError;
-use faena_protocol::db::{Cordon, NodeChange, NodeDelete, NodeTokenMake, Resource};
+use faena_protocol::db::{Cordon, ImageList, NodeChange, NodeDelete, NodeTokenMake, Resource};
 use faena_protocol::front::JoinToken;
 use faena_protocol::node::{EngineInfo, PoolView};
-use faena_protocol::records::{NodeRecord, NodeTokenRecord};
+use faena_protocol::records::{ImageRecord, NodeRecord, NodeTokenRecord};
 use faena_scheduler::{WorkerStatus, unix_ms};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,6 +27,8 @@ use crate::problem::{ErrorCode, Problem, Reply};
 /// How long a token is taken that does not say, in seconds; and the most.
 const TTL_SECONDS: u64 = 3600;
 const MAX_TTL_SECONDS: u64 = 30 * 24 * 3600;
+/// Why a node takes no work of a function whose code it does not have.
+const DISK_LOW: &str = "its disk has less than disk_reserve left, and it takes what no other node can take alone";
 /// Bytes of a token's secret.
 const SECRET: usize = 32;
 
@@ -61,7 +63,7 @@ pub(crate) struct NodeView {
     /// READY, CORDONED, DRAINING, STOPPED or LOST.
     #[schema(value_type = String)]
     state: NodeState,
-    /// Why it is cordoned, where the platform itself did that.
+    /// Why it takes no work, where the platform itself decided that.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[schema(value_type = Object)]
@@ -96,6 +98,8 @@ pub(crate) struct ConnectedView {
     calls: usize,
     builds: usize,
     memory_bytes: u64,
+    /// Images of the platform that one of its engines has, by name; those without a name are among its engines' alone.
+    images: Vec<String>,
     #[schema(value_type = Object)]
     pool: PoolView,
 }
@@ -108,10 +112,12 @@ pub(crate) struct SlotsView {
     free: u64,
 }
 
-fn connected(status: WorkerStatus) -> ConnectedView {
+fn connected(status: WorkerStatus, images: &[ImageRecord]) -> ConnectedView {
     let WorkerStatus { info, calls, builds, pool, .. } = status;
     let used = pool.working.max(calls as u64);
+    let is_there = |image: &&ImageRecord| info.engines.iter().any(|engine| engine.images.contains(&image.content.key));
     ConnectedView {
+        images: images.iter().filter(is_there).map(|image| image.name.to_string()).collect(),
         version: info.version,
         incarnation: info.owner.incarnation,
         engines: info.engines,
@@ -123,8 +129,9 @@ fn connected(status: WorkerStatus) -> ConnectedView {
     }
 }
 
-fn view(record: &NodeRecord, status: Option<WorkerStatus>) -> NodeView {
+fn view(record: &NodeRecord, status: Option<WorkerStatus>, images: &[ImageRecord]) -> NodeView {
     let status = status.filter(|status| status.state != NodeState::Lost);
+    let is_disk_low = status.as_ref().is_some_and(|status| status.pool.disk_low);
     let state = match &status {
         // What db says is newer than what the scheduler has taken over.
         Some(status) if status.state == NodeState::Draining || record.is_draining => NodeState::Draining,
@@ -136,12 +143,12 @@ fn view(record: &NodeRecord, status: Option<WorkerStatus>) -> NodeView {
     NodeView {
         name: record.name.clone(),
         state,
-        reason: record.cordon_reason.clone(),
+        reason: record.cordon_reason.clone().or_else(|| is_disk_low.then(|| DISK_LOW.to_owned())),
         labels: record.labels.clone(),
         joined_at: record.joined_at,
         last_heartbeat: if status.is_some() { Timestamp(unix_ms()) } else { record.seen_at },
         certificate_ends_at: record.certificate.as_ref().map(|certificate| certificate.ends_at),
-        worker: status.map(connected),
+        worker: status.map(|status| connected(status, images)),
     }
 }
 
@@ -150,7 +157,8 @@ async fn views(app: &App) -> Reply<Vec<NodeView>> {
     let workers = app.scheduler().workers().await;
     let mut workers: BTreeMap<NodeName, WorkerStatus> =
         workers.into_iter().filter_map(|worker| Some((worker.info.owner.worker.parse().ok()?, worker))).collect();
-    Ok(known.iter().map(|node| view(node, workers.remove(&node.name))).collect())
+    let images = app.db().ask(&ImageList {}).await?;
+    Ok(known.iter().map(|node| view(node, workers.remove(&node.name), &images)).collect())
 }
 
 async fn one(app: &App, name: &NodeName) -> Reply<NodeView> {

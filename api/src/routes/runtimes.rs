@@ -11,7 +11,7 @@ use faena_auth::{Requirement, Scope};
 use faena_domain::name::InvalidName;
 use faena_domain::runtime::InvalidRuntime;
 use faena_domain::{Registrar, RuntimeName, RuntimeSpec};
-use faena_protocol::db::{NamespaceGet, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
+use faena_protocol::db::{ImageGet, NamespaceGet, RuntimeDelete, RuntimeGet, RuntimeList, RuntimePut};
 use faena_protocol::node::{Question, Reply as WorkerReply};
 use faena_protocol::records::RuntimeRecord;
 use serde::Serialize;
@@ -68,7 +68,7 @@ impl From<InvalidRuntime> for Problem {
 }
 
 /// Registers a runtime; the same object again changes nothing, another one is a new revision for later uploads.
-#[utoipa::path(post, path = "/registerRuntime", tag = "runtimes", request_body(content = Object, content_type = "application/json", description = "`image`, `path`, `dependencies` and `run`; optionally `name`, `engine`, `limits`, `env`, `allow`"),
+#[utoipa::path(post, path = "/registerRuntime", tag = "runtimes", request_body(content = Object, content_type = "application/json", description = "`image`, `path`, `dependencies` and `run`; optionally `name`, `engine`, `limits`, `env`, `allow`, `preload`, `nodeSelector`"),
     responses((status = 201, description = "The new runtime; `warnings` where no node has its image"), (status = 200, description = "The runtime, replaced or the same"), (status = 400, description = "What is wrong", body = Problem)))]
 pub(crate) async fn register(
     State(app): State<App>,
@@ -91,6 +91,9 @@ pub(crate) async fn register(
 
 /// What is likely to go wrong with a runtime at its first build. No node is waited for that does not reply.
 async fn warnings(app: &App, spec: &RuntimeSpec) -> Vec<String> {
+    if app.db().ask(&ImageGet { name: spec.image.clone() }).await.is_ok() {
+        return Vec::new();
+    }
     let mut replies = app.scheduler().ask(Question::Image(spec.image.clone(), spec.engine)).await;
     let (mut reasons, mut is_there) = (BTreeSet::new(), false);
     let look = async {
@@ -107,7 +110,9 @@ async fn warnings(app: &App, spec: &RuntimeSpec) -> Vec<String> {
         return Vec::new();
     }
     let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
-    let warning = format!("no node has the image now, so builds fail unless Docker can pull it: {reasons}");
+    let warning = format!(
+        "neither the platform nor a node has the image now, so builds fail unless Docker can pull it: {reasons}"
+    );
     vec![warning]
 }
 

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use faena_blob::archive::{self, ArchiveError, Bounds, Checked, Listing};
 use faena_blob::{NamespaceBlobs, Spooled};
 use faena_domain::limits::MAX_ARCHIVE;
@@ -29,7 +29,7 @@ use crate::body::{PATIENCE, too_slow};
 use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
-use crate::problem::{ErrorCode, Problem, Reply};
+use crate::problem::{ErrorCode, Problem, Reply, disk_low};
 
 /// The one field of an upload.
 const FIELD: &str = "module";
@@ -38,12 +38,15 @@ impl From<ArchiveError> for Problem {
     fn from(error: ArchiveError) -> Self {
         match &error {
             ArchiveError::Empty => Self::new(ErrorCode::EmptyArchive, error),
-            ArchiveError::Unsupported { .. } => Self::new(ErrorCode::UnsupportedArchive, error.to_string()),
+            ArchiveError::Unsupported { .. } | ArchiveError::NotRead(_) => {
+                Self::new(ErrorCode::UnsupportedArchive, error.to_string())
+            }
             ArchiveError::Unknown => Self::new(ErrorCode::NoArchive, error.to_string()),
             ArchiveError::Damaged(_) => Self::new(ErrorCode::DamagedArchive, error),
             ArchiveError::NoFiles => Self::new(ErrorCode::EmptyArchive, error),
             ArchiveError::Entry { .. } => Self::new(ErrorCode::UnsafeArchive, error),
             ArchiveError::TooLarge(_) => Self::too_large(error.to_string()),
+            ArchiveError::Write(cause) if cause.kind() == std::io::ErrorKind::StorageFull => disk_low(),
             ArchiveError::Write(cause) => Self::internal("reading an archive", cause),
         }
     }
@@ -104,13 +107,9 @@ pub(crate) async fn register(
     let namespace = principal.namespace.clone();
     let (runtime, function): (RuntimeName, FunctionName) = (runtime.parse()?, function.parse()?);
     let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
-    let place = Arc::clone(app.uploads())
-        .try_acquire_owned()
-        .map_err(|_| Problem::new(ErrorCode::Busy, "too many uploads at once").retry_after(1))?;
-    let room = app.admission().upload(request.headers(), MAX_ARCHIVE)?;
-    let received = tokio::time::timeout(UPLOAD, receive(&app, &namespace, request)).await;
-    let spooled = received.map_err(|_| too_long())??;
-    let (spooled, checked, held) = check(spooled, (place, room)).await?;
+    let held = hold(&app, request.headers(), MAX_ARCHIVE)?;
+    let spooled = in_time(receive(&app, &namespace, request)).await?;
+    let (spooled, checked, held) = check(spooled, held).await?;
     app.admission().unpacked(checked.disk())?;
     let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
     let limits = manifest.grant(&spec, app.maximum())?;
@@ -179,9 +178,21 @@ async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held)
 /// How long an upload may take altogether: it holds one of few places.
 const UPLOAD: Duration = Duration::from_secs(3600);
 
-/// 408: the upload came, but too slowly.
-fn too_long() -> Problem {
-    Problem::new(ErrorCode::TooSlow, format!("the upload did not arrive within {UPLOAD:?}"))
+/// Receives an upload within the time that one may take.
+pub(super) async fn in_time<T>(receiving: impl Future<Output = Reply<T>>) -> Reply<T> {
+    let late = |_| Problem::new(ErrorCode::TooSlow, format!("the upload did not arrive within {UPLOAD:?}"));
+    tokio::time::timeout(UPLOAD, receiving).await.map_err(late)?
+}
+
+/// What an upload takes of what there is for all of them; free again when this is dropped.
+pub(super) type Held = (OwnedSemaphorePermit, UploadRoom);
+
+/// Takes a place among the uploads, and disk for at most `most` bytes.
+pub(super) fn hold(app: &App, headers: &HeaderMap, most: u64) -> Reply<Held> {
+    let place = Arc::clone(app.uploads())
+        .try_acquire_owned()
+        .map_err(|_| Problem::new(ErrorCode::Busy, "too many uploads at once").retry_after(1))?;
+    Ok((place, app.admission().upload(headers, most)?))
 }
 
 /// Streams the field `module`, and nothing else, to a passing file.
@@ -261,9 +272,6 @@ async fn spool(blobs: &NamespaceBlobs, mut field: Field<'_>) -> Reply<Spooled> {
     }
     Ok(spool.finish()?)
 }
-
-/// What an upload takes of what there is for all of them.
-type Held = (OwnedSemaphorePermit, UploadRoom);
 
 /// Checks an archive; its place is taken until that is done, even if the client goes away meanwhile.
 async fn check(spooled: Spooled, held: Held) -> Reply<(Spooled, Checked, Held)> {

@@ -19,8 +19,8 @@ use faena_telemetry::Metrics;
 use faena_test_support::{FakeEngine, Trouble, zip};
 use faena_transport::Endpoint;
 use faena_worker::node::{
-    BuildLimits, CodeStore, Gateway, LiveLogs, Node, NodeEgress, Pool, PoolConfig, PoolMetrics, PoolPolicy,
-    StreamBounds,
+    BuildLimits, CodeStore, Gateway, ImageStore, LiveLogs, Node, NodeEgress, Pool, PoolConfig, PoolMetrics, PoolPolicy,
+    PreloadSetting, StreamBounds,
 };
 use faena_worker::{Worker, WorkerConfig};
 use http_body_util::BodyExt;
@@ -95,6 +95,7 @@ impl Parts<'_> {
             disk_reserve: ByteSize(0),
             egress: EgressPolicy::public(Resolvers::of_host()),
             ca_bundle: None,
+            preload: Preload::None,
             front: None,
             invoker: Some(("w".to_owned(), Arc::new(pool))),
             shards: Vec::new(),
@@ -112,6 +113,7 @@ impl Parts<'_> {
             worker: "w".to_owned(),
             engines: BTreeMap::from([(EngineKind::Sandbox, engine)]),
             code: CodeStore::open(code, self.blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
+            images: ImageStore::new(self.blobs.clone(), ByteSize(1 << 30)),
             blobs: self.blobs.clone(),
             ca_bundle: None,
             egress: NodeEgress::new(
@@ -153,7 +155,7 @@ fn pool_config() -> PoolConfig {
         memory: ByteSize(1 << 30),
         idle: minute,
         freeze_after: minute,
-        preload: Preload::None,
+        preload: PreloadSetting::new(Some(Preload::None)),
     };
     PoolConfig { policy, start_timeout: minute, home: Handle::current() }
 }

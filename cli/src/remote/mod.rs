@@ -1,14 +1,16 @@
-//! Commands that ask a platform over its HTTP API: accounts, keys, rules, namespaces, configuration, the audit log.
+//! Commands that ask a platform over its HTTP API: accounts, keys, rules, namespaces, nodes, images, configuration, the audit
+//! log.
 
 mod requests;
 mod tasks;
 
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use faena_client::{Client, ClientConfig, ClientError, Method};
+use faena_client::{Body, Client, ClientConfig, ClientError, Method};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
@@ -60,6 +62,8 @@ pub(crate) enum RemoteTask {
     Provider(Command<ProviderTask>),
     /// Nodes: the machines that functions run on
     Node(Command<NodeTask>),
+    /// Images that the platform keeps for every node
+    Image(Command<ImageTask>),
     /// Configuration of functions
     Config(Command<ConfigTask>),
     /// Secrets of functions
@@ -82,7 +86,7 @@ pub(crate) enum RemoteTask {
 struct Asked {
     method: Method,
     path: String,
-    body: Option<Value>,
+    body: Body,
     shown: Shown,
 }
 
@@ -97,11 +101,15 @@ enum Shown {
 
 impl Asked {
     fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), body: None, shown: Shown::All }
+        Self { method, path: path.into(), body: Body::None, shown: Shown::All }
     }
 
     fn with(self, body: Value) -> Self {
-        Self { body: Some(body), ..self }
+        Self { body: Body::Json(body), ..self }
+    }
+
+    fn sending(self, file: File) -> Self {
+        Self { body: Body::File(file), ..self }
     }
 
     fn showing(self, field: &'static str) -> Self {
@@ -163,6 +171,7 @@ impl RemoteTask {
             Self::Namespace(Command { task, remote }) => (task.asked()?, remote),
             Self::Provider(Command { task, remote }) => (task.asked()?, remote),
             Self::Node(Command { task, remote }) => (task.asked()?, remote),
+            Self::Image(Command { task, remote }) => (task.asked()?, remote),
             Self::Config(Command { task, remote }) => (task.asked(), remote),
             Self::Secret(Command { task, remote }) => (task.asked()?, remote),
             Self::Audit { task, remote } => (task.asked(), remote),
@@ -230,7 +239,7 @@ pub(crate) fn run(task: RemoteTask) -> anyhow::Result<()> {
     // Signing in names the namespace itself.
     let namespace = namespace.filter(|_| asked.path != "/token");
     let client = Client::new(ClientConfig { address, credential, namespace, authorities: authorities.transpose()? })?;
-    let answer = client.ask(asked.method, &asked.path, asked.body.as_ref());
+    let answer = client.ask(asked.method, &asked.path, asked.body);
     let answer = match answer {
         Err(ClientError::Refused { code, .. }) if code == "unauthenticated" && !has_credential => bail!(
             "no credential was given: set FAENA_CREDENTIAL, or --credential-file; \

@@ -1,5 +1,7 @@
 //! What each task asks the platform.
 
+use std::fs::File;
+
 use anyhow::{Context, bail};
 use faena_client::Method;
 use serde_json::{Value, json};
@@ -136,6 +138,21 @@ impl NodeTask {
             Self::Uncordon { name } => Asked::new(Method::POST, one(&name, "/uncordon")),
             Self::Drain { name } => Asked::new(Method::POST, one(&name, "/drain")),
             Self::Rm { name } => Asked::new(Method::DELETE, one(&name, "")),
+        })
+    }
+}
+
+impl ImageTask {
+    pub(super) fn asked(self) -> anyhow::Result<Asked> {
+        let one = |name: &str| format!("/image/{}", segment(name));
+        Ok(match self {
+            Self::Put { name, archive } => {
+                let file = File::open(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
+                Asked::new(Method::PUT, one(&name)).sending(file)
+            }
+            Self::Ls => Asked::new(Method::GET, "/images").listing(&["name", "digest", "bytes"]),
+            Self::Show { name } => Asked::new(Method::GET, one(&name)),
+            Self::Rm { name } => Asked::new(Method::DELETE, one(&name)),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! The tasks of commands that ask a platform.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -185,6 +187,31 @@ pub(crate) enum NodeTask {
         name: String,
     },
     /// Removes a node at once: its certificate is taken no longer
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageTask {
+    /// Gives the platform an image: what `docker save`, an OCI tool or `docker export` has written
+    Put {
+        /// Its name, as a runtime's `image` has it
+        name: String,
+        /// A tar or tar.gz
+        archive: PathBuf,
+    },
+    /// Lists the images that the platform keeps
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Shows one
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Forgets an image; versions that were built with it keep it
     #[command(visible_alias = "delete")]
     Rm {
         /// Its name

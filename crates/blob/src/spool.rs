@@ -40,6 +40,21 @@ pub struct Spool {
     pub(crate) bytes: u64,
 }
 
+/// For what writes by itself; the error of a full disk keeps its kind.
+impl Write for Spool {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match Spool::write(self, bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(BlobError::Spool(error)) => Err(error),
+            Err(error) => Err(std::io::Error::other(error)),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A passing file that is whole; it vanishes when dropped.
 #[derive(Debug)]
 pub struct Spooled {

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
 
+use crate::archive::{ArchiveError, Flattened, flatten};
 use crate::error::BlobError;
 use crate::remote::{BlobStream, RemoteBlobs, download};
 use crate::spool::{CHUNK, Spool, Spooled, hashed};
@@ -213,6 +214,17 @@ impl NamespaceBlobs {
     pub fn spool(&self) -> Result<Spool, BlobError> {
         let hash = Sha256::new_with_prefix(seed(&self.namespace));
         Ok(Spool { file: tempfile::tempfile_in(&self.blobs.spool)?, hash, bytes: 0 })
+    }
+
+    /// The root file system of the image in a passing file, as one tar in another. `reserve` bytes of the disk stay free.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn flatten(&self, archive: Spooled, reserve: u64) -> Result<(Spooled, Flattened), ArchiveError> {
+        let io = |error: BlobError| ArchiveError::Write(std::io::Error::other(error));
+        let mut spool = self.spool().map_err(io)?;
+        let flattened = flatten(archive.file, &self.blobs.spool, reserve, &mut spool)?;
+        Ok((spool.finish().map_err(io)?, flattened))
     }
 
     /// Writes a spooled file, unless its bytes are there already.

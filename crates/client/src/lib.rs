@@ -1,6 +1,6 @@
 //! Talks to the HTTP API of a platform, for commands that people type.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 pub use ureq::http::Method;
@@ -9,6 +9,8 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// How long a reply may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long an upload may take, with its reply.
+const UPLOAD: Duration = Duration::from_secs(3600);
 /// The largest reply that is read, in bytes.
 const MAX_REPLY: u64 = 64 * 1024 * 1024;
 
@@ -54,6 +56,17 @@ pub struct ClientConfig {
     pub namespace: Option<String>,
     /// Certificate authorities as PEM, in place of the usual ones.
     pub authorities: Option<Vec<u8>>,
+}
+
+/// What a request carries.
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing.
+    None,
+    /// JSON.
+    Json(Value),
+    /// The bytes of a file.
+    File(std::fs::File),
 }
 
 /// A platform that is asked.
@@ -109,7 +122,15 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`] says who refused what, or what could not be reached.
-    pub fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+    pub fn ask(&self, method: Method, path: &str, body: Body) -> Result<Value, ClientError> {
+        self.ask_dated(method, path, body).map(|(value, _)| value)
+    }
+
+    /// Asks as [`Self::ask`] does; with the time of the platform's clock, where the reply tells it, since the Unix epoch.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_dated(&self, method: Method, path: &str, body: Body) -> Result<(Value, Option<Duration>), ClientError> {
         let ClientConfig { address, credential, namespace, .. } = &self.config;
         let unreachable = |error: &dyn std::fmt::Display| ClientError::Unreachable {
             address: address.clone(),
@@ -123,19 +144,26 @@ impl Client {
             request = request.header("faena-namespace", namespace);
         }
         let answer = match body {
-            Some(body) => {
+            Body::Json(body) => {
                 let request = request.header("content-type", "application/json").body(body.to_string());
                 self.agent.run(request.map_err(|error| unreachable(&error))?)
             }
-            None => self.agent.run(request.body(()).map_err(|error| unreachable(&error))?),
+            Body::File(file) => {
+                let request = request.header("content-type", "application/octet-stream").body(file);
+                let request = request.map_err(|error| unreachable(&error))?;
+                self.agent.run(self.agent.configure_request(request).timeout_global(Some(UPLOAD)).build())
+            }
+            Body::None => self.agent.run(request.body(()).map_err(|error| unreachable(&error))?),
         };
         let mut answer = answer.map_err(|error| unreachable(&error))?;
         let text = answer.body_mut().with_config().limit(MAX_REPLY).read_to_string();
         let text = text.map_err(|error| unreachable(&error))?;
         let status = answer.status();
+        let date = answer.headers().get("date").and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let date = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
         let value = if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text) };
         match value {
-            Ok(value) if status.is_success() => Ok(value),
+            Ok(value) if status.is_success() => Ok((value, date)),
             Ok(problem) => Err(refused(status.as_u16(), &problem)),
             Err(_) => Err(unreachable(&format!("it answers {status} and no JSON"))),
         }
@@ -185,7 +213,7 @@ mod tests {
     fn who_does_not_answer_is_named() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let client = Client::new(config(&format!("http://{free}"))).unwrap();
-        let error = client.ask(Method::GET, "/functions", None).unwrap_err();
+        let error = client.ask(Method::GET, "/functions", Body::None).unwrap_err();
         assert!(error.to_string().contains(&free.to_string()), "{error}");
     }
 }

@@ -70,6 +70,11 @@ impl ImageName {
         &self.0
     }
 
+    /// Whether it names one image by its digest.
+    pub fn has_digest(&self) -> bool {
+        self.0.contains('@')
+    }
+
     /// The reference with `:latest` where neither a tag nor a digest is named, as Docker reads it.
     pub fn tagged(&self) -> String {
         let last = self.0.rsplit('/').next().unwrap_or_default();

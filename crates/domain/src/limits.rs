@@ -16,6 +16,8 @@ pub const MAX_HEADERS: usize = 100;
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// The largest archive that is taken in.
 pub const MAX_ARCHIVE: u64 = 256 * MB;
+/// The largest archive of an image that is taken in.
+pub const MAX_IMAGE: u64 = 4 * GB;
 /// The most that an archive may unpack to.
 pub const MAX_UNPACKED: u64 = GB;
 /// The most entries of an archive.

@@ -13,6 +13,7 @@ use crate::limits::{LimitExceeded, Limits};
 use crate::name::InvalidName;
 use crate::near::nearest;
 use crate::network::MAX_RULES;
+use crate::serving::Preload;
 use crate::{AskedLimits, ImageName, NetworkRule, NodeSelector, RuntimeName};
 
 /// What makes instances.
@@ -226,6 +227,9 @@ pub struct RuntimeSpec {
     /// What its functions may ask for.
     #[serde(default)]
     pub allow: Allow,
+    /// What waits for calls of its functions that do not say so themselves; none takes the node's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preload: Option<Preload>,
     /// Labels that a node must have to build and run its functions.
     #[serde(default, skip_serializing_if = "NodeSelector::is_empty")]
     pub node_selector: NodeSelector,
@@ -287,8 +291,8 @@ pub enum InvalidRuntime {
     Networks(usize),
 }
 
-const FIELDS: [&str; 10] =
-    ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow", "nodeSelector"];
+const FIELDS: [&str; 11] =
+    ["image", "path", "dependencies", "run", "name", "engine", "limits", "env", "allow", "preload", "nodeSelector"];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -304,6 +308,7 @@ struct Body {
     #[serde(default)]
     env: BTreeMap<String, String>,
     allow: Option<AskedAllow>,
+    preload: Option<Preload>,
     #[serde(default)]
     node_selector: NodeSelector,
 }
@@ -341,6 +346,9 @@ impl RuntimeSpec {
         let Grants { egress, minimum, preload, .. } = registrar.grants;
         let granted = Allow { egress, minimum, preload, ..Allow::default() };
         let allow = body.allow.map(|asked| asked.within(registrar)).transpose()?.unwrap_or(granted);
+        if body.preload == Some(Preload::Function) && !allow.preload {
+            return Err(InvalidRuntime::NotGranted("preload: function"));
+        }
         Ok(Self {
             name,
             image,
@@ -351,6 +359,7 @@ impl RuntimeSpec {
             limits: body.limits,
             env: body.env,
             allow,
+            preload: body.preload,
             node_selector: body.node_selector,
         })
     }
@@ -453,6 +462,18 @@ mod tests {
     fn a_misspelt_engine_is_named_with_its_neighbour() {
         let error = parse(&with("engine", "dokcer")).unwrap_err();
         assert_eq!(error.to_string(), "unknown engine \"dokcer\"; did you mean \"docker\"?");
+    }
+
+    #[test]
+    fn what_waits_for_calls_is_granted_like_what_functions_ask_for() {
+        let body = |preload: &str, allow: bool| {
+            serde_json::json!({"image": "i", "path": "/ws", "dependencies": "", "run": "r", "preload": preload,
+                "allow": {"preload": allow}})
+        };
+        assert_eq!(parse(&body("function", true)).unwrap().preload, Some(Preload::Function));
+        assert_eq!(parse(&body("none", false)).unwrap().preload, Some(Preload::None));
+        assert!(matches!(parse(&body("function", false)), Err(InvalidRuntime::NotGranted(_))));
+        assert!(matches!(parse(&body("much", true)), Err(InvalidRuntime::Json(_))));
     }
 
     #[test]

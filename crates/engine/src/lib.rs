@@ -14,6 +14,7 @@ mod sandbox;
 mod spawner;
 mod uids;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,13 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use faena_domain::{EngineKind, Limits};
+use faena_domain::{BlobKey, EngineKind, Limits};
 use faena_instance_protocol::Run;
 
 pub use agent::{AgentError, AgentSocket, FrameSender, FrameSocket, install_agent, install_shims, install_zygote};
 pub use docker::{CodeBy, Docker, DockerConfig};
 pub use network::InstanceNetwork;
-pub use sandbox::{Images, ImportError, Layer, Sandbox, SandboxConfig, SandboxError};
+pub use sandbox::{Layer, Sandbox, SandboxConfig, SandboxError, Unpack};
 pub use uids::Uids;
 
 /// Which platform, worker and run of it an instance belongs to; only an exact match of the first two with another
@@ -83,6 +84,15 @@ pub use faena_launcher::CA_BUNDLE;
 /// What identifies an image or root file system, and is recorded with a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageId(pub String);
+
+/// An image of the platform, on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalImage {
+    /// Which.
+    pub key: BlobKey,
+    /// What it takes of the disk.
+    pub bytes: u64,
+}
 
 /// A made instance; its agent has said that it is ready.
 #[derive(Debug)]
@@ -213,6 +223,30 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`EngineError::Image`] names the image and says what was tried.
     async fn resolve(&self, image: &str, pull: Pull) -> Result<ImageId, EngineError>;
+
+    /// What an image of the platform is called here, whether or not it is on the node.
+    fn id_of(&self, image: &BlobKey) -> ImageId;
+
+    /// Whether an image of the platform is on the node.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`].
+    async fn has_image(&self, image: &BlobKey) -> Result<bool, EngineError>;
+
+    /// Takes in an image of the platform: a tar with its root file system.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the node then does not have it.
+    async fn import_image(&self, image: &BlobKey, archive: File) -> Result<(), EngineError>;
+
+    /// The images of the platform that are on the node.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`].
+    async fn images(&self) -> Result<Vec<LocalImage>, EngineError>;
+
+    /// Removes an image of the platform from the node, unless an instance has it.
+    async fn remove_image(&self, image: &BlobKey);
 
     /// Makes an instance. Dropping the future leaves nothing running.
     ///

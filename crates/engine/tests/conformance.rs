@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use faena_domain::Limits;
 use faena_domain::units::{ByteSize, MB};
+use faena_domain::{BlobKey, DigestKind, Limits};
 use faena_engine::{
     Belonging, CodeBy, Docker, DockerConfig, Engine, ImageId, Instance, InstanceSpec, Layer, Pull, Sandbox,
     SandboxConfig, Uids, install_agent, install_shims,
@@ -59,6 +59,8 @@ impl Bench {
             folder: folder.clone(),
             accept_missing: Layer::ALL.to_vec(),
             host_images: vec![("bashruntime".into(), "bash".into())],
+            unpack: |archive, into, _| tar::Archive::new(archive).unpack(into),
+            reserve: 0,
         };
         let engine = Sandbox::start(config, Uids::default()).await.unwrap();
         Self::new(Box::new(engine), folder, false).await
@@ -528,6 +530,44 @@ async fn names_an_image_it_does_not_have(bench: &Bench) -> Outcome {
     }
 }
 
+/// A root file system with nothing but this host's bash and its libraries.
+fn bash_alone() -> std::fs::File {
+    let listed = std::process::Command::new("ldd").arg("/bin/bash").output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut tar = tar::Builder::new(tempfile::tempfile().unwrap());
+    for path in libraries.chain(["/bin/bash"]) {
+        let mut file = std::fs::File::open(path).unwrap();
+        tar.append_file(path.trim_start_matches('/'), &mut file).unwrap();
+    }
+    let mut file = tar.into_inner().unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    file
+}
+
+/// An image that an instance has stays, whoever wants it removed.
+async fn runs_an_image_of_the_platform(bench: &Bench) -> Outcome {
+    let digest: Vec<u8> =
+        [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].iter().flat_map(|half| *half.as_bytes()).collect();
+    let (engine, key) = (&bench.engine, BlobKey::new(DigestKind::Sha256, digest.try_into().unwrap()));
+    if engine.has_image(&key).await.unwrap() {
+        return Err("the image is there before it was imported".into());
+    }
+    engine.import_image(&key, bash_alone()).await.unwrap();
+    let is_listed = engine.images().await.unwrap().iter().any(|image| image.key == key && image.bytes > MB);
+    let spec = InstanceSpec { image: engine.id_of(&key), ..bench.spec(Limits::DEFAULT, false) };
+    let mut instance = engine.create(spec).await.unwrap();
+    let done = run(&mut instance, &["bash", "-c", "echo /bin/*; [ -e /usr/bin/id ] || echo bare"], "").await;
+    engine.remove_image(&key).await;
+    let stays = engine.has_image(&key).await.unwrap();
+    instance.guard.destroy().await;
+    engine.remove_image(&key).await;
+    let is_gone = !engine.has_image(&key).await.unwrap();
+    let done = done.map_err(Failed::from)?;
+    expect!(done.stdout == "/bin/bash\nbare\n", done);
+    if is_listed && stays && is_gone { Ok(()) } else { Err(format!("{is_listed} {stays} {is_gone}").into()) }
+}
+
 macro_rules! suite {
     ($($case:ident)*) => {
         fn suite(engine: &'static str, bench: &Arc<Bench>, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Trial> {
@@ -561,6 +601,7 @@ suite! {
     hands_over_connections_to_its_loopback
     stands_still_while_it_is_frozen
     names_an_image_it_does_not_have
+    runs_an_image_of_the_platform
 }
 
 fn main() -> ExitCode {

@@ -52,6 +52,9 @@ impl Granted {
 
     fn code(&mut self, code: &Code) {
         self.blob(code.archive);
+        if let Some(image) = &code.image_content {
+            self.blob(image.key);
+        }
         self.namespaces.insert(code.namespace.clone(), code.nodes.clone());
         if self.callers.len() >= VERSIONS {
             self.callers.clear();

@@ -16,7 +16,8 @@
 //! ```
 
 use faena_domain::{
-    Attempt, CallNum, CallStatus, EngineKind, Epoch, FunctionId, FunctionName, ImageName, Namespace, Owner, Version,
+    Attempt, BlobKey, CallNum, CallStatus, EngineKind, Epoch, FunctionId, FunctionName, ImageName, Namespace, Owner,
+    Preload, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,9 @@ pub struct EngineInfo {
     pub missing_layers: Vec<String>,
     /// How its instances with egress reach the world.
     pub egress: EgressWay,
+    /// Images of the platform that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<BlobKey>,
 }
 
 /// How instances with egress reach the world.
@@ -148,6 +152,9 @@ pub struct PoolView {
     pub refills: u64,
     /// Instances that went, for room or for lack of calls.
     pub evictions: u64,
+    /// The disk of the node's folder has less than `disk_reserve` left: code and images that are not there yet cannot come.
+    #[serde(default)]
+    pub disk_low: bool,
 }
 
 /// From a worker to an api.
@@ -273,7 +280,11 @@ pub struct Lease {
 #[serde(tag = "is", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ToWorker {
     /// You are known from now on.
-    Welcome,
+    Welcome {
+        /// What waits for calls, where neither function nor runtime nor node says so.
+        #[serde(default)]
+        preload: Preload,
+    },
     /// I do not know you: say hello.
     SayHello,
     /// Run this.

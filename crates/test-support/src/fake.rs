@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use faena_domain::EngineKind;
-use faena_engine::{AgentSocket, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull};
+use faena_domain::{BlobKey, EngineKind};
+use faena_engine::{
+    AgentSocket, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, LocalImage, Pull,
+};
 use faena_instance_protocol::{Decoder, Ended, Exit, Outgoing, Output, Run, ToAgent, ToMiniworker};
 
 /// What goes wrong before there is an instance.
@@ -71,6 +73,24 @@ impl Engine for FakeEngine {
             _ => Ok(ImageId(image.to_owned())),
         }
     }
+
+    fn id_of(&self, image: &BlobKey) -> ImageId {
+        ImageId(image.to_string())
+    }
+
+    async fn has_image(&self, _image: &BlobKey) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
+    async fn import_image(&self, _image: &BlobKey, _archive: File) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn images(&self) -> Result<Vec<LocalImage>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_image(&self, _image: &BlobKey) {}
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {
         match self.trouble {

@@ -84,6 +84,8 @@ pub struct Platform {
     pub port: u16,
     /// Sent with every request that has no other, where there is one.
     pub credential: Option<String>,
+    /// Variables of the processes that start from now on.
+    pub variables: Vec<(&'static str, String)>,
     roles: Vec<(Role, Child)>,
 }
 
@@ -121,7 +123,13 @@ impl Platform {
 
     /// Folders and a port, and nothing running.
     pub fn stopped() -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), port: free_port(), credential: None, roles: Vec::new() }
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+            port: free_port(),
+            credential: None,
+            variables: Vec::new(),
+            roles: Vec::new(),
+        }
     }
 
     /// A command of the binary with this platform's folders and port.
@@ -132,7 +140,7 @@ impl Platform {
         if self.settings_file().is_file() {
             command.arg("--config").arg(self.settings_file());
         }
-        command.stdin(Stdio::null());
+        command.envs(self.variables.iter().cloned()).stdin(Stdio::null());
         command
     }
 

@@ -17,6 +17,7 @@ pub fn code(function: &str, serving: Serving) -> Code {
         engine: Some(EngineKind::Sandbox),
         image: "fake".to_owned(),
         image_id: None,
+        image_content: None,
         path: "/ws".to_owned(),
         run: String::new(),
         archive: BlobKey::new(DigestKind::Sha256, [1; 32]),

@@ -5,8 +5,8 @@ use faena_domain::build_queue::{BuildEntry, BuildEvent, Refused, Said, step};
 use faena_domain::lease::Lease;
 use faena_domain::queue::Event;
 use faena_domain::{
-    BuildFailure, CallError, Epoch, ErrorKind, FunctionId, FunctionName, FunctionStatus, Labels, Layer, Namespace,
-    Owner, Payload, Version,
+    BuildFailure, CallError, Epoch, ErrorKind, FunctionId, FunctionName, FunctionStatus, ImageName, Labels, Layer,
+    Namespace, Owner, Payload, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim, Resource};
@@ -17,7 +17,7 @@ use super::clock::day;
 use super::queue::{self, TransitionContext};
 use super::requests::{Read, Request, RequestContext, Write, read, write};
 use super::rows::{Json, Text, not_found};
-use super::{access, blobs, call_rows, function_queues, functions, internal, nodes};
+use super::{access, blobs, call_rows, function_queues, functions, images, internal, nodes};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] =
@@ -229,6 +229,22 @@ fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec
     rows.collect()
 }
 
+/// Binds a version to what its image is now, where the platform keeps it.
+fn bind_image(connection: &Connection, build: &BuildRef, image: &ImageName) -> Result<(), DbError> {
+    let content = images::content(connection, image)?;
+    let (namespace, function, version) = key(build);
+    let bind = || {
+        if let Some(content) = &content {
+            let owner = format!("{}{version}", blobs::of_function(namespace, &function));
+            blobs::refer_to(connection, &owner, &content.key)?;
+        }
+        connection
+            .prepare_cached("UPDATE versions SET image = ?4 WHERE namespace = ?1 AND function = ?2 AND version = ?3")?
+            .execute((namespace, &function, version, content.as_ref().map(Json)))
+    };
+    bind().map(drop).map_err(|error| internal("binding a version to its image", &error))
+}
+
 impl Write for BuildsClaim {
     fn write(self, connection: &Connection, context: &RequestContext<'_>) -> Result<Vec<BuildJob>, DbError> {
         let mut jobs = Vec::new();
@@ -236,6 +252,7 @@ impl Write for BuildsClaim {
             let runtime =
                 functions::runtime_of(connection, build.namespace.as_str(), &build.function.key(), build.version.0)
                     .map_err(|error| internal("reading a runtime", &error))?;
+            bind_image(connection, &build, &runtime.image)?;
             if let Some(resolved) = functions::code(connection, &build.namespace, &build.function, build.version)? {
                 let (env, config) =
                     functions::build_env(connection, (&build.namespace, &build.function, build.version))?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use faena_domain::queue::Event;
 use faena_domain::{
     Bindings, BlobKey, CallStatus, EngineKind, FunctionId, FunctionName, Limits, Manifest, Namespace, NamespaceShare,
-    NodeSelector, Quota, Revision, RuntimeSpec, Timestamp, Version,
+    NodeSelector, Quota, Revision, RuntimeSpec, Serving, Timestamp, Version,
 };
 use faena_protocol::DbError;
 use faena_protocol::db::{
@@ -300,7 +300,7 @@ pub(super) fn code(
     let resolved = connection
         .prepare_cached(
             "SELECT v.status, r.spec, v.manifest, v.limits, v.engine, v.image_id, coalesce(v.artifact, v.source), v.created_at,
-                 iif(coalesce(v.artifact, v.source) = v.source, v.root, ''), v.nodes
+                 iif(coalesce(v.artifact, v.source) = v.source, v.root, ''), v.nodes, v.image
              FROM versions v JOIN runtime_revisions r
              ON r.namespace = v.namespace AND r.runtime = v.runtime AND r.revision = v.revision
              WHERE v.namespace = ?1 AND v.function = ?2 AND v.version = ?3",
@@ -314,6 +314,7 @@ pub(super) fn code(
                     let mut env = spec.env;
                     env.extend(manifest.fixed_env());
                     bindings = manifest.bindings();
+                    let preload = manifest.serving.preload.or(spec.preload);
                     let code = Code {
                         namespace: namespace.clone(),
                         function: name.clone(),
@@ -321,6 +322,7 @@ pub(super) fn code(
                         engine: row.get::<_, Option<Text<EngineKind>>>(4)?.map(|text| text.0),
                         image: spec.image.to_string(),
                         image_id: row.get(5)?,
+                        image_content: row.get::<_, Option<Json<_>>>(10)?.map(|Json(content)| content),
                         path: spec.path,
                         run: spec.run,
                         archive,
@@ -333,7 +335,7 @@ pub(super) fn code(
                         calls: manifest.identity.calls,
                         scopes: manifest.identity.scopes,
                         concurrency,
-                        serving: manifest.serving,
+                        serving: Serving { preload, ..manifest.serving },
                         nodes: row.get::<_, Option<Json<NodeSelector>>>(9)?.map(|Json(nodes)| nodes).into_iter().collect(),
                         share: NamespaceShare::default(),
                         since: row.get(7)?,

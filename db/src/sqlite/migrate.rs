@@ -2,11 +2,12 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../migrations/0001_first.sql"),
     include_str!("../../migrations/0002_accounts.sql"),
     include_str!("../../migrations/0003_teams.sql"),
     include_str!("../../migrations/0004_nodes.sql"),
+    include_str!("../../migrations/0005_images.sql"),
 ];
 
 /// Why the schema cannot be brought up to date. The database is as it was.

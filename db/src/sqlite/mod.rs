@@ -15,6 +15,7 @@ mod config;
 mod credentials;
 mod function_queues;
 mod functions;
+mod images;
 mod keyring;
 mod keys;
 mod logs;

@@ -10,8 +10,8 @@ use rusqlite::Connection;
 use super::requests::{Job, Read, Request, RequestContext, read};
 use super::reserve::Disk;
 use super::{
-    access, accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, logs,
-    namespaces, nodes, providers, rules, runtimes, workers,
+    access, accounts, audit, blobs, builds, callbacks, calls, config, credentials, function_queues, functions, images,
+    logs, namespaces, nodes, providers, rules, runtimes, workers,
 };
 
 /// The requests of this module.
@@ -35,6 +35,7 @@ fn all() -> impl Iterator<Item = &'static Request> {
         credentials::REQUESTS,
         function_queues::REQUESTS,
         functions::REQUESTS,
+        images::REQUESTS,
         logs::REQUESTS,
         namespaces::REQUESTS,
         nodes::REQUESTS,

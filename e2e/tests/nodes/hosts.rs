@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 /// Long enough for a lease to end, and what follows.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
+/// Where Debian has libfaketime; the loader puts the machine's own folder of libraries for `$LIB`.
+const FAKETIME: &str = "/usr/$LIB/faketime/libfaketime.so.1";
+
 /// The command that joins prints this port too: it is fixed for one platform.
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
@@ -31,7 +34,48 @@ pub(crate) struct Host {
     gateway: String,
     folder: tempfile::TempDir,
     pub(crate) name: String,
+    /// Its clock, where that is one of the test's.
+    pub(crate) clock: Option<Clock>,
     worker: Option<Child>,
+}
+
+/// A clock that jumps when it is told to, for processes that are started with its variables. Timers go on as they were, as
+/// those of a machine do whose clock is set.
+pub(crate) struct Clock(tempfile::TempDir);
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let clock = Self(tempfile::tempdir().expect("a folder"));
+        clock.shift("+800d");
+        let year = |variables: Vec<(&str, String)>| {
+            let output = Command::new("date").arg("+%Y").envs(variables).output().expect("date");
+            String::from_utf8_lossy(&output.stdout).trim().parse::<i32>().expect("a year")
+        };
+        assert!(year(clock.variables()) >= year(Vec::new()) + 2, "libfaketime has no effect");
+        clock.shift("+0");
+        clock
+    }
+
+    /// Whether a process has this clock.
+    pub(crate) fn is_of(process: u32) -> bool {
+        std::fs::read_to_string(format!("/proc/{process}/maps")).is_ok_and(|maps| maps.contains("libfaketime"))
+    }
+
+    /// From now on it shows so much more than the machine's, as in `+1d` or `-2h`.
+    pub(crate) fn shift(&self, by: &str) {
+        let passing = self.0.path().join("passing");
+        std::fs::write(&passing, by).expect("a file");
+        std::fs::rename(passing, self.0.path().join("shift")).expect("a file");
+    }
+
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("LD_PRELOAD", FAKETIME.to_owned()),
+            ("FAKETIME_TIMESTAMP_FILE", self.0.path().join("shift").display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
+    }
 }
 
 impl Host {
@@ -50,6 +94,7 @@ impl Host {
             gateway: gateway.clone(),
             folder: tempfile::tempdir().expect("a folder"),
             name: name.to_owned(),
+            clock: None,
             worker: None,
         };
         run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "up0", "netns", &namespace]);
@@ -90,6 +135,7 @@ impl Host {
             .arg(self.folder.path().join("data"))
             .arg("--run")
             .arg(self.folder.path().join("run"))
+            .envs(self.clock.iter().flat_map(Clock::variables))
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
@@ -107,9 +153,14 @@ impl Host {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
+    /// Its worker's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.worker.as_ref().expect("a worker").id()
+    }
+
     /// Sends its worker a signal; `nsenter` becomes the worker.
     pub(crate) fn signal(&self, name: &str) {
-        run("kill", &[name, &self.worker.as_ref().expect("a worker").id().to_string()]);
+        run("kill", &[name, &self.pid().to_string()]);
     }
 
     /// Kills its worker as a machine without power is.
@@ -185,7 +236,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A platform whose own worker takes no work.
     pub(crate) fn start() -> Self {
+        Self::start_with(Vec::new())
+    }
+
+    /// The same, with variables for its process.
+    pub(crate) fn start_with(variables: Vec<(&'static str, String)>) -> Self {
         let mut platform = Platform::stopped();
+        platform.variables = variables;
         let front = platform.port + 12_000;
         std::fs::write(platform.settings_file(), format!("nodes = \"0.0.0.0:{front}\"\nname = \"control\"\n"))
             .expect("settings");

@@ -3,10 +3,11 @@
 mod hosts;
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
-use faena_test_support::{Engine, eventually, zip};
-use hosts::{Cluster, Host, LONG, slow_link, workers};
+use faena_test_support::{Engine, Role, eventually, zip};
+use hosts::{Clock, Cluster, Host, LONG, slow_link, workers};
 use serde_json::{Value, json};
 
 /// A call that takes as many seconds as its params say, and tells which attempt it was.
@@ -263,4 +264,64 @@ fn functions_run_on_nodes_with_the_labels_that_are_asked_for() {
     let labels = b"{\"labels\":{\"host\":\"b\",\"disk\":\"ssd\",\"team\":\"red\"}}";
     assert_eq!(cluster.platform.send("PATCH", "/node/b", &[("Content-Type", "application/json")], labels).status, 200);
     assert_eq!(workers(&cluster.platform.ended(waiting)), ["b"]);
+}
+
+#[test]
+fn every_node_fetches_an_image_of_the_platform_when_a_function_needs_it() {
+    let cluster = Cluster::start();
+    let mut hosts = ["a", "b"].map(Host::new);
+    hosts.iter_mut().for_each(|host| host.join(&cluster, None));
+    // Docker writes it; the nodes run it in the sandbox.
+    let docker = |arguments: &[&str]| Command::new("docker").args(arguments).output().expect("Docker").stdout;
+    let container = String::from_utf8_lossy(&docker(&["create", "bashruntime", "x"])).trim().to_owned();
+    let archive = docker(&["export", &container]);
+    docker(&["rm", &container]);
+    let reply = cluster.platform.send("PUT", "/image/own:1", &[], &archive);
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    let runtime = json!({"image": "own:1", "limits": {"timeout": "5m"}});
+    cluster.platform.shell_runtime(Engine::Sandbox, &runtime);
+    cluster.platform.script("sleeps", "sleep 1; ls -d /etc/debian_version");
+    assert_eq!(cluster.platform.built("sleeps")["status"], "READY");
+    let calls = (0..16).map(|_| sleeps(&cluster, 1)).collect();
+    let ended = ended(&cluster, calls);
+    assert!(ended.iter().all(|call| call["result"] == "/etc/debian_version"), "{ended:?}");
+    let ran: BTreeSet<String> = ended.iter().flat_map(workers).collect();
+    assert_eq!(ran, ["a", "b"].map(str::to_owned).into());
+    for name in ["a", "b"] {
+        eventually(LONG, "the node tells its images", || match cluster.node(name) {
+            node if node["images"] == json!(["own:1"]) => Ok(()),
+            node => Err(node),
+        });
+    }
+}
+
+#[test]
+fn clocks_that_jump_lose_nothing() {
+    let (of_platform, of_node) = (Clock::new(), Clock::new());
+    let cluster = Cluster::start_with(of_platform.variables());
+    let mut a = Host::new("a");
+    a.clock = Some(of_node);
+    a.join(&cluster, None);
+    assert!(Clock::is_of(a.pid()) && Clock::is_of(cluster.platform.pid(Role::Up)));
+    sleeper(&cluster);
+    handler(&cluster, "echo", "def handle(params, context):\n    return params\n");
+    let of_node = a.clock.as_ref().expect("it has one");
+    let jumps = [
+        (of_node, "+1d"),
+        (&of_platform, "+1h"),
+        (of_node, "-1d"),
+        (&of_platform, "-1h"),
+        (of_node, "+0"),
+        (&of_platform, "+0"),
+    ];
+    for (turn, (clock, by)) in jumps.into_iter().enumerate() {
+        let calls: Vec<i64> = (0..4).map(|_| sleeps(&cluster, 2)).collect();
+        eventually(LONG, "a works", || if cluster.node("a")["calls"] == 0 { Err(()) } else { Ok(()) });
+        clock.shift(by);
+        let reply = cluster.platform.post("/f/echo", &json!(turn));
+        assert_eq!((reply.status, reply.text()), (200, turn.to_string()), "after {by}");
+        let ended = ended(&cluster, calls);
+        assert!(ended.iter().all(|call| call["status"] == "DONE" && workers(call) == ["a"]), "after {by}: {ended:?}");
+        cluster.is("a", "READY");
+    }
 }

@@ -125,6 +125,9 @@ impl Preparation {
         let kind = code.engine.unwrap_or(EngineKind::Sandbox);
         let none = || CallError::new(ErrorKind::Unavailable, Layer::Start, format!("this worker has no engine {kind}"));
         let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
+        if let Some(content) = &code.image_content {
+            node.images.get(engine, content).await?;
+        }
         let has_egress = code.reaches_out();
         let spec = InstanceSpec {
             name: names::unique('c'),

@@ -41,7 +41,9 @@ impl PrewarmKey {
     pub fn of(code: &Code, domain: Option<&str>, node: &Node) -> Option<(Self, Arc<dyn Engine>)> {
         let engine = code.engine?;
         let maker = node.engines.get(&engine)?;
-        let domain = domain.filter(|_| maker.interpreters() > 0).map(str::to_owned);
+        // Interpreters that are held are the host's own.
+        let is_held = maker.interpreters() > 0 && code.image_content.is_none();
+        let domain = domain.filter(|_| is_held).map(str::to_owned);
         if !maker.is_slow_to_make() && domain.is_none() {
             return None;
         }

@@ -14,9 +14,15 @@ use crate::code::CodeLease;
 use crate::failure::StartError;
 use crate::server::PORT;
 
+/// What the image of a version sets, where the platform keeps it; an engine adds what other images set.
+pub(crate) fn image_variables(code: &Code) -> BTreeMap<String, String> {
+    code.image_content.as_ref().map(|content| content.env.clone()).unwrap_or_default()
+}
+
 /// The environment of every process of a version.
 pub(crate) fn base_environment(node: &Node, code: &Code) -> BTreeMap<String, String> {
-    let mut env = package_variables(&code.path);
+    let mut env = image_variables(code);
+    env.extend(package_variables(&code.path));
     if code.reaches_out() {
         env.extend(proxy_variables(EGRESS_PORT));
         if node.ca_bundle.is_some() {

@@ -7,7 +7,7 @@ mod warm;
 
 use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -418,10 +418,14 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         let (earlier, later): (Vec<_>, Vec<_>) =
             self.workers.iter_mut().partition(|(name, _)| behind.as_ref().is_some_and(|last| *name <= last));
         let mut under_way: HashMap<(Vec<EngineKind>, Labels), usize> = HashMap::new();
+        let mut roomy: HashSet<(Vec<EngineKind>, Labels)> = HashSet::new();
         let (mut capacities, mut waiting) = (Vec::new(), Vec::new());
         for (name, worker) in later.into_iter().chain(earlier).filter(|(_, worker)| worker.takes_work()) {
             let engines: Vec<EngineKind> = worker.info.engines.iter().map(|info| info.engine).collect();
             let labels = worker.terms.as_ref().map(|terms| terms.labels.clone()).unwrap_or_default();
+            if !worker.pool.disk_low {
+                roomy.insert((engines.clone(), labels.clone()));
+            }
             let alike = under_way.entry((engines.clone(), labels)).or_default();
             if let Some(claim) = &mut worker.claim {
                 claim.outdated = Some(reserve || claim.outdated == Some(true));
@@ -431,8 +435,12 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
             waiting.push((name, worker, engines));
         }
         for (name, worker, engines) in waiting {
-            let labels = worker.terms.as_ref().map(|terms| terms.labels.clone()).unwrap_or_default();
-            let alike = under_way.entry((engines.clone(), labels)).or_default();
+            let kind = (engines.clone(), worker.terms.as_ref().map(|terms| terms.labels.clone()).unwrap_or_default());
+            // What it would need may not fit on its disk, and fits on another's.
+            if worker.pool.disk_low && roomy.contains(&kind) {
+                continue;
+            }
+            let alike = under_way.entry(kind).or_default();
             if *alike >= CLAIMS {
                 continue;
             }

@@ -42,10 +42,12 @@ impl Needs<'_> {
     }
 }
 
-/// The part of a worker's slots that is free.
+/// The part of a worker's slots that is free. Of one that has no room for more code it counts as if there were none, so that
+/// others come first.
 fn free_part<P>(worker: &Worker<P>) -> f64 {
     let slots = worker.ledger.slots();
-    f64::from(slots.free()) / f64::from(slots.total().max(1))
+    let free = f64::from(slots.free()) / f64::from(slots.total().max(1));
+    if worker.pool.disk_low { free - 1.0 } else { free }
 }
 
 impl<P: Clone + Eq + Hash> Fleet<P> {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use faena_db_client::{DbClient, NodeDirectory};
-use faena_domain::{CallNum, EngineKind, FunctionId, Namespace};
+use faena_domain::{CallNum, EngineKind, FunctionId, Namespace, Preload};
 use faena_protocol::Envelope;
 use faena_protocol::node::{CallOf, TYPE, ToWorker};
 use faena_transport::{Peer, Server, ServerEvent, ServerHandle, boot_ms};
@@ -56,6 +56,8 @@ pub struct Scheduler {
     /// Ends that a worker announced when it connected: of calls that it had before, of which no more is known here.
     announced: HashMap<Peer, HashSet<Claim>>,
     ask: Ask,
+    /// What workers keep waiting for calls, where nothing nearer says so.
+    preload: Preload,
     /// Cancelled when the api begins to stop: nothing more is claimed.
     draining: CancellationToken,
 }
@@ -66,7 +68,7 @@ impl Scheduler {
         (db, directory): (DbClient, NodeDirectory),
         server: ServerHandle,
         connections: WorkerConnections,
-        draining: CancellationToken,
+        (preload, draining): (Preload, CancellationToken),
     ) -> (Self, SchedulerHandle) {
         let (handle, shared) = SchedulerHandle::new(db.clone());
         let scheduler = Self {
@@ -81,6 +83,7 @@ impl Scheduler {
             questions: Questions::default(),
             announced: HashMap::new(),
             ask: Ask::Work,
+            preload,
             draining,
         };
         (scheduler, handle)

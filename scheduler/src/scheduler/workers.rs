@@ -82,7 +82,7 @@ impl Scheduler {
         let Hello { node, calls, ended, builds } = hello;
         if self.fleet.owner(&peer).as_ref() == Some(&node.owner) {
             // Said again on the same connection: what was sent on it meanwhile is still on its way.
-            return self.say(&peer, &ToWorker::Welcome).await;
+            return self.say(&peer, &ToWorker::Welcome { preload: self.preload }).await;
         }
         info!(worker = node.owner.worker, slots = node.slots, "a worker has joined");
         self.announced.insert(peer.clone(), ended.iter().copied().collect());
@@ -95,7 +95,7 @@ impl Scheduler {
             self.owner_lost(&gone);
         }
         self.asks(Ask::Work);
-        self.say(&peer, &ToWorker::Welcome).await;
+        self.say(&peer, &ToWorker::Welcome { preload: self.preload }).await;
         match self.fleet.is_to_drain(&worker) {
             Some(true) => self.say(&peer, &ToWorker::Drain).await,
             Some(false) => {}

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub use exec::{ExecLease, Release};
 pub use metrics::Metrics;
-pub use state::PoolPolicy;
+pub use state::{PoolPolicy, PreloadSetting};
 
 use exec::{ExecRequest, ExecSlot};
 use member::Member;
@@ -147,7 +147,13 @@ impl Pool {
             evictions: metrics.evictions.get(),
             prewarmed: self.0.prewarm.count(),
             interpreters: self.0.node.engines.values().map(|engine| engine.interpreters()).sum(),
+            disk_low: self.0.node.code.is_disk_low(),
         }
+    }
+
+    /// What the platform says of what waits for calls; the node's own setting is nearer.
+    pub fn preload(&self, of_platform: Preload) {
+        self.0.config.policy.preload.of_platform(of_platform);
     }
 
     /// A version can be called, or has a minimum of instances: what its next call needs is made, where that takes long.
@@ -231,7 +237,7 @@ impl Shared {
 
     /// Whether something is held ready for a version before it is called.
     fn preloads(&self, code: &Code) -> bool {
-        code.serving.preload.unwrap_or(self.config.policy.preload) >= Preload::Runtime
+        code.serving.preload.unwrap_or_else(|| self.config.policy.preload.get()) >= Preload::Runtime
     }
 
     /// Has a version's interpreter loaded in advance, where its engine can do that.

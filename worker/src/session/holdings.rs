@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use faena_domain::{CallNum, Epoch, FunctionId, Owner};
+use faena_domain::{CallNum, Epoch, FunctionId, Owner, Preload};
 use faena_protocol::db::{LeaseRenew, Renewed};
 use faena_protocol::node::{CallOf, EngineInfo, HeldCall, Lease, NodeInfo, PoolView, Question, ToApi, ToWorker};
 use faena_protocol::records::{BuildJob, BuildRef, CallJob};
@@ -78,6 +78,8 @@ pub(super) enum Effect {
     Renew(LeaseRenew),
     /// Tell db that these calls' processes run.
     TellStarted(Vec<CallClaim>),
+    /// The platform says what waits for calls, where nothing nearer does.
+    Preload(Preload),
     /// Have the pool keep the minimum of instances that functions ask for.
     KeepMinimum,
     /// A function is deleted.
@@ -184,7 +186,10 @@ impl Holdings {
     /// The api has said something.
     pub(super) fn message(&mut self, message: ToWorker, now: Now<'_>) -> Vec<Effect> {
         match message {
-            ToWorker::Welcome => debug!("the api knows us"),
+            ToWorker::Welcome { preload } => {
+                debug!("the api knows us");
+                return vec![Effect::Preload(preload)];
+            }
             ToWorker::SayHello => return self.hello(),
             ToWorker::EndedAck { num, epoch } => drop(self.unacknowledged.remove(&(num, epoch))),
             ToWorker::Call { job, lease } => return self.call(job, &lease, now),

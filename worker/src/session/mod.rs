@@ -175,6 +175,7 @@ impl Session {
             Effect::Forget(claim) => drop(self.tasks.remove(&claim)),
             Effect::Renew(request) => self.renew(request),
             Effect::TellStarted(calls) => self.tell_started(calls),
+            Effect::Preload(preload) => self.shared.pool.preload(preload),
             Effect::KeepMinimum => self.keep_minimum(),
             Effect::StopWorker => {
                 info!("an administrator drains this node");

@@ -1,14 +1,15 @@
 //! The tasks of a node: one for each attempt and each build, and one that watches engines and pool.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use faena_db_client::DbClient;
-use faena_domain::{Epoch, Owner};
+use faena_domain::{BlobKey, EngineKind, Epoch, Owner};
 use faena_miniworker::{Node, find_image, run_build};
 use faena_pool::Pool;
 use faena_protocol::db::{BuildFinish, CallFinish, LeaseRenew};
-use faena_protocol::node::{PoolView, Question, QueuedEnd, Reply, ToApi};
+use faena_protocol::node::{EngineInfo, PoolView, Question, QueuedEnd, Reply, ToApi};
 use faena_protocol::records::{BuildJob, BuildRef, CallJob, Code};
 use faena_transport::boot_ms;
 use tokio::sync::{mpsc, watch};
@@ -73,8 +74,10 @@ impl Shared {
 
     /// An engine that cannot make instances is offered to nobody until it can again; and what waits is told.
     pub(super) async fn watch(self) {
-        let mut offered = self.node.engines.len();
         let mut told = PoolView::default();
+        let mut offered: Vec<EngineInfo> =
+            self.node.engines.values().map(|engine| crate::engine_info(engine.as_ref(), Vec::new())).collect();
+        let (mut images, mut images_of) = (HashMap::new(), None);
         loop {
             tokio::time::sleep(LOOK).await;
             let view = self.pool.view();
@@ -82,18 +85,39 @@ impl Shared {
                 told = view;
                 self.say(Event::Pool(view)).await;
             }
+            let changes = self.node.images.changes();
+            if images_of != Some(changes) {
+                (images, images_of) = (self.images().await, Some(changes));
+            }
             let mut available = Vec::new();
-            for engine in self.node.engines.values() {
+            for (kind, engine) in &self.node.engines {
                 if engine.is_available().await {
-                    available.push(crate::engine_info(engine.as_ref()));
+                    available.push(crate::engine_info(engine.as_ref(), images.get(kind).cloned().unwrap_or_default()));
                 }
             }
-            if available.len() != offered {
-                offered = available.len();
-                warn!(engines = ?available.iter().map(|info| info.engine).collect::<Vec<_>>(), "the engines that answer have changed");
-                self.say(Event::Engines(available)).await;
+            if available == offered {
+                continue;
             }
+            let kinds = |engines: &[EngineInfo]| engines.iter().map(|info| info.engine).collect::<Vec<_>>();
+            if kinds(&available) != kinds(&offered) {
+                warn!(engines = ?kinds(&available), "the engines that answer have changed");
+            }
+            offered.clone_from(&available);
+            self.say(Event::Engines(available)).await;
         }
+    }
+
+    /// The images of the platform that each engine has.
+    async fn images(&self) -> HashMap<EngineKind, Vec<BlobKey>> {
+        let mut images = HashMap::new();
+        for (kind, engine) in &self.node.engines {
+            // One that does not answer is not offered either.
+            let mut found: Vec<BlobKey> =
+                engine.images().await.unwrap_or_default().iter().map(|image| image.key).collect();
+            found.sort_unstable();
+            images.insert(*kind, found);
+        }
+        images
     }
 
     pub(super) async fn attempt(self, job: CallJob, mut control: TaskControl) {

@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Link(Vec<u8>),
     /// Another name of a file that came before.
     Hard(Vec<u8>),
+    /// A file with holes, which are not read.
+    Sparse,
     /// Anything else, named for the error.
     Other(&'static str),
 }
@@ -29,27 +31,58 @@ pub(super) struct Entry {
     pub(super) name: Vec<u8>,
     pub(super) kind: Kind,
     pub(super) size: u64,
-    pub(super) executable: bool,
+    /// Where its content begins in a tar that is not packed.
+    pub(super) position: u64,
+    pub(super) meta: Meta,
+}
+
+/// What a tar says of an entry beside its content; of a zip's, the mode alone is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meta {
+    pub(super) mode: u32,
+    pub(super) user: u64,
+    pub(super) group: u64,
+    /// In seconds of the Unix clock.
+    pub(super) modified: u64,
+}
+
+impl Meta {
+    pub(super) const FILE: Self = Self { mode: 0o644, user: 0, group: 0, modified: 0 };
+    pub(super) const FOLDER: Self = Self { mode: 0o755, ..Self::FILE };
+
+    fn of(header: &tar::Header) -> Self {
+        Self {
+            mode: header.mode().unwrap_or(Self::FILE.mode) & 0o7777,
+            user: header.uid().unwrap_or_default(),
+            group: header.gid().unwrap_or_default(),
+            modified: header.mtime().unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn is_executable(self) -> bool {
+        self.mode & 0o111 != 0
+    }
 }
 
 /// The largest extension of a tar's header: long names are at most a few kilobytes.
 const MAX_EXTENSION: u64 = 64 * 1024;
 /// What a tar adds to each of its files: header, padding, and a name.
-const FRAME: u64 = 4096;
+pub(super) const FRAME: u64 = 4096;
 
 /// A stream that ends with an error beyond a bound, whatever its content says of itself.
-struct Bounded<R> {
-    inner: R,
-    left: u64,
+pub(super) struct Bounded<R> {
+    pub(super) inner: R,
+    pub(super) left: u64,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(read as u64)
-            .ok_or_else(|| std::io::Error::other("it unpacks to more than an archive may"))?;
+        if read as u64 > self.left {
+            self.left = 0;
+            return Err(std::io::Error::other("it unpacks to more than an archive may"));
+        }
+        self.left -= read as u64;
         Ok(read)
     }
 }
@@ -135,7 +168,7 @@ fn zip(
             0 | 0o100_000 => Kind::File,
             _ => Kind::Other("is neither a file nor a folder nor a link"),
         };
-        let entry = Entry { name, kind, size: file.size(), executable: mode & 0o111 != 0 };
+        let entry = Entry { name, kind, size: file.size(), position: 0, meta: Meta { mode, ..Meta::FILE } };
         see(entry, &mut file)?;
     }
     Ok(())
@@ -175,6 +208,7 @@ fn extension(entry: &mut impl Read, size: u64) -> Result<Vec<u8>, ArchiveError> 
 struct Said {
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
+    is_sparse: bool,
 }
 
 impl Said {
@@ -191,6 +225,7 @@ impl Said {
                 b"path" => self.name = Some(record.value_bytes().to_vec()),
                 b"linkpath" => self.link = Some(record.value_bytes().to_vec()),
                 b"size" => return Err(ArchiveError::damaged("an extension gives a file another size than its header")),
+                key if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
                 _ => {}
             }
         }
@@ -199,7 +234,7 @@ impl Said {
 }
 
 /// Entries as they lie there. The `tar` crate would read extensions whole, whatever size they claim.
-fn tar(
+pub(super) fn tar(
     reader: &mut dyn Read,
     see: &mut impl FnMut(Entry, &mut dyn Read) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
@@ -226,6 +261,7 @@ fn tar(
                 extension(&mut entry, size)?;
                 continue;
             }
+            EntryType::Regular | EntryType::Continuous if said.is_sparse => Kind::Sparse,
             EntryType::Regular | EntryType::Continuous => Kind::File,
             EntryType::Directory => Kind::Folder,
             EntryType::Symlink => {
@@ -236,15 +272,15 @@ fn tar(
                 let short = || entry.link_name_bytes().unwrap_or_default().into_owned();
                 Kind::Hard(said.link.take().unwrap_or_else(short))
             }
-            EntryType::GNUSparse => Kind::Other("is a sparse file; pack it whole"),
+            EntryType::GNUSparse => Kind::Sparse,
             EntryType::Char | EntryType::Block => Kind::Other("is a device"),
             EntryType::Fifo => Kind::Other("is a pipe"),
             _ => Kind::Other("is of an unknown kind"),
         };
-        let executable = entry.header().mode().unwrap_or(0o644) & 0o111 != 0;
+        let (meta, position) = (Meta::of(entry.header()), entry.raw_file_position());
         let name = said.name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
         said = Said::default();
-        see(Entry { name, kind, size, executable }, &mut entry)?;
+        see(Entry { name, kind, size, position, meta }, &mut entry)?;
     }
     Ok(())
 }

@@ -37,7 +37,8 @@ pub(super) fn path(entry: &Entry, origin: Origin) -> Result<String, ArchiveError
 
 fn normal(entry: &Entry, name: &[u8], origin: Origin) -> Result<String, ArchiveError> {
     let text = std::str::from_utf8(name).map_err(|_| refuse(entry, "has a name that is no UTF-8"))?;
-    if text.starts_with('/') {
+    // Tools that make images write some paths from the root on.
+    if text.starts_with('/') && origin != Origin::Image {
         return Err(refuse(entry, "is absolute"));
     }
     if origin == Origin::Source {
@@ -102,6 +103,7 @@ impl Judge {
             // An instance has devices of its own.
             (Kind::Other(_), Origin::Image) => return Ok(String::new()),
             (Kind::Other(why), _) => return Err(refuse(entry, why)),
+            (Kind::Sparse, _) => return Err(refuse(entry, "is a sparse file; pack it whole")),
             (Kind::Hard(target), Origin::Image) => self.first_name(entry, target)?,
             (Kind::Hard(_), _) => return Err(refuse(entry, "is a hard link; pack the file itself")),
             (Kind::File | Kind::Folder | Kind::Link(_), _) => {}
@@ -145,7 +147,7 @@ impl Judge {
                 }
                 Place::Link
             }
-            Kind::Folder | Kind::Other(_) => Place::Folder,
+            Kind::Folder | Kind::Other(_) | Kind::Sparse => Place::Folder,
             Kind::File | Kind::Hard(_) => Place::File,
         };
         match (self.places.get(path), place) {
@@ -214,6 +216,7 @@ impl Judge {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::entries::Meta;
     use super::*;
 
     #[test]
@@ -230,7 +233,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_path_that_is_taken_never_leaves_its_folder(name in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let entry = Entry { name, kind: Kind::File, size: 0, executable: false };
+            let entry = Entry { name, kind: Kind::File, size: 0, position: 0, meta: Meta::FILE };
             if let Ok(path) = path(&entry, Origin::Source) {
                 prop_assert!(!path.starts_with('/') && !path.split('/').any(|part| part == ".."));
             }

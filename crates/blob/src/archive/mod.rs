@@ -4,6 +4,7 @@
 //! need not have seen the same bytes. Both go through the same `entries` and the same `Judge`.
 
 mod entries;
+mod image;
 mod judge;
 mod listing;
 mod unpack;
@@ -14,6 +15,7 @@ use std::io::{Read, Seek};
 use faena_domain::limits::{INODE, MAX_ENTRIES, MAX_RATIO, MAX_UNPACKED};
 use faena_domain::manifest;
 
+pub use image::{Flattened, ImageFormat, flatten};
 pub use listing::{Listing, Place};
 pub use unpack::{Disk, unpack};
 
@@ -88,6 +90,9 @@ pub enum ArchiveError {
         /// How it is packed.
         how: String,
     },
+    /// Whole, and of a kind that is not read.
+    #[error("the archive {0}")]
+    NotRead(String),
     /// No file in it.
     #[error("the archive holds no file")]
     NoFiles,

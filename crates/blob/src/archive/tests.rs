@@ -12,7 +12,7 @@ use faena_domain::program::Tree as _;
 
 use super::*;
 
-fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn zipped(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, data) in files {
         zip.start_file(*name, SimpleFileOptions::default()).unwrap();
@@ -33,7 +33,7 @@ fn entry(builder: &mut tar::Builder<Vec<u8>>, name: &str, kind: EntryType, link:
     builder.append(&header, data).unwrap();
 }
 
-fn tarred(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
+pub(super) fn tarred(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, kind, link, data) in entries {
         entry(&mut builder, name, *kind, link, data);
@@ -41,13 +41,13 @@ fn tarred(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn gzipped(data: &[u8]) -> Vec<u8> {
+pub(super) fn gzipped(data: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(data).unwrap();
     gzip.finish().unwrap()
 }
 
-fn file(bytes: &[u8]) -> File {
+pub(super) fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
@@ -57,7 +57,7 @@ fn checked(bytes: &[u8]) -> Result<Checked, ArchiveError> {
     check(&mut file(bytes), &Bounds::SOURCE)
 }
 
-const FILE: EntryType = EntryType::Regular;
+pub(super) const FILE: EntryType = EntryType::Regular;
 
 #[test]
 fn the_format_is_told_by_the_bytes() {

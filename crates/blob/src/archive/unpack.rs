@@ -6,20 +6,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, fstatvfs, linkat, mkdirat, openat2,
-    symlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, fstatvfs,
+    futimens, linkat, mkdirat, openat2, symlinkat,
 };
 use rustix::io::Errno;
 
 use super::entries::{Entry, Kind, for_each};
 use super::judge::Judge;
-use super::{ArchiveError, Bounds, format};
+use super::{ArchiveError, Bounds, Origin, format};
 
 /// No step of a path may lead out of the folder or through a link (openat2(2)).
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// How often the disk is looked at while an archive is unpacked: after this many bytes, or entries.
-const LOOK_BYTES: u64 = 16 * 1024 * 1024;
+pub(super) const LOOK_BYTES: u64 = 16 * 1024 * 1024;
 const LOOK_ENTRIES: u64 = 256;
 /// Inodes that stay free, on file systems that count them.
 const RESERVED_INODES: u64 = 1024;
@@ -64,9 +64,17 @@ pub fn unpack(file: &mut File, into: &Path, bounds: &Bounds, disk: Disk) -> Resu
                 top.has_room(std::mem::take(&mut bytes))?;
             }
             target.write_all(chunk).map_err(ArchiveError::Write)
-        })
+        })?;
+        // Interpreters compare the time of a source with the one that its compiled form remembers.
+        if bounds.origin == Origin::Image { modify(&target, entry.meta.modified) } else { Ok(()) }
     })?;
     judge.finish().map(drop)
+}
+
+/// Gives a file the time of its last change.
+fn modify(file: &File, seconds: u64) -> Result<(), ArchiveError> {
+    let at = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 };
+    futimens(file, &Timestamps { last_access: at, last_modification: at }).map_err(write)
 }
 
 fn write(error: Errno) -> ArchiveError {
@@ -145,7 +153,7 @@ impl Top {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat2(&above, name, flags, Mode::from_raw_mode(0o600), BENEATH).map_err(write)?;
-        self.own(file.as_fd(), if entry.executable { 0o755 } else { 0o644 })?;
+        self.own(file.as_fd(), if entry.meta.is_executable() { 0o755 } else { 0o644 })?;
         Ok(Some(file.into()))
     }
 }

@@ -2,11 +2,13 @@
 
 mod code;
 mod container;
+mod images;
 mod overlay;
 mod probe;
 mod processors;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder,
 };
-use faena_domain::EngineKind;
+use faena_domain::{BlobKey, EngineKind};
 use faena_instance_protocol::ToMiniworker;
 use faena_launcher::{Order, SPAWNER};
 use futures_util::StreamExt;
@@ -32,7 +34,7 @@ use crate::spawner::Spawner;
 use crate::uids::Uids;
 use crate::{
     AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceNetwork, InstanceSpec,
-    Pull, Usage,
+    LocalImage, Pull, Usage,
 };
 use code::Code;
 pub use code::CodeBy;
@@ -332,6 +334,26 @@ impl Engine for Docker {
             EngineError::Image(format!("Docker has no image {image} and cannot pull it: {message}"))
         })?;
         self.inspect(image).await?.ok_or_else(missing)
+    }
+
+    fn id_of(&self, image: &BlobKey) -> ImageId {
+        images::id_of(image)
+    }
+
+    async fn has_image(&self, image: &BlobKey) -> Result<bool, EngineError> {
+        Ok(self.inspect(&images::id_of(image).0).await?.is_some())
+    }
+
+    async fn import_image(&self, image: &BlobKey, archive: File) -> Result<(), EngineError> {
+        self.import(image, archive).await
+    }
+
+    async fn images(&self) -> Result<Vec<LocalImage>, EngineError> {
+        self.local_images().await
+    }
+
+    async fn remove_image(&self, image: &BlobKey) {
+        self.remove_local(image).await;
     }
 
     async fn create(&self, spec: InstanceSpec) -> Result<Instance, EngineError> {

@@ -10,6 +10,7 @@ use faena_launcher::{Order, Remount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::warn;
 
+use super::images::Root;
 use crate::spawner::Spawner;
 
 use crate::cgroup::{Freezer, Group};
@@ -28,6 +29,7 @@ pub(super) struct SandboxHandle {
     pub(super) spawner: Arc<Spawner>,
     pub(super) relay: Remount,
     pub(super) _uid: Option<Uid>,
+    pub(super) _image: Option<Root>,
 }
 
 impl SandboxHandle {

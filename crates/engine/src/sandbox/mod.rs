@@ -7,6 +7,7 @@ mod images;
 mod layers;
 mod zygotes;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use faena_domain::limits::DEV_SHM;
-use faena_domain::{EngineKind, Limits};
+use faena_domain::{BlobKey, EngineKind, Limits};
 use faena_instance_protocol::ToMiniworker;
 use faena_launcher::{Order, Remount, SPAWNER, Spec};
 use sha2::{Digest, Sha256};
@@ -23,7 +24,8 @@ use tracing::{debug, info, warn};
 
 use groups::Groups;
 use handle::SandboxHandle;
-pub use images::{Images, ImportError};
+use images::Images;
+pub use images::Unpack;
 pub use layers::Layer;
 use zygotes::Zygotes;
 
@@ -31,7 +33,9 @@ use crate::cgroup::{Controller, Group, Trees};
 use crate::host::host_program;
 use crate::spawner::Spawner;
 use crate::uids::{Uid, Uids};
-use crate::{AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, Pull};
+use crate::{
+    AgentSocket, Belonging, Engine, EngineError, ImageId, Instance, InstanceHandle, InstanceSpec, LocalImage, Pull,
+};
 
 /// The folder over which spawners mount the roots that they prepare.
 const ROOTS: &str = "roots";
@@ -57,6 +61,10 @@ pub struct SandboxConfig {
     pub accept_missing: Vec<Layer>,
     /// Images that are the host's own system, where their interpreter is there: name and program.
     pub host_images: Vec<(String, String)>,
+    /// What unpacks images.
+    pub unpack: Unpack,
+    /// Bytes that stay free on the disk of the folder when an image is unpacked.
+    pub reserve: u64,
 }
 
 /// Why there is no sandbox here.
@@ -124,7 +132,7 @@ impl Sandbox {
             missing: Vec::new(),
             no_device: None,
             host_id: host_id(),
-            images: Images::at(&config.folder),
+            images: Images::open(&config.folder, config.unpack, config.reserve).map_err(prepare)?,
             spawner: Arc::new(Spawner::new(config.launcher.clone(), vec![SPAWNER.to_owned()])),
             zygotes: zygotes(&config),
             etc,
@@ -279,7 +287,9 @@ impl Sandbox {
             None
         };
         let host_id = uid.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), Uid::id);
-        let mut wanted = self.launcher_spec(spec, &group, host_id, self.images.root(&spec.image)?);
+        let image = self.images.root(&spec.image)?;
+        let root = image.as_ref().map(|image| image.path.clone());
+        let mut wanted = self.launcher_spec(spec, &group, host_id, root);
         let zygote = self.zygote(spec, &wanted).await;
         // From here on the guard sees to it that nothing is left.
         let relay = Remount {
@@ -295,6 +305,7 @@ impl Sandbox {
             spawner: Arc::clone(&self.spawner),
             relay,
             _uid: uid,
+            _image: image,
         });
         let (ours, theirs) =
             std::os::unix::net::UnixStream::pair().map_err(|error| EngineError::create("a socket", error))?;
@@ -376,13 +387,10 @@ impl Engine for Sandbox {
     }
 
     async fn resolve(&self, image: &str, _pull: Pull) -> Result<ImageId, EngineError> {
-        if let Some(imported) = self.images.find(image)? {
-            return Ok(imported);
-        }
         let Some((_, program)) = self.config.host_images.iter().find(|(name, _)| name == image) else {
             let known: Vec<&str> = self.config.host_images.iter().map(|(name, _)| name.as_str()).collect();
             return Err(EngineError::Image(format!(
-                "the sandbox maps no image {image} (it maps {}; faena image import adds others)",
+                "the sandbox maps no image {image} (it maps {}; `faena image put` gives the platform others)",
                 known.join(", ")
             )));
         };
@@ -391,6 +399,36 @@ impl Engine for Sandbox {
             None => Err(EngineError::Image(format!(
                 "the sandbox maps {image} to this host, which has no {program} in /usr/local/bin or /usr/bin"
             ))),
+        }
+    }
+
+    fn id_of(&self, image: &BlobKey) -> ImageId {
+        images::id_of(image)
+    }
+
+    async fn has_image(&self, image: &BlobKey) -> Result<bool, EngineError> {
+        Ok(self.images.has(image))
+    }
+
+    async fn import_image(&self, image: &BlobKey, archive: File) -> Result<(), EngineError> {
+        let (images, image) = (self.images.clone(), *image);
+        let imported = tokio::task::spawn_blocking(move || images.import(&image, archive)).await;
+        let imported = imported.map_err(io::Error::other).flatten();
+        imported.map_err(|error| EngineError::lost("unpacking its image", error))
+    }
+
+    async fn images(&self) -> Result<Vec<LocalImage>, EngineError> {
+        let images = self.images.clone();
+        tokio::task::spawn_blocking(move || images.list())
+            .await
+            .map_err(|error| EngineError::create("listing images", error))
+    }
+
+    async fn remove_image(&self, image: &BlobKey) {
+        let (images, image) = (self.images.clone(), *image);
+        let removed = tokio::task::spawn_blocking(move || images.remove(&image)).await;
+        if let Err(error) = removed.map_err(io::Error::other).flatten() {
+            warn!(%error, %image, "an image could not be removed; what is left goes at the next start");
         }
     }
 

@@ -98,6 +98,7 @@ pub(crate) fn call_of(archive: BlobKey) -> ToWorker {
         engine: None,
         image: String::new(),
         image_id: None,
+        image_content: None,
         path: "/ws".to_owned(),
         run: "true".to_owned(),
         archive,

@@ -10,6 +10,7 @@ mod calls;
 mod config;
 mod credentials;
 mod functions;
+mod images;
 mod logs;
 mod nodes;
 mod providers;
@@ -33,6 +34,7 @@ pub use calls::*;
 pub use config::*;
 pub use credentials::*;
 pub use functions::*;
+pub use images::*;
 pub use logs::*;
 pub use nodes::*;
 pub use providers::*;
@@ -107,6 +109,8 @@ pub enum Resource {
     Provider,
     /// A node.
     Node,
+    /// An image that the platform keeps.
+    Image,
 }
 
 impl fmt::Display for Resource {
@@ -125,6 +129,7 @@ impl fmt::Display for Resource {
             Self::Config => "value of the configuration",
             Self::Provider => "identity provider",
             Self::Node => "node",
+            Self::Image => "image",
         })
     }
 }
@@ -258,6 +263,7 @@ pub fn messages() -> impl Iterator<Item = &'static Message> {
         logs::MESSAGES,
         callbacks::MESSAGES,
         nodes::MESSAGES,
+        images::MESSAGES,
         workers::MESSAGES,
         blobs::MESSAGES,
         accounts::MESSAGES,

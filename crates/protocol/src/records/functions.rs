@@ -10,6 +10,8 @@ use faena_domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::ImageContent;
+
 /// A runtime with the revision its next functions are bound to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -129,6 +131,9 @@ pub struct Code {
     pub image: String,
     /// What identified the image when the version was built.
     pub image_id: Option<String>,
+    /// What the image is, where the platform keeps it; none where each node has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_content: Option<ImageContent>,
     /// Where the code is put.
     pub path: String,
     /// The command that runs it.

@@ -4,6 +4,7 @@ mod accounts;
 mod builds;
 mod calls;
 mod functions;
+mod images;
 mod nodes;
 mod providers;
 
@@ -11,5 +12,6 @@ pub use accounts::*;
 pub use builds::*;
 pub use calls::*;
 pub use functions::*;
+pub use images::*;
 pub use nodes::*;
 pub use providers::*;

@@ -19,6 +19,7 @@ use faena_domain::units::ByteSize;
 use faena_domain::{CallNum, FairTurns, FunctionId, Preload, Slots, Version, Waits};
 use faena_miniworker::InstanceId;
 use faena_protocol::records::Code;
+use parking_lot::Mutex;
 
 use entry::VersionEntry;
 
@@ -42,8 +43,30 @@ pub struct PoolPolicy {
     pub idle: Duration,
     /// How long an instance is idle before it is frozen.
     pub freeze_after: Duration,
-    /// What is prewarmed, where a function names nothing.
-    pub preload: Preload,
+    /// What waits for calls, where neither a function nor its runtime says so.
+    pub preload: PreloadSetting,
+}
+
+/// What waits for calls on a node, as the node's setting says; else as its platform's does.
+#[derive(Clone, Debug)]
+pub struct PreloadSetting {
+    of_node: Option<Preload>,
+    of_platform: Arc<Mutex<Preload>>,
+}
+
+impl PreloadSetting {
+    /// A node's setting, which may be absent. Until the platform has told its own, that is the default.
+    pub fn new(of_node: Option<Preload>) -> Self {
+        Self { of_node, of_platform: Arc::default() }
+    }
+
+    pub(crate) fn of_platform(&self, preload: Preload) {
+        *self.of_platform.lock() = preload;
+    }
+
+    pub(crate) fn get(&self) -> Preload {
+        self.of_node.unwrap_or_else(|| *self.of_platform.lock())
+    }
 }
 
 /// One version of one function; one that was deleted and uploaded again is another.

@@ -26,7 +26,7 @@ fn policy() -> PoolPolicy {
         memory: ByteSize(1 << 30),
         idle: Duration::from_secs(60),
         freeze_after: Duration::from_secs(10),
-        preload: Preload::None,
+        preload: PreloadSetting::new(Some(Preload::None)),
     }
 }
 

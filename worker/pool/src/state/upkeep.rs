@@ -45,7 +45,7 @@ impl<R: Resources> State<R> {
         let mut loads = Vec::new();
         for (key, entry) in &mut self.versions {
             let serving = &entry.code.serving;
-            let preloads = serving.preload.unwrap_or(self.policy.preload) == Preload::Function;
+            let preloads = serving.preload.unwrap_or_else(|| self.policy.preload.get()) == Preload::Function;
             if preloads && !entry.is_superseded && now >= entry.again_at {
                 let parallel = serving.parallel();
                 loads.push((Arc::clone(key), (entry.window.calls(at_ms), entry.window.peak(at_ms).div_ceil(parallel))));
