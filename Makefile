@@ -5,10 +5,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 FAENA = $(TARGET_DIR)/release/faena
 
-.PHONY: help up demo test build lint doc deny unit e2e api images docker simulate chaos keepalive bench clean
+.PHONY: help up demo test build lint doc deny unit e2e api images docker simulate chaos upgrade-test keepalive bench clean
 
 help: ## lists the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: ## builds release/faena in cargo's target directory
 	@scripts/install.sh rust
@@ -55,7 +55,7 @@ unit: images ## tests of every crate, conformance of both engines among them
 
 e2e: export SERVICES_VENV = $(TARGET_DIR)/services-venv
 e2e: images build ## the built binary over real HTTP, on real engines
-	@scripts/install.sh python node shell network units browser go services
+	@scripts/install.sh python node shell network units clock browser go services
 	FAENA_BIN=$(FAENA) $(CARGO) test --release --locked --package faena-e2e
 
 api: export API_VENV = $(TARGET_DIR)/api-venv
@@ -67,9 +67,14 @@ simulate: ## the queue core through SEEDS histories (100,000 unless you say othe
 	@scripts/install.sh rust
 	SEEDS=$(or $(SEEDS),100000) $(CARGO) test --release --locked --package faena-domain --test simulation -- --nocapture
 
-chaos: build ## kills processes under CALLS calls (20,000 unless you say otherwise), holds the record against what clients saw
-	@scripts/install.sh python shell
+chaos: build ## kills processes under CALLS calls (20,000 unless you say otherwise), on NODES machines or on this one; holds the record against what clients saw
+	@scripts/install.sh python shell $(if $(NODES),network)
 	FAENA_BIN=$(FAENA) CALLS=$(or $(CALLS),20000) python3 scripts/chaos.py
+
+upgrade-test: OLD ?= $(shell git rev-parse --verify --quiet origin/main || echo HEAD~1)
+upgrade-test: build ## replaces the binary of the commit OLD (the last that landed) by this one, role by role, under load
+	@scripts/install.sh python shell network
+	OLD_BIN=$$(scripts/old_binary.sh $(OLD) $(TARGET_DIR)/upgrade) FAENA_BIN=$(FAENA) python3 scripts/upgrade.py
 
 keepalive: ## policies that decide which instance goes first, over a synthetic day (ARGS: seed, functions, gigabytes …)
 	@scripts/install.sh rust

@@ -19,6 +19,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -30,6 +31,8 @@ SECONDS = float(os.environ.get("SECONDS_EACH", "1"))
 ONLY = os.environ.get("ROWS", "")
 MANY = int(os.environ.get("MANY", "10000"))
 TARGET = Path(os.environ["FAENA_BIN"]).parent
+# The size of the image that a node fetches.
+IMAGE_MB = 256
 LOADER, SERVER = "0", "1"
 TICK = os.sysconf("SC_CLK_TCK")
 JSON = {"Content-Type": "application/json"}
@@ -287,8 +290,9 @@ class Platform:
     def join(self, folder, front):
         """Starts a node of this platform, whose own worker takes no work from then on."""
         token = json.loads(self.request("POST", "/node/token", "{}", JSON)[1])["token"]
-        command = [os.environ["FAENA_BIN"], "worker", "--name", "node", "--join", token, "--api", f"127.0.0.1:{front}", "--data", str(folder / "data"), "--run", str(folder / "run"), "--log", "warn"]
-        self.processes.append(subprocess.Popen(pinned(SERVER, command), stdout=self.log, stderr=self.log))
+        command = [os.environ["FAENA_BIN"], "worker", "--name", "node", "--join", token, "--api", f"127.0.0.1:{front}", "--data", str(folder / "data"), "--run", str(folder / "run"), "--log", "warn,faena_miniworker::images=info"]
+        self.node_log = open(folder.parent / "node.log", "ab")
+        self.processes.append(subprocess.Popen(pinned(SERVER, command), stdout=self.node_log, stderr=self.node_log))
         until(lambda: self.node("node").get("state") == "READY", "the node")
         self.request("POST", "/node/control/cordon", "{}", JSON)
         until(lambda: self.node("control").get("state") == "CORDONED", "the platform's own worker")
@@ -429,10 +433,39 @@ class Bench:
     def node(self, apart, far):
         """A call on another machine costs a round trip over TLS more than one to another process."""
         between = self.apart(apart)
-        echo = float(subprocess.run(pinned(SERVER, [str(TARGET / "tls_echo")]), capture_output=True, text=True, check=True).stdout)
+        echo = float(subprocess.run(pinned(SERVER, [str(TARGET / "tls_raw"), "echo"]), capture_output=True, text=True, check=True).stdout)
         before = cpu_us(far.pids())
         ours = self.wrk(far.port, "/f/native", 1, POST)
         self.rows["node"].add(ours[0], echo + between, (cpu_us(far.pids()) - before) / (ours[2] * round(max(1, SECONDS))))
+
+    def download(self, far, turn):
+        """An image of 256 MB that a node needs, as far as it lies on the node, before it is unpacked."""
+        file = self.folder / "image.tar"
+        with tarfile.open(file, "w") as archive:
+            content = os.urandom(IMAGE_MB * 1_000_000)
+            entry = tarfile.TarInfo("bin/noise")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        with open(file, "rb") as archive:
+            status, reply = far.request("PUT", f"/image/bench:{turn}", archive, {"Content-Length": str(file.stat().st_size)})
+        assert status == 201, (status, reply)
+        seen = self.folder / "node.log"
+        before = seen.stat().st_size if seen.exists() else 0
+        far.runtime(f"image{turn}", image=f"bench:{turn}", engine="sandbox", dependencies="")
+        far.upload(f"image{turn}", f"image{turn}", {"run.sh": b"true"})
+        far.ready(f"image{turn}")
+        fetched = re.search(r"downloaded_ms=(\d+)", seen.read_text()[before:])
+        ours = file.stat().st_size / 1e6 / (int(fetched.group(1)) / 1000)
+        raw = subprocess.run(pinned(SERVER, [str(TARGET / "tls_raw"), "cat", str(file)]), capture_output=True, text=True, check=True).stdout
+        self.rows["download"].add(ours, float(raw))
+        far.request("DELETE", f"/function/image{turn}")
+        far.request("DELETE", f"/image/bench:{turn}")
+
+    def decision(self):
+        """Which of 1,000 nodes gets a call, of functions that are a million."""
+        command = ["cargo", "test", "--release", "--locked", "--quiet", "-p", "faena-scheduler", "--lib", "a_thousand_nodes", "--", "--nocapture"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        self.rows["decision"].add(float(re.search(r"a decision takes ([0-9.]+)", said.stdout + said.stderr).group(1)), 1.0)
 
     def keys(self, up, locked):
         """The same function on a platform with accounts, called with a key."""
@@ -754,6 +787,8 @@ def define(bench):
     row("capacity-python", "calls/s on one core, Python, c=8 ÷ uvicorn", "1/s", 1.0, 1.5, higher=True)
     row("apart", "through a worker in another process, native, c=1: p50 ÷ raw", "µs", 1.7, 1.5)
     row("node", "through the front to a node, native, c=1: p50 ÷ (TLS echo + the row above)", "µs", 1.2, 1.0)
+    row("download", "an image to a node through the front: MB/s ÷ `cat` over the same TLS", "MB/s", 0.5, 0.8, higher=True)
+    row("decision", "which of 1,000 nodes gets a call of 1,000,000 functions", "µs", 50, 5)
     row("key", "warm, native handler, with a key of an account: p50 ÷ on an open platform", "µs", 1.05, 1.0)
     row("key-cpu", "what a key costs more of CPU-µs a call ÷ 2 µs", "µs", 1, 0.5)
     row("quiet-f", "a namespace beside one that floods the platform, /f/, 5 ms of work: p99 ÷ p99 alone", "ms", 2, 1.2)
@@ -885,7 +920,7 @@ def main():
         many = Platform(bench.folder / "many")
         locked = Platform(bench.folder / "locked")
         prepare(bench, up, apart, far, many, locked)
-        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "namespaces": lambda turn: bench.namespaces(locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "node": lambda turn: bench.node(apart, far), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
+        steps = {"warm": lambda turn: bench.warm(up), "keys": lambda turn: bench.keys(up, locked), "namespaces": lambda turn: bench.namespaces(locked), "streams": lambda turn: bench.streams(up), "egress": lambda turn: bench.egress(up), "node": lambda turn: bench.node(apart, far), "download": lambda turn: bench.download(far, turn), "decision": lambda turn: bench.decision(), "cold": lambda turn: bench.cold(up, turn), "burst": lambda turn: bench.burst(up),
                  "thaw": lambda turn: bench.thaw(up), "accepts": lambda turn: bench.accepts(up), "deploy": lambda turn: bench.deploy(up, turn),
                  "idle": lambda turn: bench.idle(up, turn), "many": lambda turn: bench.many(up, many)}
         # What waits beforehand is made while nothing is measured.

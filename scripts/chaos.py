@@ -2,11 +2,14 @@
 """Kills a random process of a platform every few seconds while clients call it, and then holds the record against what
 the clients saw. Exits with 1 where a promise was broken.
 
-    FAENA_BIN=… CALLS=20000 SEED=7 ENGINE=sandbox python3 scripts/chaos.py
+    FAENA_BIN=… CALLS=20000 SEED=7 ENGINE=sandbox NODES=3 python3 scripts/chaos.py
 
 The roles run apart. What is killed with SIGKILL: db, api, worker, the agent of an instance, a container.
+With NODES, workers run on so many machines of their own in place of the one beside the api: network namespaces whose one
+link leads to the platform. Their links fail as well, both ways or one way, and workers stand still and go on.
 The invariants' numbers are those of docs/reference/guarantees.md.
 """
+import atexit
 import glob
 import http.client
 import io
@@ -33,10 +36,85 @@ CLIENTS = 4
 # Calls that may be on their way: the queue has a bound, and a client waits like everybody else.
 AHEAD = 400
 PATIENCE = 180
+NODES = int(os.environ.get("NODES", "0"))
+# How long a link or a worker may fail, in seconds: shorter and longer than a lease, which lasts 30.
+FAULT = (1, 40)
 SCRIPT = """n=$(cat)
 if [ $((n % 50)) = 7 ]; then exit 3; fi
 echo $n
 """
+
+
+def run(*words):
+    subprocess.run(words, check=True, capture_output=True)
+
+
+class Node:
+    """A worker on a machine of its own."""
+
+    def __init__(self, number):
+        block = os.getpid() % 200 + 20
+        self.name = f"chaos{number}"
+        self.space, self.link = f"fac{block}n{number}", f"fac{block}l{number}"
+        self.gateway, own = (f"10.214.{block}.{number * 4 + end}" for end in (1, 2))
+        self.faults = threading.Lock()
+        run("ip", "netns", "add", self.space)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "up0", "netns", self.space)
+        run("ip", "addr", "add", f"{self.gateway}/30", "dev", self.link)
+        run("ip", "link", "set", self.link, "up")
+        self.inside("ip", "addr", "add", f"{own}/30", "dev", "up0")
+        self.inside("ip", "link", "set", "up0", "up")
+        self.inside("ip", "link", "set", "lo", "up")
+
+    def join(self, platform):
+        self.platform, self.data = platform, os.path.join(platform.folder, self.name)
+        status, made = platform.ask("POST", "/node/token", {})
+        assert status == 201, made
+        with open(f"{self.data}.token", "w") as file:
+            file.write(made["token"])
+        self.start()
+
+    def inside(self, *words):
+        run("ip", "netns", "exec", self.space, *words)
+
+    def start(self):
+        command = ["nsenter", f"--net=/run/netns/{self.space}", BIN, "worker", "--name", self.name, "--slots", "4"]
+        command += ["--api", f"{self.gateway}:{self.platform.front}", "--join", f"@{self.data}.token"]
+        command += ["--data", self.data, "--run", f"{self.data}.run"]
+        log = self.platform.log
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.start()
+
+    def fail(self, kind, seconds, stop):
+        """Its link fails for a while, or its worker stands still; one of these at a time."""
+        with self.faults:
+            if kind == "standstill":
+                self.process.send_signal(signal.SIGSTOP)
+            else:
+                hooks = {"partition": ("input", "output"), "deaf": ("input",), "mute": ("output",)}[kind]
+                self.inside("nft", "add", "table", "inet", "faults")
+                for hook in hooks:
+                    chain = f"{{ type filter hook {hook} priority 0; policy drop; }}"
+                    self.inside("nft", "add", "chain", "inet", "faults", hook, chain)
+                    end = "iifname" if hook == "input" else "oifname"
+                    self.inside("nft", "add", "rule", "inet", "faults", hook, end, "!=", "up0", "accept")
+            stop.wait(seconds)
+            if kind == "standstill":
+                self.process.send_signal(signal.SIGCONT)
+            else:
+                self.inside("nft", "delete", "table", "inet", "faults")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+    def remove(self):
+        for words in (("link", "delete", self.link), ("netns", "delete", self.space)):
+            subprocess.run(["ip", *words], capture_output=True)
 
 
 class Platform:
@@ -46,11 +124,20 @@ class Platform:
         self.log = open(os.path.join(self.folder, "log"), "ab")
         self.roles = {}
         self.port = 20000 + os.getpid() % 10000
-        for role in ("db", "api", "worker"):
+        # Ports from 32,768 on are those of clients.
+        self.front = self.port - 10000
+        atexit.register(self.abandon)
+        self.nodes = []
+        for role in ("db", "api") if NODES else ("db", "api", "worker"):
             self.start(role)
+        for number in range(NODES):
+            self.nodes.append(Node(number))
+            self.nodes[-1].join(self)
 
     def start(self, role):
         command = [BIN, role, "--data", self.data, "--listen", f"127.0.0.1:{self.port}"]
+        if NODES and role == "api":
+            command += ["--nodes", f"0.0.0.0:{self.front}"]
         for layer in os.environ.get("ACCEPT_MISSING", "").split():
             command += ["--accept-missing", layer]
         self.roles[role] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
@@ -62,9 +149,21 @@ class Platform:
         self.start(role)
 
     def stop(self):
+        for node in self.nodes:
+            node.stop()
         for role in ("worker", "api", "db"):
-            self.roles[role].send_signal(signal.SIGTERM)
-            self.roles[role].wait()
+            if role in self.roles:
+                self.roles[role].send_signal(signal.SIGTERM)
+                self.roles[role].wait()
+
+    def abandon(self):
+        """Leaves nothing running, whatever went wrong."""
+        for process in [*self.roles.values(), *(node.process for node in self.nodes if hasattr(node, "process"))]:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for node in self.nodes:
+            node.remove()
 
     def request(self, method, path, body=None, headers=()):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -94,13 +193,19 @@ class Platform:
                 raise SystemExit(f"{method} {path} has no answer within {seconds} s; log: {self.folder}/log")
             time.sleep(0.02)
 
-    def platform_id(self):
-        return open(os.path.join(self.data, "platform-id")).read().strip()
+    def workers(self):
+        """The data folders of its workers."""
+        return [node.data for node in self.nodes] or [self.data]
+
+    def ids(self):
+        """What instances are marked with: the id of each worker's data folder."""
+        return [open(os.path.join(data, "platform-id")).read().strip() for data in self.workers()]
 
     def instances(self):
         """The cgroups of this platform's instances, each once."""
-        pattern = f"/sys/fs/cgroup/**/faena/{self.platform_id()}.*/*.*"
-        return {os.path.basename(path): path for path in glob.glob(pattern, recursive=True) if os.path.isdir(path)}
+        patterns = [f"/sys/fs/cgroup/**/faena/{platform}.*/*.*" for platform in self.ids()]
+        paths = [path for pattern in patterns for path in glob.glob(pattern, recursive=True)]
+        return {os.path.basename(path): path for path in paths if os.path.isdir(path)}
 
     def agents(self):
         """The first process of each instance. A new process of its function is in the same group at first, and may have a lower
@@ -116,9 +221,9 @@ class Platform:
     def containers(self):
         if not shutil.which("docker"):
             return []
-        filters = ["--filter", f"label=faena={self.platform_id()}"]
-        listed = subprocess.run(["docker", "ps", "-aq", *filters], capture_output=True, text=True)
-        return listed.stdout.split()
+        labels = [["--filter", f"label=faena={platform}"] for platform in self.ids()]
+        listed = [subprocess.run(["docker", "ps", "-aq", *label], capture_output=True, text=True) for label in labels]
+        return [container for of_one in listed for container in of_one.stdout.split()]
 
 
 def upload(platform):
@@ -190,9 +295,25 @@ class Clients:
 
 
 def break_things(platform, stop, killed, chance):
+    faults, lasting = ["partition", "deaf", "mute", "standstill"], []
     while not stop.wait(chance.uniform(1, 5)):
-        kinds = ["db", "api", "worker", "agent"] + (["container"] if ENGINE == "docker" else [])
-        kind = chance.choice(kinds)
+        kinds = ["db", "api", "agent"] + (["container"] if ENGINE == "docker" else [])
+        kind = chance.choice(kinds + (["node", *faults] if platform.nodes else ["worker"]))
+        if kind in faults:
+            node, seconds = chance.choice(platform.nodes), chance.uniform(*FAULT)
+            if not node.faults.locked():
+                lasting.append(threading.Thread(target=node.fail, args=(kind, seconds, stop)))
+                lasting[-1].start()
+                killed[kind] = killed.get(kind, 0) + 1
+            continue
+        if kind == "node":
+            node = chance.choice(platform.nodes)
+            # One that stands still is not killed: it is to come back with what it held.
+            if node.faults.acquire(blocking=False):
+                node.kill()
+                node.faults.release()
+                killed[kind] = killed.get(kind, 0) + 1
+            continue
         if kind == "agent":
             agents = platform.agents()
             if agents:
@@ -207,9 +328,12 @@ def break_things(platform, stop, killed, chance):
         else:
             platform.kill(kind)
         killed[kind] = killed.get(kind, 0) + 1
+    for fault in lasting:
+        fault.join()
 
 
-def check(platform, clients):
+def check(platform, clients, others=0):
+    """Holds the record against what clients saw; `others` calls were made by somebody else."""
     wrong = []
 
     def expect(holds, what):
@@ -221,7 +345,7 @@ def check(platform, clients):
         "SELECT num, status, spec, result, attempts, epoch, failures, retries, redeliveries, ended_at FROM calls")}
     letters = {row[0] for row in db.execute("SELECT num FROM dead_letters")}
     expect(len(clients.accepted) == CALLS, f"I1: {len(clients.accepted)} of {CALLS} calls were accepted")
-    expect(len(rows) == CALLS, f"I7: {CALLS} keys made {len(rows)} calls")
+    expect(CALLS <= len(rows) <= CALLS + others, f"I7: {CALLS} keys made {len(rows)} calls")
     for n, num in clients.accepted.items():
         if num not in rows:
             expect(False, f"I1: call {num} was promised and has no row")
@@ -263,14 +387,16 @@ def leftovers(platform):
     left = [f"I9: instance {name}" for name, group in platform.instances().items() if is_occupied(group)]
     left += [f"I9: container {name}" for name in platform.containers()]
     left += [f"I9: {path}" for path in glob.glob(f"{platform.data}/blobs/spool/*")]
-    left += [f"I9: {path}" for path in glob.glob(f"{platform.data}/worker/code/*.*")]
+    for data in platform.workers():
+        left += [f"I9: {path}" for path in glob.glob(f"{data}/worker/code/*.*")]
     return left
 
 
 def main():
     platform = Platform()
     chance, killed, stop = random.Random(SEED), {}, threading.Event()
-    print(f"chaos: {CALLS} calls on {ENGINE}, seed {SEED}, {platform.folder}", flush=True)
+    where = f"{NODES} nodes" if NODES else "one worker"
+    print(f"chaos: {CALLS} calls on {ENGINE}, {where}, seed {SEED}, {platform.folder}", flush=True)
     upload(platform)
     clients = Clients(platform)
     begun = time.monotonic()
@@ -292,6 +418,8 @@ def main():
         time.sleep(0.5)
     wrong += leftovers(platform)
     platform.stop()
+    for node in platform.nodes:
+        node.remove()
     wrong += [f"I9: group {name} after the stop" for name in platform.instances()]
     lost = sum(1 for num in nums if num in clients.seen)
     print(f"chaos: {lost} calls ended in {time.monotonic() - begun:.0f} s; killed: {killed}")

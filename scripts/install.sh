@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks, and nothing that is there.
 #
-#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | units | browser | go | bench …
+#   scripts/install.sh rust | python | node | docker | images | deny | shell | network | units | clock | browser | go | bench …
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -40,6 +40,7 @@ for tool in "$@"; do
     deny) command -v cargo-deny >/dev/null || { say "installing cargo-deny"; cargo install --locked --quiet cargo-deny; } ;;
     go) [ -x /usr/bin/go ] || packages golang-go ;;
     browser) command -v chromium >/dev/null || packages chromium ;;
+    clock) [ -e /usr/bin/faketime ] || packages faketime ;;
     network) command -v ip >/dev/null && command -v nft >/dev/null || packages iproute2 nftables ;;
     units) command -v systemd-analyze >/dev/null || packages systemd ;;
     bench) # what calls are measured against, beside cargo's output: $BENCH_VENV

@@ -243,7 +243,8 @@ impl Cluster {
     pub(crate) fn start_with(variables: Vec<(&'static str, String)>) -> Self {
         let mut platform = Platform::stopped();
         platform.variables = variables;
-        let front = platform.port + 12_000;
+        // Ports from 32,768 on are those of clients.
+        let front = platform.port - 12_000;
         std::fs::write(platform.settings_file(), format!("nodes = \"0.0.0.0:{front}\"\nname = \"control\"\n"))
             .expect("settings");
         platform.start_role(faena_test_support::Role::Up);
