@@ -120,6 +120,8 @@ pub(crate) struct Capacity {
     pub(crate) calls: Option<(SlotsView, Vec<SparePlaces>)>,
     /// Its slots for builds; none where it has none.
     pub(crate) builds: Option<SlotsView>,
+    /// The most calls that it is to take now.
+    pub(crate) limit: u32,
 }
 
 /// Every worker by its name, and what is known of nodes.
@@ -137,6 +139,10 @@ pub(crate) struct Fleet<P> {
     random: fastrand::Rng,
     /// The worker that the last claims ended with: the next ones begin behind it.
     last_claimed: Option<Arc<str>>,
+    /// Instances that wait for calls which db has got, by worker: those workers are asked for them before the others.
+    near: HashMap<Arc<str>, u32>,
+    /// Workers were left out of claims, because others were nearer.
+    has_left_out: bool,
 }
 
 impl<P> Default for Fleet<P> {
@@ -150,6 +156,8 @@ impl<P> Default for Fleet<P> {
             held: HashMap::new(),
             random: fastrand::Rng::with_seed(1),
             last_claimed: None,
+            near: HashMap::new(),
+            has_left_out: false,
         }
     }
 }
@@ -174,6 +182,22 @@ impl<P> Worker<P> {
         let labels = self.terms.as_ref().map(|terms| &terms.labels);
         labels.is_some_and(|labels| nodes.iter().all(|selector| selector.permits(labels)))
             && self.info.engines.iter().any(|info| info.engine == engine)
+    }
+
+    fn engines(&self) -> Vec<EngineKind> {
+        self.info.engines.iter().map(|info| info.engine).collect()
+    }
+
+    /// What it can take from db, which is kept for a claim until that is answered; none where it has no room.
+    fn begin_claim(&mut self, reserve: bool, limit: u32) -> Option<Capacity> {
+        let view = self.ledger.view();
+        let calls = (has_room(self.ledger.slots(), reserve) || !view.1.is_empty()).then_some(view);
+        let builds = has_room(&self.build_slots, reserve).then(|| slots_view(&self.build_slots));
+        if calls.is_none() && builds.is_none() {
+            return None;
+        }
+        self.claim = Some(UnderWay { is_for_calls: calls.is_some(), outdated: None });
+        Some(Capacity { owner: self.info.owner.clone(), engines: self.engines(), calls, builds, limit })
     }
 
     fn begin(&mut self, claim: Claim, of: CallOf) {
@@ -410,6 +434,24 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         self.workers.values().any(|worker| worker.takes_work() && worker.offers(engine, nodes))
     }
 
+    /// Db has got calls of these functions. Workers where instances of them wait are asked for work before the others, for no more
+    /// than these instances can take.
+    pub(crate) fn expect<'a>(&mut self, functions: impl IntoIterator<Item = &'a FunctionId>, now: Instant) {
+        if self.workers.len() < 2 {
+            return;
+        }
+        for function in functions {
+            for (worker, idle) in self.warm.idle(function, now) {
+                *self.near.entry(Arc::clone(worker)).or_default() += idle;
+            }
+        }
+    }
+
+    /// Whether workers were left out of claims since this was asked.
+    pub(crate) fn has_left_out(&mut self) -> bool {
+        std::mem::take(&mut self.has_left_out)
+    }
+
     /// What workers can take; it is kept for the claim until [`Fleet::claimed`]. The reserve of a worker whose slots one
     /// function holds is looked at now and then, since it costs a claim that finds nothing as a rule. Of workers that are alike
     /// only some are asked for at a time, and the others next.
@@ -421,9 +463,10 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         let mut roomy: HashSet<(Vec<EngineKind>, Labels)> = HashSet::new();
         let (mut capacities, mut waiting) = (Vec::new(), Vec::new());
         for (name, worker) in later.into_iter().chain(earlier).filter(|(_, worker)| worker.takes_work()) {
-            let engines: Vec<EngineKind> = worker.info.engines.iter().map(|info| info.engine).collect();
+            let engines = worker.engines();
             let labels = worker.terms.as_ref().map(|terms| terms.labels.clone()).unwrap_or_default();
-            if !worker.pool.disk_low {
+            let has_room = worker.claim.is_some() || has_room(worker.ledger.slots(), reserve);
+            if has_room && !worker.pool.disk_low {
                 roomy.insert((engines.clone(), labels.clone()));
             }
             let alike = under_way.entry((engines.clone(), labels)).or_default();
@@ -434,7 +477,16 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
             }
             waiting.push((name, worker, engines));
         }
+        let near = std::mem::take(&mut self.near);
+        let nearness =
+            |name: &Arc<str>, worker: &Worker<P>| near.get(name).copied().filter(|_| worker.ledger.slots().free() > 0);
+        let has_near = waiting.iter().any(|(name, worker, _)| nearness(name, worker).is_some());
         for (name, worker, engines) in waiting {
+            let idle = nearness(name, worker);
+            if has_near && idle.is_none() {
+                self.has_left_out = true;
+                continue;
+            }
             let kind = (engines.clone(), worker.terms.as_ref().map(|terms| terms.labels.clone()).unwrap_or_default());
             // What it would need may not fit on its disk, and fits on another's.
             if worker.pool.disk_low && roomy.contains(&kind) {
@@ -444,18 +496,21 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
             if *alike >= CLAIMS {
                 continue;
             }
-            let view = worker.ledger.view();
-            let calls = (has_room(worker.ledger.slots(), reserve) || !view.1.is_empty()).then_some(view);
-            let builds = has_room(&worker.build_slots, reserve).then(|| slots_view(&worker.build_slots));
-            if calls.is_none() && builds.is_none() {
-                continue;
+            if let Some(capacity) = worker.begin_claim(reserve, idle.unwrap_or(u32::MAX)) {
+                *alike += 1;
+                self.last_claimed = Some(Arc::clone(name));
+                capacities.push(capacity);
             }
-            worker.claim = Some(UnderWay { is_for_calls: calls.is_some(), outdated: None });
-            *alike += 1;
-            self.last_claimed = Some(Arc::clone(name));
-            capacities.push(Capacity { owner: worker.info.owner.clone(), engines, calls, builds });
         }
         capacities
+    }
+
+    /// What one worker can take, whose claim was answered before db had all that it has now. Nobody else is asked again for that:
+    /// workers whose claims overlap would have each other asked for ever.
+    pub(crate) fn capacity_of(&mut self, owner: &Owner, reserve: bool) -> Option<Capacity> {
+        let worker = self.run_of(owner).filter(|worker| worker.takes_work() && worker.claim.is_none())?;
+        // The next claims of all look at who else has room.
+        if worker.pool.disk_low { None } else { worker.begin_claim(reserve, u32::MAX) }
     }
 
     /// Whether db may have got work for a worker since the claim under way looked; true where it may be for the reserve.

@@ -97,6 +97,26 @@ fn free_slots_belong_to_the_claim_under_way() {
 }
 
 #[test]
+fn claims_that_overlap_are_repeated_once_and_not_for_ever() {
+    let mut fleet = fleet(&[("a", 2), ("b", 2)]);
+    let owners = [node("a", 2).owner, node("b", 2).owner];
+    assert_eq!(fleet.capacities(false).len(), 2);
+    // Db gets work while both claims are under way.
+    assert!(fleet.capacities(false).is_empty());
+    let answered = |fleet: &mut Fleet<&'static str>, owner: &Owner| {
+        let outdated = fleet.outdated(owner);
+        fleet.claimed(owner, &mut [], &[], Instant::now());
+        outdated.and_then(|reserve| fleet.capacity_of(owner, reserve))
+    };
+    for owner in &owners {
+        assert_eq!(answered(&mut fleet, owner).map(|capacity| capacity.owner), Some(owner.clone()));
+    }
+    for owner in &owners {
+        assert_eq!(answered(&mut fleet, owner), None, "nothing has come since");
+    }
+}
+
+#[test]
 fn a_claim_for_builds_leaves_the_slots_to_calls() {
     let (mut fleet, plain) = (fleet(&[("a", 1)]), of("plain", 1));
     assert_eq!(assign(&mut fleet, 1, &plain, false), Some("a"));
@@ -113,6 +133,33 @@ fn a_claim_for_builds_leaves_the_slots_to_calls() {
 }
 
 #[test]
+fn workers_where_instances_wait_are_asked_for_queued_calls_first() {
+    let (mut fleet, plain, now) = (fleet(&[("a", 4), ("b", 4)]), of("plain", 1), Instant::now());
+    let owner = |worker: &str| node(worker, 4).owner;
+    let asked = |fleet: &mut Fleet<&'static str>| -> Vec<(String, u32)> {
+        let capacities = fleet.capacities(false);
+        capacities.into_iter().map(|capacity| (capacity.owner.worker, capacity.limit)).collect()
+    };
+    let worker = assign(&mut fleet, 1, &plain, false).expect("a worker");
+    fleet.call_ended_now(&worker, claim(1));
+    fleet.expect([&plain.function_id(), &of("unknown", 1).function_id()], now);
+    assert_eq!(asked(&mut fleet), [(worker.to_owned(), 1)]);
+    assert!(fleet.has_left_out() && !fleet.has_left_out());
+    // Whatever the claim has brought, the others come next.
+    fleet.claimed(&owner(worker), &mut [], &[], now);
+    assert_eq!(asked(&mut fleet).len(), 2);
+    for name in ["a", "b"] {
+        fleet.claimed(&owner(name), &mut [], &[], now);
+    }
+    // One that is full has no place for what its instances could take.
+    for num in 2..6 {
+        assert_eq!(assign(&mut fleet, num, &plain, false), Some(worker));
+    }
+    fleet.expect([&plain.function_id()], now);
+    assert_eq!(asked(&mut fleet).iter().map(|(_, limit)| *limit).collect::<Vec<_>>(), [u32::MAX; 2]);
+}
+
+#[test]
 fn a_node_whose_disk_is_nearly_full_gets_what_no_other_can_take() {
     let (mut fleet, plain) = (fleet(&[("a", 4), ("b", 1)]), of("plain", 1));
     fleet.pool(&"a", PoolView { disk_low: true, ..PoolView::default() });
@@ -122,6 +169,10 @@ fn a_node_whose_disk_is_nearly_full_gets_what_no_other_can_take() {
     assert_eq!(names(&mut fleet), ["b"]);
     fleet.claimed(&node("b", 1).owner, &mut [], &[], Instant::now());
     assert_eq!(assign(&mut fleet, 1, &plain, false), Some("b"));
+    assert_eq!(names(&mut fleet), ["a", "b"], "b is full, and takes builds");
+    for owner in [node("a", 4).owner, node("b", 1).owner] {
+        fleet.claimed(&owner, &mut [], &[], Instant::now());
+    }
     assert_eq!(assign(&mut fleet, 2, &of("other", 1), false), Some("a"), "b is full");
     fleet.lost(&"b", Instant::now());
     assert_eq!(names(&mut fleet), ["a"]);

@@ -93,6 +93,13 @@ impl Warm {
         })
     }
 
+    /// The workers where instances of a function are likely to wait, and how many; of its latest version there.
+    pub(super) fn idle(&self, function: &FunctionId, now: Instant) -> impl Iterator<Item = (&Arc<str>, u32)> {
+        let places = self.recent.get(function).or_else(|| self.older.get(function));
+        let waits = move |place: &&Place| place.idle > 0 && now.saturating_duration_since(place.last) <= WAITS;
+        places.into_iter().flatten().filter(waits).map(|place| (&place.worker, place.idle))
+    }
+
     /// Functions that are remembered.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -23,24 +23,31 @@ impl Scheduler {
     /// Claims for every worker that has room; with `reserve`, also where only another function's call would have room.
     pub(super) fn claim(&mut self, reserve: bool) {
         for capacity in self.fleet.capacities(reserve) {
-            let (db, sender) = (self.db.clone(), self.shared.sender.clone());
-            tokio::spawn(async move {
-                let claimed = claim_for(&db, capacity).await;
-                let _ = sender.send(Command::ClaimReply(Box::new(claimed))).await;
-            });
+            self.claim_for(capacity);
         }
+    }
+
+    fn claim_for(&self, capacity: Capacity) {
+        let (db, sender) = (self.db.clone(), self.shared.sender.clone());
+        tokio::spawn(async move {
+            let claimed = claim_for(&db, capacity).await;
+            let _ = sender.send(Command::ClaimReply(Box::new(claimed))).await;
+        });
     }
 
     pub(super) fn claimed(&mut self, claimed: ClaimReply) {
         let ClaimReply { owner, mut calls, builds, lease } = claimed;
         let outdated = self.fleet.outdated(&owner);
-        if !calls.is_empty() || !builds.is_empty() || outdated.is_some() {
+        if !calls.is_empty() || !builds.is_empty() || self.fleet.has_left_out() {
             // There may be more.
-            self.asks(if outdated == Some(true) { Ask::WorkForReserves } else { Ask::Work });
+            self.asks(Ask::Work);
         }
         let Some(peer) = self.fleet.claimed(&owner, &mut calls, &builds, Instant::now()) else {
             return self.give_back(&owner, calls, builds);
         };
+        if let Some(capacity) = outdated.and_then(|reserve| self.fleet.capacity_of(&owner, reserve)) {
+            self.claim_for(capacity);
+        }
         let server = self.server.clone();
         let calls = calls.into_iter().map(|job| ToWorker::Call { job: Box::new(job), lease: lease.clone() });
         let builds = builds.into_iter().map(|job| ToWorker::Build { job: Box::new(job), lease: lease.clone() });
@@ -73,14 +80,15 @@ impl Scheduler {
 
 /// Claims what a worker can take. The same claim is asked until it is answered: what db took for us must not be left lying.
 async fn claim_for(db: &DbClient, capacity: Capacity) -> ClaimReply {
-    let Capacity { owner, engines, calls, builds } = capacity;
+    let Capacity { owner, engines, calls, builds, limit } = capacity;
     let request = uuid::Uuid::new_v4().simple().to_string();
     // Db grants the lease no earlier than now.
     let lease = lease(boot_ms());
     let calls = match calls {
         Some((slots, spare)) => {
             let (request, owner, engines) = (request.clone(), owner.clone(), engines.clone());
-            db.ask_until_known(&CallsClaim { request, owner, engines, limit: CLAIM, slots, spare }).await
+            let limit = limit.min(CLAIM);
+            db.ask_until_known(&CallsClaim { request, owner, engines, limit, slots, spare }).await
         }
         None => Ok(Vec::new()),
     };

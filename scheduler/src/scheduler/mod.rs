@@ -119,6 +119,7 @@ impl Scheduler {
     /// Db has got work. Where the function could take a reserve, that is looked at too.
     fn poked(&mut self) {
         let functions = std::mem::take(&mut *self.shared.poked.lock());
+        self.fleet.expect(&functions, Instant::now());
         let is_for_reserve = functions.iter().any(|function| self.fleet.has_reserve_for(function));
         self.asks(if is_for_reserve { Ask::WorkForReserves } else { Ask::Work });
     }
