@@ -176,7 +176,14 @@ async fn serve(app: &App, mut request: Request<Incoming>, client: &Client) -> Re
         Contract::Http => websocket::asked(&mut request)?,
         Contract::Handler | Contract::Command => None,
     };
-    let plan = decide(app, current, has_key);
+    let terms = CallTerms {
+        is_waited: true,
+        is_passed_on: true,
+        has_key,
+        is_upgrade: handshake.is_some(),
+        ..Default::default()
+    };
+    let plan = decide(app, current, &terms)?;
     let (parts, body) = request.into_parts();
     let arriving = Arriving { parts, body, handshake, entrance, grant };
     if plan.path == CallPath::Direct {
@@ -220,17 +227,17 @@ async fn admit(app: &App, address: &Address<'_>, request: &Request<Incoming>, cl
     admitted
 }
 
-fn decide(app: &App, current: Arc<Current>, has_key: bool) -> Plan {
+fn decide(app: &App, current: Arc<Current>, terms: &CallTerms) -> Reply<Plan> {
     let code = &current.code;
     let invoker = app.invokers().iter().find(|invoker| invoker.offers(code)).cloned();
-    let terms = CallTerms { is_waited: true, is_passed_on: true, has_key, ..CallTerms::default() };
     let target = CallTarget {
         status: current.status,
         contract: code.serving.contract,
         has_concurrency: code.concurrency.is_some(),
         is_offered: invoker.is_some(),
     };
-    Plan { path: plan(&terms, &target), invoker, current }
+    let path = plan(terms, &target).ok_or_else(|| websocket::not_now(&current, terms.has_key))?;
+    Ok(Plan { path, invoker, current })
 }
 
 async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Reply<Response<Body>> {
@@ -257,7 +264,6 @@ async fn run(app: &App, plan: Plan, arriving: Arriving, client: &Client) -> Repl
         (CallPath::Direct, Some(invoker)) => {
             direct(app, &invoker, &current, &request, (body, handshake, grant)).await?
         }
-        _ if handshake.is_some() => return Err(websocket::not_now(&current)),
         (path, _) => {
             let call = read(app, &current, &request, body).await?;
             let body = call.held.as_deref().unwrap_or_default();

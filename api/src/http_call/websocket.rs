@@ -71,8 +71,12 @@ pub(super) fn asked<B>(request: &mut Request<B>) -> Reply<Option<(Handshake, Bod
 }
 
 /// Why a version takes no WebSockets now.
-pub(super) fn not_now(current: &Current) -> Problem {
+pub(super) fn not_now(current: &Current, has_key: bool) -> Problem {
     let function = &current.code.function;
+    if has_key {
+        let detail = "a WebSocket cannot be repeated, so it has no Idempotency-Key";
+        return Problem::new(ErrorCode::InvalidHandshake, detail).hint("leave the header out");
+    }
     if current.code.concurrency.is_some() {
         let detail =
             format!("the function {function} has a concurrency limit, so its calls are queued; a WebSocket cannot be");

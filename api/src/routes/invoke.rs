@@ -157,6 +157,7 @@ pub(crate) async fn invoke(
         has_start: run_at.is_some(),
         has_priority: invocation.priority.is_some(),
         has_retries: invocation.retries.unwrap_or(0) > 0,
+        is_upgrade: false,
         has_callback: callback.is_some(),
     };
     let target = CallTarget {
@@ -188,9 +189,14 @@ pub(crate) async fn invoke(
     };
     let most = wait.map(Duration::from_secs);
     let call = match (plan(&terms, &target), most) {
-        (CallPath::Direct | CallPath::Sync, most) => actions::calls::run_sync(&app, spec, &current.code, most).await?,
-        (CallPath::Queued, Some(most)) => actions::calls::accept_and_wait(&app, spec, version, most).await?,
-        (CallPath::Queued, None) => actions::calls::accept(&app, spec, version).await?,
+        (Some(CallPath::Direct | CallPath::Sync), most) => {
+            actions::calls::run_sync(&app, spec, &current.code, most).await?
+        }
+        // Only what is to become a WebSocket has no path.
+        (Some(CallPath::Queued) | None, Some(most)) => {
+            actions::calls::accept_and_wait(&app, spec, version, most).await?
+        }
+        (Some(CallPath::Queued) | None, None) => actions::calls::accept(&app, spec, version).await?,
     };
     reply(&app, &principal.namespace, call, wait).await
 }

@@ -6,7 +6,8 @@
 //! | sync | holds its connection | written behind the reply; the scheduler assigns a worker |
 //! | queued | may go | committed before the call is acknowledged or run |
 //!
-//! A call is queued if anything about it has to outlive the client's connection, or has an order among other calls.
+//! A call is queued if anything about it has to outlive the client's connection, or has an order among other calls. A connection
+//! that is to become a WebSocket can go to an instance directly, or not at all.
 
 use crate::{Contract, FunctionStatus};
 
@@ -50,6 +51,8 @@ pub struct CallTerms {
     pub has_retries: bool,
     /// Its end is told to a URL.
     pub has_callback: bool,
+    /// Its connection is to become a WebSocket.
+    pub is_upgrade: bool,
 }
 
 /// What the version that a call runs is like, and what workers offer for it now.
@@ -65,14 +68,15 @@ pub struct CallTarget {
     pub is_offered: bool,
 }
 
-/// Decides the path of a call.
-pub fn plan(terms: &CallTerms, target: &CallTarget) -> CallPath {
+/// Decides the path of a call; none where it is to become a WebSocket, and cannot be now.
+pub fn plan(terms: &CallTerms, target: &CallTarget) -> Option<CallPath> {
     let is_durable = terms.has_key || terms.has_start || terms.has_priority || terms.has_retries || terms.has_callback;
     let is_ready = target.status == FunctionStatus::Ready && !target.has_concurrency;
     match (terms.is_waited && !is_durable && is_ready, target.contract) {
-        (false, _) => CallPath::Queued,
-        (true, Contract::Handler | Contract::Http) if terms.is_passed_on && target.is_offered => CallPath::Direct,
-        (true, _) => CallPath::Sync,
+        (true, Contract::Handler | Contract::Http) if terms.is_passed_on && target.is_offered => Some(CallPath::Direct),
+        _ if terms.is_upgrade => None,
+        (false, _) => Some(CallPath::Queued),
+        (true, _) => Some(CallPath::Sync),
     }
 }
 
@@ -88,6 +92,7 @@ mod tests {
         has_priority: false,
         has_retries: false,
         has_callback: false,
+        is_upgrade: false,
     };
     const WAITED: CallTerms = CallTerms { is_passed_on: false, ..ON_F };
     const ASYNC: CallTerms = CallTerms { is_waited: false, ..WAITED };
@@ -105,6 +110,7 @@ mod tests {
         let terms = [
             ("/f/", ON_F),
             ("/f/ with a key", CallTerms { has_key: true, ..ON_F }),
+            ("/f/, WebSocket", CallTerms { is_upgrade: true, ..ON_F }),
             ("invoke", ASYNC),
             ("invoke, wait", WAITED),
             ("invoke, wait, key", CallTerms { has_key: true, ..WAITED }),
@@ -124,31 +130,35 @@ mod tests {
         let mut table = String::new();
         for (asked, terms) in &terms {
             for (version, target) in &targets {
-                table.push_str(&format!("{asked:<24}{version:<28}{}\n", plan(terms, target).as_str()));
+                table.push_str(&format!(
+                    "{asked:<24}{version:<28}{}\n",
+                    plan(terms, target).map_or("refused", CallPath::as_str)
+                ));
             }
         }
         println!("{table}");
         let count = |path: &str| table.lines().filter(|line| line.ends_with(path)).count();
-        assert_eq!((count("direct"), count("sync"), count("queued")), (2, 6, 46), "{table}");
+        let counts = (count("direct"), count("sync"), count("queued"), count("refused"));
+        assert_eq!(counts, (4, 6, 46, 4), "{table}");
     }
 
     #[test]
     fn a_call_on_f_goes_straight_to_an_instance_that_answers_many() {
-        assert_eq!(plan(&ON_F, &HANDLER), CallPath::Direct);
-        assert_eq!(plan(&ON_F, &COMMAND), CallPath::Sync);
-        assert_eq!(plan(&ON_F, &CallTarget { is_offered: false, ..HANDLER }), CallPath::Sync);
+        assert_eq!(plan(&ON_F, &HANDLER), Some(CallPath::Direct));
+        assert_eq!(plan(&ON_F, &COMMAND), Some(CallPath::Sync));
+        assert_eq!(plan(&ON_F, &CallTarget { is_offered: false, ..HANDLER }), Some(CallPath::Sync));
     }
 
     #[test]
     fn what_must_outlive_its_client_is_queued() {
-        assert_eq!(plan(&ASYNC, &HANDLER), CallPath::Queued);
-        assert_eq!(plan(&WAITED, &HANDLER), CallPath::Sync);
+        assert_eq!(plan(&ASYNC, &HANDLER), Some(CallPath::Queued));
+        assert_eq!(plan(&WAITED, &HANDLER), Some(CallPath::Sync));
         for terms in [
             CallTerms { has_key: true, ..ON_F },
             CallTerms { has_callback: true, ..WAITED },
             CallTerms { has_start: true, ..WAITED },
         ] {
-            assert_eq!(plan(&terms, &HANDLER), CallPath::Queued);
+            assert_eq!(plan(&terms, &HANDLER), Some(CallPath::Queued));
         }
     }
 
@@ -159,7 +169,7 @@ mod tests {
             CallTarget { status: FunctionStatus::Pending, ..HANDLER },
             CallTarget { status: FunctionStatus::Error, ..HANDLER },
         ] {
-            assert_eq!(plan(&ON_F, &target), CallPath::Queued);
+            assert_eq!(plan(&ON_F, &target), Some(CallPath::Queued));
         }
     }
 }
