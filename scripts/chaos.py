@@ -127,6 +127,7 @@ class Platform:
         # Ports from 32,768 on are those of clients.
         self.front = self.port - 10000
         atexit.register(self.abandon)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         self.nodes = []
         for role in ("db", "api") if NODES else ("db", "api", "worker"):
             self.start(role)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use faena_client::{Body, Client, ClientConfig, Method};
+use faena_client::{Body, Client, ClientConfig, ClientError, Method};
 use faena_domain::units::GB;
 use faena_engine::EngineError;
 use faena_protocol::front::Channel;
@@ -136,12 +136,20 @@ fn disk(settings: &Settings) -> Vec<Finding> {
     vec![look("data", settings.data()), look("blobs", &settings.blob_folder())]
 }
 
-/// What engines would there be, and what each lacks. They are tried in a folder of their own, so that a worker that runs here
+/// Which engines there would be, and what each lacks. They are tried in a folder of their own, so that a worker that runs here
 /// does not notice.
 async fn engines(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
-    let folder = tempfile::tempdir().context("cannot make a folder to try engines in")?;
-    let place = Place::trial(settings, folder.path())?;
     let mut findings = Vec::new();
+    // On the disk, and among the mounts, where a worker would have them.
+    let above = existing(settings.data());
+    let folder = match tempfile::tempdir_in(above) {
+        Ok(folder) => folder,
+        Err(error) => {
+            findings.push(bad("engines", format!("cannot write below {} to try them: {error}", above.display())));
+            return Ok(findings);
+        }
+    };
+    let place = Place::trial(settings, folder.path())?;
     let has_docker = match place.docker().await {
         Ok(None) => {
             findings.push(good("docker", "is switched off"));
@@ -254,9 +262,11 @@ fn platform(settings: &Settings) -> Vec<Finding> {
             findings.extend(nodes(&client));
             findings
         }
-        Err(error) => {
-            vec![doubtful("platform", format!("none answers: {error}; start it with `faena up`, or set FAENA_API"))]
-        }
+        Err(ClientError::Refused { detail, .. }) => vec![bad("platform", format!("{address} is not ready: {detail}"))],
+        Err(error) => vec![doubtful(
+            "platform",
+            format!("none was reached: {error}; start it with `faena up`, or set FAENA_API to its address"),
+        )],
     }
 }
 
@@ -278,15 +288,15 @@ fn nodes(client: &Client) -> Option<Finding> {
     let with = |problem: &dyn Fn(&serde_json::Value) -> bool| -> Vec<&str> {
         nodes.iter().filter(|node| problem(node)).filter_map(|node| node["name"].as_str()).collect()
     };
-    let lost = with(&|node| node["state"] == "LOST");
+    let away = with(&|node| node["state"] != "READY" || node["reason"].is_string());
     let ours = env!("CARGO_PKG_VERSION");
     let others = with(&|node| node["version"].as_str().is_some_and(|version| version != ours));
-    Some(if !lost.is_empty() {
-        doubtful("nodes", format!("lost: {}; see `faena node ls`", lost.join(", ")))
+    Some(if !away.is_empty() {
+        doubtful("nodes", format!("not all take work: {}; see `faena node ls`", away.join(", ")))
     } else if !others.is_empty() {
         doubtful("nodes", format!("of another version than this {ours}: {}; upgrade them", others.join(", ")))
     } else {
-        good("nodes", format!("{} ready or resting, all of version {ours}", nodes.len()))
+        good("nodes", format!("{} take work, all of version {ours}", nodes.len()))
     })
 }
 

@@ -142,7 +142,7 @@ pub(crate) async fn node(
     Ok(Node {
         worker: owner.worker.clone(),
         engines,
-        images: ImageStore::new(blobs.clone(), settings.image_cache),
+        images: ImageStore::new(blobs.clone(), settings.image_cache, settings.disk_reserve),
         blobs,
         code,
         logs: LiveLogs::default(),

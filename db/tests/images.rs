@@ -5,10 +5,10 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use faena_domain::{BlobKey, DigestKind, ImageName, Preload};
+use faena_domain::{BlobKey, BuildFailure, DigestKind, ErrorKind, ImageName, Preload};
 use faena_protocol::DbError;
 use faena_protocol::db::{
-    BlobsUnused, FunctionDelete, ImageDelete, ImageGet, ImageList, ImagePut, RuntimePut, VersionResolve,
+    BlobsUnused, BuildRetry, FunctionDelete, ImageDelete, ImageGet, ImageList, ImagePut, RuntimePut, VersionResolve,
 };
 use faena_protocol::records::ImageContent;
 use support::*;
@@ -77,6 +77,21 @@ async fn a_version_keeps_the_image_that_it_was_built_with() {
     assert_eq!(resolved(&service, "third").await.image_content, None, "each node has its own");
     service.ask(FunctionDelete { namespace: space(), name: name("first") }).await.unwrap();
     assert!(is_unused(&service, 1).await);
+}
+
+#[tokio::test]
+async fn a_build_that_failed_keeps_no_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    service.ask(ImagePut { name: image("pythonruntime"), content: content(1) }).await.unwrap();
+    with_function(&service, "first").await;
+    let failure = BuildFailure { kind: ErrorKind::Build, message: "no".to_owned() };
+    build(&service, Err(failure)).await;
+    service.ask(ImagePut { name: image("pythonruntime"), content: content(2) }).await.unwrap();
+    assert!(is_unused(&service, 1).await);
+    service.ask(BuildRetry { namespace: space(), function: name("first") }).await.unwrap();
+    build(&service, Ok(BlobKey::new(DigestKind::Sha256, [9; 32]))).await;
+    assert_eq!(resolved(&service, "first").await.image_content, Some(content(2)));
 }
 
 #[tokio::test]

@@ -13,9 +13,11 @@ use faena_blob::{BlobError, BlobStore};
 use faena_domain::units::ByteSize;
 use faena_domain::{BlobKey, EngineKind, Namespace};
 use faena_engine::{Engine, EngineError, ImageId};
-use faena_protocol::records::ImageContent;
+use faena_protocol::records::{Code, ImageContent};
 use parking_lot::Mutex;
 use tracing::info;
+
+use crate::Node;
 
 /// An image that was asked for within this stays: its instance may not be there yet.
 const RECENT: Duration = Duration::from_secs(60);
@@ -28,12 +30,27 @@ struct Known {
     used: Instant,
 }
 
+/// Fetches the image of a version, where the platform keeps it and the node does not have it. That may take longer than a call:
+/// who makes an instance waits for it before anything is timed.
+///
+/// # Errors
+/// As [`ImageStore::get`].
+pub async fn fetch_image(node: &Node, code: &Code) -> Result<(), EngineError> {
+    let engine = code.engine.and_then(|engine| node.engines.get(&engine));
+    match (engine, &code.image_content) {
+        (Some(engine), Some(image)) => node.images.get(engine, image).await.map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// The platform's images on one node.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     blobs: BlobStore,
     /// How much may be kept in each engine.
     most: ByteSize,
+    /// What must stay free on the disk.
+    reserve: ByteSize,
     known: Arc<Mutex<HashMap<(EngineKind, BlobKey), Known>>>,
     changes: Arc<AtomicU64>,
 }
@@ -54,9 +71,9 @@ pub fn unpack_image(archive: &mut File, folder: &Path, reserve: u64) -> std::io:
 }
 
 impl ImageStore {
-    /// Fetches images from these blobs, and keeps `most` bytes of them in each engine.
-    pub fn new(blobs: BlobStore, most: ByteSize) -> Self {
-        Self { blobs, most, known: Arc::default(), changes: Arc::default() }
+    /// Fetches images from these blobs, keeps `most` bytes of them in each engine, and leaves `reserve` bytes of the disk free.
+    pub fn new(blobs: BlobStore, most: ByteSize, reserve: ByteSize) -> Self {
+        Self { blobs, most, reserve, known: Arc::default(), changes: Arc::default() }
     }
 
     /// Rises when an image was fetched or removed.
@@ -80,17 +97,18 @@ impl ImageStore {
         if engine.has_image(&image.key).await? {
             return Ok(id);
         }
-        let (store, engine, key) = (self.clone(), Arc::clone(engine), image.key);
+        let (store, engine, image) = (self.clone(), Arc::clone(engine), image.clone());
         // Who waits may give up; the next one then finds what was begun for this one.
         let fetched = tokio::spawn(async move {
             let _alone = fetching.lock_owned().await;
-            if engine.has_image(&key).await? { Ok(()) } else { store.fetch(engine.as_ref(), &key).await }
+            if engine.has_image(&image.key).await? { Ok(()) } else { store.fetch(engine.as_ref(), &image).await }
         });
         fetched.await.map_err(lost)?.map(|()| id)
     }
 
-    async fn fetch(&self, engine: &dyn Engine, key: &BlobKey) -> Result<(), EngineError> {
-        let begun = Instant::now();
+    async fn fetch(&self, engine: &dyn Engine, image: &ImageContent) -> Result<(), EngineError> {
+        let (begun, key) = (Instant::now(), &image.key);
+        self.make_room(engine, image.bytes).await?;
         let archive = self.blobs.of(&Namespace::default()).open(key).await.map_err(|error| match error {
             BlobError::NotFound(_) | BlobError::Damaged(_) => EngineError::Image(error.to_string()),
             error => lost(error),
@@ -100,17 +118,21 @@ impl ImageStore {
         self.changes.fetch_add(1, Ordering::Relaxed);
         let (downloaded_ms, took_ms) = (downloaded.as_millis(), begun.elapsed().as_millis());
         info!(image = %key, engine = %engine.kind(), downloaded_ms, took_ms, "fetched an image of the platform");
-        self.make_room(engine).await
+        Ok(())
     }
 
-    /// Removes what has not been used for longest until the rest is no larger than it may be.
-    async fn make_room(&self, engine: &dyn Engine) -> Result<(), EngineError> {
+    /// Removes what has not been used for longest until the rest is no larger than it may be with another image of so many bytes,
+    /// and the disk has room for that: packed and unpacked, for a while.
+    async fn make_room(&self, engine: &dyn Engine, bytes: u64) -> Result<(), EngineError> {
         let mut images = engine.images().await?;
         let mut total: u64 = images.iter().map(|image| image.bytes).sum();
         let used = |key: BlobKey| self.known.lock().get(&(engine.kind(), key)).map(|known| known.used);
-        images.sort_by_key(|image| used(image.key));
+        let needed = self.reserve.0.saturating_add(bytes.saturating_mul(2));
+        let is_short = || self.blobs.free_bytes().is_ok_and(|free| free < needed);
+        images.sort_by_cached_key(|image| used(image.key));
         for image in images {
-            if total <= self.most.0 || used(image.key).is_some_and(|used| used.elapsed() < RECENT) {
+            let is_recent = used(image.key).is_some_and(|used| used.elapsed() < RECENT);
+            if is_recent || (total.saturating_add(bytes) <= self.most.0 && !is_short()) {
                 break;
             }
             engine.remove_image(&image.key).await;
@@ -118,8 +140,10 @@ impl ImageStore {
                 info!(image = %image.key, bytes = image.bytes, "removed an image that had not been used for longest");
                 total -= image.bytes;
                 self.changes.fetch_add(1, Ordering::Relaxed);
-                self.known.lock().remove(&(engine.kind(), image.key));
             }
+        }
+        if is_short() {
+            return Err(lost(format!("the node's disk has no room for its {bytes} bytes, packed and unpacked")));
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub use egress::{Gateway, NodeEgress};
 pub use exec::{ExecInstance, InstanceState};
 pub use faena_egress::{EgressPolicy, Ports, Resolvers, Upstream};
 pub use failure::{AttemptFailure, StartError};
-pub use images::{ImageStore, unpack_image};
+pub use images::{ImageStore, fetch_image, unpack_image};
 pub use live::LiveLogs;
 pub use owner::{InstanceId, InstanceOwner};
 pub use process::LeaseEnd;

@@ -8,7 +8,8 @@ use faena_domain::call::StartKind;
 use faena_domain::units::Millis;
 use faena_domain::{Attempt, CallError, CallStatus, Contract, EngineKind, ErrorKind, Layer};
 use faena_miniworker::{
-    AttemptFailure, AttemptReport, CallInput, InstanceCall, InstanceState, LeaseEnd, Node, StartError, run_command,
+    AttemptFailure, AttemptReport, CallInput, InstanceCall, InstanceState, LeaseEnd, Node, StartError, fetch_image,
+    run_command,
 };
 use faena_pool::{ExecLease, Pool, Release};
 use faena_protocol::records::{CallJob, Outcome};
@@ -42,8 +43,12 @@ pub async fn run_attempt(
     stop: &CancellationToken,
     started: impl FnOnce() + Send + 'static,
 ) -> Ended {
+    // It may take longer than the call may.
+    let fetched = stop.run_until_cancelled(fetch_image(pool.node(), &job.code)).await;
     let mut report = AttemptReport::new(pool.node(), job);
-    let (ran, release) = if job.code.serving.contract == Contract::Command {
+    let (ran, release) = if let Some(Err(error)) = fetched {
+        (Err(error.into()), None)
+    } else if job.code.serving.contract == Contract::Command {
         run_in_instance(pool, job, &mut report, lease, stop, started).await
     } else {
         (call_server(pool, job, lease, stop, started).await, None)

@@ -46,7 +46,7 @@ impl Bench {
             worker: "w".into(),
             engines: BTreeMap::from([(EngineKind::Sandbox, shared)]),
             code: CodeStore::open(folder.path().join("code"), blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
-            images: ImageStore::new(blobs.clone(), ByteSize(1 << 30)),
+            images: ImageStore::new(blobs.clone(), ByteSize(1 << 30), ByteSize(0)),
             blobs,
             ca_bundle: None,
             egress: NodeEgress::new(

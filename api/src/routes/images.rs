@@ -87,6 +87,7 @@ pub(crate) async fn put(
         }
         error => error.into(),
     })?;
+    app.admission().unpacked(root.bytes)?;
     blobs.put(&root).await?;
     let content = ImageContent { key: root.key, bytes: root.bytes, env: image.env };
     let put = app.db().ask(&ImagePut { name, content }).await?;

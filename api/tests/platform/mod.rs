@@ -113,7 +113,7 @@ impl Parts<'_> {
             worker: "w".to_owned(),
             engines: BTreeMap::from([(EngineKind::Sandbox, engine)]),
             code: CodeStore::open(code, self.blobs.clone(), ByteSize(1 << 30), ByteSize(0)).unwrap(),
-            images: ImageStore::new(self.blobs.clone(), ByteSize(1 << 30)),
+            images: ImageStore::new(self.blobs.clone(), ByteSize(1 << 30), ByteSize(0)),
             blobs: self.blobs.clone(),
             ca_bundle: None,
             egress: NodeEgress::new(

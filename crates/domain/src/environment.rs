@@ -29,9 +29,7 @@ pub enum InvalidEnv {
 pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidEnv> {
     for (name, value) in env {
         let shown = || name.chars().take(80).collect::<String>();
-        let first = name.bytes().next();
-        let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
-        if !plain || first.is_none_or(|c| c.is_ascii_digit()) {
+        if !is_variable(name) {
             return Err(InvalidEnv::Name(shown()));
         }
         if is_reserved(name) {
@@ -43,6 +41,12 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidEnv> {
     }
     let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
     if bytes > MAX_ENV { Err(InvalidEnv::TooLarge) } else { Ok(()) }
+}
+
+/// Whether this can be the name of a variable: letters, digits and `_`, no digit first.
+pub fn is_variable(name: &str) -> bool {
+    let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    plain && name.bytes().next().is_some_and(|c| !c.is_ascii_digit())
 }
 
 /// Whether nobody but the platform sets this variable; an image's own is dropped too.

@@ -563,8 +563,16 @@ async fn runs_an_image_of_the_platform(bench: &Bench) -> Outcome {
     instance.guard.destroy().await;
     engine.remove_image(&key).await;
     let is_gone = !engine.has_image(&key).await.unwrap();
-    let done = done.map_err(Failed::from)?;
+    // What was prepared for the image before is of no use to the one that comes back.
+    engine.import_image(&key, bash_alone()).await.unwrap();
+    let spec = InstanceSpec { image: engine.id_of(&key), ..bench.spec(Limits::DEFAULT, false) };
+    let mut instance = engine.create(spec).await.unwrap();
+    let again = run(&mut instance, &["bash", "-c", "echo /bin/*"], "").await;
+    instance.guard.destroy().await;
+    engine.remove_image(&key).await;
+    let (done, again) = (done.map_err(Failed::from)?, again.map_err(Failed::from)?);
     expect!(done.stdout == "/bin/bash\nbare\n", done);
+    expect!(again.stdout == "/bin/bash\n", again);
     if is_listed && stays && is_gone { Ok(()) } else { Err(format!("{is_listed} {stays} {is_gone}").into()) }
 }
 

@@ -229,11 +229,25 @@ fn taken(request: &BuildsClaim, connection: &Connection) -> rusqlite::Result<Vec
     rows.collect()
 }
 
+/// Lets go of the image that a version is bound to.
+fn release_image(connection: &Connection, build: &BuildRef) -> rusqlite::Result<()> {
+    let (namespace, function, version) = key(build);
+    let owner = format!("{}{version}", blobs::of_function(namespace, &function));
+    connection
+        .prepare_cached(
+            "DELETE FROM blobs WHERE owner = ?4 AND key = (SELECT image ->> 'key' FROM versions
+             WHERE namespace = ?1 AND function = ?2 AND version = ?3)",
+        )?
+        .execute((namespace, function, version, owner))
+        .map(drop)
+}
+
 /// Binds a version to what its image is now, where the platform keeps it.
 fn bind_image(connection: &Connection, build: &BuildRef, image: &ImageName) -> Result<(), DbError> {
     let content = images::content(connection, image)?;
     let (namespace, function, version) = key(build);
     let bind = || {
+        release_image(connection, build)?;
         if let Some(content) = &content {
             let owner = format!("{}{version}", blobs::of_function(namespace, &function));
             blobs::refer_to(connection, &owner, &content.key)?;
@@ -316,6 +330,9 @@ fn end(
         if let Ok(artifact) = &outcome.result {
             blobs::refer_to(connection, &owner, artifact)?;
             release_calls(connection, build, outcome, context.now)?;
+        } else {
+            // A build that is tried again has the image of that time.
+            release_image(connection, build)?;
         }
         Ok(())
     };

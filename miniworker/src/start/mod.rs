@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallError, Contract, EngineKind, ErrorKind, Layer};
 use faena_egress::Reach;
-use faena_engine::{ImageId, Instance, InstanceSpec};
+use faena_engine::{Engine, ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
 use faena_protocol::records::Code;
 use tracing::debug;
@@ -25,6 +25,7 @@ use crate::code::CodeLease;
 use crate::egress::Ways;
 use crate::exec::ExecInstance;
 use crate::failure::StartError;
+use crate::images::fetch_image;
 use crate::owner::InstanceOwner;
 use crate::server::ServerInstance;
 use crate::{Node, instance, names};
@@ -125,9 +126,6 @@ impl Preparation {
         let kind = code.engine.unwrap_or(EngineKind::Sandbox);
         let none = || CallError::new(ErrorKind::Unavailable, Layer::Start, format!("this worker has no engine {kind}"));
         let engine = node.engines.get(&kind).ok_or_else(|| StartError::Failed(none()))?;
-        if let Some(content) = &code.image_content {
-            node.images.get(engine, content).await?;
-        }
         let has_egress = code.reaches_out();
         let spec = InstanceSpec {
             name: names::unique('c'),
@@ -139,7 +137,21 @@ impl Preparation {
             ca_bundle: node.ca_bundle.clone().filter(|_| has_egress),
             resident: self.wiring.as_ref().and_then(Wiring::offered),
         };
-        Ok(instance::create(Arc::clone(engine), spec, self.tree.clone()).await?)
+        match instance::create(Arc::clone(engine), spec.clone(), self.tree.clone()).await {
+            // It was removed after it was fetched.
+            Err(_) if self.has_lost_image(engine).await => {
+                fetch_image(node, code).await?;
+                Ok(instance::create(Arc::clone(engine), spec, self.tree.clone()).await?)
+            }
+            created => Ok(created?),
+        }
+    }
+
+    async fn has_lost_image(&self, engine: &Arc<dyn Engine>) -> bool {
+        match &self.code.image_content {
+            Some(image) => matches!(engine.has_image(&image.key).await, Ok(false)),
+            None => false,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use faena_domain::{EngineKind, Limits};
 use faena_engine::{Engine, EngineError, ImageId, Instance, InstanceSpec};
 use faena_instance_protocol::ToAgent;
-use faena_protocol::records::Code;
+use faena_protocol::records::{Code, ImageContent};
 
 use super::wiring::{Channel, waiting};
 use crate::{Node, names};
@@ -17,6 +17,8 @@ pub struct PrewarmKey {
     pub engine: EngineKind,
     /// Its image, as the engine identifies it.
     pub image: String,
+    /// What its image is, where the platform keeps it.
+    pub content: Option<ImageContent>,
     /// Where its code will appear.
     pub path: String,
     /// What it may use; the timeout, which is nothing to an instance, is the default.
@@ -50,6 +52,7 @@ impl PrewarmKey {
         let key = Self {
             engine,
             image: code.image_id.clone().unwrap_or_else(|| code.image.clone()),
+            content: code.image_content.clone(),
             path: code.path.clone(),
             limits: Limits { timeout: Limits::DEFAULT.timeout, ..code.limits },
             has_egress: code.reaches_out(),
@@ -62,7 +65,10 @@ impl PrewarmKey {
     ///
     /// # Errors
     /// [`EngineError`]; nothing is left of it.
-    pub async fn make(&self, node: &Node, engine: &dyn Engine) -> Result<Prewarmed, EngineError> {
+    pub async fn make(&self, node: &Node, engine: &Arc<dyn Engine>) -> Result<Prewarmed, EngineError> {
+        if let Some(image) = &self.content {
+            node.images.get(engine, image).await?;
+        }
         let failed = |error: &dyn std::fmt::Display| EngineError::Lost {
             step: "making an instance without code".to_owned(),
             message: error.to_string(),

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallNum, Contract, FunctionId, Preload};
 use faena_invoker::{Invocation, Invoker};
-use faena_miniworker::{InstanceCall, InstanceEnd, Made, Node, Preparation, StartError, interpreter_domain};
+use faena_miniworker::{
+    InstanceCall, InstanceEnd, Made, Node, Preparation, StartError, fetch_image, interpreter_domain,
+};
 use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
 use parking_lot::{Mutex, MutexGuard};
@@ -312,10 +314,14 @@ impl Shared {
 
     /// Makes one instance, and tells the state.
     async fn start(self: Arc<Self>, at: InstanceRef, code: Arc<Code>, is_asked: bool) {
-        let began = Instant::now();
-        let limit = code.limits.timeout;
-        let made = tokio::time::timeout(limit.duration(), self.make(&at, &code)).await;
-        let made = made.unwrap_or_else(|_| Err(StartError::timed_out(limit)));
+        let fetched = fetch_image(&self.node, &code).await;
+        let (began, limit) = (Instant::now(), code.limits.timeout);
+        let made = match fetched {
+            Ok(()) => tokio::time::timeout(limit.duration(), self.make(&at, &code))
+                .await
+                .unwrap_or_else(|_| Err(StartError::timed_out(limit))),
+            Err(error) => Err(error.into()),
+        };
         if made.is_ok() {
             self.state().learn(&at.version, began.elapsed().as_secs_f64() * 1000.0);
         }

@@ -211,7 +211,7 @@ impl Shared {
                 Next::Make(engine) => {
                     let began = Instant::now();
                     rested = Duration::ZERO;
-                    self.make_prewarmed(&key, &*engine).await;
+                    self.make_prewarmed(&key, &engine).await;
                     // Half of a processor is left to everything else.
                     tokio::time::sleep(began.elapsed()).await;
                 }
@@ -219,7 +219,7 @@ impl Shared {
         }
     }
 
-    async fn make_prewarmed(&self, key: &PrewarmKey, engine: &dyn Engine) {
+    async fn make_prewarmed(&self, key: &PrewarmKey, engine: &Arc<dyn Engine>) {
         let made = key.make(&self.node, engine).await;
         if let Err(error) = &made {
             warn!(%error, "an instance could not be prewarmed");
@@ -292,6 +292,7 @@ mod tests {
         let [known, unknown] = ["a", "b"].map(|image| PrewarmKey {
             engine: EngineKind::Sandbox,
             image: image.to_owned(),
+            content: None,
             path: "/ws".to_owned(),
             limits: Limits::DEFAULT,
             has_egress: false,

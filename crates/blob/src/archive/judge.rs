@@ -51,10 +51,15 @@ fn normal(entry: &Entry, name: &[u8], origin: Origin) -> Result<String, ArchiveE
     if parts.contains(&"..") {
         return Err(refuse(entry, "leaves its folder with .."));
     }
-    if text.len() > MAX_PATH || parts.len() > MAX_DEPTH || parts.iter().any(|part| part.len() > MAX_PART) {
+    if text.len() > MAX_PATH || is_too_long(&parts.join("/")) {
         return Err(refuse(entry, "has a name that is too long or too deep"));
     }
     Ok(parts.join("/"))
+}
+
+/// Whether a normal path has more bytes, or parts, than one may have.
+pub(super) fn is_too_long(path: &str) -> bool {
+    path.len() > MAX_PATH || path.split('/').count() > MAX_DEPTH || path.split('/').any(|part| part.len() > MAX_PART)
 }
 
 /// Refuses the name of an upload that means a place outside of its folder on another system.

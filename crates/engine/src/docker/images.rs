@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::io::AsyncReadExt;
 use tracing::warn;
 
+use super::container::{LABEL_PLATFORM, LABEL_WORKER};
 use super::{Docker, PULL, unavailable};
 use crate::{EngineError, ImageId, LocalImage};
 
@@ -35,7 +36,8 @@ fn parts(file: File) -> impl Stream<Item = std::io::Result<Bytes>> {
 impl Docker {
     pub(super) async fn import(&self, image: &BlobKey, archive: File) -> Result<(), EngineError> {
         let failed = |error: &dyn std::fmt::Display| EngineError::lost("importing its image into Docker", error);
-        let options = CreateImageOptionsBuilder::default().from_src("-").repo(&id_of(image).0).build();
+        let changes = self.labels().iter().map(|(name, value)| format!("LABEL {name}={value}")).collect();
+        let options = CreateImageOptionsBuilder::default().from_src("-").repo(&id_of(image).0).changes(changes).build();
         // The daemon replies when it has unpacked all of it.
         let docker = self.docker.clone().with_timeout(PULL);
         let mut steps =
@@ -49,8 +51,15 @@ impl Docker {
         }
     }
 
+    /// What marks an image as imported by this worker: another one on the same daemon removes its own alone.
+    fn labels(&self) -> [(&'static str, &str); 2] {
+        let ours = &self.config.belonging;
+        [(LABEL_PLATFORM, ours.platform.as_str()), (LABEL_WORKER, ours.worker.as_str())]
+    }
+
     pub(super) async fn local_images(&self) -> Result<Vec<LocalImage>, EngineError> {
-        let ours = HashMap::from([("reference", vec![format!("{REPOSITORY}*")])]);
+        let labels = self.labels().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let ours = HashMap::from([("reference", vec![format!("{REPOSITORY}*")]), ("label", labels)]);
         let options = ListImagesOptionsBuilder::default().filters(&ours).build();
         let found = self.docker.list_images(Some(options)).await.map_err(unavailable)?;
         let of_tag = |tag: &String| tag.strip_prefix(REPOSITORY)?.strip_suffix(":latest")?.parse::<BlobKey>().ok();

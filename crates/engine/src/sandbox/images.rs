@@ -18,14 +18,16 @@ const SCHEME: &str = "rootfs:";
 /// Writes the files of an archive below an empty folder, and leaves so many bytes of its disk free.
 pub type Unpack = fn(&mut File, &Path, u64) -> io::Result<()>;
 
-/// The images of one node: a folder for each, named by its digest.
+/// The images of one node. A link that is named by an image's digest leads to its files. Their folder has another name each time
+/// that they are unpacked: the launcher keeps roots by the path of their image.
 #[derive(Clone, Debug)]
 pub(super) struct Images {
     folder: PathBuf,
     unpack: Unpack,
     /// What must stay free on the disk.
     reserve: u64,
-    used: Arc<Mutex<HashMap<String, Weak<()>>>>,
+    /// Images that instances have. Locked while a link is made or removed.
+    used: Arc<Mutex<HashMap<BlobKey, Weak<()>>>>,
     /// What each takes of the disk, once that was counted.
     sizes: Arc<Mutex<HashMap<BlobKey, u64>>>,
 }
@@ -44,51 +46,74 @@ pub(super) fn id_of(image: &BlobKey) -> ImageId {
 impl Images {
     /// The images of the worker with this folder; what an interrupted import left is removed.
     pub(super) fn open(worker: &Path, unpack: Unpack, reserve: u64) -> io::Result<Self> {
-        let images =
-            Self { folder: worker.join("images"), unpack, reserve, used: Arc::default(), sizes: Arc::default() };
-        std::fs::create_dir_all(&images.folder)?;
+        let folder = worker.join("images");
+        std::fs::create_dir_all(&folder)?;
+        let images = Self { folder, unpack, reserve, used: Arc::default(), sizes: Arc::default() };
+        let here: Vec<PathBuf> = images.keys().iter().filter_map(|key| images.files(key)).collect();
         for entry in std::fs::read_dir(&images.folder)?.flatten() {
-            if key_of(&entry.file_name().to_string_lossy()).is_none() {
-                std::fs::remove_dir_all(entry.path())?;
+            let path = entry.path();
+            let is_link = key_of(&entry.file_name().to_string_lossy()).is_some_and(|key| images.files(&key).is_some());
+            if is_link || here.contains(&path) {
+                continue;
             }
+            if entry.file_type()?.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
         }
         Ok(images)
     }
 
-    fn place(&self, image: &BlobKey) -> PathBuf {
+    fn link(&self, image: &BlobKey) -> PathBuf {
         self.folder.join(image.digits())
     }
 
-    fn passing(&self) -> PathBuf {
-        self.folder.join(format!("passing-{}", uuid::Uuid::new_v4().simple()))
+    /// Where the files of an image are, if it is here.
+    fn files(&self, image: &BlobKey) -> Option<PathBuf> {
+        let files = self.folder.join(std::fs::read_link(self.link(image)).ok()?);
+        files.is_dir().then_some(files)
+    }
+
+    fn keys(&self) -> Vec<BlobKey> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| key_of(&entry.file_name().to_string_lossy())).collect()
     }
 
     pub(super) fn has(&self, image: &BlobKey) -> bool {
-        self.place(image).is_dir()
+        self.files(image).is_some()
     }
 
-    /// Unpacks an image. It is on the disk before it has its name, so that no power cut leaves half of one.
+    /// Unpacks an image. It is on the disk before it has its link, so that no power cut leaves half of one.
     pub(super) fn import(&self, image: &BlobKey, mut archive: File) -> io::Result<()> {
-        let passing = self.passing();
-        std::fs::create_dir_all(&passing)?;
-        let imported = (self.unpack)(&mut archive, &passing, self.reserve)
-            .and_then(|()| name_resolver(&passing))
-            .and_then(|()| Ok(rustix::fs::syncfs(File::open(&passing)?)?))
-            .and_then(|()| std::fs::rename(&passing, self.place(image)));
-        if passing.exists() {
+        let name = format!("files-{}", uuid::Uuid::new_v4().simple());
+        let files = self.folder.join(&name);
+        std::fs::create_dir_all(&files)?;
+        let imported = (self.unpack)(&mut archive, &files, self.reserve)
+            .and_then(|()| name_resolver(&files))
+            .and_then(|()| Ok(rustix::fs::syncfs(File::open(&files)?)?))
+            .and_then(|()| self.publish(image, &name));
+        if !matches!(imported, Ok(true)) {
             // The error is reported; what stays is removed at the next start.
-            let _ = std::fs::remove_dir_all(&passing);
+            let _ = std::fs::remove_dir_all(&files);
         }
-        imported
+        imported.map(drop)
+    }
+
+    /// Makes the link of an image; false where it is here already.
+    fn publish(&self, image: &BlobKey, name: &str) -> io::Result<bool> {
+        let _locked = self.used.lock();
+        if self.has(image) {
+            return Ok(false);
+        }
+        let passing = self.folder.join(format!("{name}.link"));
+        std::os::unix::fs::symlink(name, &passing)?;
+        std::fs::rename(passing, self.link(image))?;
+        Ok(true)
     }
 
     /// What is here.
     pub(super) fn list(&self) -> Vec<LocalImage> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let found = entries.filter_map(|entry| {
-            let key = key_of(&entry.file_name().to_string_lossy())?;
+        let found = self.keys().into_iter().filter_map(|key| {
+            let files = self.files(&key)?;
             let known = self.sizes.lock().get(&key).copied();
-            let bytes = known.unwrap_or_else(|| bytes_below(&entry.path()));
+            let bytes = known.unwrap_or_else(|| bytes_below(&files));
             self.sizes.lock().insert(key, bytes);
             Some(LocalImage { key, bytes })
         });
@@ -97,34 +122,35 @@ impl Images {
 
     /// Removes an image that no instance has.
     pub(super) fn remove(&self, image: &BlobKey) -> io::Result<()> {
-        let passing = self.passing();
-        {
-            // Nobody takes it while this is locked.
+        let files = {
+            // No instance takes it while this is locked.
             let mut used = self.used.lock();
-            if used.get(&image.digits()).is_some_and(|held| held.strong_count() > 0) {
+            if used.get(image).is_some_and(|held| held.strong_count() > 0) {
                 return Ok(());
             }
-            used.remove(&image.digits());
-            std::fs::rename(self.place(image), &passing)?;
-        }
-        std::fs::remove_dir_all(passing)
+            used.remove(image);
+            let Some(files) = self.files(image) else { return Ok(()) };
+            std::fs::remove_file(self.link(image))?;
+            files
+        };
+        self.sizes.lock().remove(image);
+        std::fs::remove_dir_all(files)
     }
 
     /// The root file system of an image; none for the host's own.
     pub(super) fn root(&self, image: &ImageId) -> Result<Option<Root>, EngineError> {
         let Some(digits) = image.0.strip_prefix(SCHEME) else { return Ok(None) };
+        let missing = || EngineError::Image(format!("the image {} is not on this node", image.0));
+        let key = key_of(digits).ok_or_else(missing)?;
         let mut used = self.used.lock();
-        let path = self.folder.join(digits);
-        if !path.is_dir() {
-            return Err(EngineError::Image(format!("the image {} is not on this node", image.0)));
-        }
-        let held = used.get(digits).and_then(Weak::upgrade).unwrap_or_default();
-        used.insert(digits.to_owned(), Arc::downgrade(&held));
+        let path = self.files(&key).ok_or_else(missing)?;
+        let held = used.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        used.insert(key, Arc::downgrade(&held));
         Ok(Some(Root { path, _use: held }))
     }
 }
 
-/// The image that a folder is named for.
+/// The image that a link is named for.
 fn key_of(name: &str) -> Option<BlobKey> {
     name.parse().ok().filter(|key: &BlobKey| key.digits() == name)
 }
@@ -187,16 +213,25 @@ mod tests {
         assert_eq!(images.list().iter().map(|image| image.key).collect::<Vec<_>>(), [key(1)]);
         images.remove(&key(1)).unwrap();
         assert!(images.has(&key(1)));
+        let before = root.path.clone();
         drop(root);
         images.remove(&key(1)).unwrap();
-        assert!(!images.has(&key(1)) && images.list().is_empty());
+        assert!(!images.has(&key(1)) && images.list().is_empty() && !before.exists());
+        // The launcher knows roots by their paths.
+        images.import(&key(1), nothing()).unwrap();
+        images.import(&key(1), nothing()).unwrap();
+        assert_ne!(images.root(&id_of(&key(1))).unwrap().unwrap().path, before);
+        assert_eq!(std::fs::read_dir(folder.path().join("images")).unwrap().count(), 2, "a link and its files");
+        let again = self::images(folder.path());
+        assert!(again.has(&key(1)), "it is there after a restart");
     }
 
     #[test]
     fn an_import_that_fails_or_was_interrupted_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let left = folder.path().join("images/passing-1");
+        let left = folder.path().join("images/files-1");
         std::fs::create_dir_all(&left).unwrap();
+        std::fs::write(folder.path().join("images/names.json"), "{}").unwrap();
         let images = Images { unpack: |_, _, _| Err(io::ErrorKind::StorageFull.into()), ..images(folder.path()) };
         assert!(!left.exists());
         assert_eq!(images.import(&key(1), nothing()).unwrap_err().kind(), io::ErrorKind::StorageFull);

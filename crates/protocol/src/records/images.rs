@@ -6,7 +6,7 @@ use faena_domain::{BlobKey, ImageName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The root file system of an image, which nodes fetch when they need it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageContent {
     /// A tar among the blobs of the root namespace.

@@ -22,6 +22,10 @@ const MAX_INDEXES: usize = 4;
 /// Files that a bundle may have; a root file system has more.
 const MAX_FILES: usize = 10_000;
 
+/// Folders of which every root file system has one at its top, and no bundle of layers has any.
+pub(super) const ROOTS: [&str; 12] =
+    ["bin", "etc", "usr", "dev", "lib", "lib64", "sbin", "opt", "proc", "sys", "var", "home"];
+
 /// The files of an archive that may be a bundle of layers.
 pub(super) struct Bundle {
     files: HashMap<String, Layer>,
@@ -44,7 +48,7 @@ pub(super) struct Image {
 pub(super) struct Config {
     architecture: String,
     os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) config: Execution,
     pub(super) rootfs: RootFs,
 }
@@ -124,10 +128,9 @@ impl Bundle {
     }
 
     fn see(&mut self, entry: &Entry, whole: &Layer) -> Result<(), ArchiveError> {
-        // Bundles have none of these at their top, and every root file system has one.
         let path = judge::path(entry, Origin::Image)?;
         let top = path.split('/').next().unwrap_or_default();
-        self.is_root |= matches!(top, "bin" | "etc" | "usr" | "dev" | "lib");
+        self.is_root |= ROOTS.contains(&top);
         if self.is_root || self.files.len() + self.links.len() >= MAX_FILES {
             return Ok(());
         }

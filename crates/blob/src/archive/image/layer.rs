@@ -1,5 +1,6 @@
 //! The bytes of one layer, and the passing files that unpacked ones lie in.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -97,6 +98,8 @@ pub(super) struct Scratch {
     reserve: u64,
     /// What the layers may still unpack to.
     left: u64,
+    /// Layers that were unpacked and verified, by where they lie: an image may name one several times.
+    known: HashMap<(u64, u64), (Layer, String)>,
 }
 
 /// A writer that ends before it touches what must stay free on its disk.
@@ -129,13 +132,27 @@ impl<W: Write> Write for Guarded<'_, W> {
 impl Scratch {
     pub(super) fn new(folder: &Path, reserve: u64, bounds: &Bounds) -> Result<Self, ArchiveError> {
         let left = bounds.bytes.saturating_add(bounds.entries.saturating_mul(FRAME));
-        Ok(Self { folder: folder.to_owned(), reserve, left })
+        Ok(Self { folder: folder.to_owned(), reserve, left, known: HashMap::new() })
     }
 
     /// Watches the disk while somebody writes.
     pub(super) fn guarded<'a, W: Write>(&self, to: &'a mut W) -> Result<Guarded<'a, W>, ArchiveError> {
         let disk = File::open(&self.folder).map_err(ArchiveError::Write)?;
         Ok(Guarded { to, disk, reserve: self.reserve, since_look: 0 })
+    }
+
+    /// A layer as a plain tar whose bytes have a digest.
+    pub(super) fn verified(&mut self, layer: Layer, digest: &str) -> Result<Layer, ArchiveError> {
+        let place = (layer.at, layer.end);
+        if let Some((plain, known)) = self.known.get(&place)
+            && known == digest
+        {
+            return Ok(plain.clone());
+        }
+        let plain = self.plain(layer)?;
+        plain.verify(digest)?;
+        self.known.insert(place, (plain.clone(), digest.to_owned()));
+        Ok(plain)
     }
 
     /// A layer as a plain tar: itself, or what it unpacks to.
@@ -148,7 +165,6 @@ impl Scratch {
             return Err(ArchiveError::NotRead(why.to_owned()));
         }
         if !magic.starts_with(&GZIP) {
-            self.left = self.left.checked_sub(layer.length()).ok_or_else(too_large)?;
             return Ok(layer);
         }
         let mut file = tempfile::tempfile_in(&self.folder).map_err(ArchiveError::Write)?;

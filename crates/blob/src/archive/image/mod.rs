@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use faena_domain::environment::{is_reserved, is_variable};
 use serde::{Deserialize, Serialize};
 
 use super::{ArchiveError, Bounds, Format, format};
@@ -63,13 +64,16 @@ pub fn flatten(mut file: File, scratch: &Path, reserve: u64, to: &mut impl Write
     let (format, env) = match bundle.image()? {
         None => {
             tree.fill(&whole)?;
+            if !tree.is_root() {
+                let why = "holds neither an image nor a root file system: there is no manifest.json, no index.json, and \
+                           no bin, etc, usr or lib at its top";
+                return Err(ArchiveError::NotRead(why.to_owned()));
+            }
             (ImageFormat::RootFileSystem, BTreeMap::new())
         }
         Some(image) => {
             for (layer, digest) in image.layers.into_iter().zip(&image.config.rootfs.diff_ids) {
-                let layer = scratch.plain(layer)?;
-                layer.verify(digest)?;
-                tree.apply(&layer)?;
+                tree.apply(&scratch.verified(layer, digest)?)?;
             }
             (image.format, variables(&image.config.config.env)?)
         }
@@ -78,15 +82,14 @@ pub fn flatten(mut file: File, scratch: &Path, reserve: u64, to: &mut impl Write
     Ok(Flattened { format, env, unpacked })
 }
 
-/// The variables of an image, without those that only the platform sets.
+/// The variables of an image that processes can have, without those that only the platform sets.
 fn variables(env: &[String]) -> Result<BTreeMap<String, String>, ArchiveError> {
     if env.iter().map(String::len).sum::<usize>() > MAX_ENV {
         return Err(ArchiveError::TooLarge(format!("sets variables of more than {MAX_ENV} bytes")));
     }
     let pairs = env.iter().filter_map(|variable| variable.split_once('='));
-    let pairs = pairs.filter(|(name, value)| !name.is_empty() && !value.contains('\0'));
-    let ours = pairs.filter(|(name, _)| !faena_domain::environment::is_reserved(name));
-    Ok(ours.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    let usable = pairs.filter(|(name, value)| is_variable(name) && !is_reserved(name) && !value.contains('\0'));
+    Ok(usable.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
 #[cfg(test)]

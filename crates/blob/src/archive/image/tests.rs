@@ -240,6 +240,8 @@ fn what_is_no_image_is_refused() {
         assert!(flattened(&docker(&[&[(name, kind, link, b"")]])).is_err(), "{name}");
     }
     assert!(said(&docker(&[&[]])).contains("holds no file"));
+    assert!(said(&docker(&[&[("bin/.wh.", FILE, "", b"")]])).contains("removes nothing"));
+    assert!(said(&tarred(&[("src/main.py", FILE, "", b"x")])).contains("neither an image nor a root file system"));
 }
 
 #[test]
@@ -261,4 +263,52 @@ proptest::proptest! {
         // Whatever it says, it says.
         let _ = flattened(&archive);
     }
+}
+
+#[test]
+fn a_folder_that_replaces_a_link_is_emptied_itself() {
+    let lower: Entries<'_> = &[("usr/one/kept", FILE, "", b"kept"), ("usr/now", LINK, "one", b"")];
+    let upper: Entries<'_> = &[
+        ("usr/now/", FOLDER, "", b""),
+        ("usr/now/.wh..wh..opq", FILE, "", b""),
+        ("usr/now/.wh.kept", FILE, "", b""),
+        ("usr/now/new", FILE, "", b"new"),
+    ];
+    assert_eq!(unpacked(&docker(&[lower, upper])), told(&[("usr/now/new", "new"), ("usr/one/kept", "kept")]));
+    // What a layer removes and puts there anew is there, in whichever order it says so.
+    let again: Entries<'_> = &[("usr/one/kept", FILE, "", b"again"), ("usr/.wh.one", FILE, "", b"")];
+    assert_eq!(unpacked(&docker(&[lower, again])), told(&[("usr/now", "-> one"), ("usr/one/kept", "again")]));
+}
+
+#[test]
+fn an_image_holds_a_bounded_amount_of_memory() {
+    let said = |files: Entries<'_>| flattened(&tarred(files)).unwrap_err().to_string();
+    let mut builder = tar::Builder::new(Vec::new());
+    let deep = "x/".repeat(5000);
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(LINK);
+    header.set_size(0);
+    let link = builder.append_link(&mut header, "usr", &deep[..4000]);
+    link.unwrap();
+    let mut file = tar::Header::new_gnu();
+    file.set_size(0);
+    builder.append_data(&mut file, "usr/f", std::io::empty()).unwrap();
+    let refused = flattened(&builder.into_inner().unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("too long or too deep"), "{refused}");
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_link(&mut header, "usr", &deep).unwrap();
+    let refused = flattened(&builder.into_inner().unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("cannot be a path"), "{refused}");
+    assert!(said(&[("usr", LINK, "", b"")]).contains("cannot be a path"));
+    // Folders that names imply count.
+    let bounds = Bounds { entries: 10, ..Bounds::IMAGE };
+    let layer = Layer::whole(super::super::tests::file(&tarred(&[("a/b/c/d/e/f/g/h/i/j/k", FILE, "", b"")]))).unwrap();
+    assert!(matches!(Tree::new(bounds).fill(&layer), Err(ArchiveError::TooLarge(_))));
+}
+
+#[test]
+fn a_layer_that_is_named_often_is_unpacked_once() {
+    let layer = tarred(&[("bin/sh", FILE, "", &vec![7; 1 << 20])]);
+    let layers = vec![layer; 200];
+    assert_eq!(flattened(&docker_with(&layers, &config(&layers))).unwrap().0.unpacked, (1 << 20) + 2 * 4096);
 }

@@ -1,13 +1,17 @@
 //! What is where, after each layer, and the tar of what is left.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::io::Write;
+use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
 
 use faena_domain::limits::INODE;
 use tar::{EntryType, Header};
 
 use super::super::entries::{Entry, Kind, Meta, tar};
 use super::super::{ArchiveError, Bounds, Origin, judge};
+use super::bundle::ROOTS;
 use super::layer::Layer;
 
 /// Before the name of what a layer removes, and the name that empties a folder (OCI image specification, "Whiteouts").
@@ -17,6 +21,11 @@ const OPAQUE: &str = ".wh..wh..opq";
 const OWN: &str = ".wh..wh.";
 /// How many links a path may lead through (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+
+/// The most bytes of names and of links' targets that an image may have in memory.
+const MAX_TEXT: usize = 256 * 1024 * 1024;
+/// The longest target of a link (symlink(7), `PATH_MAX` without its NUL).
+const MAX_TARGET: usize = 4095;
 
 /// What stands at a path.
 #[derive(Clone, Debug)]
@@ -31,21 +40,15 @@ enum Node {
 #[derive(Debug)]
 pub(super) struct Tree {
     bounds: Bounds,
-    nodes: BTreeMap<String, Node>,
+    /// What is where, and the layer that has put it there.
+    nodes: BTreeMap<String, (Node, usize)>,
+    /// The layer that is applied.
+    layer: usize,
     /// Files seen until now.
     files: usize,
     entries: u64,
     bytes: u64,
-}
-
-/// What one layer says.
-#[derive(Default)]
-struct Changes {
-    /// Paths that are removed with all below them.
-    removed: Vec<String>,
-    /// Folders that are emptied.
-    emptied: Vec<String>,
-    added: Vec<(String, Entry)>,
+    text: usize,
 }
 
 fn refuse(entry: &Entry, why: &'static str) -> ArchiveError {
@@ -64,7 +67,7 @@ fn join(folder: &str, name: &str) -> String {
 
 impl Tree {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { bounds, nodes: BTreeMap::new(), files: 0, entries: 0, bytes: 0 }
+        Self { bounds, nodes: BTreeMap::new(), layer: 0, files: 0, entries: 0, bytes: 0, text: 0 }
     }
 
     /// Takes over the files of a tar as they are.
@@ -75,32 +78,28 @@ impl Tree {
         })
     }
 
-    /// Applies a layer.
+    /// Applies a layer, entry by entry. What it removes is what lower layers have put there, wherever in it that stands.
     pub(super) fn apply(&mut self, layer: &Layer) -> Result<(), ArchiveError> {
-        let mut changes = Changes::default();
+        self.layer += 1;
         tar(&mut layer.buffered(), &mut |entry: Entry, _content| {
             let path = self.judge(&entry)?;
             let (folder, name) = split(&path);
             match name.strip_prefix(WHITEOUT) {
-                _ if name == OPAQUE => changes.emptied.push(folder.to_owned()),
+                _ if name == OPAQUE => {
+                    let inside = self.real(&join(folder, name), &entry)?;
+                    self.remove_below(split(&inside).0, true);
+                }
                 // Older tools keep files of their own below names that begin so (AUFS).
                 _ if path.split('/').any(|part| part.starts_with(OWN)) => {}
-                Some(hidden) => changes.removed.push(join(folder, hidden)),
-                None => changes.added.push((path, entry)),
+                Some("") => return Err(refuse(&entry, "removes nothing that has a name")),
+                Some(hidden) => {
+                    let hidden = self.real(&join(folder, hidden), &entry)?;
+                    self.remove(&hidden);
+                }
+                None => self.add(&path, &entry, layer)?,
             }
             Ok(())
-        })?;
-        // What a layer removes is what lies below it, wherever in it that stands.
-        for path in &changes.removed {
-            let path = self.real(path);
-            self.nodes.remove(&path);
-            self.remove_below(&path);
-        }
-        for folder in &changes.emptied {
-            let folder = self.real(&join(folder, "x"));
-            self.remove_below(split(&folder).0);
-        }
-        changes.added.iter().try_for_each(|(path, entry)| self.add(path, entry, layer))
+        })
     }
 
     /// The normal path of an entry, if there may be one more of it.
@@ -111,26 +110,65 @@ impl Tree {
             let Bounds { entries, bytes, .. } = self.bounds;
             return Err(ArchiveError::TooLarge(format!("has more than {entries} files, or {bytes} bytes, in all")));
         }
+        if let Kind::Link(target) | Kind::Hard(target) = &entry.kind
+            && (target.is_empty() || target.len() > MAX_TARGET || target.contains(&0))
+        {
+            return Err(refuse(entry, "is a link to what cannot be a path"));
+        }
         judge::path(entry, Origin::Image)
     }
 
-    fn remove_below(&mut self, folder: &str) {
+    /// Counts what a path holds of memory.
+    fn insert(&mut self, path: String, node: Node) -> Result<(), ArchiveError> {
+        let target = if let Node::Link(_, target) = &node { target.len() } else { 0 };
+        self.text += path.len() + target;
+        self.nodes.insert(path, (node, self.layer));
+        if self.nodes.len() as u64 > self.bounds.entries || self.text > MAX_TEXT {
+            let entries = self.bounds.entries;
+            let why = format!("has more than {entries} files and folders, or {MAX_TEXT} bytes of names");
+            return Err(ArchiveError::TooLarge(why));
+        }
+        Ok(())
+    }
+
+    /// Removes what lower layers have put at a path and below it.
+    fn remove(&mut self, path: &str) {
+        self.remove_below(path, true);
+        let is_lower = self.nodes.get(path).is_some_and(|(_, layer)| *layer < self.layer);
+        if is_lower {
+            // What this layer has put below it stays, and so does its folder.
+            let is_empty = self.below(path).next().is_none();
+            if is_empty {
+                self.nodes.remove(path);
+            } else {
+                self.nodes.insert(path.to_owned(), (Node::Folder(Meta::FOLDER), self.layer));
+            }
+        }
+    }
+
+    fn below(&self, folder: &str) -> impl Iterator<Item = (&String, &(Node, usize))> {
         // '0' is the character after the slash.
-        let below = if folder.is_empty() {
-            std::mem::take(&mut self.nodes).into_keys().collect()
+        let (from, to) = if folder.is_empty() {
+            (Bound::Unbounded, Bound::Unbounded)
         } else {
-            let range = self.nodes.range(format!("{folder}/")..format!("{folder}0"));
-            range.map(|(path, _)| path.clone()).collect::<Vec<_>>()
+            (Bound::Included(format!("{folder}/")), Bound::Excluded(format!("{folder}0")))
         };
+        self.nodes.range((from, to))
+    }
+
+    /// Removes what lies below a folder; with `is_lower`, what lower layers have put there.
+    fn remove_below(&mut self, folder: &str, is_lower: bool) {
+        let goes = |layer: usize| !is_lower || layer < self.layer;
+        let below: Vec<String> =
+            self.below(folder).filter(|(_, (_, layer))| goes(*layer)).map(|(path, _)| path.clone()).collect();
         for path in below {
             self.nodes.remove(&path);
         }
     }
 
     /// A path whose folders are no links: where tools write below a link, they mean where it leads.
-    fn real(&self, path: &str) -> String {
-        let mut links = 0;
-        let (folder, name) = split(path);
+    fn real(&self, path: &str, entry: &Entry) -> Result<String, ArchiveError> {
+        let (mut links, (folder, name)) = (0, split(path));
         let mut left: Vec<String> = folder.split('/').rev().map(str::to_owned).collect();
         let mut real: Vec<String> = Vec::new();
         while let Some(part) = left.pop() {
@@ -142,7 +180,11 @@ impl Tree {
                 }
                 _ => real.push(part),
             }
-            if let Some(Node::Link(_, target)) = self.nodes.get(&real.join("/"))
+            let until = real.join("/");
+            if judge::is_too_long(&until) {
+                return Err(refuse(entry, "lies behind links, at a path that is too long or too deep"));
+            }
+            if let Some((Node::Link(_, target), _)) = self.nodes.get(&until)
                 && links < MAX_LINKS
             {
                 links += 1;
@@ -154,14 +196,16 @@ impl Tree {
                 left.extend(target.split('/').rev().map(str::to_owned));
             }
         }
-        join(&real.join("/"), name)
+        let real = join(&real.join("/"), name);
+        let is_bad = judge::is_too_long(&real) || real.chars().any(char::is_control);
+        if is_bad { Err(refuse(entry, "lies behind links, at a path that cannot be used")) } else { Ok(real) }
     }
 
     fn add(&mut self, path: &str, entry: &Entry, layer: &Layer) -> Result<(), ArchiveError> {
         if path.is_empty() {
             return Ok(());
         }
-        let path = self.real(path);
+        let path = self.real(path, entry)?;
         let node = match &entry.kind {
             Kind::Folder => Node::Folder(entry.meta),
             Kind::Link(target) => Node::Link(entry.meta, target.clone()),
@@ -171,29 +215,37 @@ impl Tree {
             }
             Kind::Hard(target) => {
                 let target = Entry { name: target.clone(), ..entry.clone() };
-                let target = self.real(&judge::path(&target, Origin::Image)?);
-                let found = self.nodes.get(&target).filter(|node| !matches!(node, Node::Folder(_)));
-                found.cloned().ok_or_else(|| refuse(entry, "is a hard link to nothing that came before it"))?
+                let target = self.real(&judge::path(&target, Origin::Image)?, entry)?;
+                let found = self.nodes.get(&target).filter(|(node, _)| !matches!(node, Node::Folder(_)));
+                let found = found.ok_or_else(|| refuse(entry, "is a hard link to nothing that came before it"))?;
+                found.0.clone()
             }
             Kind::Sparse => return Err(refuse(entry, "is a sparse file; pack it whole")),
             // An instance has devices of its own.
             Kind::Other(_) => return Ok(()),
         };
-        self.make_folders(split(&path).0);
-        if !matches!((self.nodes.get(&path), &node), (Some(Node::Folder(_)), Node::Folder(_))) {
-            self.remove_below(&path);
+        self.make_folders(split(&path).0)?;
+        let is_folder = |node: Option<&(Node, usize)>| matches!(node, Some((Node::Folder(_), _)));
+        if !(is_folder(self.nodes.get(&path)) && matches!(node, Node::Folder(_))) {
+            self.remove_below(&path, false);
         }
-        self.nodes.insert(path, node);
-        Ok(())
+        self.insert(path, node)
     }
 
     /// Makes the folders that a path implies; what stands in their way goes.
-    fn make_folders(&mut self, folder: &str) {
-        if folder.is_empty() || matches!(self.nodes.get(folder), Some(Node::Folder(_))) {
-            return;
+    fn make_folders(&mut self, folder: &str) -> Result<(), ArchiveError> {
+        let ends = folder.match_indices('/').map(|(at, _)| at).chain([folder.len()]);
+        for end in ends.filter(|end| *end > 0) {
+            if !matches!(self.nodes.get(&folder[..end]), Some((Node::Folder(_), _))) {
+                self.insert(folder[..end].to_owned(), Node::Folder(Meta::FOLDER))?;
+            }
         }
-        self.make_folders(split(folder).0);
-        self.nodes.insert(folder.to_owned(), Node::Folder(Meta::FOLDER));
+        Ok(())
+    }
+
+    /// Whether any folder of a system is at its top.
+    pub(super) fn is_root(&self) -> bool {
+        ROOTS.iter().any(|name| self.nodes.contains_key(*name))
     }
 
     /// Writes the tar; what it takes of a disk when it is unpacked.
@@ -203,15 +255,14 @@ impl Tree {
         }
         let mut builder = tar::Builder::new(to);
         let (mut first, mut unpacked): (HashMap<usize, &str>, u64) = (HashMap::new(), 0);
-        for (path, node) in &self.nodes {
+        for (path, (node, _)) in &self.nodes {
             unpacked += INODE;
             let written = match node {
                 Node::Folder(meta) => {
                     builder.append_data(&mut header(*meta, EntryType::Directory, 0), path, std::io::empty())
                 }
                 Node::Link(meta, target) => {
-                    let target = String::from_utf8_lossy(target);
-                    builder.append_link(&mut header(*meta, EntryType::Symlink, 0), path, target.as_ref())
+                    builder.append_link(&mut header(*meta, EntryType::Symlink, 0), path, OsStr::from_bytes(target))
                 }
                 Node::File(meta, content, number) => match first.get(number) {
                     Some(first) => builder.append_link(&mut header(*meta, EntryType::Link, 0), path, first),
