@@ -424,13 +424,18 @@ def main():
     wrong += [f"I9: group {name} after the stop" for name in platform.instances()]
     lost = sum(1 for num in nums if num in clients.seen)
     print(f"chaos: {lost} calls ended in {time.monotonic() - begun:.0f} s; killed: {killed}")
+    return report("chaos", wrong, platform)
+
+
+def report(name, wrong, platform):
+    """Prints which promises were broken; the status to exit with."""
     for line in wrong:
         print(f"  broken  {line}")
     if wrong:
-        print(f"chaos: {len(wrong)} promises broken; seed {SEED}, log and data in {platform.folder}")
+        print(f"{name}: {len(wrong)} promises broken; seed {SEED}, log and data in {platform.folder}")
         return 1
     shutil.rmtree(platform.folder, ignore_errors=True)
-    print("chaos: every promise was kept")
+    print(f"{name}: every promise was kept")
     return 0
 
 

@@ -10,7 +10,6 @@ scripts/chaos.py, with one more: no attempt of any call was lost, since every wo
 import json
 import os
 import signal
-import shutil
 import sqlite3
 import sys
 import threading
@@ -122,14 +121,7 @@ def main():
     for node in platform.nodes:
         node.remove()
     print(f"upgrade: {len(nums)} queued calls and {waiting.calls} calls on /f/")
-    for line in wrong:
-        print(f"  broken  {line}")
-    if wrong:
-        print(f"upgrade: {len(wrong)} promises broken; log and data in {platform.folder}")
-        return 1
-    shutil.rmtree(platform.folder, ignore_errors=True)
-    print("upgrade: every promise was kept")
-    return 0
+    return chaos.report("upgrade", wrong, platform)
 
 
 if __name__ == "__main__":

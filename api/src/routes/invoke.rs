@@ -192,7 +192,7 @@ pub(crate) async fn invoke(
         (Some(CallPath::Direct | CallPath::Sync), most) => {
             actions::calls::run_sync(&app, spec, &current.code, most).await?
         }
-        // Only what is to become a WebSocket has no path.
+        // `plan` finds no path for WebSockets alone, and this route has none.
         (Some(CallPath::Queued) | None, Some(most)) => {
             actions::calls::accept_and_wait(&app, spec, version, most).await?
         }

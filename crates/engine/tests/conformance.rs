@@ -545,7 +545,7 @@ fn bash_alone() -> std::fs::File {
     file
 }
 
-/// An image that an instance has stays, whoever wants it removed.
+/// An image cannot be removed while an instance uses it. After its removal it can be imported again.
 async fn runs_an_image_of_the_platform(bench: &Bench) -> Outcome {
     let digest: Vec<u8> =
         [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].iter().flat_map(|half| *half.as_bytes()).collect();
@@ -563,7 +563,7 @@ async fn runs_an_image_of_the_platform(bench: &Bench) -> Outcome {
     instance.guard.destroy().await;
     engine.remove_image(&key).await;
     let is_gone = !engine.has_image(&key).await.unwrap();
-    // What was prepared for the image before is of no use to the one that comes back.
+    // The launcher must not use the root that it prepared of the removed files.
     engine.import_image(&key, bash_alone()).await.unwrap();
     let spec = InstanceSpec { image: engine.id_of(&key), ..bench.spec(Limits::DEFAULT, false) };
     let mut instance = engine.create(spec).await.unwrap();

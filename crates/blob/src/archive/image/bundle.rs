@@ -31,7 +31,7 @@ pub(super) struct Bundle {
     files: HashMap<String, Layer>,
     /// Links, by which older Dockers name a layer twice.
     links: HashMap<String, String>,
-    /// It is a root file system, whatever files lie at its top.
+    /// A folder of a root file system lies at the top, so the archive is no bundle.
     is_root: bool,
 }
 

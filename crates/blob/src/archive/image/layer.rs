@@ -15,7 +15,7 @@ use super::super::entries::{Bounded, FRAME};
 use super::super::unpack::LOOK_BYTES;
 use super::super::{ArchiveError, Bounds};
 
-/// The first bytes of what is gzipped (RFC 1952, 2.3.1) and of what is packed with Zstandard (RFC 8878, 3.1.1).
+/// The first bytes of gzip (RFC 1952, 2.3.1) and of Zstandard (RFC 8878, 3.1.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -135,7 +135,7 @@ impl Scratch {
         Ok(Self { folder: folder.to_owned(), reserve, left, known: HashMap::new() })
     }
 
-    /// Watches the disk while somebody writes.
+    /// Wraps a writer so that it stops before the reserve of the disk is touched.
     pub(super) fn guarded<'a, W: Write>(&self, to: &'a mut W) -> Result<Guarded<'a, W>, ArchiveError> {
         let disk = File::open(&self.folder).map_err(ArchiveError::Write)?;
         Ok(Guarded { to, disk, reserve: self.reserve, since_look: 0 })

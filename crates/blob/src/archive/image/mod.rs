@@ -1,8 +1,8 @@
 //! Images of containers: what `docker save`, an OCI tool or `docker export` has written becomes one root file system.
 //!
 //! [`flatten`] applies the layers of an image as the OCI image specification says ("Image Layer Filesystem Changeset"), and
-//! writes what is left of them as one tar. Each path is in it once, folders come before what lies in them, and the order is
-//! fixed: equal images become equal bytes. Devices, pipes and extended attributes are left out; no instance could use them.
+//! writes the result as one tar. The tar has each path once, folders before their content, in a fixed order, so that equal
+//! images become equal bytes. Devices, pipes and extended attributes are left out: no instance could use them.
 
 mod bundle;
 mod layer;
@@ -51,7 +51,7 @@ pub struct Flattened {
 /// its disk stay free.
 ///
 /// # Errors
-/// [`ArchiveError`]; what was written until then is of no use.
+/// [`ArchiveError`]; the tar is then incomplete.
 pub fn flatten(mut file: File, scratch: &Path, reserve: u64, to: &mut impl Write) -> Result<Flattened, ArchiveError> {
     let mut scratch = Scratch::new(scratch, reserve, &Bounds::IMAGE)?;
     if format(&mut file)? == Format::Zip {

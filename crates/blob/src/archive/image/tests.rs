@@ -1,4 +1,4 @@
-//! Images as tools write them, and as nobody should.
+//! Images as tools write them, and hostile ones.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -260,7 +260,7 @@ proptest::proptest! {
         let at = bytes.len() % archive.len();
         let length = bytes.len().min(archive.len() - at);
         archive[at..at + length].copy_from_slice(&bytes[..length]);
-        // Whatever it says, it says.
+        // Any result is right; a panic is not.
         let _ = flattened(&archive);
     }
 }

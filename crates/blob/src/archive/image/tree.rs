@@ -40,7 +40,7 @@ enum Node {
 #[derive(Debug)]
 pub(super) struct Tree {
     bounds: Bounds,
-    /// What is where, and the layer that has put it there.
+    /// The node at each path, and the number of the layer that added it.
     nodes: BTreeMap<String, (Node, usize)>,
     /// The layer that is applied.
     layer: usize,
