@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use faena_test_support::binary;
+use faena_test_support::{Platform, binary};
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(binary()).args(arguments).envs(variables.iter().copied()).output().expect("the binary is built")
@@ -70,4 +70,31 @@ fn no_address_beyond_this_machine_is_listened_on() {
     let said = refused(&["up", "--listen", "0.0.0.0:0", "--data", &folder.display().to_string()], &[]);
     std::fs::remove_dir_all(folder).expect("our folder");
     assert!(said.contains("loopback"), "{said}");
+}
+
+#[test]
+fn doctor_tells_what_works_and_what_does_not() {
+    let platform = Platform::start();
+    let doctor = |settings: &[&str]| {
+        let mut command = Command::new(binary());
+        command.arg("doctor").arg("--data").arg(platform.data());
+        command.env("FAENA_API", format!("http://127.0.0.1:{}", platform.port)).env_remove("FAENA_CREDENTIAL");
+        for setting in settings {
+            let (name, value) = setting.split_once('=').expect("a setting");
+            command.env(name, value);
+        }
+        let output = command.output().expect("the binary is built");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (works, said) = doctor(&[]);
+    assert!(works, "{said}");
+    for line in ["ok    version", "ok    data", "ok    sandbox", "ok    platform", "ok    clock", "ok    nodes"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let (works, said) = doctor(&["FAENA_DISK_RESERVE=1000000 GB"]);
+    assert!(!works && said.contains("FAIL  data"), "{said}");
+    let (works, said) = doctor(&["FAENA_SANDBOX=false", "FAENA_DOCKER=off"]);
+    assert!(!works && said.contains("FAIL  engines"), "{said}");
+    let (works, said) = doctor(&["FAENA_API=http://127.0.0.1:9"]);
+    assert!(works && said.contains("warn  platform"), "{said}");
 }
