@@ -154,7 +154,10 @@ fn a_runtime_whose_image_is_nowhere_is_registered_with_a_warning() {
     let reply = platform.post("/registerRuntime", &runtime("nowhere/to-be-found"));
     assert_eq!(reply.status, 201);
     let warning = reply.json()["warnings"][0].as_str().expect("a warning").to_owned();
-    assert!(warning.contains("neither the platform nor a node has the image") && warning.contains("nowhere/to-be-found"), "{warning}");
+    assert!(
+        warning.contains("neither the platform nor a node has the image") && warning.contains("nowhere/to-be-found"),
+        "{warning}"
+    );
     let reply = platform.post("/registerRuntime", &runtime("pythonruntime"));
     assert_eq!((reply.status, reply.json().get("warnings")), (200, None), "{}", reply.text());
     assert!(platform.stop());
