@@ -64,6 +64,15 @@ impl Invocation {
         };
         self.run_at.as_ref().map(parse).transpose()
     }
+
+    /// What the body alone asks of the call.
+    fn terms(&self) -> CallTerms {
+        CallTerms {
+            has_priority: self.priority.is_some(),
+            has_retries: self.retries.unwrap_or(0) > 0,
+            ..CallTerms::default()
+        }
+    }
 }
 
 fn clamped(number: u64) -> i64 {
@@ -152,13 +161,10 @@ pub(crate) async fn invoke(
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
     let terms = CallTerms {
         is_waited: wait.is_some(),
-        is_passed_on: false,
         has_key: key.is_some(),
         has_start: run_at.is_some(),
-        has_priority: invocation.priority.is_some(),
-        has_retries: invocation.retries.unwrap_or(0) > 0,
-        is_upgrade: false,
         has_callback: callback.is_some(),
+        ..invocation.terms()
     };
     let target = CallTarget {
         status: current.status,
@@ -187,16 +193,12 @@ pub(crate) async fn invoke(
         traceparent: trace::parent(&headers),
         account: principal.account_id().cloned(),
     };
-    let most = wait.map(Duration::from_secs);
-    let call = match (plan(&terms, &target), most) {
-        (Some(CallPath::Direct | CallPath::Sync), most) => {
-            actions::calls::run_sync(&app, spec, &current.code, most).await?
-        }
-        // `plan` finds no path for WebSockets alone, and this route has none.
-        (Some(CallPath::Queued) | None, Some(most)) => {
-            actions::calls::accept_and_wait(&app, spec, version, most).await?
-        }
-        (Some(CallPath::Queued) | None, None) => actions::calls::accept(&app, spec, version).await?,
+    // `plan` finds no path for WebSockets alone, and this route has none.
+    let path = plan(&terms, &target).unwrap_or(CallPath::Queued);
+    let call = match (path, wait.map(Duration::from_secs)) {
+        (CallPath::Direct | CallPath::Sync, most) => actions::calls::run_sync(&app, spec, &current.code, most).await?,
+        (CallPath::Queued, Some(most)) => actions::calls::accept_and_wait(&app, spec, version, most).await?,
+        (CallPath::Queued, None) => actions::calls::accept(&app, spec, version).await?,
     };
     reply(&app, &principal.namespace, call, wait).await
 }
