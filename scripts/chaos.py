@@ -158,7 +158,7 @@ class Platform:
                 self.roles[role].wait()
 
     def abandon(self):
-        """Leaves nothing running, whatever went wrong."""
+        """Ends every process and removes every namespace, also after an error."""
         for process in [*self.roles.values(), *(node.process for node in self.nodes if hasattr(node, "process"))]:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
@@ -334,7 +334,7 @@ def break_things(platform, stop, killed, chance):
 
 
 def check(platform, clients, others=0):
-    """Holds the record against what clients saw; `others` calls were made by somebody else."""
+    """Compares the record with what the clients saw. Other clients have made at most `others` calls."""
     wrong = []
 
     def expect(holds, what):

@@ -27,8 +27,8 @@ pub(crate) enum TaskArguments {
     Api(Options),
     /// Runs a worker alone
     Worker(Options),
-    /// Looks at what keeps this machine from being a platform or a node, or will: clock, control groups, the sandbox's layers,
-    /// disk, the platform's reachability, versions
+    /// Checks whether this machine can be a platform or a node: clock, control groups, the sandbox's layers, disk, the
+    /// platform's reachability, versions
     Doctor(Options),
     /// Prints a token with which the first account can be made (POST /setup), on the machine of the database
     Setup(Options),

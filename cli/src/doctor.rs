@@ -1,5 +1,5 @@
-//! What keeps this machine from being a platform or a node, or will: a line for each thing that was looked at, and what to
-//! do about it. Nothing is changed.
+//! `faena doctor`: checks whether this machine can be a platform or a node. It prints a line for each check, with what to do
+//! where one failed, and changes nothing.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -59,7 +59,7 @@ fn an_image_runs_in_both_engines_and_outlives_its_name() {
         let call = platform.call(&format!("looks-{name}"), &json!(7));
         assert_eq!(call["result"], "7hola hola sealed", "{call}");
     }
-    // Another image takes the name: what was built stays what it is.
+    // Another image takes the name. Versions that were built before keep theirs.
     let other = put(&platform, "own%2Fbash:1", &saved(&platform.data(), "adios"));
     assert_eq!(other.status, 200, "{}", other.text());
     assert_ne!(other.json()["digest"], image["digest"]);

@@ -505,8 +505,8 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         capacities
     }
 
-    /// What one worker can take, whose claim was answered before db had all that it has now. Nobody else is asked again for that:
-    /// workers whose claims overlap would have each other asked for ever.
+    /// What one worker can take now. Its last claim was answered before db got more work, so its claim alone is repeated: if all
+    /// workers were asked again, claims that overlap would repeat each other without end.
     pub(crate) fn capacity_of(&mut self, owner: &Owner, reserve: bool) -> Option<Capacity> {
         let worker = self.run_of(owner).filter(|worker| worker.takes_work() && worker.claim.is_none())?;
         // The next claims of all look at who else has room.

@@ -145,7 +145,7 @@ fn workers_where_instances_wait_are_asked_for_queued_calls_first() {
     fleet.expect([&plain.function_id(), &of("unknown", 1).function_id()], now);
     assert_eq!(asked(&mut fleet), [(worker.to_owned(), 1)]);
     assert!(fleet.has_left_out() && !fleet.has_left_out());
-    // Whatever the claim has brought, the others come next.
+    // The other worker is asked next, also when the claim found nothing.
     fleet.claimed(&owner(worker), &mut [], &[], now);
     assert_eq!(asked(&mut fleet).len(), 2);
     for name in ["a", "b"] {
