@@ -27,7 +27,7 @@ test: lint doc deny unit e2e api chaos ## installs what is missing, runs everyth
 
 lint: ## format and clippy, without a warning; no circle of modules
 	@scripts/install.sh rust python
-	python3 scripts/circles.py
+	python3 scripts/layers.py
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 

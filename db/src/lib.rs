@@ -1,14 +1,20 @@
 //! The database service: it owns the data, and answers requests over ZeroMQ.
 //!
-//! [`Store`] is the seam for another database; [`SqliteStore`] is the one there is. No SQL leaves this crate.
+//! `rules` says what each request does, and knows of a database only [`tx::Tx`], one transaction. [`Store`] runs the rules;
+//! [`SqliteStore`] is the one there is. No SQL leaves `store/sqlite`.
 
+mod changes;
+mod clock;
+mod keyring;
 pub mod metrics;
+mod reserve;
+mod rules;
 mod server;
 mod settings;
-mod sqlite;
 mod store;
+mod tx;
 
+pub use clock::{KernelTime, TimeSource};
 pub use server::{ServeError, serve};
 pub use settings::{Keep, QueueBounds, StoreSettings};
-pub use sqlite::{KernelTime, MigrateError, OpenError, SqliteStore, TimeSource, backup};
-pub use store::{Responder, Store};
+pub use store::{MigrateError, OpenError, Responder, SqliteStore, Store, backup};
