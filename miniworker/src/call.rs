@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use faena_blob::BlobStore;
-use faena_domain::call::StartKind;
+use faena_domain::call::{Placement, StartKind};
 use faena_domain::limits::MAX_BODY;
 use faena_domain::units::{MB, Millis};
-use faena_domain::{Attempt, CallError, CallNum, CallStatus, EgressUse, EngineKind, Epoch, ErrorKind, Layer};
+use faena_domain::{Attempt, CallError, CallNum, CallStatus, EngineKind, Epoch, ErrorKind, Layer};
 use faena_invoker::{BodyStream, Caller, Invocation, RequestBody, StreamedAnswer};
-use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd, Streamed};
+use faena_protocol::direct::{HttpHead, HttpRequest, InvocationEnd};
 use faena_protocol::records::{CallJob, Code};
 
 use crate::Node;
@@ -22,16 +22,29 @@ use crate::process::LeaseEnd;
 /// Who is told of a call.
 pub(crate) enum Told {
     /// Who handed over a call of the direct path.
-    Caller { caller: Box<dyn Caller>, node: Arc<Node>, engine: EngineKind },
+    Caller(Box<dyn Caller>),
     /// The task of a scheduled attempt.
-    Attempt(Box<dyn FnOnce(InstanceEnd) + Send>),
+    Attempt(Box<dyn FnOnce(InvocationEnd) + Send>),
+}
+
+/// Which attempt a call is, for its record.
+#[derive(Clone, Debug)]
+struct AttemptOf {
+    node: Arc<Node>,
+    engine: EngineKind,
+    epoch: Epoch,
+    /// How long it waited before it came to the worker.
+    queue_ms: Millis,
+    placement: Option<Placement>,
 }
 
 /// A call, and who is told of its end.
 pub struct InstanceCall {
     /// Its number.
     pub num: CallNum,
+    /// Its attempt, from 1.
     pub(crate) attempt: u32,
+    attempt_of: AttemptOf,
     pub(crate) params: Bytes,
     /// The request's body, where that is not the params.
     pub(crate) body: RequestBody,
@@ -104,39 +117,20 @@ impl std::fmt::Debug for InstanceCall {
     }
 }
 
-/// How a call ended in an instance, or before it had one.
-#[derive(Debug)]
-pub struct InstanceEnd {
-    /// Its status.
-    pub status: CallStatus,
-    /// The result, byte for byte.
-    pub result: Bytes,
-    /// Status and headers of the reply, where the function gave some.
-    pub head: Option<HttpHead>,
-    /// The bytes that have passed, if its answer was a stream.
-    pub(crate) streamed: Option<Streamed>,
-    /// Why it did not succeed.
-    pub error: Option<CallError>,
-    /// What its process wrote meanwhile, as it is stored.
-    pub log: Vec<u8>,
-    pub(crate) start: StartKind,
-    pub(crate) start_ms: Millis,
-    pub(crate) run_ms: Millis,
-    /// What passed between its instance and the world meanwhile.
-    pub(crate) egress: Option<EgressUse>,
-    /// The most memory that its instance has held, and the CPU time that the instance used meanwhile.
-    pub(crate) peak_memory: Option<u64>,
-    pub(crate) cpu_ms: Option<Millis>,
-}
-
 impl InstanceCall {
     /// A call of the direct path, whose deadline may come before that of an attempt.
     pub fn of_direct(call: Invocation, node: &Arc<Node>) -> Box<Self> {
         let since = Instant::now();
-        let (node, engine) = (Arc::clone(node), call.code.engine.unwrap_or(EngineKind::Sandbox));
         Box::new(Self {
             num: call.num,
             attempt: 1,
+            attempt_of: AttemptOf {
+                node: Arc::clone(node),
+                engine: call.code.engine.unwrap_or(EngineKind::Sandbox),
+                epoch: Epoch(1),
+                queue_ms: Millis::default(),
+                placement: None,
+            },
             params: call.params,
             body: call.body,
             request: Some(call.request),
@@ -149,7 +143,7 @@ impl InstanceCall {
             traceparent: call.traceparent,
             lease: None,
             started: None,
-            told: Told::Caller { caller: call.caller, node, engine },
+            told: Told::Caller(call.caller),
             since,
             is_cold: false,
             has_moved: false,
@@ -160,16 +154,23 @@ impl InstanceCall {
 
     /// A call of a scheduled attempt. `started` is called when it begins in an instance, `done` with its end.
     pub fn of_job(
-        job: &CallJob,
+        (job, node): (&CallJob, &Arc<Node>),
         input: CallInput,
         lease: LeaseEnd,
         started: impl FnOnce() + Send + 'static,
-        done: impl FnOnce(InstanceEnd) + Send + 'static,
+        done: impl FnOnce(InvocationEnd) + Send + 'static,
     ) -> Box<Self> {
         let CallInput { since, params, body } = input;
         Box::new(Self {
             num: job.num,
             attempt: job.attempt,
+            attempt_of: AttemptOf {
+                node: Arc::clone(node),
+                engine: job.code.engine.unwrap_or(EngineKind::Sandbox),
+                epoch: job.epoch,
+                queue_ms: Millis::from_millis(job.queue_ms),
+                placement: job.placement,
+            },
             params,
             body: body.map(RequestBody::Whole).unwrap_or_default(),
             request: job.request.clone(),
@@ -191,11 +192,70 @@ impl InstanceCall {
     }
 
     /// Tells its end.
-    pub fn end(self, end: InstanceEnd) {
+    pub fn end(self, end: InvocationEnd) {
         match self.told {
-            Told::Caller { caller, node, engine } => caller.ended(end.into_direct(&node, engine)),
+            Told::Caller(caller) => caller.ended(end),
             Told::Attempt(done) => done(end),
         }
+    }
+
+    /// An end with what is known of every call: `began` is when its instance took it.
+    pub(crate) fn ended(&self, began: Instant, status: CallStatus) -> InvocationEnd {
+        let AttemptOf { node, engine, epoch, queue_ms, placement } = &self.attempt_of;
+        let attempt = Attempt {
+            attempt: self.attempt,
+            worker: node.worker.clone(),
+            engine: *engine,
+            start: if self.is_cold { StartKind::Cold } else { StartKind::Warm },
+            epoch: *epoch,
+            placement: *placement,
+            queue_ms: *queue_ms,
+            start_ms: began.saturating_duration_since(self.since).into(),
+            run_ms: began.elapsed().into(),
+            exit: None,
+            peak_memory_bytes: None,
+            cpu_ms: None,
+            missing_layers: node.engines.get(engine).map(|engine| engine.missing_layers()).unwrap_or_default(),
+            egress: None,
+            error: None,
+        };
+        let (result, log) = (Bytes::new(), Vec::new());
+        InvocationEnd { status, result, head: None, error: None, log, attempt, streamed: None }
+    }
+
+    /// It was answered with a result.
+    pub(crate) fn succeeded(&self, began: Instant, result: Bytes) -> InvocationEnd {
+        InvocationEnd { result, ..self.ended(began, CallStatus::Done) }
+    }
+
+    /// It failed in its instance.
+    pub(crate) fn failed(&self, began: Instant, error: CallError) -> InvocationEnd {
+        InvocationEnd { error: Some(error), ..self.ended(began, CallStatus::Failed) }
+    }
+
+    /// Its time ran out in an instance.
+    pub(crate) fn ran_late(&self, began: Instant) -> InvocationEnd {
+        let (status, error) = self.late(Layer::Run, "its process ran");
+        InvocationEnd { error: Some(error), ..self.ended(began, status) }
+    }
+
+    /// It never came into an instance.
+    pub fn not_started(&self, error: StartError) -> InvocationEnd {
+        let (status, error) = match error {
+            StartError::Late => self.late(Layer::Start, "its instance was made"),
+            error => {
+                let error = error.into_call_error();
+                let is_late = error.kind == ErrorKind::Timeout;
+                (if is_late { CallStatus::Timeout } else { CallStatus::Failed }, error)
+            }
+        };
+        InvocationEnd { error: Some(error), ..self.ended(Instant::now(), status) }
+    }
+
+    /// It was cancelled.
+    pub fn cancelled(&self) -> InvocationEnd {
+        let error = CallError::new(ErrorKind::Cancelled, Layer::Run, "the call was cancelled");
+        InvocationEnd { error: Some(error), ..self.ended(Instant::now(), CallStatus::Cancelled) }
     }
 
     /// Takes the request's body out, where that is a stream, and whether it is that of a WebSocket.
@@ -220,19 +280,19 @@ impl InstanceCall {
 
     /// Whether its answer may be a stream: its caller reads it at once.
     pub(crate) fn takes_stream(&self) -> bool {
-        matches!(self.told, Told::Caller { .. })
+        matches!(self.told, Told::Caller(_))
     }
 
     /// Tells of an interim answer.
     pub(crate) fn inform(&mut self, head: HttpHead) {
-        if let Told::Caller { caller, .. } = &mut self.told {
+        if let Told::Caller(caller) = &mut self.told {
             caller.informs(head);
         }
     }
 
     /// Tells that its answer has begun.
     pub(crate) fn stream(&mut self, answer: StreamedAnswer) {
-        if let Told::Caller { caller, .. } = &mut self.told {
+        if let Told::Caller(caller) = &mut self.told {
             caller.streams(answer);
         }
     }
@@ -248,7 +308,7 @@ impl InstanceCall {
 
     /// Gives a call of the direct path back that there was no room for; none of a scheduled attempt.
     pub fn into_direct(self, code: &Arc<Code>) -> Option<Box<Invocation>> {
-        let Told::Caller { caller, .. } = self.told else { return None };
+        let Told::Caller(caller) = self.told else { return None };
         Some(Box::new(Invocation {
             num: self.num,
             code: Arc::clone(code),
@@ -304,93 +364,6 @@ impl InstanceCall {
         } else {
             let message = format!("the attempt took longer than {} ms while {what}", self.timeout_ms);
             (CallStatus::Timeout, CallError::new(ErrorKind::Timeout, layer, message))
-        }
-    }
-}
-
-impl InstanceEnd {
-    /// An end with what is known of every call: `began` is when its instance took it.
-    pub(crate) fn of(call: &InstanceCall, began: Instant, status: CallStatus) -> Self {
-        Self {
-            status,
-            result: Bytes::new(),
-            head: None,
-            streamed: None,
-            error: None,
-            log: Vec::new(),
-            start: if call.is_cold { StartKind::Cold } else { StartKind::Warm },
-            start_ms: began.saturating_duration_since(call.since).into(),
-            run_ms: began.elapsed().into(),
-            egress: None,
-            peak_memory: None,
-            cpu_ms: None,
-        }
-    }
-
-    pub(crate) fn done(call: &InstanceCall, began: Instant, result: Bytes) -> Self {
-        Self { result, ..Self::of(call, began, CallStatus::Done) }
-    }
-
-    pub(crate) fn failed(call: &InstanceCall, began: Instant, error: CallError) -> Self {
-        Self { error: Some(error), ..Self::of(call, began, CallStatus::Failed) }
-    }
-
-    /// Its time ran out in an instance.
-    pub(crate) fn late(call: &InstanceCall, began: Instant) -> Self {
-        let (status, error) = call.late(Layer::Run, "its process ran");
-        Self { error: Some(error), ..Self::of(call, began, status) }
-    }
-
-    /// It never came into an instance.
-    pub fn not_started(call: &InstanceCall, error: StartError) -> Self {
-        let (status, error) = match error {
-            StartError::Late => call.late(Layer::Start, "its instance was made"),
-            error => {
-                let error = error.into_call_error();
-                let is_late = error.kind == ErrorKind::Timeout;
-                (if is_late { CallStatus::Timeout } else { CallStatus::Failed }, error)
-            }
-        };
-        Self { error: Some(error), ..Self::of(call, Instant::now(), status) }
-    }
-
-    /// It was cancelled.
-    pub fn cancelled(call: &InstanceCall) -> Self {
-        let error = CallError::new(ErrorKind::Cancelled, Layer::Run, "the call was cancelled");
-        Self { error: Some(error), ..Self::of(call, Instant::now(), CallStatus::Cancelled) }
-    }
-
-    /// What it was as an attempt.
-    pub fn attempt(&mut self, node: &Node, engine: EngineKind, number: u32, epoch: Epoch) -> Attempt {
-        Attempt {
-            attempt: number,
-            worker: node.worker.clone(),
-            engine,
-            start: self.start,
-            epoch,
-            placement: None,
-            queue_ms: Millis::default(),
-            start_ms: self.start_ms,
-            run_ms: self.run_ms,
-            exit: None,
-            peak_memory_bytes: self.peak_memory,
-            cpu_ms: self.cpu_ms,
-            missing_layers: node.engines.get(&engine).map(|engine| engine.missing_layers()).unwrap_or_default(),
-            egress: self.egress.take(),
-            error: None,
-        }
-    }
-
-    fn into_direct(mut self, node: &Node, engine: EngineKind) -> InvocationEnd {
-        let attempt = self.attempt(node, engine, 1, Epoch(1));
-        InvocationEnd {
-            status: self.status,
-            result: self.result,
-            head: self.head,
-            error: self.error,
-            log: self.log,
-            attempt,
-            streamed: self.streamed,
         }
     }
 }

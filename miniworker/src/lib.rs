@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use build::{find_image, run_build};
-pub use call::{CallInput, InstanceCall, InstanceEnd};
+pub use call::{CallInput, InstanceCall};
 pub use code::{CodeError, CodeLease, CodeStore};
 pub use command::run_command;
 pub use egress::{Gateway, NodeEgress};

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use faena_domain::call::StartKind;
-use faena_domain::units::Millis;
-use faena_domain::{Attempt, CallError, CallStatus, Contract, EngineKind, ErrorKind, Layer};
+use faena_domain::{CallError, CallStatus, Contract, ErrorKind, Layer};
 use faena_miniworker::{
     AttemptFailure, AttemptReport, CallInput, InstanceCall, InstanceState, LeaseEnd, Node, StartError, fetch_image,
     run_command,
@@ -76,7 +75,7 @@ async fn call_server(
     let node = pool.node();
     let input = CallInput::load(&node.blobs, job).await?;
     let (tell, told) = oneshot::channel();
-    let call = InstanceCall::of_job(job, input, lease, started, move |end| drop(tell.send(end)));
+    let call = InstanceCall::of_job((job, node), input, lease, started, move |end| drop(tell.send(end)));
     if stop.is_cancelled() {
         return Err(AttemptFailure::Stopped);
     }
@@ -89,12 +88,6 @@ async fn call_server(
             return Err(AttemptFailure::Stopped);
         }
     };
-    let engine = job.code.engine.unwrap_or(EngineKind::Sandbox);
-    let attempt = Attempt {
-        queue_ms: Millis::from_millis(job.queue_ms),
-        placement: job.placement,
-        ..end.attempt(node, engine, job.attempt, job.epoch)
-    };
     if end.error.is_none() && !job.direct && std::str::from_utf8(&end.result).is_err() {
         let message = "the output is no UTF-8; call it on /f/ where bytes are meant";
         end.error = Some(CallError::new(ErrorKind::Output, Layer::Run, message));
@@ -106,7 +99,7 @@ async fn call_server(
         result: blobs.payload(end.result).await?,
         error: end.error,
         logs: blobs.payload(end.log).await?,
-        attempt,
+        attempt: end.attempt,
         head: end.head,
     })
 }

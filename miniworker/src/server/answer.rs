@@ -5,10 +5,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use faena_domain::{CallError, ErrorKind, Layer};
 use faena_invoker::{Direction, Kept, Meter};
-use faena_protocol::direct::{HttpHead, Streamed};
+use faena_protocol::direct::{HttpHead, InvocationEnd, Streamed};
 
 use super::stream::StreamFailure;
-use crate::call::{InstanceCall, InstanceEnd};
+use crate::call::InstanceCall;
 
 /// An answer that is here whole.
 pub(super) struct ServerResponse {
@@ -18,18 +18,18 @@ pub(super) struct ServerResponse {
 
 impl ServerResponse {
     /// How the call ended: a status of 500 and above says that it failed, and is passed on all the same.
-    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InstanceEnd {
+    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InvocationEnd {
         let Self { head, body } = self;
         if !is_passed_on(head.status) {
             let message = format!("the function answered with the status {}, which cannot be passed on", head.status);
-            return InstanceEnd::failed(call, began, CallError::new(ErrorKind::Output, Layer::Run, message));
+            return call.failed(began, CallError::new(ErrorKind::Output, Layer::Run, message));
         }
         if head.status < 500 {
-            return InstanceEnd { head: Some(head), ..InstanceEnd::done(call, began, body) };
+            return InvocationEnd { head: Some(head), ..call.succeeded(began, body) };
         }
         let message = format!("the function answered with the status {}", head.status);
         let error = CallError::new(ErrorKind::Exception, Layer::Run, message);
-        InstanceEnd { head: Some(head), result: body, ..InstanceEnd::failed(call, began, error) }
+        InvocationEnd { head: Some(head), result: body, ..call.failed(began, error) }
     }
 }
 
@@ -59,18 +59,18 @@ impl StreamEnd {
     }
 
     /// How the call ended.
-    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InstanceEnd {
+    pub(super) fn end(self, call: &InstanceCall, began: Instant) -> InvocationEnd {
         let Self { head, streamed, kept, failure } = self;
         let ended = match failure {
-            None if head.status == 101 => InstanceEnd { head: Some(head), ..InstanceEnd::done(call, began, kept) },
+            None if head.status == 101 => InvocationEnd { head: Some(head), ..call.succeeded(began, kept) },
             None => ServerResponse { head, body: kept }.end(call, began),
             Some(failure) => {
                 let (status, kind) = failure.told();
                 let error = CallError::new(kind, Layer::Run, failure.to_string());
-                let end = InstanceEnd::of(call, began, status);
-                InstanceEnd { head: Some(head), result: kept, error: Some(error), ..end }
+                let end = call.ended(began, status);
+                InvocationEnd { head: Some(head), result: kept, error: Some(error), ..end }
             }
         };
-        InstanceEnd { streamed: Some(streamed), ..ended }
+        InvocationEnd { streamed: Some(streamed), ..ended }
     }
 }

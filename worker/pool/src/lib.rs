@@ -19,9 +19,7 @@ use std::time::{Duration, Instant};
 
 use faena_domain::{CallNum, Contract, FunctionId, Preload};
 use faena_invoker::{Invocation, Invoker};
-use faena_miniworker::{
-    InstanceCall, InstanceEnd, Made, Node, Preparation, StartError, fetch_image, interpreter_domain,
-};
+use faena_miniworker::{InstanceCall, Made, Node, Preparation, StartError, fetch_image, interpreter_domain};
 use faena_protocol::node::{LogOf, PoolView};
 use faena_protocol::records::Code;
 use parking_lot::{Mutex, MutexGuard};
@@ -112,7 +110,7 @@ impl Pool {
         let waiting_or_active = self.0.state().cancel(num);
         match waiting_or_active {
             Ok(Work::Call(call)) => {
-                let end = InstanceEnd::cancelled(&call);
+                let end = call.cancelled();
                 call.end(end);
                 true
             }

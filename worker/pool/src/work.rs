@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use faena_miniworker::{InstanceCall, InstanceEnd, ServerInstance, StartError};
+use faena_miniworker::{InstanceCall, ServerInstance, StartError};
 
 use crate::exec::{ExecRequest, ExecSlot};
 use crate::state::{Refusal, Resources, Waiting};
@@ -45,7 +45,7 @@ impl Work {
         };
         match self {
             Self::Call(call) => {
-                let end = InstanceEnd::not_started(&call, error);
+                let end = call.not_started(error);
                 call.end(end);
             }
             // The attempt may have gone.

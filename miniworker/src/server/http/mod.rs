@@ -8,9 +8,10 @@ mod passage;
 use std::time::Instant;
 
 use faena_domain::{CallStatus, ErrorKind};
+use faena_protocol::direct::InvocationEnd;
 
 use super::answer::{ServerResponse, StreamEnd};
-use crate::call::{InstanceCall, InstanceEnd};
+use crate::call::InstanceCall;
 
 pub(crate) use connections::Client;
 pub(super) use connections::wanted;
@@ -39,14 +40,14 @@ pub(super) fn is_failure(answer: &Result<Answer, ExchangeError>) -> bool {
 }
 
 /// How a call over HTTP ended.
-pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<Answer, ExchangeError>) -> InstanceEnd {
+pub(super) fn end(call: &InstanceCall, began: Instant, answer: Result<Answer, ExchangeError>) -> InvocationEnd {
     match answer {
         Ok(Answer::Whole(response)) => response.end(call, began),
         Ok(Answer::Streamed(end)) => end.end(call, began),
         Err(error) => {
             let error = error.into_call_error();
             let status = if error.kind == ErrorKind::Cancelled { CallStatus::Cancelled } else { CallStatus::Failed };
-            InstanceEnd { error: Some(error), ..InstanceEnd::of(call, began, status) }
+            InvocationEnd { error: Some(error), ..call.ended(began, status) }
         }
     }
 }

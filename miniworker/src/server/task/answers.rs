@@ -7,11 +7,11 @@ use faena_domain::limits::{MAX_RESULT, STDERR_TAIL};
 use faena_domain::{CallError, CallStatus, ErrorKind, Layer, Reuse};
 use faena_instance_protocol::handler::{HEADER, Header, Kind, split};
 use faena_invoker::WINDOW;
+use faena_protocol::direct::InvocationEnd;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
 use super::{EndReason, Task};
-use crate::call::InstanceEnd;
 use crate::result;
 use crate::server::answer::ServerResponse;
 use crate::server::{CHUNK, InFlight, widen};
@@ -81,13 +81,13 @@ impl Task {
         let end = match (kind, flight.broken_stream(String::new)) {
             (Kind::Exception, None) => exception(&flight, &body),
             (Kind::Exception, Some(broken)) if broken.status == CallStatus::Failed => {
-                let InstanceEnd { error, .. } = exception(&flight, &body);
-                InstanceEnd { error, ..broken }
+                let InvocationEnd { error, .. } = exception(&flight, &body);
+                InvocationEnd { error, ..broken }
             }
             // It was told to stop.
             (Kind::Exception, Some(stopped)) => stopped,
             (Kind::Reply, None) => reply(&flight, &body),
-            (Kind::Result, None) => InstanceEnd::done(&flight.call, flight.began, body),
+            (Kind::Result, None) => flight.call.succeeded(flight.began, body),
             _ => return Err(lost("its process sent a frame that is not expected now")),
         };
         self.finish(flight, end);
@@ -105,9 +105,9 @@ impl Task {
 }
 
 /// The end of a call whose result is over the limit.
-pub(super) fn result_too_large(flight: &InFlight) -> InstanceEnd {
+pub(super) fn result_too_large(flight: &InFlight) -> InvocationEnd {
     let message = format!("the result is over the limit of {MAX_RESULT} bytes");
-    InstanceEnd::failed(&flight.call, flight.began, CallError::new(ErrorKind::Output, Layer::Run, message))
+    flight.call.failed(flight.began, CallError::new(ErrorKind::Output, Layer::Run, message))
 }
 
 /// Reads what there is of frames.
@@ -125,10 +125,10 @@ pub(super) async fn read_frames(answers: &mut Option<Receiver>, incoming: &mut B
 }
 
 /// A handler's answer with a head of its own.
-fn reply(flight: &InFlight, frame: &Bytes) -> InstanceEnd {
+fn reply(flight: &InFlight, frame: &Bytes) -> InvocationEnd {
     let invalid = |why: &str| {
         let error = CallError::new(ErrorKind::Output, Layer::Run, format!("the handler's reply has {why}"));
-        InstanceEnd::failed(&flight.call, flight.began, error)
+        flight.call.failed(flight.began, error)
     };
     let Some((head, body)) = split(frame) else { return invalid("no head") };
     match serde_json::from_slice(head) {
@@ -138,10 +138,10 @@ fn reply(flight: &InFlight, frame: &Bytes) -> InstanceEnd {
 }
 
 /// A handler's exception: its message, and where it came from as the end of its standard error.
-fn exception(flight: &InFlight, body: &[u8]) -> InstanceEnd {
+fn exception(flight: &InFlight, body: &[u8]) -> InvocationEnd {
     let (message, origin) = split(body).unwrap_or((body, &[]));
     let mut error =
         CallError::new(ErrorKind::Exception, Layer::Run, result::tail(&String::from_utf8_lossy(message), STDERR_TAIL));
     error.stderr_tail = result::tail(&String::from_utf8_lossy(origin), STDERR_TAIL).to_owned();
-    InstanceEnd::failed(&flight.call, flight.began, error)
+    flight.call.failed(flight.began, error)
 }

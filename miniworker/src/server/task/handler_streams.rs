@@ -11,13 +11,13 @@ use bytes::{Bytes, BytesMut};
 use faena_domain::limits::MAX_RESULT;
 use faena_instance_protocol::handler::{Kind, LEAST_COST, STREAM_CREDIT};
 use faena_invoker::{Direction, Kept, Meter, PipeSender, WINDOW, pipe};
-use faena_protocol::direct::HttpHead;
+use faena_protocol::direct::{HttpHead, InvocationEnd};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
 use super::answers::result_too_large;
 use super::{EndReason, Task};
-use crate::call::{InstanceCall, InstanceEnd};
+use crate::call::InstanceCall;
 use crate::server::answer::{ServerResponse, StreamEnd, is_passed_on};
 use crate::server::stream::{StreamFailure, overdue};
 use crate::server::{InFlight, Order, ServerInstance};
@@ -65,7 +65,7 @@ fn cost(piece: &[u8]) -> u32 {
 
 impl HandlerStream {
     /// How its call ended; with why its process did not end the answer.
-    fn end(self, call: &InstanceCall, began: Instant, failure: Option<StreamFailure>) -> InstanceEnd {
+    fn end(self, call: &InstanceCall, began: Instant, failure: Option<StreamFailure>) -> InvocationEnd {
         let Self { head, to } = self;
         match (to, failure) {
             (Destination::Caller(passing), failure) => {
@@ -85,7 +85,7 @@ impl HandlerStream {
 
 impl InFlight {
     /// How the call ended whose process has not ended its answer, where that had begun.
-    pub(super) fn broken_stream(&mut self, why: impl FnOnce() -> String) -> Option<InstanceEnd> {
+    pub(super) fn broken_stream(&mut self, why: impl FnOnce() -> String) -> Option<InvocationEnd> {
         let stream = self.stream.take()?;
         Some(stream.end(&self.call, self.began, Some(StreamFailure::Broken(why()))))
     }

@@ -17,11 +17,12 @@ use faena_domain::{CallError, ErrorKind, Layer, Reuse};
 use faena_engine::{AgentSocket, Usage};
 use faena_instance_protocol::handler::Kind;
 use faena_instance_protocol::{Ended, ToAgent, ToMiniworker};
+use faena_protocol::direct::InvocationEnd;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 
 use super::{InFlight, Order, Protocol, ServerInstance, http};
-use crate::call::{InstanceCall, InstanceEnd};
+use crate::call::InstanceCall;
 use crate::code::CodeLease;
 use crate::egress::Egress;
 use crate::result;
@@ -97,8 +98,8 @@ impl Task {
                 continue;
             }
             let end = match flight.broken_stream(|| "its process has ended".to_owned()) {
-                Some(end) => InstanceEnd { error: Some(self.why(&over, " while it answered")), ..end },
-                None => InstanceEnd::failed(&flight.call, flight.began, self.why(&over, " before it answered")),
+                Some(end) => InvocationEnd { error: Some(self.why(&over, " while it answered")), ..end },
+                None => flight.call.failed(flight.began, self.why(&over, " before it answered")),
             };
             self.end(flight, end);
         }
@@ -129,7 +130,7 @@ impl Task {
         }
         for call in calls {
             if cancelled.contains(&call.num) {
-                let end = InstanceEnd::cancelled(&call);
+                let end = call.cancelled();
                 call.end(end);
                 self.server.owner.retired();
             } else {
@@ -239,7 +240,7 @@ impl Task {
     }
 
     /// Tells the end of a call, and before that that its slot is free: a client that gets the reply may call again at once.
-    pub(super) fn finish(&mut self, mut flight: InFlight, end: InstanceEnd) {
+    pub(super) fn finish(&mut self, mut flight: InFlight, end: InvocationEnd) {
         let end = self.complete(end, flight.egress.take());
         let ServerInstance { owner, code, .. } = &*self.server;
         match code.serving.reuse {
@@ -254,7 +255,7 @@ impl Task {
         flight.call.end(end);
     }
 
-    pub(super) fn end(&mut self, mut flight: InFlight, end: InstanceEnd) {
+    pub(super) fn end(&mut self, mut flight: InFlight, end: InvocationEnd) {
         let end = self.complete(end, flight.egress.take());
         flight.call.end(end);
     }
@@ -265,7 +266,7 @@ impl Task {
             Order::Cancel(num) => {
                 let id = self.server.traffic().in_flight.iter().find(|flight| flight.call.num == num).map(|f| f.id);
                 if let Some(flight) = id.and_then(|id| self.take(id)) {
-                    let end = InstanceEnd::cancelled(&flight.call);
+                    let end = flight.call.cancelled();
                     self.abandon(flight, end);
                 }
                 Ok(())
@@ -338,7 +339,7 @@ impl Task {
                     self.server.tell_of_stream(id, Kind::Stop, &[]);
                 }
                 let broken = flight.broken_stream(|| "it did not end when it was told to".to_owned());
-                let end = broken.unwrap_or_else(|| InstanceEnd::late(&flight.call, flight.began));
+                let end = broken.unwrap_or_else(|| flight.call.ran_late(flight.began));
                 self.abandon(flight, end);
             }
         }
@@ -347,7 +348,7 @@ impl Task {
     /// Ends a call that its process still works at. No further one is begun beside it; where it was the only one the
     /// instance goes at once, otherwise when the others have ended. A call that may run again elsewhere takes the whole
     /// instance with it: nothing of it may run on.
-    pub(super) fn abandon(&mut self, flight: InFlight, end: InstanceEnd) {
+    pub(super) fn abandon(&mut self, flight: InFlight, end: InvocationEnd) {
         self.given_up.insert(flight.id);
         if flight.stream.is_some() {
             self.server.tell_of_stream(flight.id, Kind::Stop, &[]);

@@ -5,9 +5,9 @@ use faena_domain::limits::{MAX_CALL_LOG, STDERR_TAIL};
 use faena_domain::log::{LogBuffer, StoredLog, plain};
 use faena_domain::units::Millis;
 use faena_gateway::Counters;
+use faena_protocol::direct::InvocationEnd;
 
 use super::{LAST_WORDS, MAX_LOG_BETWEEN, Task, readable};
-use crate::call::InstanceEnd;
 use crate::egress::{Connections, EgressCall, EgressReport};
 use crate::{capture, result};
 
@@ -18,13 +18,13 @@ const MAX_CORES: u64 = 1024;
 
 impl Task {
     /// Adds to an end what the process wrote, and whom it called.
-    pub(super) fn complete(&mut self, mut end: InstanceEnd, call: Option<EgressCall>) -> InstanceEnd {
+    pub(super) fn complete(&mut self, mut end: InvocationEnd, call: Option<EgressCall>) -> InvocationEnd {
         let mut report = self.egress_report(call.map(EgressCall::end).unwrap_or_default());
         if self.found_no_route(&end) {
             report.remark_no_route();
         }
         let EgressReport { used, refusals } = report;
-        end.egress = used;
+        end.attempt.egress = used;
         end.log = self.take_log(&refusals).into_bytes();
         self.account(&mut end);
         if let Some(error) = &mut end.error
@@ -38,8 +38,8 @@ impl Task {
 
     /// Whether something in an instance without egress has tried to reach something. That is read after a call that failed or
     /// took ten milliseconds: it costs a twentieth of one.
-    fn found_no_route(&mut self, end: &InstanceEnd) -> bool {
-        let is_looked_at = end.error.is_some() || end.run_ms >= Millis::from_millis(10);
+    fn found_no_route(&mut self, end: &InvocationEnd) -> bool {
+        let is_looked_at = end.error.is_some() || end.attempt.run_ms >= Millis::from_millis(10);
         if self.egress.is_some() || !is_looked_at {
             return false;
         }
@@ -73,15 +73,16 @@ impl Task {
 
     /// Adds to an end what the processes have used. That is read after a call that took a millisecond, and
     /// before there is any reading: it costs as much as a short call.
-    fn account(&mut self, end: &mut InstanceEnd) {
-        if end.run_ms >= Millis::from_millis(1) || self.usage.peak_memory.is_none() {
+    fn account(&mut self, end: &mut InvocationEnd) {
+        if end.attempt.run_ms >= Millis::from_millis(1) || self.usage.peak_memory.is_none() {
             let before = std::mem::replace(&mut self.usage, self.server.usage());
             let used = self.usage.cpu_us.zip(before.cpu_us).map(|(now, before)| now.saturating_sub(before));
             // What the instance used before its first call is no call's.
-            end.cpu_ms = used.map(|used| Millis::from_micros(used.min(end.run_ms.micros().saturating_mul(MAX_CORES))));
+            end.attempt.cpu_ms =
+                used.map(|used| Millis::from_micros(used.min(end.attempt.run_ms.micros().saturating_mul(MAX_CORES))));
         }
-        end.cpu_ms = end.cpu_ms.or(self.usage.cpu_us.map(|_| Millis::default()));
-        end.peak_memory = self.usage.peak_memory;
+        end.attempt.cpu_ms = end.attempt.cpu_ms.or(self.usage.cpu_us.map(|_| Millis::default()));
+        end.attempt.peak_memory_bytes = self.usage.peak_memory;
     }
 
     /// Keeps what the process has written since it was looked at last.

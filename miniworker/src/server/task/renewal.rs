@@ -14,7 +14,6 @@ use faena_instance_protocol::handler::{HEADER, Header, Kind};
 use tokio::net::unix::pipe::Receiver;
 
 use super::{EndReason, Task};
-use crate::call::InstanceEnd;
 use crate::egress::Connections;
 use crate::instance::{self, CLEAN, Unclean};
 use crate::server::InFlight;
@@ -137,7 +136,7 @@ impl Task {
         if let (Some(exit), Some(flight)) = (used.exit, self.take(used.id)) {
             let when = (Layer::Run, " before it answered");
             let error = result::fallen(exit, oom_kills, self.server.code.limits.memory, when);
-            let end = InstanceEnd::failed(&flight.call, flight.began, error);
+            let end = flight.call.failed(flight.began, error);
             self.end(flight, end);
         }
         // What came after the answer is nobody's.
