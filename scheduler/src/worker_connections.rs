@@ -84,7 +84,10 @@ struct Remote {
     is_leaving: bool,
     /// What an administrator says of its node; none before db has told.
     terms: Option<NodeTerms>,
+    /// This api's direct calls.
     in_flight: Arc<AtomicU32>,
+    /// Slots that it holds by way of the scheduler.
+    scheduled: AtomicU32,
     wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -158,7 +161,8 @@ impl WorkerConnections {
         let (engines, slots) = (kinds(&node.engines), node.slots);
         let terms = NodeTerms::of(&self.known.read(), &node.owner);
         let owner = node.owner.clone();
-        let remote = Remote { owner, endpoints, engines, slots, is_leaving: false, terms, in_flight, wires, tasks };
+        let (is_leaving, scheduled) = (false, AtomicU32::new(0));
+        let remote = Remote { owner, endpoints, engines, slots, is_leaving, terms, in_flight, scheduled, wires, tasks };
         remotes.insert(worker.clone(), remote);
     }
 
@@ -175,6 +179,13 @@ impl WorkerConnections {
     /// A worker makes instances with these from now on.
     pub fn engines(&self, worker: &str, engines: &[EngineInfo]) {
         self.change(worker, |remote| remote.engines = kinds(engines));
+    }
+
+    /// A worker holds so many slots by way of the scheduler.
+    pub(crate) fn scheduled(&self, worker: &str, slots: u32) {
+        if let Some(remote) = self.remotes.read().get(worker) {
+            remote.scheduled.store(slots, Ordering::Relaxed);
+        }
     }
 
     /// A worker is gone, and its calls with it.
@@ -195,8 +206,8 @@ impl WorkerConnections {
             let offers = !remote.is_leaving && takes_work && remote.engines.contains(&engine);
             let wires = remote.wires.read();
             let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;
-            let is_full = remote.in_flight.load(Ordering::Relaxed) >= remote.slots;
-            Some(((is_full, weight(name, code)), Arc::clone(wire)))
+            let busy = remote.in_flight.load(Ordering::Relaxed) + remote.scheduled.load(Ordering::Relaxed);
+            Some(((busy >= remote.slots, weight(name, code)), Arc::clone(wire)))
         });
         able.min_by_key(|(order, _)| *order).map(|(_, wire)| wire)
     }

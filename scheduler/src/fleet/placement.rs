@@ -9,7 +9,8 @@ use faena_domain::call::Placement;
 use faena_domain::{EngineKind, NodeSelector, Owner};
 use faena_protocol::node::CallOf;
 
-use super::{Claim, Fleet, Worker};
+use super::Fleet;
+use super::worker::{Claim, Worker};
 
 /// Workers that are drawn before all of them are looked at: enough to find two where half of them are full.
 const DRAWN: usize = 12;
@@ -42,11 +43,10 @@ impl Needs<'_> {
     }
 }
 
-/// The part of a worker's slots that is free. Of one that has no room for more code it counts as if there were none, so that
+/// The part of a worker's slots that is free of everything that its pool has. Of one that has no room for more code it counts as if there were none, so that
 /// others come first.
 fn free_part<P>(worker: &Worker<P>) -> f64 {
-    let slots = worker.ledger.slots();
-    let free = f64::from(slots.free()) / f64::from(slots.total().max(1));
+    let free = f64::from(worker.idle_slots()) / f64::from(worker.ledger.slots().total().max(1));
     if worker.pool.disk_low { free - 1.0 } else { free }
 }
 

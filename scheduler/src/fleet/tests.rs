@@ -1,7 +1,7 @@
 //! Who gets a call, and what is counted where.
 
 use faena_domain::call::Placement;
-use faena_domain::{FunctionName, Version};
+use faena_domain::{CallNum, Epoch, FunctionName, Version};
 use proptest::prelude::*;
 
 use super::*;
@@ -176,6 +176,37 @@ fn a_node_whose_disk_is_nearly_full_gets_what_no_other_can_take() {
     assert_eq!(assign(&mut fleet, 2, &of("other", 1), false), Some("a"), "b is full");
     fleet.lost(&"b", Instant::now());
     assert_eq!(names(&mut fleet), ["a"]);
+}
+
+#[test]
+fn a_pool_that_others_use_gets_calls_when_no_other_has_room() {
+    let (mut fleet, plain, now) = (fleet(&[("a", 2), ("b", 2)]), of("plain", 1), Instant::now());
+    let asked = |fleet: &mut Fleet<&'static str>| -> Vec<(String, bool)> {
+        let capacities = fleet.capacities(false);
+        for capacity in &capacities {
+            fleet.claimed(&capacity.owner, &mut [], &[], now);
+        }
+        let mut asked: Vec<(String, bool)> =
+            capacities.into_iter().map(|capacity| (capacity.owner.worker, capacity.calls.is_some())).collect();
+        asked.sort();
+        asked
+    };
+    let all = |a: bool, b: bool| vec![("a".to_owned(), a), ("b".to_owned(), b)];
+    assert_eq!(asked(&mut fleet), all(true, true));
+    assert!(!fleet.pool(&"a", PoolView { working: 2, ..PoolView::default() }));
+    assert_eq!(asked(&mut fleet), all(false, true), "a takes builds");
+    // What is assigned looks at the same.
+    assert_eq!(assign(&mut fleet, 1, &plain, false), Some("b"));
+    assert_eq!(assign(&mut fleet, 2, &of("other", 1), false), Some("b"));
+    assert_eq!(assign(&mut fleet, 3, &of("third", 1), false), Some("a"), "no other has room");
+    assert_eq!(asked(&mut fleet), all(true, false), "b is full, and calls wait at a");
+    let told: std::collections::BTreeMap<_, _> = fleet.changed_slots().into_iter().collect();
+    assert_eq!((told["a"], told["b"]), (1, 2));
+    assert!(fleet.changed_slots().is_empty());
+    fleet.call_ended_now(&"b", claim(1));
+    assert_eq!(asked(&mut fleet), all(false, true));
+    assert!(fleet.pool(&"a", PoolView { working: 1, ..PoolView::default() }), "only ours is left");
+    assert_eq!(asked(&mut fleet), all(true, true));
 }
 
 #[test]

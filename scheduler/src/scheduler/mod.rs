@@ -113,6 +113,10 @@ impl Scheduler {
                 _ = tick.tick() => self.tick(),
             }
             self.schedule().await;
+            // Direct calls prefer workers that these calls leave slots.
+            for (worker, slots) in self.fleet.changed_slots() {
+                self.connections.scheduled(&worker, slots);
+            }
         }
     }
 

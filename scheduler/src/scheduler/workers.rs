@@ -68,7 +68,11 @@ impl Scheduler {
                 self.fleet.engines(&peer, engines);
                 self.asks(Ask::Work);
             }
-            ToApi::Pool { pool } => self.fleet.pool(&peer, pool),
+            ToApi::Pool { pool } => {
+                if self.fleet.pool(&peer, pool) {
+                    self.asks(Ask::Work);
+                }
+            }
             ToApi::Reply { id, reply } => self.questions.reply(id, &peer, reply),
             ToApi::Draining => {
                 self.connections.leave(&owner.worker);
