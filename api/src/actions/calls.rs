@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
 use faena_domain::{CallNum, CallStatus, FunctionId, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet, CallList};
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::problem::{ErrorCode, Problem, Reply, busy, stopping};
+use crate::versions::Current;
 
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,6 +44,34 @@ pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: 
         Ok(SyncOutcome::Ended(call) | SyncOutcome::Persisted(call)) => Ok(*call),
         Ok(SyncOutcome::Refused(error)) => Err(error.into()),
         Err(_) => Err(stopping()),
+    }
+}
+
+/// Runs a call on the path that its terms and its version give it. With `wait` its client waits no longer than that.
+pub(crate) async fn invoke(
+    app: &App,
+    (spec, version): (CallSpec, Option<Version>),
+    (current, asked): (&Current, CallTerms),
+    wait: Option<Duration>,
+) -> Reply<CallRecord> {
+    let terms = CallTerms {
+        is_waited: wait.is_some(),
+        has_key: spec.key.is_some(),
+        has_start: spec.run_at.is_some(),
+        has_callback: spec.callback.is_some(),
+        ..asked
+    };
+    let target = CallTarget {
+        status: current.status,
+        contract: current.code.serving.contract,
+        has_concurrency: current.code.concurrency.is_some(),
+        is_offered: false,
+    };
+    // `plan` finds no path for WebSockets alone.
+    match (plan(&terms, &target).unwrap_or(CallPath::Queued), wait) {
+        (CallPath::Direct | CallPath::Sync, most) => run_sync(app, spec, &current.code, most).await,
+        (CallPath::Queued, Some(most)) => accept_and_wait(app, spec, version, most).await,
+        (CallPath::Queued, None) => accept(app, spec, version).await,
     }
 }
 

@@ -5,26 +5,24 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, response::AppendHeaders};
-use faena_auth::{Account, AccountId, AccountKind, Principal, Requirement, Scope, Scopes};
+use faena_auth::{Account, AccountKind, Principal, Scope, Scopes};
 use faena_domain::json::parse_object;
-use faena_domain::{AccountName, Namespace, Timestamp};
-use faena_protocol::db::{AccountDelete, AccountGet, AccountList, AccountPut, LoginGet, SecretPut, SetupGet};
+use faena_domain::{AccountName, Namespace};
+use faena_protocol::db::{AccountDelete, AccountList};
 use faena_protocol::records::AccountRecord;
-use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::access::{Audited, Network, Origin, check_secret, new_secret, setup_hash};
+use crate::access::{Audited, Network, Origin, check_secret, new_secret};
+use crate::actions::accounts::{ACCOUNTS, NewAccount, SecretChange};
 use crate::app::App;
 use crate::authorize::{Authenticated, permit_named};
-use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
+use crate::{actions, body};
 
 /// The largest body.
 pub(super) const MAX_REQUEST: u64 = 64 * 1024;
-/// What accounts of others require.
-const ACCOUNTS: (Requirement, &str) = (Requirement::Scope(Scope::Admin), "account");
 /// The largest metadata of an account, in bytes.
 const MAX_METADATA: usize = 16 * 1024;
 
@@ -37,7 +35,7 @@ pub(crate) struct Made {
 }
 
 #[derive(Debug, Deserialize)]
-struct NewAccount {
+struct AskedAccount {
     name: String,
     #[serde(rename = "type")]
     kind: AccountKind,
@@ -45,6 +43,31 @@ struct NewAccount {
     scopes: Option<Vec<String>>,
     metadata: Option<Map<String, Value>>,
     namespace: Option<String>,
+}
+
+impl AskedAccount {
+    fn namespace(&self, principal: &Principal) -> Reply<Namespace> {
+        let into = self.namespace.as_deref().map_or_else(|| Ok(principal.namespace.clone()), namespace)?;
+        if into != principal.namespace && !principal.is_root() {
+            return Err(faena_auth::Forbidden::Root { account: principal.account.clone() }.into());
+        }
+        Ok(into)
+    }
+
+    fn scopes(&self) -> Reply<Scopes> {
+        match &self.scopes {
+            Some(names) => Ok(Scopes::parse(names)?),
+            None => Ok(Scopes::NONE.with(Scope::Invoke).with(Scope::Read)),
+        }
+    }
+
+    fn metadata(&self) -> Reply<Map<String, Value>> {
+        let metadata = self.metadata.clone().unwrap_or_default();
+        if serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len()) > MAX_METADATA {
+            return Err(Problem::too_large(format!("metadata may have {MAX_METADATA} bytes")));
+        }
+        Ok(metadata)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,11 +94,6 @@ pub(super) fn namespace(text: &str) -> Reply<Namespace> {
     Ok(text.to_ascii_lowercase().parse()?)
 }
 
-/// A new id: ids are never used again.
-fn new_id() -> AccountId {
-    AccountId(uuid::Uuid::new_v4().simple().to_string().into())
-}
-
 /// What the first account can be made with is nowhere but on the operator's terminal.
 #[utoipa::path(post, path = "/setup", tag = "accounts", request_body(content = Object, content_type = "application/json", description = "`token`, `name` and `secret`"),
     responses((status = 201, description = "The first account"), (status = 401, description = "The token is wrong, or there is an account", body = Problem)))]
@@ -87,42 +105,19 @@ pub(crate) async fn setup(
 ) -> Reply<(StatusCode, Extension<Audited>, Json<AccountRecord>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let Setup { token, name, secret } = parse_object(&bytes, &["token", "name", "secret"])?;
-    let expected = app.db().ask(&SetupGet {}).await?;
-    let is_right = expected.is_some_and(|hash| {
-        use subtle::ConstantTimeEq;
-        setup_hash(&token).as_bytes().ct_eq(hash.as_bytes()).into()
-    });
-    if !is_right {
-        let detail = "the token of the set-up is wrong, or an account was made already";
-        return Err(Problem::new(ErrorCode::BadCredentials, detail)
-            .hint("the log of the start has a token; `faena setup` prints another"));
-    }
-    let account = AccountRecord {
-        id: new_id(),
+    actions::accounts::check_setup_token(&app, &token).await?;
+    let first = NewAccount {
         name: name.parse()?,
         namespace: Namespace::default(),
         kind: AccountKind::User,
         scopes: Scopes::NONE.with(Scope::Admin),
         metadata: Map::new(),
-        created_at: Timestamp(unix_ms()),
     };
     check_secret(&secret)?;
-    let account = put(&app, account, secret, (origin, true)).await?;
+    let account = actions::accounts::add(&app, first, secret, (Network::from(origin.address), true)).await?;
     let name = Some(account.name.to_string());
     let audited = Audited { account: name.clone(), target: name, namespace: None };
     Ok((StatusCode::CREATED, Extension(audited), Json(account)))
-}
-
-async fn put(
-    app: &App,
-    account: AccountRecord,
-    secret: String,
-    (origin, first): (Origin, bool),
-) -> Reply<AccountRecord> {
-    let secret = app.access().secrets.hash(secret, Network::from(origin.address)).await?;
-    let account = app.db().ask(&AccountPut { account, secret, first }).await?;
-    app.access().refresh().await?;
-    Ok(account)
 }
 
 /// Makes an account. The first one locks the platform: from then on every request needs a credential.
@@ -137,32 +132,15 @@ pub(crate) async fn make(
 ) -> Reply<(StatusCode, Extension<Audited>, AppendHeaders<[(&'static str, &'static str); 1]>, Json<Made>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let fields = ["name", "type", "secret", "scopes", "metadata", "namespace"];
-    let asked: NewAccount = parse_object(&bytes, &fields)?;
-    let into = asked.namespace.as_deref().map_or_else(|| Ok(principal.namespace.clone()), namespace)?;
-    if into != principal.namespace && !principal.is_root() {
-        return Err(faena_auth::Forbidden::Root { account: principal.account.clone() }.into());
-    }
-    let scopes = match &asked.scopes {
-        Some(names) => Scopes::parse(names)?,
-        None => Scopes::NONE.with(Scope::Invoke).with(Scope::Read),
-    };
-    let metadata = asked.metadata.unwrap_or_default();
-    if serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len()) > MAX_METADATA {
-        return Err(Problem::too_large(format!("metadata may have {MAX_METADATA} bytes")));
-    }
+    let asked: AskedAccount = parse_object(&bytes, &fields)?;
+    let into = asked.namespace(&principal)?;
+    let (scopes, metadata) = (asked.scopes()?, asked.metadata()?);
     let secret = asked.secret.map_or_else(new_secret, |secret| check_secret(&secret).map(|()| secret))?;
     let name: AccountName = asked.name.parse()?;
     permit_named(app.access(), &principal, ACCOUNTS, name.as_str()).await?;
-    let account = AccountRecord {
-        id: new_id(),
-        name,
-        namespace: into,
-        kind: asked.kind,
-        scopes,
-        metadata,
-        created_at: Timestamp(unix_ms()),
-    };
-    let account = put(&app, account, secret.clone(), (origin, false)).await?;
+    let new = NewAccount { name, namespace: into, kind: asked.kind, scopes, metadata };
+    let network = Network::from(origin.address);
+    let account = actions::accounts::add(&app, new, secret.clone(), (network, false)).await?;
     let (target, namespace) = (Some(account.name.to_string()), Some(account.namespace.clone()));
     let audited = Audited { account: None, target, namespace };
     Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(Made { account, secret })))
@@ -180,13 +158,6 @@ pub(crate) async fn list(
     Ok(Json(app.db().ask(&AccountList { namespace: principal.namespace.clone() }).await?))
 }
 
-/// An account, where the principal may do this with it: rules know it by its name, whatever the path has.
-async fn find(app: &App, principal: &Principal, account: String) -> Reply<AccountRecord> {
-    let account = app.db().ask(&AccountGet { namespace: principal.namespace.clone(), account }).await?;
-    permit_named(app.access(), principal, ACCOUNTS, account.name.as_str()).await?;
-    Ok(account)
-}
-
 /// One account.
 #[utoipa::path(get, path = "/account/{account}", tag = "accounts", params(("account" = String, Path, description = "its id or its name")), responses((status = 200, description = "The account"), (status = 404, description = "There is none", body = Problem)))]
 pub(crate) async fn get(
@@ -194,7 +165,7 @@ pub(crate) async fn get(
     Authenticated(principal): Authenticated,
     Path(account): Path<String>,
 ) -> Reply<Json<AccountRecord>> {
-    Ok(Json(find(&app, &principal, account).await?))
+    Ok(Json(actions::accounts::find(&app, &principal, account).await?))
 }
 
 /// Forgets an account, its sessions and its keys.
@@ -204,7 +175,7 @@ pub(crate) async fn delete(
     Authenticated(principal): Authenticated,
     Path(account): Path<String>,
 ) -> Reply<StatusCode> {
-    let account = find(&app, &principal, account).await?;
+    let account = actions::accounts::find(&app, &principal, account).await?;
     if principal.account_id() == Some(&account.id) {
         return Err(Problem::new(ErrorCode::Conflict, format!("{} is the account of this request", account.name))
             .hint("another administrator can delete it"));
@@ -229,36 +200,8 @@ pub(crate) async fn change_secret(
     let ends_keys = super::flag(query.as_deref(), "keys")?;
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let NewSecret { old, new } = parse_object(&bytes, &["old", "new"])?;
-    let login = app.db().ask(&LoginGet { namespace: principal.namespace.clone(), account: account.clone() }).await;
-    let is_own = |id: &AccountId| principal.account_id() == Some(id) && !principal.is_in_foreign_namespace();
-    let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
-    let may = permit_named(app.access(), &principal, ACCOUNTS, &name).await;
-    let is_admin = may.is_ok();
-    // Who may not change it does not learn whether it is there.
-    let login = match login {
-        Ok(login) if is_admin || is_own(&login.account.id) => login,
-        Err(error) if is_admin => return Err(error.into()),
-        _ => return Err(may.err().unwrap_or_else(|| Problem::new(ErrorCode::Forbidden, "it is another's secret"))),
-    };
-    if login.secret.is_none() {
-        let detail = format!("{name} signs in with an identity provider, and has no secret");
-        return Err(Problem::new(ErrorCode::Conflict, detail));
-    }
-    check_secret(&new)?;
-    let network = Network::from(origin.address);
-    let needs_old = !is_admin || (is_own(&login.account.id) && old.is_some());
-    let mut proven = None;
-    if needs_old {
-        let Some(old) = old else {
-            return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the secret until now"));
-        };
-        let of = (&login.account.namespace, name.as_str());
-        app.access().prove(of, old, login.secret.clone(), network).await?;
-        proven = login.secret;
-    }
-    let secret = app.access().secrets.hash(new, network).await?;
-    app.db().ask(&SecretPut { id: login.account.id, secret, proven, ends_keys }).await?;
-    app.access().refresh().await?;
+    let change = SecretChange { account, old, new, ends_keys };
+    actions::accounts::change_secret(&app, &principal, change, Network::from(origin.address)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -5,8 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use faena_auth::{Principal, RuleSet};
-use faena_domain::Manifest;
+use faena_auth::Principal;
 use faena_domain::config::{ConfigPath, InvalidPath, leaves};
 use faena_protocol::db::{ConfigDelete, ConfigGet, ConfigHistory, ConfigPut, ConfigValue, SecretsRotate};
 use serde::Serialize;
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use super::flag;
 use crate::app::App;
-use crate::authorize::{Authenticated, may_read_value, permit_binding, permit_change};
+use crate::authorize::{Authenticated, may_read_value, permit_change};
 use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
@@ -26,18 +25,6 @@ impl From<InvalidPath> for Problem {
     fn from(error: InvalidPath) -> Self {
         Self::new(ErrorCode::InvalidPath, error)
     }
-}
-
-/// Refuses a version that asks for values which its uploader may not use.
-pub(super) fn may_bind(principal: &Principal, manifest: &Manifest, rules: &RuleSet) -> Reply<()> {
-    let (bindings, of_build) = (manifest.bindings(), manifest.build_bindings());
-    for path in bindings.paths().chain(of_build.paths()) {
-        permit_binding(principal, path, rules).map_err(|error| {
-            let detail = format!("faena.toml asks for the value {path} of the configuration: {error}");
-            Problem::new(ErrorCode::Forbidden, detail)
-        })?;
-    }
-    Ok(())
 }
 
 /// Puts a value: members of objects are merged, anything else is replaced.

@@ -1,5 +1,6 @@
 //! Invocations by JSON: `POST /invokeFunction`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -10,10 +11,11 @@ use axum::response::{IntoResponse, Response};
 use faena_domain::json::parse_object;
 use faena_domain::limits::{Limits, MAX_BODY};
 use faena_domain::payload::MAX_INLINE;
-use faena_domain::plan::{CallPath, CallTarget, CallTerms, plan};
+use faena_domain::plan::CallTerms;
 use faena_domain::queue::DEFAULT_AGE_MS;
 use faena_domain::retry::MAX_RETRIES;
-use faena_domain::{FunctionName, Namespace, Timestamp, Version};
+use faena_domain::{CallNum, FunctionName, Namespace, Payload, Timestamp, Version};
+use faena_protocol::direct::HttpRequest;
 use faena_protocol::records::{CallRecord, CallSpec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -65,7 +67,37 @@ impl Invocation {
         self.run_at.as_ref().map(parse).transpose()
     }
 
-    /// What the body alone asks of the call.
+    fn request(&self) -> Reply<Option<Arc<HttpRequest>>> {
+        self.request.as_deref().map(|asked| asked_request::parse(asked, &self.params)).transpose()
+    }
+
+    /// A call as the body asks for it; params and what the headers say come from elsewhere.
+    fn spec(&self, num: CallNum, (namespace, function): (Namespace, FunctionName), is_waited: bool) -> Reply<CallSpec> {
+        Ok(CallSpec {
+            num,
+            namespace,
+            function,
+            params: Payload::empty(),
+            body: None,
+            request: None,
+            private_headers: Vec::new(),
+            direct: false,
+            timeout_ms: self.timeout_ms,
+            max_age_ms: self.max_age_ms.unwrap_or(DEFAULT_AGE_MS),
+            run_at: self.run_at()?,
+            priority: self.priority.unwrap_or(0),
+            key: None,
+            waited: false,
+            replay_of: None,
+            callback: None,
+            // A client that waits sees a failure, and can try again itself.
+            retries: self.retries.or(is_waited.then_some(0)),
+            traceparent: String::new(),
+            account: None,
+        })
+    }
+
+    /// What the body alone asks of the path of the call.
     fn terms(&self) -> CallTerms {
         CallTerms {
             has_priority: self.priority.is_some(),
@@ -141,65 +173,33 @@ pub(crate) async fn invoke(
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Response> {
-    let namespace = principal.namespace.clone();
+    let namespace = &principal.namespace;
     app.admission().disk()?;
     let mut bytes = body::read_json(app.admission(), &headers, body, MAX_BODY).await?;
     let invocation = Invocation::parse(&bytes, app.maximum())?;
     let function: FunctionName = invocation.func_name.parse()?;
-    bytes.assign(app.admission(), &namespace, &function)?;
-    let version = invocation.version.map(Version);
-    let request =
-        invocation.request.as_deref().map(|asked| asked_request::parse(asked, &invocation.params)).transpose()?;
+    bytes.assign(app.admission(), namespace, &function)?;
+    let (version, request) = (invocation.version.map(Version), invocation.request()?);
     let path = request.as_ref().map_or("/", |request| request.path.as_str());
     let wait = preference::prefer_wait(&headers)?;
     // It counts until this request is answered.
     let _place = authorize::permit_call(app.access(), &principal, (function.as_str(), path), wait.is_some()).await?;
     // A first look, so that an unknown function takes no number.
-    let current = app.versions().of(&namespace, &function, version).await?;
-    let (key, run_at) =
-        (idempotency::idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
+    let current = app.versions().of(namespace, &function, version).await?;
+    let key = idempotency::idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?;
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
-    let terms = CallTerms {
-        is_waited: wait.is_some(),
-        has_key: key.is_some(),
-        has_start: run_at.is_some(),
-        has_callback: callback.is_some(),
-        ..invocation.terms()
-    };
-    let target = CallTarget {
-        status: current.status,
-        contract: current.code.serving.contract,
-        has_concurrency: current.code.concurrency.is_some(),
-        is_offered: false,
-    };
+    let num = app.call_ids().next().await?;
     let spec = CallSpec {
-        num: app.call_ids().next().await?,
-        namespace,
-        function,
-        params: app.blobs_of(&principal.namespace).payload(invocation.params.get().as_bytes().to_vec()).await?,
-        body: None,
+        params: app.blobs_of(namespace).payload(invocation.params.get().as_bytes().to_vec()).await?,
         request,
-        private_headers: Vec::new(),
-        direct: false,
-        timeout_ms: invocation.timeout_ms,
-        max_age_ms: invocation.max_age_ms.unwrap_or(DEFAULT_AGE_MS),
-        run_at,
-        priority: invocation.priority.unwrap_or(0),
         key,
-        waited: false,
-        replay_of: None,
         callback,
-        retries: invocation.retries.or(wait.map(|_| 0)),
         traceparent: trace::parent(&headers),
         account: principal.account_id().cloned(),
+        ..invocation.spec(num, (namespace.clone(), function), wait.is_some())?
     };
-    // `plan` finds no path for WebSockets alone, and this route has none.
-    let path = plan(&terms, &target).unwrap_or(CallPath::Queued);
-    let call = match (path, wait.map(Duration::from_secs)) {
-        (CallPath::Direct | CallPath::Sync, most) => actions::calls::run_sync(&app, spec, &current.code, most).await?,
-        (CallPath::Queued, Some(most)) => actions::calls::accept_and_wait(&app, spec, version, most).await?,
-        (CallPath::Queued, None) => actions::calls::accept(&app, spec, version).await?,
-    };
+    let wait_for = wait.map(Duration::from_secs);
+    let call = actions::calls::invoke(&app, (spec, version), (&current, invocation.terms()), wait_for).await?;
     reply(&app, &principal.namespace, call, wait).await
 }
 

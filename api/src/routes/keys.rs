@@ -5,21 +5,21 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::AppendHeaders;
 use axum::{Extension, Json};
-use faena_auth::{AccountId, CredentialId, CredentialKind, Principal, Scope, Scopes};
+use faena_auth::{AccountId, CredentialId, Principal, Scope, Scopes};
 use faena_domain::Timestamp;
 use faena_domain::json::parse_object;
-use faena_protocol::db::{KeyDelete, KeyList, KeyPut};
+use faena_protocol::db::{KeyDelete, KeyList};
 use faena_protocol::records::KeyRecord;
 use faena_scheduler::unix_ms;
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{MAX_REQUEST, NO_STORE};
-use crate::access::{Audited, Origin, RequestAuth, new_credential};
+use crate::access::{Audited, Origin, RequestAuth};
 use crate::app::App;
 use crate::authorize::Authenticated;
-use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
+use crate::{actions, body};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,6 +60,13 @@ fn scopes(principal: &Principal, asked: Option<&[String]>) -> Reply<Scopes> {
     }
 }
 
+/// When a key is to end.
+fn instant(text: String) -> Reply<Timestamp> {
+    let invalid = |detail: String| Problem::new(ErrorCode::InvalidInstant, detail);
+    let parsed: Timestamp = text.parse().map_err(|error| invalid(format!("expiresAt: {error}")))?;
+    if parsed.0 > unix_ms() { Ok(parsed) } else { Err(invalid("expiresAt is over already".to_owned())) }
+}
+
 /// Makes a key of one's own account.
 #[utoipa::path(post, path = "/key", tag = "accounts", request_body(content = Object, content_type = "application/json", description = "`name`; optionally `scopes`, `expiresAt`"),
     responses((status = 201, description = "The key, with its text in `key`, this once"), (status = 409, description = "There is one of this name", body = Problem)))]
@@ -72,36 +79,14 @@ pub(crate) async fn make(
 ) -> Reply<(StatusCode, Extension<Audited>, AppendHeaders<[(&'static str, &'static str); 1]>, Json<MadeKey>)> {
     let bytes = body::read_json(app.admission(), &headers, body, MAX_REQUEST).await?;
     let NewKey { name, scopes: asked, expires_at } = parse_object(&bytes, &["name", "scopes", "expiresAt"])?;
-    let account = account(&principal)?;
-    let now = unix_ms();
-    let instant = |text: String| {
-        let parsed: Timestamp =
-            text.parse().map_err(|error| Problem::new(ErrorCode::InvalidInstant, format!("expiresAt: {error}")))?;
-        if parsed.0 > now {
-            Ok(parsed)
-        } else {
-            Err(Problem::new(ErrorCode::InvalidInstant, "expiresAt is over already"))
-        }
-    };
-    let asked_end = expires_at.map(instant).transpose()?;
+    let ends_at = expires_at.map(instant).transpose()?;
+    let own_end = app.access().end_of_key(&RequestAuth::of_route(&headers, &origin)).await?;
     // A key that ends makes none that outlives it.
-    let expires_at = match app.access().end_of_key(&RequestAuth::of_route(&headers, &origin)).await? {
-        Some(end) => Some(asked_end.map_or(end, |asked| asked.min(end))),
-        None => asked_end,
-    };
-    let made = new_credential(CredentialKind::Key)?;
-    let key = KeyRecord {
-        id: made.id,
-        name: name.parse()?,
-        account,
-        scopes: scopes(&principal, asked.as_deref())?,
-        created_at: Timestamp(now),
-        expires_at,
-        last_used_at: None,
-    };
-    let record = app.db().ask(&KeyPut { key, hash: made.hash }).await?;
+    let expires_at = own_end.map(|end| ends_at.map_or(end, |asked| asked.min(end))).or(ends_at);
+    let scopes = scopes(&principal, asked.as_deref())?;
+    let (record, text) = actions::keys::make(&app, account(&principal)?, name.parse()?, scopes, expires_at).await?;
     let audited = Audited { target: Some(record.name.to_string()), ..Audited::default() };
-    Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(MadeKey { record, key: made.text })))
+    Ok((StatusCode::CREATED, Extension(audited), NO_STORE, Json(MadeKey { record, key: text })))
 }
 
 /// The keys of one's own account.

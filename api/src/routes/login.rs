@@ -9,17 +9,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
-use faena_auth::{AccountId, AccountKind, CredentialKind, mapped};
-use faena_domain::{AccountName, Namespace, ProviderName, Timestamp};
-use faena_protocol::db::{IdentityRefused, IdentitySignIn, ProviderGet};
-use faena_protocol::records::{AccountRecord, ProviderLogin, ProviderRecord, TokenRecord};
-use faena_scheduler::unix_ms;
-use faena_sign_in::{Callback, Identity, Pending};
+use faena_domain::{Namespace, ProviderName};
+use faena_protocol::db::ProviderGet;
+use faena_sign_in::{Callback, Pending};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::access::{Audited, Network, Origin, SESSION_COOKIE, cookie, new_credential};
+use crate::access::{Audited, Network, Origin, SESSION_COOKIE, cookie};
+use crate::actions::identities::{self, ProviderAnswer, SignedIn};
 use crate::app::App;
 use crate::entrance::host_name;
 use crate::path::Path;
@@ -33,13 +29,6 @@ const LOGIN_SECONDS: i64 = 600;
 const HOME: &str = "/whoami";
 /// The longest path to go to after a sign-in.
 const MAX_RETURN: usize = 1000;
-/// Claims that an account shows, for people to recognise it. They decide nothing.
-const SHOWN: [&str; 3] = ["name", "preferred_username", "email"];
-/// The longest claim that is shown, in characters.
-const MAX_SHOWN: usize = 200;
-/// Bytes of the digest that makes the name of an account unique.
-const NAME_DIGEST: usize = 8;
-
 /// What the browser keeps between both steps.
 #[derive(Serialize, Deserialize)]
 struct Kept {
@@ -185,92 +174,17 @@ async fn sign_in(
     }
     let redirect = redirect(headers, origin, &provider)?;
     let attempt = app.access().attempt_from(Network::from(origin.address))?;
-    let login = app.db().ask(&ProviderGet { name: provider.clone() }).await?;
-    let ProviderLogin { provider: record, .. } = login.clone();
-    let claims: Vec<String> = record.mappings.iter().map(|mapping| mapping.claim.clone()).collect();
-    let (callback, pending) = (callback(query), kept.pending);
-    let identity = app.providers().ask(login, move |provider| {
-        let claims: Vec<&str> = claims.iter().map(String::as_str).collect();
-        provider.finish(redirect, callback, pending, &claims)
-    });
-    let identity = identity.await?;
-    let found = mapped(&record.mappings, &identity.claims, kept.namespace.as_ref());
-    let Some((namespace, scopes)) = found else {
-        return Err(refuse(app, &record, identity).await?);
-    };
-    let account = AccountRecord {
-        id: AccountId(uuid::Uuid::new_v4().simple().to_string().into()),
-        name: account_name(&record.name, &identity)?,
-        namespace,
-        kind: AccountKind::User,
-        scopes,
-        metadata: metadata(&record.name, &identity),
-        created_at: Timestamp(unix_ms()),
-    };
-    let (cookie, account) = begin_session(app, provider, identity, account).await?;
+    let answer = ProviderAnswer { redirect, callback: callback(query), pending: kept.pending };
+    let SignedIn { account, cookie, seconds } =
+        identities::sign_in(app, provider, answer, kept.namespace.as_ref()).await?;
     attempt.succeeded();
-    app.access().refresh().await?;
+    let cookie = set_cookie(SESSION_COOKIE, &cookie, seconds)?;
     let audited = Audited {
         account: Some(account.name.to_string()),
         target: Some(account.name.to_string()),
         namespace: Some(account.namespace),
     };
     Ok((Extension(audited), page(&kept.back, cookie)?).into_response())
-}
-
-/// Why an identity gets nothing. Where no mapping applies in any namespace, what it had until now ends.
-async fn refuse(app: &App, provider: &ProviderRecord, identity: Identity) -> Reply<Problem> {
-    let subject: String = identity.subject.chars().take(MAX_SHOWN).collect();
-    if mapped(&provider.mappings, &identity.claims, None).is_none() {
-        let Identity { issuer, subject, .. } = identity;
-        app.db().ask(&IdentityRefused { provider: provider.name.clone(), issuer, subject }).await?;
-        app.access().refresh().await?;
-    }
-    let detail = format!("no mapping of the provider {} gives the subject {subject:?} access", provider.name);
-    Ok(Problem::new(ErrorCode::UnmappedIdentity, detail))
-}
-
-/// Begins a session of an identity; its cookie.
-async fn begin_session(
-    app: &App,
-    provider: ProviderName,
-    identity: Identity,
-    account: AccountRecord,
-) -> Reply<(HeaderValue, AccountRecord)> {
-    let made = new_credential(CredentialKind::Cookie)?;
-    let lifetimes = app.sign_in_lifetimes();
-    let now = unix_ms();
-    let request = IdentitySignIn {
-        provider,
-        issuer: identity.issuer,
-        subject: identity.subject,
-        account,
-        session: uuid::Uuid::new_v4().simple().to_string(),
-        cookie: TokenRecord {
-            id: made.id,
-            hash: made.hash.clone(),
-            expires_at: Timestamp(now.saturating_add(lifetimes.session_ms)),
-        },
-        keys_end_at: Timestamp(now.saturating_add(lifetimes.keys_ms)),
-    };
-    let account = app.db().ask(&request).await?;
-    Ok((set_cookie(SESSION_COOKIE, &made.text, lifetimes.session_ms / 1000)?, account))
-}
-
-/// The name of an identity's account. It says nothing that the person has chosen: names of people are no proof of who they are.
-fn account_name(provider: &ProviderName, identity: &Identity) -> Reply<AccountName> {
-    let digest = Sha256::digest(format!("{}\0{}", identity.issuer, identity.subject));
-    let short: String = provider.as_str().chars().take(40).collect();
-    Ok(format!("{short}-{}", hex::encode(&digest[..NAME_DIGEST])).parse()?)
-}
-
-/// What an account shows of its identity.
-fn metadata(provider: &ProviderName, identity: &Identity) -> Map<String, Value> {
-    let cut = |text: &str| text.chars().take(MAX_SHOWN).collect::<String>();
-    let claims =
-        SHOWN.iter().filter_map(|name| Some(((*name).to_owned(), json!(cut(identity.claims.get(*name)?.as_str()?)))));
-    let own = [("provider", provider.as_str()), ("issuer", &identity.issuer), ("subject", &identity.subject)];
-    claims.chain(own.map(|(name, value)| (name.to_owned(), json!(cut(value))))).collect()
 }
 
 /// A page that goes on by itself. A redirect would still count as sent by the provider's site, and be refused.
@@ -305,18 +219,5 @@ mod tests {
         {
             assert!(!is_path(path), "{path}");
         }
-    }
-
-    #[test]
-    fn the_name_of_an_account_is_nothing_that_a_person_has_chosen() {
-        let identity = |issuer: &str, subject: &str| {
-            let claims = json!({"preferred_username": "root", "email": "e"}).as_object().cloned().unwrap_or_default();
-            Identity { issuer: issuer.to_owned(), subject: subject.to_owned(), claims }
-        };
-        let provider: ProviderName = "p".repeat(63).parse().expect("a name");
-        let name = |issuer, subject| account_name(&provider, &identity(issuer, subject)).expect("a name").to_string();
-        assert_eq!(name("a", "b"), name("a", "b"));
-        assert!(name("a", "b") != name("ab", "") && !name("a", "root").contains("root"));
-        assert_eq!(metadata(&provider, &identity("a", "b"))["preferred_username"], "root");
     }
 }

@@ -9,28 +9,24 @@ use axum::{Extension, Json};
 use faena_domain::json::{parse_object, present};
 use faena_domain::{Labels, NodeName, NodeState, Timestamp};
 use faena_protocol::DbError;
-use faena_protocol::db::{Cordon, ImageList, NodeChange, NodeDelete, NodeTokenMake, Resource};
-use faena_protocol::front::JoinToken;
+use faena_protocol::db::{Cordon, ImageList, NodeChange, NodeDelete, Resource};
 use faena_protocol::node::{EngineInfo, PoolView};
-use faena_protocol::records::{ImageRecord, NodeRecord, NodeTokenRecord};
+use faena_protocol::records::{ImageRecord, NodeRecord};
 use faena_scheduler::{WorkerStatus, unix_ms};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::accounts::MAX_REQUEST;
 use crate::access::Audited;
 use crate::app::App;
-use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
+use crate::{actions, body};
 
 /// How long a token is taken that does not say, in seconds; and the most.
 const TTL_SECONDS: u64 = 3600;
 const MAX_TTL_SECONDS: u64 = 30 * 24 * 3600;
 /// Why a node takes no work of a function whose code it does not have.
 const DISK_LOW: &str = "its disk has less than disk_reserve left, and it takes what no other node can take alone";
-/// Bytes of a token's secret.
-const SECRET: usize = 32;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -194,25 +190,9 @@ pub(crate) async fn make_token(
         let detail = format!("ttlSeconds = {ttl} is not within 1 and {MAX_TTL_SECONDS}, which are permitted");
         return Err(Problem::new(ErrorCode::LimitExceeded, detail));
     }
-    let front = app.nodes().front.as_ref().ok_or_else(|| {
-        Problem::new(ErrorCode::Conflict, "the platform serves no nodes of other machines")
-            .hint("start it with --nodes ADDRESS:PORT, like --nodes 0.0.0.0:3400")
-    })?;
-    let mut secret = [0; SECRET];
-    getrandom::fill(&mut secret).map_err(|error| Problem::internal("making a token", &error))?;
-    let secret = hex::encode(secret);
-    let expires_at = Timestamp(unix_ms() + i64::try_from(ttl * 1000).unwrap_or(i64::MAX));
-    let token = NodeTokenRecord {
-        id: uuid::Uuid::new_v4().simple().to_string(),
-        secret_sha256: hex::encode(Sha256::digest(&secret)),
-        labels: labels.unwrap_or_default(),
-        expires_at,
-    };
-    app.db().ask(&NodeTokenMake { token: token.clone() }).await?;
-    let NodeTokenRecord { id, labels, .. } = token;
-    let audited = Audited { target: Some(id.clone()), ..Audited::default() };
-    let token = JoinToken { id, secret, authority: front.authority, role: "node".to_owned(), labels }.encode();
-    let command = format!("faena worker --join {token} --api {}", front.public);
+    let made = actions::nodes::make_token(&app, labels.unwrap_or_default(), ttl).await?;
+    let audited = Audited { target: Some(made.id), ..Audited::default() };
+    let (token, expires_at, command) = (made.token, made.expires_at, made.command);
     Ok((StatusCode::CREATED, Extension(audited), Json(TokenView { token, expires_at, command })))
 }
 

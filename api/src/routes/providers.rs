@@ -8,7 +8,7 @@ use faena_auth::{MAX_MAPPINGS, Mapping};
 use faena_domain::config::SecretText;
 use faena_domain::json::{parse_object, present};
 use faena_domain::{ProviderName, Timestamp};
-use faena_protocol::db::{ProviderDelete, ProviderGet, ProviderList, ProviderPut};
+use faena_protocol::db::{ProviderDelete, ProviderGet, ProviderList};
 use faena_protocol::records::ProviderRecord;
 use faena_scheduler::unix_ms;
 use serde::Deserialize;
@@ -16,10 +16,9 @@ use serde::Deserialize;
 use super::accounts::MAX_REQUEST;
 use crate::access::Audited;
 use crate::app::App;
-use crate::body;
 use crate::path::Path;
 use crate::problem::{ErrorCode, Problem, Reply};
-use crate::providers::provider;
+use crate::{actions, body};
 
 /// The longest text of a provider, but for its authorities, in bytes.
 const MAX_TEXT: usize = 1000;
@@ -89,18 +88,7 @@ pub(crate) async fn put(
         ca: asked.ca,
         created_at: Timestamp(unix_ms()),
     };
-    provider(&record, client_secret.as_ref())?;
-    for mapping in &record.mappings {
-        app.access().rules(&mapping.namespace).await.map_err(|problem| {
-            if !problem.is(ErrorCode::UnknownNamespace) {
-                return problem;
-            }
-            let detail = format!("a mapping names the namespace {}, which does not exist", mapping.namespace);
-            Problem::new(ErrorCode::InvalidProvider, detail)
-        })?;
-    }
-    let put = app.db().ask(&ProviderPut { provider: record, client_secret }).await?;
-    app.access().refresh().await?;
+    let put = actions::providers::put(&app, record, client_secret).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
     let audited = Audited { target: Some(put.record.name.to_string()), ..Audited::default() };
     Ok((status, Extension(audited), Json(put.record)))

@@ -8,78 +8,24 @@ use axum::body::Body;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use faena_blob::archive::{self, ArchiveError, Bounds, Checked, Listing};
 use faena_blob::{NamespaceBlobs, Spooled};
 use faena_domain::limits::MAX_ARCHIVE;
-use faena_domain::manifest::InvalidManifest;
-use faena_domain::program::{InvalidProgram, Place, Program};
-use faena_domain::serving::InvalidServing;
-use faena_domain::{FunctionId, FunctionName, Manifest, Namespace, RuntimeName, RuntimeSpec};
-use faena_protocol::db::{RuntimeGet, VersionPut};
+use faena_domain::{FunctionName, Namespace, RuntimeName};
+use faena_protocol::db::RuntimeGet;
 use futures_util::StreamExt;
 use http_body_util::Limited;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::config;
 use super::functions::FunctionView;
-use crate::admission::UploadRoom;
+use crate::actions::uploads::{self, Deployed, Held, Target};
 use crate::app::App;
 use crate::authorize::Authenticated;
 use crate::body::{PATIENCE, too_slow};
-use crate::callbacks;
 use crate::guard::MULTIPART_FRAME;
 use crate::path::Path;
-use crate::problem::{ErrorCode, Problem, Reply, disk_low};
+use crate::problem::{ErrorCode, Problem, Reply};
 
 /// The one field of an upload.
 const FIELD: &str = "module";
-
-impl From<ArchiveError> for Problem {
-    fn from(error: ArchiveError) -> Self {
-        match &error {
-            ArchiveError::Empty => Self::new(ErrorCode::EmptyArchive, error),
-            ArchiveError::Unsupported { .. } | ArchiveError::NotRead(_) => {
-                Self::new(ErrorCode::UnsupportedArchive, error.to_string())
-            }
-            ArchiveError::Unknown => Self::new(ErrorCode::NoArchive, error.to_string()),
-            ArchiveError::Damaged(_) => Self::new(ErrorCode::DamagedArchive, error),
-            ArchiveError::NoFiles => Self::new(ErrorCode::EmptyArchive, error),
-            ArchiveError::Entry { .. } => Self::new(ErrorCode::UnsafeArchive, error),
-            ArchiveError::TooLarge(_) => Self::too_large(error.to_string()),
-            ArchiveError::Write(cause) if cause.kind() == std::io::ErrorKind::StorageFull => disk_low(),
-            ArchiveError::Write(cause) => Self::internal("reading an archive", cause),
-        }
-    }
-}
-
-impl From<InvalidManifest> for Problem {
-    fn from(error: InvalidManifest) -> Self {
-        match &error {
-            InvalidManifest::Malformed(_) => Self::new(ErrorCode::MalformedManifest, error),
-            InvalidManifest::UnknownKey { .. } => Self::new(ErrorCode::UnknownKey, error),
-            InvalidManifest::Serving(InvalidServing::Range { .. }) => Self::new(ErrorCode::LimitExceeded, error),
-            InvalidManifest::Serving(_) => Self::new(ErrorCode::MalformedManifest, error),
-            InvalidManifest::Waiting { .. } => Self::new(ErrorCode::WaitingNotAllowed, error),
-            InvalidManifest::Env(_) => Self::new(ErrorCode::InvalidEnv, error),
-            InvalidManifest::FileName(_) => Self::new(ErrorCode::InvalidName, error),
-            InvalidManifest::Retries(_)
-            | InvalidManifest::Calls(_)
-            | InvalidManifest::Files(_)
-            | InvalidManifest::Scopes(_)
-            | InvalidManifest::Limit(_) => Self::new(ErrorCode::LimitExceeded, error),
-            InvalidManifest::Egress(_) => Self::new(ErrorCode::EgressNotAllowed, error),
-            InvalidManifest::ScopeNotAllowed { .. } => Self::new(ErrorCode::ScopeNotAllowed, error),
-            InvalidManifest::Public(_) => Self::new(ErrorCode::PublicNotAllowed, error),
-            InvalidManifest::Nodes { .. } => Self::new(ErrorCode::NoSuchNode, error),
-        }
-    }
-}
-
-impl From<InvalidProgram> for Problem {
-    fn from(error: InvalidProgram) -> Self {
-        Self::new(ErrorCode::MissingHandler, error)
-    }
-}
 
 fn broken(error: &MultipartError) -> Problem {
     Problem::new(ErrorCode::BrokenUpload, format!("the multipart body did not arrive whole: {}", error.body_text()))
@@ -109,70 +55,10 @@ pub(crate) async fn register(
     let spec = app.db().ask(&RuntimeGet { namespace: namespace.clone(), name: runtime.clone() }).await?.spec;
     let held = hold(&app, request.headers(), MAX_ARCHIVE)?;
     let spooled = in_time(receive(&app, &namespace, request)).await?;
-    let (spooled, checked, held) = check(spooled, held).await?;
-    app.admission().unpacked(checked.disk())?;
-    let manifest = checked.manifest.as_deref().map(Manifest::parse).transpose()?.unwrap_or_default();
-    let limits = manifest.grant(&spec, app.maximum())?;
-    let nodes = manifest.nodes(&spec)?;
-    config::may_bind(&principal, &manifest, &app.access().rules(&namespace).await?.rules)?;
-    let root = root(&checked.listing, &spec, &manifest);
-    let handler = Program::at_upload(&manifest.serving, &spec, &checked.listing.below(&root))?;
-    let (spooled, _held) = match handler {
-        Some(handler) => check_handler(handler, &root, spooled, held).await?,
-        None => (spooled, held),
-    };
-    app.blobs_of(&namespace).put(&spooled).await?;
-    let put = VersionPut {
-        request: uuid::Uuid::new_v4().simple().to_string(),
-        namespace,
-        runtime,
-        function,
-        source: spooled.key,
-        source_bytes: spooled.bytes,
-        root,
-        manifest,
-        limits,
-        nodes,
-        secret: callbacks::new_secret(),
-    };
-    let (secret, id) = (put.secret.clone(), FunctionId::new(&put.namespace, &put.function));
-    let put = app.db().ask(&put).await?;
-    app.scheduler().poke(id);
+    let target = Target { principal: &principal, runtime, function };
+    let Deployed { put, secret } = uploads::deploy(&app, target, &spec, (spooled, held)).await?;
     let status = if put.created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(FunctionView::registered(put.record, put.created.then_some(secret)))))
-}
-
-/// The folder of an archive that is used: its only one, unless a command or the handler names that folder itself.
-fn root(listing: &Listing, runtime: &RuntimeSpec, manifest: &Manifest) -> String {
-    let Some(folder) = listing.only_folder() else { return String::new() };
-    let handler = manifest.serving.handler.as_deref().unwrap_or_default();
-    let is_word = |c: char| c.is_alphanumeric() || "._-/".contains(c) || !c.is_ascii();
-    let mut words = [runtime.run.as_str(), &runtime.dependencies, handler]
-        .into_iter()
-        .flat_map(|text| text.split(|c| !is_word(c)))
-        .map(|word| word.strip_prefix(&runtime.path).map_or(word, |rest| rest.trim_start_matches('/')))
-        .map(|word| word.trim_start_matches("./"));
-    let names_it =
-        words.any(|word| word.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
-    if names_it { String::new() } else { format!("{folder}/") }
-}
-
-/// The longest source in which a function is looked for.
-const MAX_SOURCE: usize = 1024 * 1024;
-
-/// Refuses a handler whose file surely does not define it.
-async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held) -> Reply<(Spooled, Held)> {
-    let path = format!("{root}{}", handler.file.trim_start_matches("./"));
-    let read = tokio::task::spawn_blocking(move || {
-        let mut spooled = spooled;
-        archive::content(&mut spooled.file, &Bounds::SOURCE, &path, MAX_SOURCE).map(|source| (spooled, source, held))
-    });
-    let (spooled, source, held) = read.await.map_err(|error| Problem::internal("reading an archive", &error))??;
-    // A link's target, or a source that is cut, may define anything.
-    if let Some(source) = source.filter(|source| source.len() < MAX_SOURCE) {
-        handler.check_source(&String::from_utf8_lossy(&source))?;
-    }
-    Ok((spooled, held))
+    Ok((status, Json(FunctionView::registered(put.record, secret))))
 }
 
 /// How long an upload may take altogether: it holds one of few places.
@@ -183,9 +69,6 @@ pub(super) async fn in_time<T>(receiving: impl Future<Output = Reply<T>>) -> Rep
     let late = |_| Problem::new(ErrorCode::TooSlow, format!("the upload did not arrive within {UPLOAD:?}"));
     tokio::time::timeout(UPLOAD, receiving).await.map_err(late)?
 }
-
-/// What an upload takes of what there is for all of them; free again when this is dropped.
-pub(super) type Held = (OwnedSemaphorePermit, UploadRoom);
 
 /// Takes a place among the uploads, and disk for at most `most` bytes.
 pub(super) fn hold(app: &App, headers: &HeaderMap, most: u64) -> Reply<Held> {
@@ -271,15 +154,6 @@ async fn spool(blobs: &NamespaceBlobs, mut field: Field<'_>) -> Reply<Spooled> {
         spool.write(&chunk)?;
     }
     Ok(spool.finish()?)
-}
-
-/// Checks an archive; its place is taken until that is done, even if the client goes away meanwhile.
-async fn check(spooled: Spooled, held: Held) -> Reply<(Spooled, Checked, Held)> {
-    let checked = tokio::task::spawn_blocking(move || {
-        let mut spooled = spooled;
-        archive::check(&mut spooled.file, &Bounds::SOURCE).map(|checked| (spooled, checked, held))
-    });
-    Ok(checked.await.map_err(|error| Problem::internal("checking an archive", &error))??)
 }
 
 #[cfg(test)]
