@@ -26,5 +26,5 @@ pub use fleet::WorkerStatus;
 pub use handle::SchedulerHandle;
 pub use in_flight::{Cancel, DirectInFlight, InFlight};
 pub use scheduler::Scheduler;
-pub use sync_call::{SyncCall, SyncOutcome, unix_ms};
+pub use sync_call::{SyncAnswer, SyncCall, unix_ms};
 pub use worker_connections::WorkerConnections;

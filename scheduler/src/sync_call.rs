@@ -13,7 +13,7 @@ use crate::completions::BacklogPermit;
 
 /// What a waiting client is told.
 #[derive(Debug)]
-pub enum SyncOutcome {
+pub enum SyncAnswer {
     /// The call has ended.
     Ended(Box<CallRecord>),
     /// The wait ran out, and the call has its row.
@@ -45,7 +45,7 @@ pub struct SyncCall {
     attempts: u32,
     started: bool,
     row: Row,
-    reply: Option<oneshot::Sender<SyncOutcome>>,
+    reply: Option<oneshot::Sender<SyncAnswer>>,
 }
 
 fn millis(span: Duration) -> u64 {
@@ -60,7 +60,7 @@ pub fn unix_ms() -> i64 {
 
 impl SyncCall {
     /// A call, and where its answer comes.
-    pub fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<SyncOutcome>) {
+    pub fn new(spec: CallSpec, code: Arc<Code>, permit: BacklogPermit) -> (Self, oneshot::Receiver<SyncAnswer>) {
         let (reply, answer) = oneshot::channel();
         let call = Self {
             spec,
@@ -79,7 +79,7 @@ impl SyncCall {
         (call, answer)
     }
 
-    pub(crate) fn answer(&mut self, answer: SyncOutcome) {
+    pub(crate) fn answer(&mut self, answer: SyncAnswer) {
         // The client may have gone; the call does not depend on it.
         self.reply.take().map(|reply| reply.send(answer));
     }

@@ -47,9 +47,9 @@ struct Pending {
 
 /// Sends parts of streams to a worker.
 #[derive(Clone)]
-struct ToWorker(LinkHandle);
+struct PartsToWorker(LinkHandle);
 
-impl PartSender for ToWorker {
+impl PartSender for PartsToWorker {
     async fn send(&self, message: Bytes) -> bool {
         self.0.send(message).await
     }
@@ -260,7 +260,7 @@ impl Wire {
         let streams = Streams::default();
         let upload = match std::mem::take(&mut call.body) {
             RequestBody::Stream(body) | RequestBody::Upgrade(body) => {
-                let (outgoing, to, num) = (streams.outgoing.clone(), ToWorker(self.link.clone()), call.num);
+                let (outgoing, to, num) = (streams.outgoing.clone(), PartsToWorker(self.link.clone()), call.num);
                 let sending = tokio::spawn(async move { outgoing.send(num, body, &to).await });
                 Some(AbortOnDropHandle::new(sending))
             }
@@ -329,7 +329,7 @@ impl Wire {
         let mut lines = self.lines();
         let Some(pending) = lines.calls.get_mut(&answer.num) else { return };
         let AnswerHead { num, head, start_ms, run_ms, length } = answer;
-        let (incoming, body) = Incoming::begin(num, length, ToWorker(self.link.clone()));
+        let (incoming, body) = Incoming::begin(num, length, PartsToWorker(self.link.clone()));
         pending.streams.incoming = Some(incoming);
         pending.until = None;
         let draining = pending.streams.draining.clone();

@@ -19,13 +19,13 @@ use tracing::info;
 
 /// An attempt that is over.
 #[derive(Debug)]
-pub struct Ended {
+pub struct FinishedAttempt {
     /// How it ended; none where the node stopped before it could end.
     pub outcome: Option<Outcome>,
     release: Option<Release>,
 }
 
-impl Ended {
+impl FinishedAttempt {
     /// Waits until what it ran in is clean, or gone.
     pub async fn released(self) {
         if let Some(release) = self.release {
@@ -41,7 +41,7 @@ pub async fn run_attempt(
     lease: LeaseEnd,
     stop: &CancellationToken,
     started: impl FnOnce() + Send + 'static,
-) -> Ended {
+) -> FinishedAttempt {
     // It may take longer than the call may.
     let fetched = stop.run_until_cancelled(fetch_image(pool.node(), &job.code)).await;
     let mut report = AttemptReport::new(pool.node(), job);
@@ -61,7 +61,7 @@ pub async fn run_attempt(
         // One line for each failed attempt.
         info!(call = %job.num, function = %job.code.function, attempt = job.attempt, kind = ?error.kind, layer = ?error.layer, "a call failed");
     }
-    Ended { outcome, release }
+    FinishedAttempt { outcome, release }
 }
 
 /// One call of an instance that answers many.

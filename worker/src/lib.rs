@@ -176,5 +176,5 @@ pub mod node {
     };
     pub use faena_pool::{Metrics as PoolMetrics, Pool, PoolConfig, PoolPolicy, PreloadSetting};
 
-    pub use crate::attempt::{Ended, run_attempt};
+    pub use crate::attempt::{FinishedAttempt, run_attempt};
 }

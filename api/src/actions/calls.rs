@@ -8,7 +8,7 @@ use faena_domain::{CallNum, CallStatus, FunctionId, Namespace, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::{CallAcknowledge, CallCancel, CallGet, CallList};
 use faena_protocol::records::{CallRecord, CallSpec, Code, NewCall};
-use faena_scheduler::{Cancel, SyncCall, SyncOutcome};
+use faena_scheduler::{Cancel, SyncAnswer, SyncCall};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -41,8 +41,8 @@ pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: 
         }
     };
     match answered {
-        Ok(SyncOutcome::Ended(call) | SyncOutcome::Persisted(call)) => Ok(*call),
-        Ok(SyncOutcome::Refused(error)) => Err(error.into()),
+        Ok(SyncAnswer::Ended(call) | SyncAnswer::Persisted(call)) => Ok(*call),
+        Ok(SyncAnswer::Refused(error)) => Err(error.into()),
         Err(_) => Err(stopping()),
     }
 }

@@ -108,13 +108,13 @@ fn inline(bytes: &[u8]) -> Option<Payload> {
 /// An event for the client of a call.
 enum Told {
     /// All of its answer, or why there is none.
-    Ended(Ended),
+    Whole(WholeAnswer),
     /// Its answer has begun.
     Streams(StreamedAnswer),
 }
 
 /// An end as far as it concerns the client.
-struct Ended {
+struct WholeAnswer {
     status: CallStatus,
     result: Bytes,
     head: Option<HttpHead>,
@@ -159,7 +159,7 @@ impl Caller for Teller {
         let told = self.tell.is_some().then(|| {
             let timing = Timing::from(&end.attempt);
             let (result, head, error) = (end.result.clone(), end.head.clone(), end.error.clone());
-            Told::Ended(Ended { status: end.status, result, head, error, timing })
+            Told::Whole(WholeAnswer { status: end.status, result, head, error, timing })
         });
         let tell = self.tell.take();
         let Self { app, begun, permit, held, .. } = *self;
@@ -225,7 +225,7 @@ pub(super) async fn run(
         return Err(stopping());
     };
     let (mut response, timing) = match told {
-        Told::Ended(ended) => {
+        Told::Whole(ended) => {
             let timing = ended.timing;
             (respond(ended, entrance, is_head), timing)
         }
@@ -263,7 +263,11 @@ fn invocation(
 }
 
 /// The answer of a call that has ended: the function's own, or what went wrong.
-fn respond(Ended { status, result, head, error, .. }: Ended, entrance: Entrance, is_head: bool) -> Response<Body> {
+fn respond(
+    WholeAnswer { status, result, head, error, .. }: WholeAnswer,
+    entrance: Entrance,
+    is_head: bool,
+) -> Response<Body> {
     match (status, head, error) {
         (_, Some(head), error) => reply::passed_on((head, result), entrance, error.is_some(), is_head),
         (CallStatus::Done, None, _) => reply::bytes(result),

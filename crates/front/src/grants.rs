@@ -17,7 +17,7 @@ const VERSIONS: usize = 10_000;
 
 /// What a version on a node may call, as whom, and on which nodes.
 #[derive(Debug, Default)]
-struct Caller {
+struct CallRights {
     calls: Vec<CallPattern>,
     scopes: Vec<FunctionScope>,
     nodes: Vec<NodeSelector>,
@@ -29,7 +29,7 @@ struct Granted {
     older: HashSet<BlobKey>,
     /// Namespaces that it was sent work of, and the selectors of the latest.
     namespaces: HashMap<Namespace, Vec<NodeSelector>>,
-    callers: HashMap<FunctionId, HashMap<Version, Caller>>,
+    callers: HashMap<FunctionId, HashMap<Version, CallRights>>,
 }
 
 /// What one node was sent.
@@ -59,7 +59,7 @@ impl Granted {
         if self.callers.len() >= VERSIONS {
             self.callers.clear();
         }
-        let caller = Caller { calls: code.calls.clone(), scopes: code.scopes.clone(), nodes: code.nodes.clone() };
+        let caller = CallRights { calls: code.calls.clone(), scopes: code.scopes.clone(), nodes: code.nodes.clone() };
         let versions = self.callers.entry(code.function_id()).or_default();
         if versions.len() >= VERSIONS {
             versions.clear();

@@ -27,7 +27,7 @@ pub mod server_name;
 use std::process::ExitCode;
 
 pub use device::{FLOWS, HALF_OPEN};
-pub use message::{Blocked, Counters, DeviceId, FlowId, QueryId, Refuse, ToGateway, ToWorker};
+pub use message::{Blocked, Counters, DeviceId, FlowId, FromGateway, QueryId, Refuse, ToGateway};
 
 /// The word after the program's name that makes `faena` the gateway.
 pub const NET: &str = "net";

@@ -92,7 +92,7 @@ pub enum Refuse {
 
 /// From the gateway to the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToWorker {
+pub enum FromGateway {
     /// Connect to a destination, if that may be reached.
     Dial {
         /// Of which device.

@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::device::{Device, Effects};
 use crate::flow::{Outlet, Peer};
-use crate::message::{Blocked, Counters, DeviceId, FlowId, QueryId, ToGateway, ToWorker};
+use crate::message::{Blocked, Counters, DeviceId, FlowId, FromGateway, QueryId, ToGateway};
 use crate::packet::Ends;
 
 /// Packets of one device that are taken in a row, before it is another's turn.
@@ -85,7 +85,7 @@ impl Source {
 /// What all devices share.
 struct Shared {
     epoll: OwnedFd,
-    outbox: VecDeque<ToWorker>,
+    outbox: VecDeque<FromGateway>,
     timers: BinaryHeap<Reverse<(Instant, FlowId)>>,
     device_of: HashMap<FlowId, DeviceId>,
     places: HashMap<u64, usize>,
@@ -94,7 +94,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn tell(&mut self, message: ToWorker) {
+    fn tell(&mut self, message: FromGateway) {
         if self.outbox.len() < BACKLOG {
             self.outbox.push_back(message);
         }
@@ -135,15 +135,15 @@ impl Effects for Acting<'_> {
     fn dial(&mut self, flow: FlowId, call: u64, ends: Ends) {
         let device = self.line.id;
         self.shared.device_of.insert(flow, device);
-        self.shared.tell(ToWorker::Dial { device, flow, call, target: ends.target });
+        self.shared.tell(FromGateway::Dial { device, flow, call, target: ends.target });
     }
 
     fn query(&mut self, query: QueryId, message: &[u8]) {
-        self.shared.tell(ToWorker::Query { device: self.line.id, query, message: message.to_vec() });
+        self.shared.tell(FromGateway::Query { device: self.line.id, query, message: message.to_vec() });
     }
 
     fn blocked(&mut self, why: Blocked, ends: Ends) {
-        self.shared.tell(ToWorker::Blocked { device: self.line.id, why, target: ends.target });
+        self.shared.tell(FromGateway::Blocked { device: self.line.id, why, target: ends.target });
     }
 
     fn take_place(&mut self) -> bool {

@@ -16,7 +16,7 @@ use crate::owner::InstanceOwner;
 
 /// The function of an instance, and its calls that run.
 #[derive(Debug)]
-pub(super) struct Caller {
+pub(super) struct CallingFunction {
     pub(super) namespace: Namespace,
     pub(super) function: FunctionName,
     /// Its scopes.
@@ -70,7 +70,7 @@ struct RunningCall {
     depth: u32,
 }
 
-impl Caller {
+impl CallingFunction {
     /// A call begins; its number here is returned.
     pub(super) fn begin(&self, deadline: Instant, depth: u32) -> u64 {
         let mut running = self.running.lock();

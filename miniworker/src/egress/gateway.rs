@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use faena_egress::Reason;
 use faena_engine::{FrameSender, FrameSocket, InstanceNetwork};
-use faena_gateway::{Blocked, DeviceId, FLOWS, NET, Refuse, ToGateway, ToWorker};
+use faena_gateway::{Blocked, DeviceId, FLOWS, FromGateway, NET, Refuse, ToGateway};
 use faena_instance_protocol::link;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -218,7 +218,7 @@ impl Driver {
 
     async fn receive_all(&self, socket: &mut FrameSocket, messages: &UnboundedSender<Message>) {
         loop {
-            match socket.receive::<ToWorker>().await {
+            match socket.receive::<FromGateway>().await {
                 Ok((message, _)) => self.take(message, messages),
                 Err(error) => return debug!(%error, "the gateway of instances says no more"),
             }
@@ -229,10 +229,10 @@ impl Driver {
         self.devices.lock().attached.get(&device).map(|attachment| Arc::clone(&attachment.outlet))
     }
 
-    fn take(&self, message: ToWorker, messages: &UnboundedSender<Message>) {
+    fn take(&self, message: FromGateway, messages: &UnboundedSender<Message>) {
         let messages = messages.clone();
         match message {
-            ToWorker::Dial { device, flow, call, target } => {
+            FromGateway::Dial { device, flow, call, target } => {
                 let Some(outlet) = self.outlet(device) else { return };
                 let Some(end_of_call) = outlet.end_of(call) else { return };
                 tokio::spawn(async move {
@@ -246,14 +246,14 @@ impl Driver {
                     let _ = messages.send(message);
                 });
             }
-            ToWorker::Query { device, query, message } => {
+            FromGateway::Query { device, query, message } => {
                 let Some(outlet) = self.outlet(device) else { return };
                 tokio::spawn(async move {
                     let message = outlet.answer(&message, true).await;
                     let _ = messages.send((ToGateway::Answer { device, query, message }, Vec::new()));
                 });
             }
-            ToWorker::Blocked { device, why, target } => {
+            FromGateway::Blocked { device, why, target } => {
                 if let Some(outlet) = self.outlet(device) {
                     let host = format!("{}:{}", outlet.judge.host_of(*target.ip()), target.port());
                     outlet.account.refused(explained(why, &host));

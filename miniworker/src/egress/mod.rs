@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::owner::InstanceOwner;
 
 pub(crate) use account::{Account, EgressReport};
-use caller::{Caller, Wait};
+use caller::{CallingFunction, Wait};
 use gateway::Attached;
 pub use gateway::Gateway;
 use proxy::Proxy;
@@ -79,7 +79,7 @@ impl NodeEgress {
         let outlet = Arc::new(Outlet {
             account: Account::new(judge.policy().bytes.0)?,
             judge,
-            caller: Caller {
+            caller: CallingFunction {
                 namespace: code.namespace.clone(),
                 function: code.function.clone(),
                 scopes: code.scopes.clone(),
@@ -127,7 +127,7 @@ impl Ways {
 pub(crate) struct Outlet {
     judge: InstanceEgress,
     pub(crate) account: Account,
-    caller: Caller,
+    caller: CallingFunction,
     /// The call that runs.
     call: Mutex<CurrentCall>,
     /// Its number again, for who holds other locks.

@@ -14,7 +14,7 @@ use super::{Ask, Scheduler};
 use crate::completions::BacklogPermit;
 use crate::handle::Command;
 use crate::statistics::CallSample;
-use crate::sync_call::{SyncCall, SyncOutcome};
+use crate::sync_call::{SyncAnswer, SyncCall};
 
 impl Scheduler {
     pub(super) fn submit(&mut self, mut call: SyncCall) {
@@ -51,7 +51,7 @@ impl Scheduler {
             }
             None => self.shared.in_flight.remove(num),
         }
-        call.answer(SyncOutcome::Ended(Box::new(record)));
+        call.answer(SyncAnswer::Ended(Box::new(record)));
         // Nobody may follow it.
         let _ = self.shared.ends.send(num);
     }
@@ -190,7 +190,7 @@ impl Scheduler {
         let Some(mut call) = self.waited.remove(&num) else { return };
         match result {
             Ok(record) => {
-                call.answer(SyncOutcome::Persisted(Box::new(record)));
+                call.answer(SyncAnswer::Persisted(Box::new(record)));
                 call.persisted();
                 if let Some(outcome) = call.outcome.take() {
                     self.end_persisted(call, outcome);
@@ -208,7 +208,7 @@ impl Scheduler {
             }
             Err(error) => {
                 // Without a row there is no 202; the call goes on and is recorded when it ends.
-                call.answer(SyncOutcome::Refused(error));
+                call.answer(SyncAnswer::Refused(error));
                 call.not_persisted();
                 match (call.outcome.take(), call.owner.is_some()) {
                     (Some(Some(outcome)), _) => {
