@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 const KEY: usize = 32;
 const TAG: usize = 16;
 /// Bytes that tell which key of the file has sealed something.
-const KEY_ID: usize = 8;
+pub(crate) const KEY_ID: usize = 8;
 /// A sealed key: nonce, key and tag.
 const SEALED_KEY: usize = NONCE_LEN + KEY + TAG;
 /// Something could not be sealed or opened.
@@ -159,10 +159,10 @@ impl Keyring {
 
     /// Takes a new key into use. The file has it before anything is sealed with it; the one before stays, for backups that
     /// were made under it, and so does each that has sealed one of these.
-    pub(crate) fn rotate(&self, sealed: &[&[u8]]) -> io::Result<()> {
+    pub(crate) fn rotate(&self, prefixes: &[Vec<u8>]) -> io::Result<()> {
         let new = Key::new(random().map_err(io::Error::other)?);
         let mut keys = self.keys.write();
-        let is_needed = |key: &Key| sealed.iter().any(|sealed| sealed.starts_with(&key.id));
+        let is_needed = |key: &Key| prefixes.iter().any(|prefix| prefix.starts_with(&key.id));
         let kept = keys.iter().enumerate().filter(|(at, key)| *at == 0 || is_needed(key)).map(|(_, key)| key.clone());
         let next: Vec<Key> = std::iter::once(new).chain(kept).collect();
         write(&self.path, &next)?;
@@ -227,11 +227,11 @@ mod tests {
         assert_eq!(keyring(folder.path()).open_sealed("red", "a", &sealed).unwrap(), b"canary");
         // A rotation that ended before anything was sealed again loses no key, however often it is tried.
         for _ in 0..3 {
-            keys.rotate(&[&sealed]).unwrap();
+            keys.rotate(&[sealed[..KEY_ID].to_vec()]).unwrap();
         }
         let again = keys.reseal("red", "a", &sealed).unwrap();
         assert_ne!(again[..KEY_ID], sealed[..KEY_ID]);
-        keys.rotate(&[&again]).unwrap();
+        keys.rotate(&[again[..KEY_ID].to_vec()]).unwrap();
         assert_eq!(keyring(folder.path()).open_sealed("red", "a", &again).unwrap(), b"canary");
         assert_eq!(keys.open_sealed("red", "a", &sealed), Err(SealError::Foreign), "nothing needs its key");
     }

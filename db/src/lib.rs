@@ -1,6 +1,6 @@
 //! The database service: it owns the data, and answers requests over ZeroMQ.
 //!
-//! `rules` says what each request does, and knows of a database only [`tx::Tx`], one transaction. [`Store`] runs the rules;
+//! `rules` says what each request does, and knows of a database only `Tx` (`tx`), one transaction. [`Store`] runs the rules;
 //! [`SqliteStore`] is the one there is. No SQL leaves `store/sqlite`.
 
 mod changes;

@@ -13,10 +13,10 @@ use crate::app::App;
 use crate::authorize::permit_named;
 use crate::problem::{ErrorCode, Problem, Reply};
 
-/// What accounts of others require.
+/// What operations on other accounts require.
 pub(crate) const ACCOUNTS: (Requirement, &str) = (Requirement::Scope(Scope::Admin), "account");
 
-/// An account that is to be.
+/// An account to create.
 pub(crate) struct NewAccount {
     pub(crate) name: AccountName,
     pub(crate) namespace: Namespace,
@@ -31,7 +31,7 @@ pub(crate) async fn check_setup_token(app: &App, token: &str) -> Reply<()> {
     if expected.is_some_and(|hash| setup_hash(token).as_bytes().ct_eq(hash.as_bytes()).into()) {
         return Ok(());
     }
-    let detail = "the token of the set-up is wrong, or an account was made already";
+    let detail = "the token of the set-up is wrong, or an account exists already";
     let problem = Problem::new(ErrorCode::BadCredentials, detail);
     Err(problem.hint("the log of the start has a token; `faena setup` prints another"))
 }
@@ -60,7 +60,7 @@ pub(crate) async fn add(
     Ok(account)
 }
 
-/// An account, where the principal may do this with it: rules know it by its name, whatever the request has.
+/// An account, where the principal may do this with it: rules know it by its name, even if the request gives its id.
 pub(crate) async fn find(app: &App, principal: &Principal, account: String) -> Reply<AccountRecord> {
     let account = app.db().ask(&AccountGet { namespace: principal.namespace.clone(), account }).await?;
     permit_named(app.access(), principal, ACCOUNTS, account.name.as_str()).await?;
@@ -71,7 +71,7 @@ pub(crate) async fn find(app: &App, principal: &Principal, account: String) -> R
 pub(crate) struct SecretChange {
     /// Its id or its name.
     pub(crate) account: String,
-    /// The secret until now.
+    /// The current secret.
     pub(crate) old: Option<String>,
     pub(crate) new: String,
     /// Whether its keys end too.
@@ -86,14 +86,14 @@ async fn changeable(app: &App, principal: &Principal, change: &SecretChange) -> 
     let name = login.as_ref().map_or(account.clone(), |login| login.account.name.to_string());
     let may = permit_named(app.access(), principal, ACCOUNTS, &name).await;
     let is_admin = may.is_ok();
-    // Who may not change it does not learn whether it is there.
+    // A principal that may not change it does not learn whether it exists.
     match login {
         Ok(login) if is_admin || is_own(&login.account.id) => {
             let needs_old = !is_admin || (is_own(&login.account.id) && old.is_some());
             Ok((login, needs_old))
         }
         Err(error) if is_admin => Err(error.into()),
-        _ => Err(may.err().unwrap_or_else(|| Problem::new(ErrorCode::Forbidden, "it is another's secret"))),
+        _ => Err(may.err().unwrap_or_else(|| Problem::new(ErrorCode::Forbidden, "this is another account's secret"))),
     }
 }
 
@@ -120,7 +120,7 @@ pub(crate) async fn change_secret(
             current
         }
         (true, None) => {
-            return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the secret until now"));
+            return Err(Problem::new(ErrorCode::MissingField, "the field `old` is missing: the current secret"));
         }
     };
     let secret = app.access().secrets.hash(new, network).await?;

@@ -18,7 +18,7 @@ use crate::versions::Current;
 /// How often a followed call is looked at although nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs a call without a row until it has ended. With `wait` the client waits no longer than that: the call has a row then.
+/// Runs a call without a row until it has ended. If `wait` passes first, the call gets a row and goes on.
 pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: Option<Duration>) -> Reply<CallRecord> {
     let permit = app.completions().permit().ok_or_else(busy)?;
     let _waiting = app.follow(&spec.namespace, &spec.function)?;
@@ -47,7 +47,7 @@ pub(crate) async fn run_sync(app: &App, spec: CallSpec, code: &Arc<Code>, wait: 
     }
 }
 
-/// Runs a call on the path that its terms and its version give it. With `wait` its client waits no longer than that.
+/// Runs a call on the path that its terms and its version give it. If `wait` passes first, the call goes on.
 pub(crate) async fn invoke(
     app: &App,
     (spec, version): (CallSpec, Option<Version>),
@@ -67,7 +67,7 @@ pub(crate) async fn invoke(
         has_concurrency: current.code.concurrency.is_some(),
         is_offered: false,
     };
-    // `plan` finds no path for WebSockets alone.
+    // `plan` returns none for WebSockets only, which no JSON asks for.
     match (plan(&terms, &target).unwrap_or(CallPath::Queued), wait) {
         (CallPath::Direct | CallPath::Sync, most) => run_sync(app, spec, &current.code, most).await,
         (CallPath::Queued, Some(most)) => accept_and_wait(app, spec, version, most).await,
@@ -115,13 +115,13 @@ pub(crate) async fn find(app: &App, namespace: &Namespace, num: CallNum) -> Repl
         return Ok(call);
     }
     match app.db().ask(&CallGet { namespace: namespace.clone(), num }).await {
-        // It may have been written between the two looks, or just been taken in.
+        // It may have been written between the two looks, or just been submitted.
         Err(error @ DbError::NotFound { .. }) => app.in_flight().get(namespace, num).ok_or_else(|| error.into()),
         found => Ok(found?),
     }
 }
 
-/// A call that has its row. One that has ended without gets it in a moment; one that runs without is a conflict.
+/// A call that has its row. Waits for the row of one that has just ended; one that runs without is a conflict.
 pub(crate) async fn written(app: &App, namespace: &Namespace, num: CallNum) -> Reply<CallRecord> {
     app.in_flight().written(namespace, num).await;
     if app.in_flight().get(namespace, num).is_some() {
@@ -137,7 +137,7 @@ pub(crate) async fn something_happens(ends: &mut tokio::sync::broadcast::Receive
         loop {
             match ends.recv().await {
                 Ok(ended) if ended != num => {}
-                // This call, or so many that this one may have been among them.
+                // This call's end, or so many were missed that it may be among them.
                 _ => return,
             }
         }
@@ -190,7 +190,7 @@ async fn cancel_in_flight(app: &App, namespace: &Namespace, num: CallNum) -> Rep
     }
 }
 
-/// Calls that are looked for at once.
+/// Calls listed per request.
 const CANCELLED: u32 = 200;
 
 /// Cancels every call of a namespace that runs and has a row; no other one begins, since its functions are deleted.

@@ -13,7 +13,7 @@ use crate::access::new_credential;
 use crate::app::App;
 use crate::problem::{ErrorCode, Problem, Reply};
 
-/// Claims that an account shows, for people to recognise it. They decide nothing.
+/// Claims shown with an account so that people recognise it; they grant nothing.
 const SHOWN: [&str; 3] = ["name", "preferred_username", "email"];
 /// The longest claim that is shown, in characters.
 const MAX_SHOWN: usize = 200;
@@ -32,7 +32,7 @@ pub(crate) struct SignedIn {
     pub(crate) account: AccountRecord,
     /// The credential that the browser keeps.
     pub(crate) cookie: String,
-    /// How long it is taken.
+    /// How many seconds it is valid.
     pub(crate) seconds: i64,
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn sign_in(
     Ok(signed_in)
 }
 
-/// Why an identity gets nothing. Where no mapping applies in any namespace, what it had until now ends.
+/// Why an identity gets no access. If no mapping applies in any namespace, its existing access ends.
 async fn refuse(app: &App, provider: &ProviderRecord, identity: Identity) -> Reply<Problem> {
     let subject: String = identity.subject.chars().take(MAX_SHOWN).collect();
     if mapped(&provider.mappings, &identity.claims, None).is_none() {
@@ -107,7 +107,7 @@ async fn begin_session(
     Ok(SignedIn { account, cookie: made.text, seconds: lifetimes.session_ms / 1000 })
 }
 
-/// The name of an identity's account. It says nothing that the person has chosen: names of people are no proof of who they are.
+/// The name of an identity's account. It has no text that the person has chosen: such names prove nothing.
 fn account_name(provider: &ProviderName, identity: &Identity) -> Reply<AccountName> {
     let digest = Sha256::digest(format!("{}\0{}", identity.issuer, identity.subject));
     let short: String = provider.as_str().chars().take(40).collect();

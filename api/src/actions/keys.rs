@@ -10,7 +10,7 @@ use crate::access::new_credential;
 use crate::app::App;
 use crate::problem::Reply;
 
-/// Makes a key, and its text, which is kept nowhere.
+/// Makes a key, and its text, which is not stored.
 pub(crate) async fn make(
     app: &App,
     account: AccountId,

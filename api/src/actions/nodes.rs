@@ -22,10 +22,10 @@ pub(crate) struct NewNodeToken {
     pub(crate) command: String,
 }
 
-/// Makes a token that is taken for so many seconds; db knows the hash of its secret alone.
+/// Makes a join token that is valid for `seconds`; db stores only the hash of its secret.
 pub(crate) async fn make_token(app: &App, labels: Labels, seconds: u64) -> Reply<NewNodeToken> {
     let front = app.nodes().front.as_ref().ok_or_else(|| {
-        Problem::new(ErrorCode::Conflict, "the platform serves no nodes of other machines")
+        Problem::new(ErrorCode::Conflict, "this platform does not accept nodes on other machines")
             .hint("start it with --nodes ADDRESS:PORT, like --nodes 0.0.0.0:3400")
     })?;
     let mut secret = [0; SECRET];

@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::problem::{ErrorCode, Problem, Reply};
 use crate::providers::provider;
 
-/// Adds a provider that can be asked and whose mappings lead somewhere, or replaces the one of its name.
+/// Adds a provider, or replaces the one of its name, after checking its settings and that the namespaces of its mappings exist.
 pub(crate) async fn put(
     app: &App,
     record: ProviderRecord,

@@ -12,7 +12,7 @@ use crate::access::{Audited, Network, new_credential, wrong_secret};
 use crate::app::App;
 use crate::problem::{ErrorCode, Problem, Reply};
 
-/// How long an access token is taken, in milliseconds.
+/// How long an access token is valid, in milliseconds.
 const ACCESS_MS: i64 = 15 * 60 * 1000;
 /// How long a session lasts, whatever is exchanged meanwhile, in milliseconds.
 const SESSION_MS: i64 = 30 * 24 * 3600 * 1000;
@@ -39,7 +39,7 @@ pub(crate) async fn sign_in(
 ) -> Result<NewSession, (Audited, Problem)> {
     let named = Audited { account: None, target: Some(account.clone()), namespace: Some(namespace.clone()) };
     let failed = |problem: Problem| (named.clone(), problem);
-    // No account has a longer name, and nothing is kept of one.
+    // No account has a longer name, and such a name is not recorded.
     if account.len() > MAX_NAME {
         let nobody = Audited { namespace: Some(namespace), ..Audited::default() };
         return Err((nobody, wrong_secret()));
@@ -50,7 +50,7 @@ pub(crate) async fn sign_in(
         Err(error) => return Err(failed(error.into())),
     };
     let hash = login.as_ref().and_then(|login| login.secret.clone());
-    // Its name and its id are the same account to who guesses.
+    // Its name and its id count as one account for guesses.
     let name = login.as_ref().map_or(account, |login| login.account.name.to_string());
     app.access().prove((&namespace, &name), secret, hash, network).await.map_err(failed)?;
     let login = login.ok_or_else(wrong_secret).map_err(failed)?;

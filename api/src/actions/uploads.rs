@@ -64,7 +64,7 @@ impl From<InvalidProgram> for Problem {
     }
 }
 
-/// What an upload takes of what there is for all of them; free again when this is dropped.
+/// The place and the disk space that an upload holds until this is dropped.
 pub(crate) type Held = (OwnedSemaphorePermit, UploadRoom);
 
 /// What an upload is to become.
@@ -77,7 +77,7 @@ pub(crate) struct Target<'a> {
 /// A new version of a function.
 pub(crate) struct Deployed {
     pub(crate) put: Put<FunctionRecord>,
-    /// What signs its callbacks, of a new function: shown this once.
+    /// The secret that signs the callbacks of a new function; shown only now.
     pub(crate) secret: Option<String>,
 }
 
@@ -151,7 +151,7 @@ fn root(listing: &Listing, runtime: &RuntimeSpec, manifest: &Manifest) -> String
 /// The longest source in which a function is looked for.
 const MAX_SOURCE: usize = 1024 * 1024;
 
-/// Refuses a handler whose file surely does not define it.
+/// Refuses a handler whose file certainly does not define it.
 async fn check_handler(handler: Place, root: &str, spooled: Spooled, held: Held) -> Reply<(Spooled, Held)> {
     let path = format!("{root}{}", handler.file.trim_start_matches("./"));
     let read = tokio::task::spawn_blocking(move || {

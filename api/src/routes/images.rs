@@ -62,8 +62,8 @@ fn named(name: String) -> Reply<ImageName> {
     Ok(name)
 }
 
-/// Keeps an image, which every node then has when it needs it: the seeds of `docker save`, of an OCI tool, or a root file
-/// system as `docker export` writes it. Names and tags in the archive are ignored.
+/// Keeps an image, which every node then has when it needs it: the output of `docker save` or of an OCI tool, or a root
+/// file system as `docker export` writes it. Names and tags in the archive are ignored.
 #[utoipa::path(put, path = "/image/{image}", tag = "images", params(("image" = String, Path, description = "As a runtime's `image` names it; a slash is written %2F")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "A tar or tar.gz"),
     responses((status = 201, description = "It is there", body = ImageView), (status = 200, description = "It has replaced another, or was there", body = ImageView), (status = 400, description = "What is wrong", body = Problem), (status = 413, description = "Too large", body = Problem)))]

@@ -11,7 +11,7 @@ use faena_protocol::DbError;
 use faena_protocol::db::{BuildFinish, BuildGet, BuildRetry, BuildsClaim, Resource};
 use faena_protocol::records::{BuildJob, BuildOutcome, BuildRecord, BuildRef};
 
-use super::transitions::{Cause, Step, apply_all};
+use super::transitions::{Cause, apply_same};
 use super::{Read, Request, RequestContext, RuleResult, Write, conflict, not_found, read, refuse, write};
 use super::{blobs, functions, quotas};
 use crate::clock::day;
@@ -55,7 +55,7 @@ impl Write for BuildRetry {
     }
 }
 
-/// Takes a step of [`faena_domain::build_queue`] and writes it; what is no build refuses as a stale claim does.
+/// Takes a step of [`faena_domain::build_queue`] and writes it; a build that does not exist is refused as a stale claim is.
 pub(super) fn apply(
     tx: &dyn Tx,
     build: &BuildRef,
@@ -174,7 +174,7 @@ fn end(tx: &dyn Tx, build: &BuildRef, outcome: &BuildOutcome, context: &RequestC
     match &outcome.result {
         Ok(artifact) => release_calls(tx, build, (artifact, outcome), context),
         Err(failure) => {
-            // A build that is tried again has the image of that time.
+            // A build that is tried again binds the image that is current then.
             release_image(tx, build)?;
             fail_calls(tx, build, failure, context)
         }
@@ -208,7 +208,7 @@ pub(super) fn call_error(failure: &BuildFailure) -> CallError {
 fn fail_calls(tx: &dyn Tx, build: &BuildRef, failure: &BuildFailure, context: &RequestContext<'_>) -> RuleResult<()> {
     let waiting = tx.select_calls(CallSelection::WaitingFor(build))?;
     let cause = Cause { error: Some(call_error(failure)), ..Cause::default() };
-    apply_all(tx, context, Step::same(waiting, &Event::BuildFailed, &cause)).map(drop)
+    apply_same(tx, context, &waiting, &Event::BuildFailed, &cause).map(drop)
 }
 
 /// Builds that lost their workers are started again, a few times; how many there were.
@@ -224,9 +224,7 @@ pub(super) fn lose(tx: &dyn Tx, lost: &[BuildRef], context: &RequestContext<'_>)
 fn give_up(tx: &dyn Tx, build: &BuildRef, context: &RequestContext<'_>) -> RuleResult<()> {
     let failure = BuildFailure {
         kind: ErrorKind::Infrastructure,
-        message: format!(
-            "the build was given up: after {MAX_REDELIVERIES} others one more worker was lost while it ran"
-        ),
+        message: format!("the build was given up: its worker was lost {} times while it ran", MAX_REDELIVERIES + 1),
     };
     tx.fail_build(build, &failure, context.now)?;
     fail_calls(tx, build, &failure, context)

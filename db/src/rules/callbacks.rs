@@ -18,10 +18,10 @@ const TRIES: u32 = 8;
 const TAKEN_MS: i64 = 180_000;
 /// What the calls of one answer may hold together: they travel in one message.
 const TAKEN_BYTES: usize = 1024 * 1024;
-/// How long a callback waits whose host has as many tries under way as it may.
+/// How long a callback is postponed whose host has the most tries under way.
 const POSTPONED_MS: i64 = 2000;
 
-/// Notes that somebody is to be told of a call's end. Without its function nothing can sign it.
+/// Records a callback for a call's end. Without its function nothing can sign it.
 pub(super) fn announce(tx: &dyn Tx, num: CallNum, function: &FunctionId, now: i64) -> StoreResult<()> {
     match tx.function_secret(function)? {
         Some(secret) => tx.insert_callback(num, &secret, CallbackStatus::Waiting, now),

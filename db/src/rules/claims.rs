@@ -3,11 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 
 use faena_domain::queue::Event;
-use faena_domain::{CallStatus, FunctionId, Namespace, Slots, Version};
+use faena_domain::{CallNum, CallStatus, FunctionId, Namespace, Slots, Version};
 use faena_protocol::db::CallsClaim;
 use faena_protocol::records::{CallJob, Code};
 
-use super::transitions::{Cause, Step, apply, apply_all};
+use super::transitions::{Cause, Step, apply, apply_same};
 use super::{Request, RequestContext, RuleResult, Write, functions, write};
 use crate::tx::{Candidate, ClaimedCall, Offer, StoreResult, Tx, WaitingNamespace, WaitingQueue};
 
@@ -95,7 +95,7 @@ fn waiting(tx: &dyn Tx, offer: &Offer, limit: u32) -> StoreResult<Vec<NamespaceQ
     Ok(waiting)
 }
 
-/// Claims a part of one queue after the other, of the namespace that has least for its weight: neither a long queue nor a
+/// Claims a part of one queue after another, always of the namespace that holds the least for its weight: neither a long queue nor a
 /// namespace with many queues delays a short one.
 fn claim(request: &CallsClaim, tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<()> {
     let offer = Offer {
@@ -115,9 +115,9 @@ fn claim(request: &CallsClaim, tx: &dyn Tx, context: &RequestContext<'_>) -> Rul
         let namespaces = waiting.len();
         let Some(namespace) = waiting.iter_mut().min_by_key(load) else { return Ok(()) };
         let Some(mut queue) = namespace.queues.pop_front() else { return Ok(()) };
-        let queues = namespaces * (namespace.queues.len() + 1);
+        let sharing = namespaces * (namespace.queues.len() + 1);
         let most = namespace.room.map_or(queue.room, |room| room.min(queue.room));
-        let part = Part { queue: &queue, queues, most };
+        let part = Part { queue: &queue, sharing, most };
         let claimed = claim_of(&part, (request, &offer), &mut budget, tx, context)?;
         namespace.claimed += claimed;
         namespace.room = namespace.room.map(|room| room.saturating_sub(claimed));
@@ -133,8 +133,8 @@ fn claim(request: &CallsClaim, tx: &dyn Tx, context: &RequestContext<'_>) -> Rul
 /// A queue whose turn it is.
 struct Part<'a> {
     queue: &'a WaitingQueue,
-    /// Its part of a claim is what each of so many queues would get.
-    queues: usize,
+    /// The number of queues that share the claim.
+    sharing: usize,
     /// How many of its calls may be claimed.
     most: u32,
 }
@@ -146,7 +146,7 @@ fn fitting(
     tx: &dyn Tx,
     candidates: Vec<Candidate>,
 ) -> StoreResult<Vec<Candidate>> {
-    let count = u32::try_from(part.queues).unwrap_or(u32::MAX);
+    let count = u32::try_from(part.sharing).unwrap_or(u32::MAX);
     let busy_at_most = budget.slots.busy() + budget.slots.free().div_ceil(count).max(1);
     let mut fitting = Vec::new();
     for candidate in candidates {
@@ -157,7 +157,7 @@ fn fitting(
         }
         let version = (part.queue.function.clone(), candidate.version);
         let parallel = budget.parallel(tx, &version)?;
-        if !budget.take(&version, parallel, part.queues > 1) {
+        if !budget.take(&version, parallel, part.sharing > 1) {
             break;
         }
         budget.bytes = budget.bytes.saturating_sub(candidate.bytes);
@@ -178,13 +178,12 @@ fn claim_of(
     context: &RequestContext<'_>,
 ) -> RuleResult<u32> {
     let function = &part.queue.function;
-    let share = budget.calls.div_ceil(u32::try_from(part.queues).unwrap_or(u32::MAX)).min(part.most);
+    let share = budget.calls.div_ceil(u32::try_from(part.sharing).unwrap_or(u32::MAX)).min(part.most);
     let candidates = tx.candidates_for_update(function, offer, share)?;
     let event = Event::Claim { owner: request.owner.clone() };
     let cause = Cause { claim: Some(&request.request), ..Cause::default() };
-    let calls = fitting(part, budget, tx, candidates)?.iter().map(|candidate| candidate.num).collect();
-    let steps = apply_all(tx, context, Step::same(calls, &event, &cause))?;
-    let claimed = steps.iter().filter(|step| step.is_ok()).count();
+    let calls: Vec<CallNum> = fitting(part, budget, tx, candidates)?.iter().map(|candidate| candidate.num).collect();
+    let claimed = apply_same(tx, context, &calls, &event, &cause)?;
     if claimed > 0 {
         tx.end_turn(function)?;
     }

@@ -21,7 +21,7 @@ const MAX_LEAVES: u64 = 10_000;
 const MAX_BYTES: u64 = 1024 * 1024;
 /// Changes of a namespace that are kept.
 const CHANGES: u32 = 10_000;
-/// Changes that are told at once.
+/// The most changes that one request returns.
 const TOLD: u32 = 200;
 /// What stands for a secret where it is not to be seen.
 const SECRET: &str = "[secret]";
@@ -65,12 +65,12 @@ fn check_size(tx: &dyn Tx, namespace: &Namespace) -> RuleResult<()> {
     Ok(())
 }
 
-/// What is wrong with values that are to be put in clear: they would take the place of secrets without a word.
+/// What is wrong with values that are to be put in clear: they would silently replace secrets.
 fn check_clear(new: &BTreeMap<ConfigPath, Value>, before: &[Leaf]) -> RuleResult<()> {
     for (path, value) in new {
         if value == SECRET {
             return conflict(format!(
-                "{path}: {SECRET:?} stands for a secret where it is not to be seen, and is no value"
+                "{path}: {SECRET:?} only stands for a hidden secret, and cannot be stored as a value"
             ));
         }
         if before.iter().any(|old| old.path == *path && old.value.is_secret()) {
@@ -107,7 +107,7 @@ fn put_leaf(
     if is_same || (is_object && *value == Value::Object(serde_json::Map::new())) {
         return Ok(());
     }
-    // What was a value is an object now, and the reverse.
+    // A value replaces an object at its path, and an object a value above it.
     let mut replaced: Vec<Leaf> = there;
     for above in path.above().filter_map(|above| above.parse::<ConfigPath>().ok()) {
         replaced.extend(tx.leaves(namespace, Some(&above))?.into_iter().filter(|leaf| leaf.path == above));

@@ -38,7 +38,7 @@ impl Read for CredentialGet {
     }
 }
 
-/// Begins a session: its id, its account and its end. Of too many of one account the oldest ends.
+/// Begins a session: its id, its account and its end. If the account has too many, its oldest session ends.
 pub(super) fn begin_session(
     tx: &dyn Tx,
     context: &RequestContext<'_>,
@@ -136,8 +136,8 @@ impl Write for KeysUsed {
     }
 }
 
-/// Forgets sessions and tokens that have ended. A token that was exchanged is kept as long as its session: it may come back. One
-/// for access is known for a day longer: what it began goes on with its session.
+/// Forgets sessions and tokens that have ended. A token that was exchanged is kept as long as its session, so
+/// that its reuse is noticed. One for access is known for a day longer: what it began goes on with its session.
 pub(super) fn forget(tx: &dyn Tx, wall: i64) -> StoreResult<()> {
     tx.forget_sessions(wall, wall - DAY_MS)
 }

@@ -11,7 +11,7 @@ use faena_protocol::db::{
 };
 use faena_protocol::records::{BoundConfig, Code, FunctionRecord, ResolvedVersion, VersionRecord};
 
-use super::transitions::{Cause, Step, apply_all};
+use super::transitions::{Cause, apply_same};
 use super::{Read, Request, RequestContext, RuleResult, Write, conflict, not_found, read, refuse, write};
 use super::{config, quotas, runtimes, secrets};
 use crate::tx::{BlobOwner, CallSelection, FunctionHead, SecretPlace, StoreResult, StoredVersion, Tx};
@@ -41,7 +41,7 @@ fn find(tx: &dyn Tx, function: &FunctionId) -> RuleResult<FunctionRecord> {
     Ok(FunctionRecord { name, current, newest, created_at })
 }
 
-/// Notes that access may change with a function: one of its versions is for everyone.
+/// Notes that access may change with a function that has a public version.
 pub(super) fn note_public(tx: &dyn Tx, context: &RequestContext<'_>, function: &FunctionId) -> RuleResult<()> {
     if tx.has_public_version(function)? {
         context.changes_access();
@@ -116,9 +116,9 @@ impl Write for FunctionDelete {
         let why = format!("the function {} was deleted before this call ran", self.name);
         let cause = Cause::cancelled(CallStatus::Pending, &why);
         let waiting = tx.select_calls(CallSelection::WaitingOf(&function))?;
-        apply_all(tx, context, Step::same(waiting, &Event::Cancel, &cause))?;
+        apply_same(tx, context, &waiting, &Event::Cancel, &cause)?;
         note_public(tx, context, &function)?;
-        // What runs may end; neither a retry nor a redelivery runs whatever is registered under this name next.
+        // Running calls may end; no retry or redelivery may run a later function of this name.
         tx.stop_retries(&function, context.now)?;
         tx.release_versions(&function)?;
         Ok(tx.delete_function(&function)?)

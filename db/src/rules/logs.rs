@@ -62,7 +62,7 @@ impl Read for FunctionLogs {
         let most = self.calls.map_or(LOOKED_AT, |calls| (calls as usize).clamp(1, LOOKED_AT));
         let function = FunctionId::new(&self.namespace, &self.function);
         let places = [tx.ended_logs(&function, before, most)?, batched(tx, self, before, most)?];
-        // Below the higher of the two ends only one place was looked at.
+        // Below the higher of the two ends, one of the sources was not read.
         let end = |place: &Vec<EndedLog>| place.get(most - 1).map(|ended| ended.log.num);
         let mut next = places.iter().filter_map(end).max();
         let mut ended: Vec<EndedLog> = places.into_iter().flatten().collect();

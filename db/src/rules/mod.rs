@@ -14,8 +14,8 @@ mod completed;
 mod config;
 mod credentials;
 mod functions;
+mod idempotency_keys;
 mod images;
-mod keys;
 mod logs;
 mod namespaces;
 mod nodes;
@@ -66,12 +66,12 @@ pub(crate) struct RequestContext<'a> {
 }
 
 impl RequestContext<'_> {
-    /// Who may do what may be something else after the transaction.
+    /// Records that permissions may change with this transaction.
     fn changes_access(&self) {
         self.access_changes.set(true);
     }
 
-    /// The calls of a function may run something else after the transaction.
+    /// Records that the calls of a function may run something else after this transaction.
     pub(crate) fn changes_function(&self, function: FunctionId) {
         self.changed.borrow_mut().push(function);
     }
@@ -126,7 +126,7 @@ fn not_found(what: Resource, name: &(impl ToString + ?Sized)) -> DbError {
     DbError::NotFound { what, name: name.to_string() }
 }
 
-/// A request that changes something. An error undoes it alone.
+/// A request that changes something. An error undoes this request only, not the others of its transaction.
 trait Write: DbRequest {
     /// The function whose calls may run something else afterwards.
     fn changed_function(&self) -> Option<FunctionId> {
@@ -141,7 +141,7 @@ trait Read: DbRequest {
     fn read(&self, tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<Self::Reply>;
 }
 
-/// A request, ready to run. It may be run again in another transaction, if the store has to begin one.
+/// A request, ready to run. A store that has to begin another transaction runs it again, with a context of its own.
 pub(crate) type Work = Box<dyn Fn(&dyn Tx, &RequestContext<'_>) -> Result<Box<RawValue>, DbError> + Send>;
 
 /// Where a request runs.
@@ -188,13 +188,13 @@ struct Request {
 
 /// Registers a request that changes something.
 const fn write<R: Write>() -> Request {
-    const { assert!(matches!(R::ACCESS, Access::Write), "it is declared as one that only looks") };
+    const { assert!(matches!(R::ACCESS, Access::Write), "this request is declared as a read") };
     Request { name: R::TYPE, prepare: prepare_write::<R> }
 }
 
 /// Registers a request that only looks.
 const fn read<R: Read>() -> Request {
-    const { assert!(matches!(R::ACCESS, Access::Read), "it is declared as one that changes something") };
+    const { assert!(matches!(R::ACCESS, Access::Read), "this request is declared as a write") };
     Request { name: R::TYPE, prepare: prepare_read::<R> }
 }
 

@@ -34,7 +34,7 @@ impl Write for NamespacePut {
             usage: StoredUsage::default(),
         })?;
         let Some(record) = tx.namespace(&self.name, day(context.wall))? else {
-            return conflict(format!("there was a namespace {}, and names are not used again", self.name));
+            return conflict(format!("the namespace {} was deleted, and its name cannot be used again", self.name));
         };
         if created {
             RuleSet::beginning().rules().iter().try_for_each(|rule| tx.put_rule(&self.name, rule))?;
@@ -85,7 +85,7 @@ impl Write for NamespaceDelete {
         let name = &self.name;
         quota(tx, name)?;
         if *name == Namespace::default() {
-            return conflict("the namespace default is the platform's own, and stays");
+            return conflict("the namespace default belongs to the platform, and cannot be deleted");
         }
         let deleted = if self.force { delete_content(tx, context, name)? } else { Vec::new() };
         if !self.force

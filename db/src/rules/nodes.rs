@@ -52,7 +52,7 @@ impl Write for NodeTokenMake {
     }
 }
 
-/// The labels of a token that who joins may spend, and whether it was spent for them already.
+/// The labels of a token that the joining node may use, and whether it has used it already.
 fn admitted(join: &NodeJoin, tx: &dyn Tx, wall: i64) -> RuleResult<(Labels, bool)> {
     let is_proven =
         |found: &StoredNodeToken| bool::from(found.token.secret_sha256.as_bytes().ct_eq(join.secret_sha256.as_bytes()));
@@ -76,7 +76,7 @@ impl Write for NodeJoin {
         if tx.count_nodes()? >= MAX_NODES {
             return not_admitted(format!("there are {MAX_NODES} nodes, which is the most"));
         }
-        // Whose reply was lost is there already, unless it was removed meanwhile.
+        // A node whose reply was lost exists already, unless it was removed meanwhile.
         if is_spent && !tx.rejoin_node(self, &labels, context.wall)? {
             return not_admitted(SPENT);
         }
@@ -95,7 +95,7 @@ impl Write for NodeJoin {
 impl Write for NodeRenew {
     fn write(&self, tx: &dyn Tx, _context: &RequestContext<'_>) -> RuleResult<()> {
         if !tx.renew_certificate(&self.name, &self.from, &self.to, self.ends_at.0)? {
-            return not_admitted(format!("the certificate of the node {} is not taken any longer", self.name));
+            return not_admitted(format!("the certificate of the node {} is no longer accepted", self.name));
         }
         Ok(tx.count_node_change()?)
     }
@@ -103,7 +103,7 @@ impl Write for NodeRenew {
 
 impl Read for NodeList {
     fn read(&self, tx: &dyn Tx, _context: &RequestContext<'_>) -> RuleResult<NodesSeen> {
-        // 0 is what an asker says that has seen nothing.
+        // 0 means that the asker has seen nothing.
         let changes = tx.node_changes()? + 1;
         let nodes = if changes == self.since { None } else { Some(tx.nodes()?) };
         Ok(NodesSeen { changes, nodes })

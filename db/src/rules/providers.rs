@@ -25,7 +25,7 @@ pub(super) const REQUESTS: &[Request] = &[
 /// The most providers.
 const MAX_PROVIDERS: usize = 100;
 
-/// What decides who signs in with a provider, and as whom: a change ends what began under the former.
+/// Whether who signs in, and as whom, stays the same: a change of that ends existing sessions.
 fn has_same_identities(one: &ProviderRecord, other: &ProviderRecord) -> bool {
     (&one.issuer, &one.client_id, &one.mappings) == (&other.issuer, &other.client_id, &other.mappings)
 }
@@ -101,7 +101,7 @@ impl Write for ProviderDelete {
     }
 }
 
-/// The account under a name that is free: another one may have the name that it would have.
+/// The account with a free name: a suffix is added where another one has its name.
 fn with_free_name(tx: &dyn Tx, account: &AccountRecord) -> RuleResult<AccountRecord> {
     let account = account.clone();
     if !tx.is_account_name_taken(&account.namespace, &account.name)? {
@@ -122,7 +122,9 @@ impl Write for IdentitySignIn {
             return refuse(not_found(Resource::Provider, provider));
         }
         if !tx.is_locked()? {
-            return conflict("the platform has no account yet: make an administrator with a secret first");
+            return conflict(
+                "the platform has no account yet: create an administrator who signs in with a secret first",
+            );
         }
         let namespace = &account.namespace;
         quotas::quota(tx, namespace)?;

@@ -1,4 +1,4 @@
-//! What namespaces may have, and what they have.
+//! Quotas of namespaces, and their usage.
 
 use faena_domain::{Namespace, Quota};
 use faena_protocol::DbError;
@@ -14,7 +14,7 @@ pub(super) fn quota(tx: &dyn Tx, name: &Namespace) -> RuleResult<Quota> {
     Ok(tx.quota(name)?.ok_or_else(|| not_found(Resource::Namespace, name))?)
 }
 
-/// A namespace, and what it has; its builds are those of the day of an instant.
+/// A namespace, and what it has; its builds are counted for the day of `wall`.
 pub(super) fn namespace(tx: &dyn Tx, name: &Namespace, wall: i64) -> RuleResult<NamespaceRecord> {
     Ok(tx.namespace(name, day(wall))?.ok_or_else(|| not_found(Resource::Namespace, name))?)
 }
@@ -52,7 +52,7 @@ pub(super) fn check_build_time(tx: &dyn Tx, name: &Namespace, wall: i64) -> Rule
         return Ok(());
     }
     let message = format!(
-        "the namespace {name} has built for {minutes} minutes today, and may for {most} (quota buildMinutesPerDay)"
+        "the namespace {name} has built for {minutes} minutes today, and may build for {most} (quota buildMinutesPerDay)"
     );
     refuse(DbError::OverQuota { message })
 }

@@ -47,7 +47,7 @@ pub(super) fn forget(tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<u6
 struct Heavy {
     function: FunctionId,
     excess: u64,
-    /// It is within its own part, and gives up what all functions hold too much.
+    /// It is within its own part, and gives up a part of the excess of all functions together.
     is_for_all: bool,
 }
 
@@ -75,7 +75,7 @@ fn forget_bytes(tx: &dyn Tx, context: &RequestContext<'_>) -> StoreResult<u64> {
         if freed < heavy.excess && are_all && !is_tight {
             gone += forget_calls(tx, &heavy.function, heavy.excess - freed)?;
         }
-        // What all functions hold too much together is the heaviest one's to give up; more is judged in a second.
+        // The excess of all functions together is taken from the heaviest one; the rest is judged in a second.
         if heavy.is_for_all && (freed > 0 || !is_tight) {
             break;
         }
@@ -83,7 +83,7 @@ fn forget_bytes(tx: &dyn Tx, context: &RequestContext<'_>) -> StoreResult<u64> {
     Ok(gone)
 }
 
-/// Forgets the oldest logs of a function that are worth it; how many bytes that frees, and whether none are left.
+/// Forgets the oldest logs of a function that are large enough to count; how many bytes that frees, and whether none are left.
 fn forget_logs(tx: &dyn Tx, heavy: &Heavy, now: i64) -> StoreResult<(u64, bool)> {
     let mut remark = StoredLog::new(COUNTED);
     remark.remark(Timestamp(now), "[this log was forgotten: the function's logs and results held too much]");

@@ -1,12 +1,17 @@
 //! Secrets: sealed before the store sees them.
 
+use faena_domain::CallNum;
 use faena_protocol::db::SecretsRotate;
 
 use super::{Request, RequestContext, RuleResult, Write, write};
+use crate::keyring::KEY_ID;
 use crate::tx::{SealedSecret, SecretPlace, StoreError, StoreResult, Tx};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[write::<SecretsRotate>()];
+
+/// Callbacks of which the secrets are held at once.
+const CALLBACKS: u32 = 1000;
 
 /// Seals a secret for its place.
 pub(super) fn seal(context: &RequestContext<'_>, place: &SecretPlace, secret: &str) -> StoreResult<Vec<u8>> {
@@ -21,19 +26,31 @@ pub(super) fn open(context: &RequestContext<'_>, place: &SecretPlace, sealed: &[
     String::from_utf8(opened).ok()
 }
 
+/// The same secrets under the key in use. What cannot be opened stays as it is: the file may come back that has its key.
+fn resealed(context: &RequestContext<'_>, mut secrets: Vec<SealedSecret>) -> Vec<SealedSecret> {
+    secrets.retain_mut(|SealedSecret { place, sealed }| {
+        let (namespace, path) = place.bound_to();
+        context.keyring.reseal(namespace, &path, sealed).map(|again| *sealed = again).is_ok()
+    });
+    secrets
+}
+
 impl Write for SecretsRotate {
     fn write(&self, tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<u64> {
-        let mut secrets = tx.sealed_secrets_for_update()?;
-        let is_told = |place: &SecretPlace| matches!(place, SecretPlace::Config(..) | SecretPlace::Provider(_));
-        let told = secrets.iter().filter(|secret| is_told(&secret.place)).count();
-        let sealed: Vec<&[u8]> = secrets.iter().map(|secret| secret.sealed.as_slice()).collect();
-        context.keyring.rotate(&sealed).map_err(StoreError::new)?;
-        // What cannot be opened stays as it is: the file may come back that has its key.
-        secrets.retain_mut(|SealedSecret { place, sealed }| {
-            let (namespace, path) = place.bound_to();
-            context.keyring.reseal(namespace, &path, sealed).map(|again| *sealed = again).is_ok()
-        });
-        tx.replace_sealed(&secrets)?;
-        Ok(told as u64)
+        context.keyring.rotate(&tx.sealed_prefixes(KEY_ID)?).map_err(StoreError::new)?;
+        let secrets = tx.sealed_secrets_for_update()?;
+        // The secrets of callbacks are the platform's own, and counted for nobody.
+        let is_counted = |secret: &&SealedSecret| !matches!(secret.place, SecretPlace::Function(_));
+        let counted = secrets.iter().filter(is_counted).count();
+        tx.replace_sealed(&resealed(context, secrets))?;
+        let mut after = CallNum(i64::MIN);
+        loop {
+            let callbacks = tx.sealed_callbacks_for_update(after, CALLBACKS)?;
+            let Some(SecretPlace::Callback(last, _)) = callbacks.last().map(|callback| &callback.place) else {
+                return Ok(counted as u64);
+            };
+            after = *last;
+            tx.replace_sealed(&resealed(context, callbacks))?;
+        }
     }
 }

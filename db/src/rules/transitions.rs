@@ -15,13 +15,13 @@ use crate::tx::{BlobOwner, SavedEntry, StoreResult, StoredEntry, Tx};
 /// Results and logs of a call that hold less than this are not counted: the number of calls bounds them.
 pub(super) const COUNTED: u64 = 1024;
 
-/// What a result and a log count.
+/// How many bytes a result and a log are counted as.
 pub(super) fn kept_bytes(result: &Payload, logs: &Payload) -> u64 {
     let bytes = result.len() + logs.len();
     if bytes < COUNTED { 0 } else { bytes }
 }
 
-/// What the row needs to know of a step beside the entry.
+/// What is written with a step besides the entry.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cause<'a> {
     /// What a worker says of an attempt's end.
@@ -48,15 +48,10 @@ pub(super) struct Step<'a> {
     pub(super) cause: Cause<'a>,
 }
 
-impl<'a> Step<'a> {
-    /// A step of which the row needs to know nothing more.
+impl Step<'_> {
+    /// A step with which nothing else is written.
     pub(super) fn new(num: CallNum, event: Event) -> Self {
         Self { num, event, cause: Cause::default() }
-    }
-
-    /// The same step with many calls.
-    pub(super) fn same(calls: Vec<CallNum>, event: &Event, cause: &Cause<'a>) -> Vec<Self> {
-        calls.into_iter().map(|num| Self { num, event: event.clone(), cause: cause.clone() }).collect()
     }
 }
 
@@ -107,6 +102,26 @@ pub(super) fn apply_all(
     Ok(results)
 }
 
+/// Calls of which the entries are held at once.
+const CHUNK: usize = 1000;
+
+/// Takes the same step with many calls; how many took it.
+pub(super) fn apply_same(
+    tx: &dyn Tx,
+    context: &RequestContext<'_>,
+    calls: &[CallNum],
+    event: &Event,
+    cause: &Cause<'_>,
+) -> RuleResult<u64> {
+    let mut taken = 0;
+    for calls in calls.chunks(CHUNK) {
+        let step = |num: &CallNum| Step { num: *num, event: event.clone(), cause: cause.clone() };
+        let steps = apply_all(tx, context, calls.iter().map(step).collect())?;
+        taken += steps.iter().filter(|step| step.is_ok()).count() as u64;
+    }
+    Ok(taken)
+}
+
 /// Takes a step with one call.
 pub(super) fn apply(
     tx: &dyn Tx,
@@ -150,7 +165,7 @@ fn follow(
         match effect {
             Effect::End => write_end(tx, stored, after, now, cause)?,
             Effect::DeadLetter => tx.insert_dead_letter(stored.num, &stored.function)?,
-            // The one is told by who answers the request, the other is on record.
+            // A kill is told by whoever answers the request; a loss is on record.
             Effect::Kill(_) | Effect::Lost(_) => {}
         }
     }
@@ -202,7 +217,7 @@ fn write_end(tx: &dyn Tx, stored: &StoredEntry, after: &Entry, now: i64, cause: 
 fn end_error(before: &Entry, after: &Entry, given: Option<CallError>) -> CallError {
     let used_up = || {
         let message = format!(
-            "the call was given up: {} deliveries were lost with their worker, engine or machine before they could end",
+            "the call was given up after {} attempts whose worker, engine or machine was lost before they could end",
             MAX_REDELIVERIES + 1
         );
         CallError::new(ErrorKind::Infrastructure, Layer::Run, message)

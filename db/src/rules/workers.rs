@@ -6,14 +6,14 @@ use faena_domain::lease::LEASE_MS;
 use faena_domain::queue::Event;
 use faena_protocol::db::{LeaseRenew, Reap, Reaped, Renewed, WorkerJoin};
 
-use super::transitions::{Cause, Step, apply_all};
+use super::transitions::{Cause, Step, apply_all, apply_same};
 use super::{Request, RequestContext, RuleResult, Write, builds, check_claims, nodes, retention, write};
 use crate::tx::{CallSelection, StoreResult, Tx};
 
 /// The requests of this module.
 pub(super) const REQUESTS: &[Request] = &[write::<WorkerJoin>(), write::<LeaseRenew>(), write::<Reap>()];
 
-/// The most calls that one reaping ends; the rest is a second later.
+/// The most calls that one reaping ends; the rest follow a second later.
 const BATCH: u32 = 1000;
 
 /// After a start, a stall or a resume every lease gets its full length: nobody could renew while we were away. This is
@@ -24,8 +24,7 @@ pub(crate) fn grant_grace(tx: &dyn Tx, now: i64) -> StoreResult<()> {
 
 /// Takes the same step with many calls; how many took it.
 fn step_all(tx: &dyn Tx, context: &RequestContext<'_>, calls: Vec<CallNum>, event: &Event) -> RuleResult<u64> {
-    let taken = apply_all(tx, context, Step::same(calls, event, &Cause::default()))?;
-    Ok(taken.iter().filter(|step| step.is_ok()).count() as u64)
+    apply_same(tx, context, &calls, event, &Cause::default())
 }
 
 impl Write for WorkerJoin {

@@ -1,9 +1,8 @@
-//! Blobs, who refers to them, and images.
+//! Blobs, and what refers to them.
 
 use std::fmt;
 
-use faena_domain::{BlobKey, CallNum, FunctionId, ImageName, Namespace, Version};
-use faena_protocol::records::ImageRecord;
+use faena_domain::{BlobKey, CallNum, FunctionId, Namespace, Version};
 
 use super::StoreResult;
 
@@ -47,30 +46,12 @@ pub(crate) trait BlobRows {
     /// Those of these blobs that nobody refers to.
     fn unused_blobs(&self, keys: &[BlobKey]) -> StoreResult<Vec<BlobKey>>;
 
-    /// Gives a blob out for removal.
+    /// Marks a blob as ready for removal.
     fn note_released(&self, key: &BlobKey, at: i64) -> StoreResult<()>;
 
-    /// Blobs that were given out for removal and that nobody refers to, the oldest first.
+    /// Blobs that are ready for removal and that nothing refers to, the oldest first.
     fn released(&self, limit: u32) -> StoreResult<Vec<BlobKey>>;
 
-    /// These blobs have been removed.
+    /// Forgets blobs that have been removed.
     fn forget_released(&self, keys: &[BlobKey]) -> StoreResult<()>;
-}
-
-/// Rows of images.
-pub(crate) trait ImageRows {
-    /// An image by its name.
-    fn image(&self, name: &ImageName) -> StoreResult<Option<ImageRecord>>;
-
-    /// All images, by name.
-    fn images(&self) -> StoreResult<Vec<ImageRecord>>;
-
-    /// How many images there are.
-    fn count_images(&self) -> StoreResult<u64>;
-
-    /// Adds an image, or replaces the one of the same name.
-    fn put_image(&self, image: &ImageRecord) -> StoreResult<()>;
-
-    /// Removes an image; false where there is none.
-    fn delete_image(&self, name: &ImageName) -> StoreResult<bool>;
 }

@@ -51,7 +51,7 @@ pub(crate) trait CallbackRows {
     /// Notes one more try of each of these, which has until an instant to end.
     fn begin_tries(&self, callbacks: &[CallNum], until: i64) -> StoreResult<()>;
 
-    /// Takes a try back, where it is the last one and its callback still waits.
+    /// Undoes a try, if it is the last one and its callback still waits.
     fn postpone_callback(&self, num: CallNum, tries: u32, due_at: i64) -> StoreResult<()>;
 
     /// Writes how a try ended, where it is the last one of its call and the callback still waits.

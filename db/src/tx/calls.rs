@@ -25,9 +25,9 @@ pub(crate) struct NewCallRow<'a> {
 
 /// A call that ended before it had a row.
 #[derive(Debug)]
-pub(crate) struct EndedRow {
+pub(crate) struct EndedRow<'a> {
     pub(crate) spec: CallSpec,
-    pub(crate) call: CallRecord,
+    pub(crate) call: &'a CallRecord,
     /// What its result and log count.
     pub(crate) kept_bytes: u64,
 }
@@ -54,7 +54,7 @@ pub(crate) struct SavedEntry {
     pub(crate) claimed_at: Option<i64>,
     /// Whether it may be claimed, unless it waits for an instant.
     pub(crate) is_due: bool,
-    /// The request that has claimed it; the one before stays without.
+    /// The request that has claimed it; with `None` the column stays as it is.
     pub(crate) claim: Option<String>,
 }
 
@@ -136,9 +136,9 @@ pub(crate) trait CallRows {
     fn insert_calls(&self, calls: &[NewCallRow<'_>]) -> StoreResult<()>;
 
     /// Adds calls that ended before they had a row; one that is there already stays.
-    fn insert_ended(&self, calls: &[EndedRow]) -> StoreResult<()>;
+    fn insert_ended(&self, calls: &[EndedRow<'_>]) -> StoreResult<()>;
 
-    /// Writes that a call runs whose epochs its api has given out.
+    /// Marks a call as running whose epoch was assigned before it had a row.
     fn set_running(&self, num: CallNum, owner: &Owner, epoch: Epoch, lease_end: i64, now: i64) -> StoreResult<()>;
 
     /// The entries of these calls, of those that have a row.
@@ -156,13 +156,13 @@ pub(crate) trait CallRows {
     /// Writes what the last attempt put out.
     fn put_outcome(&self, num: CallNum, outcome: &Outcome, kept_bytes: u64) -> StoreResult<()>;
 
-    /// The numbers of these calls.
+    /// The numbers of the calls that match.
     fn select_calls(&self, which: CallSelection<'_>) -> StoreResult<Vec<CallNum>>;
 
-    /// Neither a retry nor a redelivery of what runs of a function begins after this.
+    /// No retry or redelivery of this function's running calls begins after this.
     fn stop_retries(&self, function: &FunctionId, now: i64) -> StoreResult<()>;
 
-    /// What waits for a version can run, on this engine.
+    /// Calls that wait for this version can run on this engine from now on.
     fn make_ready(&self, build: &BuildRef, engine: Option<EngineKind>, now: i64) -> StoreResult<()>;
 
     /// Calls whose instant of wall time has come wait like others from now on, and calls whose pause is over can be claimed.

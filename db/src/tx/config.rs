@@ -52,7 +52,7 @@ pub(crate) trait ConfigRows {
     /// Removes what the history of a path tells of values, and says that they were secrets.
     fn hide_config_changes(&self, namespace: &Namespace, path: &ConfigPath) -> StoreResult<()>;
 
-    /// Removes the oldest changes, but so many.
+    /// Keeps the newest `keep` changes, and removes the rest.
     fn trim_config_changes(&self, namespace: &Namespace, keep: u32) -> StoreResult<()>;
 
     /// The changes at a path and below it, newest first.
@@ -107,8 +107,14 @@ pub(crate) struct SealedSecret {
 
 /// Rows that have secrets.
 pub(crate) trait SecretRows {
-    /// Every secret that is still needed.
+    /// The first bytes of every secret that is still needed, each once.
+    fn sealed_prefixes(&self, bytes: usize) -> StoreResult<Vec<Vec<u8>>>;
+
+    /// The secrets of configurations, providers and functions.
     fn sealed_secrets_for_update(&self) -> StoreResult<Vec<SealedSecret>>;
+
+    /// The secrets of callbacks that wait, of calls behind a number, by number.
+    fn sealed_callbacks_for_update(&self, after: CallNum, limit: u32) -> StoreResult<Vec<SealedSecret>>;
 
     /// Replaces secrets by the same ones, sealed under another key.
     fn replace_sealed(&self, secrets: &[SealedSecret]) -> StoreResult<()>;

@@ -12,7 +12,7 @@ use super::StoreResult;
 pub(crate) struct TokenSession {
     pub(crate) session: String,
     pub(crate) account: AccountRecord,
-    /// The token that it was exchanged for.
+    /// The token that replaced it.
     pub(crate) successor: Option<String>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) trait CredentialRows {
     /// Adds a session, unless it is there already.
     fn insert_session(&self, session: &str, account: &AccountId, began_at: i64, ends_at: Timestamp) -> StoreResult<()>;
 
-    /// Ends the oldest sessions of an account, but so many; whether any ended.
+    /// Keeps the newest `keep` sessions of an account, and ends the rest; whether any ended.
     fn end_oldest_sessions(&self, account: &AccountId, keep: u32) -> StoreResult<bool>;
 
     /// Adds tokens to a session, each with what it is for; those that are there already stay.

@@ -74,7 +74,7 @@ pub(crate) trait FunctionRows {
     /// The newest version.
     fn newest_version(&self, function: &FunctionId) -> StoreResult<Option<VersionRecord>>;
 
-    /// What calls of a version need of it.
+    /// What is needed to run a version.
     fn version(&self, function: &FunctionId, version: Version) -> StoreResult<Option<StoredVersion>>;
 
     /// Why a version could not be built.
@@ -86,6 +86,6 @@ pub(crate) trait FunctionRows {
     /// The functions of a namespace whose current version is for everyone, by name.
     fn public_functions(&self, namespace: &Namespace) -> StoreResult<Vec<FunctionName>>;
 
-    /// Current versions of which instances are to wait.
+    /// Current versions that keep a minimum of idle instances.
     fn versions_with_minimum(&self) -> StoreResult<Vec<(FunctionId, Version)>>;
 }

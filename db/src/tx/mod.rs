@@ -1,9 +1,9 @@
 //! What the rules need of a database: one transaction, with methods for the rows of each resource.
 //!
 //! The rules (`crate::rules`) know nothing else of a database, and a store (`crate::store`) knows no rule. A transaction is
-//! serialisable: what a rule has read stays as it was until its commit. A rule may be run again, after a conflict. Methods whose
-//! names end in `_for_update` read rows that the rule is about to change; a store with locks takes them there. Methods that many
-//! calls go through take slices, so that a store across a network needs one round trip for all of them.
+//! serialisable: what a rule has read stays as it was until its commit. A rule may be run again, after a conflict. On the paths that
+//! every call takes, reads of rows that the rule is about to change end in `_for_update`, for stores with locks; elsewhere isolation
+//! and a second run are enough. Methods on these paths take slices, so that a store across a network needs one round trip for all.
 
 mod accounts;
 mod audit;
@@ -14,7 +14,8 @@ mod calls;
 mod config;
 mod credentials;
 mod functions;
-mod keys;
+mod idempotency_keys;
+mod images;
 mod namespaces;
 mod nodes;
 mod providers;
@@ -24,7 +25,7 @@ mod runtimes;
 
 pub(crate) use accounts::AccountRows;
 pub(crate) use audit::AuditRows;
-pub(crate) use blobs::{BlobOwner, BlobRows, ImageRows};
+pub(crate) use blobs::{BlobOwner, BlobRows};
 pub(crate) use builds::{BuildEnd, BuildRows};
 pub(crate) use callbacks::{CallbackRows, CallbackStatus, DueCallback};
 pub(crate) use calls::{
@@ -34,7 +35,8 @@ pub(crate) use calls::{
 pub(crate) use config::{ConfigRows, Leaf, LeafValue, SealedSecret, SecretPlace, SecretRows};
 pub(crate) use credentials::{CredentialRows, TokenSession};
 pub(crate) use functions::{FunctionHead, FunctionRows, StoredVersion};
-pub(crate) use keys::{KeyRows, StoredKey};
+pub(crate) use idempotency_keys::{IdempotencyKeyRows, StoredKey};
+pub(crate) use images::ImageRows;
 pub(crate) use namespaces::{NamespaceContent, NamespaceRows, RuleRows};
 pub(crate) use nodes::{NodeRows, StoredNodeToken};
 pub(crate) use providers::{IdentityAccount, ProviderRows, StoredProvider};
@@ -59,13 +61,13 @@ pub(crate) type StoreResult<T> = Result<T, StoreError>;
 
 /// What the platform keeps of itself, beside its resources.
 pub(crate) trait PlatformRows {
-    /// Answers where the database does.
+    /// Succeeds if the database answers.
     fn ping(&self) -> StoreResult<()>;
 
     /// Keeps db time, for the next start.
     fn keep_clock(&self, now: i64) -> StoreResult<()>;
 
-    /// Whether there was an account, so that every request needs one.
+    /// Whether an account was ever created: from then on every request needs one.
     fn is_locked(&self) -> StoreResult<bool>;
 
     /// Locks the platform, and forgets the token of its set-up.
@@ -90,8 +92,8 @@ pub(crate) trait Tx:
     + ConfigRows
     + CredentialRows
     + FunctionRows
+    + IdempotencyKeyRows
     + ImageRows
-    + KeyRows
     + NamespaceRows
     + NodeRows
     + ProviderRows

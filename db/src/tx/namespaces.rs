@@ -30,7 +30,7 @@ impl fmt::Display for NamespaceContent {
 
 /// Rows of namespaces. One that was deleted is not found, and its name stays taken.
 pub(crate) trait NamespaceRows {
-    /// A namespace and what it has; of its builds the time of a day.
+    /// A namespace and its usage; its build time is that of `day`.
     fn namespace(&self, name: &Namespace, day: i64) -> StoreResult<Option<NamespaceRecord>>;
 
     /// What it may have and do.

@@ -34,7 +34,7 @@ pub(crate) trait NodeRows {
     /// Adds the node of a request that joins with these labels; false where its name is taken.
     fn insert_node(&self, join: &NodeJoin, labels: &Labels, now: i64) -> StoreResult<bool>;
 
-    /// Writes the same to a node that has not run yet; false where there is none.
+    /// Updates the row of a node that has joined but not run yet; false where there is none.
     fn rejoin_node(&self, join: &NodeJoin, labels: &Labels, now: i64) -> StoreResult<bool>;
 
     /// Replaces the certificate of a node, where it has this one or had it before; false where it has another.

@@ -29,7 +29,7 @@ pub(crate) struct Offer {
 pub(crate) struct WaitingNamespace {
     pub(crate) name: Namespace,
     pub(crate) weight: u32,
-    /// How many more of its calls may run; none is no bound.
+    /// How many more of its calls may run; `None` is unlimited.
     pub(crate) room: Option<u32>,
 }
 
@@ -50,12 +50,13 @@ pub(crate) struct Candidate {
     pub(crate) bytes: usize,
 }
 
-/// Rows of queues.
+/// Rows of queues. The store keeps the counts of a queue itself when a call changes or is removed; only what is added is counted by
+/// [`QueueRows::add_waiting`], many at once.
 pub(crate) trait QueueRows {
-    /// What waits in each of these queues.
+    /// What waits in each of these queues; `due` is always 0.
     fn waiting_in(&self, functions: &[FunctionId]) -> StoreResult<Vec<Waiting>>;
 
-    /// What waits in all of them; of what is due nothing is known.
+    /// What waits in all of them; `due` is always 0.
     fn waiting_everywhere(&self) -> StoreResult<Waiting>;
 
     /// Counts calls that were added to these queues.

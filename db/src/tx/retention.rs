@@ -22,7 +22,7 @@ pub(crate) struct KeptCalls {
     pub(crate) is_batch: bool,
 }
 
-/// Rows of what is kept. A call that an idempotency key stands for, or whose callback waits, is needed, and in none of these lists.
+/// Rows of what is kept. The store keeps the counts itself. A call that an idempotency key stands for, or whose callback waits, is needed, and in none of these lists.
 pub(crate) trait RetentionRows {
     /// Calls that ended before an instant, and dead letters that ended before an earlier one; the oldest first.
     fn calls_ended_before(&self, before: i64, letters_before: i64, limit: u32) -> StoreResult<Vec<CallNum>>;
@@ -33,7 +33,7 @@ pub(crate) trait RetentionRows {
     /// How many ended calls there are, in rows and in batches.
     fn count_ended(&self) -> StoreResult<u64>;
 
-    /// When the youngest of so many calls ended that ended first, dead letters aside; none where `count` is 0.
+    /// When the last of the `count` calls ended that ended first, dead letters not counted; `None` if `count` is 0.
     fn end_of_oldest(&self, count: u64, limit: u32) -> StoreResult<Option<i64>>;
 
     /// Removes calls, with what they refer to.

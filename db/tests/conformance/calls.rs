@@ -1,12 +1,13 @@
 //! Calls from their acceptance to their end: keys, bounds of queues, dead letters, replays, callbacks.
 
-use super::support::*;
 use faena_db::{Keep, QueueBounds, StoreSettings};
 use faena_domain::units::ByteSize;
-use faena_domain::{BlobKey, CallNum, CallStatus, DigestKind, Payload, Version};
+use faena_domain::{BlobKey, BuildFailure, CallNum, CallStatus, DigestKind, Payload, Version};
 use faena_protocol::DbError;
 use faena_protocol::db::*;
-use faena_protocol::records::{CallRecord, CallSpec, Callback, IdempotencyKey, NewCall};
+use faena_protocol::records::{Accepted, CallRecord, CallSpec, Callback, IdempotencyKey, NewCall};
+
+use super::support::*;
 
 #[tokio::test]
 async fn full_queues_say_what_is_full() {
@@ -29,7 +30,7 @@ async fn full_queues_say_what_is_full() {
     ask(2, "a", "1").await.unwrap();
     assert!(message(ask(3, "a", "1").await).contains("2 calls of a"));
     ask(4, "b", "1").await.unwrap();
-    assert!(message(ask(5, "b", "1").await).contains("3 calls wait"));
+    assert!(message(ask(5, "b", "1").await).contains("3 calls are waiting"));
     claim_as(&service, owner("a"), 1).await;
     ask(5, "b", "1").await.unwrap();
 }
@@ -214,4 +215,20 @@ async fn a_disk_that_is_nearly_full_takes_no_new_work_and_ends_what_runs() {
     assert_eq!(service.ask(upload("second", "dice")).await.map(|_| ()), Err(DbError::DiskLow));
     let job = claim(&service, "c").await.pop().unwrap();
     assert_eq!(service.ask(finish(&job, None)).await, Ok(CallStatus::Done));
+}
+
+#[tokio::test]
+async fn a_call_whose_version_cannot_run_takes_no_place_in_its_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = QueueBounds { function_calls: 1, ..QueueBounds::default() };
+    let settings = StoreSettings { queue, ..StoreSettings::default() };
+    let service = Service::start_with(folder.path(), settings, Time::at(DAY));
+    with_function(&service, "broken").await;
+    let failure = BuildFailure { kind: faena_domain::ErrorKind::Build, message: "no".into() };
+    build(&service, Err(failure)).await;
+    let calls = (1..4).map(|num| NewCall { spec: spec(num, "broken"), version: None }).collect();
+    for answer in service.ask(CallsAccept { calls }).await.unwrap() {
+        let Ok(Accepted::Known(call)) = answer else { panic!("{answer:?}") };
+        assert_eq!(call.status, CallStatus::Failed);
+    }
 }

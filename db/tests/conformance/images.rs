@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::support::*;
 use faena_domain::{BlobKey, BuildFailure, DigestKind, ErrorKind, ImageName, Preload};
 use faena_protocol::DbError;
 use faena_protocol::db::{
     BlobsUnused, BuildRetry, FunctionDelete, ImageDelete, ImageGet, ImageList, ImagePut, RuntimePut, VersionResolve,
 };
 use faena_protocol::records::ImageContent;
+
+use super::support::*;
 
 fn image(name: &str) -> ImageName {
     ImageName::try_from(name.to_owned()).unwrap()

@@ -1,11 +1,12 @@
 //! Leases, epochs and clocks.
 
-use super::support::*;
 use faena_db::StoreSettings;
 use faena_domain::{CallStatus, Epoch, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::*;
 use faena_protocol::records::CallSpec;
+
+use super::support::*;
 
 #[tokio::test]
 async fn what_is_lost_is_delivered_again_and_told() {

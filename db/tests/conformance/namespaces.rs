@@ -1,6 +1,5 @@
 //! Several namespaces: their turns, weights and quotas.
 
-use super::support::*;
 use faena_auth::{Mapping, Scopes};
 use faena_domain::{
     BlobKey, DigestKind, EngineKind, FunctionId, Grants, GrantsChange, Namespace, NodeSelector, Payload, Quota,
@@ -9,6 +8,8 @@ use faena_domain::{
 use faena_protocol::DbError;
 use faena_protocol::db::*;
 use faena_protocol::records::{BuildOutcome, CallSpec, Code, ProviderRecord};
+
+use super::support::*;
 
 fn namespace(name: &str) -> Namespace {
     name.parse().unwrap()

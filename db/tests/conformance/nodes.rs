@@ -1,6 +1,5 @@
 //! Nodes: their tokens, what an administrator says of them, and which work is theirs.
 
-use super::support::*;
 use faena_domain::{
     BlobKey, DigestKind, EngineKind, Fingerprint, Labels, NodeName, NodeSelector, Owner, Payload, Timestamp,
 };
@@ -10,6 +9,8 @@ use faena_protocol::db::{
     SlotsView, VersionPut, VersionsMinimum, WorkerJoin, WorkerStopped,
 };
 use faena_protocol::records::{BuildOutcome, NodeRecord, NodeTokenRecord};
+
+use super::support::*;
 
 fn labels(text: &str) -> Labels {
     serde_json::from_str(text).unwrap()

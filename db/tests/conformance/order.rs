@@ -1,9 +1,10 @@
 //! Which calls are claimed: the turns of functions, priorities, bounds and slots.
 
-use super::support::*;
 use faena_domain::{BlobKey, DigestKind, EngineKind, FunctionId, Manifest, Payload, Version};
 use faena_protocol::db::*;
 use faena_protocol::records::CallSpec;
+
+use super::support::*;
 
 #[tokio::test]
 async fn a_long_queue_delays_no_short_one() {

@@ -1,12 +1,13 @@
 //! What is forgotten, when, and what stays.
 
-use super::support::*;
 use faena_db::{Keep, StoreSettings};
 use faena_domain::units::ByteSize;
 use faena_domain::{BlobKey, CallNum, CallStatus, DigestKind, Payload, Timestamp};
 use faena_protocol::DbError;
 use faena_protocol::db::*;
 use faena_protocol::records::{CallRecord, CallSpec, CompletedBatch, EndedCall, IdempotencyKey, Outcome};
+
+use super::support::*;
 
 #[tokio::test]
 async fn ended_calls_are_forgotten_by_age_and_by_number_and_their_blobs_released() {

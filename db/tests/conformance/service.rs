@@ -1,12 +1,13 @@
 //! The service as its clients see it: over its socket, across restarts.
 
-use super::support::*;
 use faena_domain::{
     BlobKey, BuildFailure, CallError, CallNum, CallStatus, DigestKind, EngineKind, ErrorKind, Layer, Payload, Version,
 };
 use faena_protocol::db::*;
 use faena_protocol::records::{BuildOutcome, CallJob, CallRecord, CallSpec};
 use faena_protocol::{DbError, DbRequest};
+
+use super::support::*;
 
 #[tokio::test]
 async fn a_runtime_has_revisions_and_the_same_object_changes_nothing() {

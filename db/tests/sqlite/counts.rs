@@ -1,9 +1,10 @@
 //! The counts that triggers keep.
 
-use crate::conformance::support::*;
 use faena_domain::{BlobKey, BuildFailure, CallNum, DigestKind, ErrorKind, Payload, Timestamp};
 use faena_protocol::db::*;
 use faena_protocol::records::{CallSpec, IdempotencyKey, NewCall};
+
+use crate::conformance::support::*;
 
 /// What every function queue and all of them together count, beside what there is.
 fn counted(folder: &std::path::Path) -> [Vec<(String, [i64; 4])>; 2] {

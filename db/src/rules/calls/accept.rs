@@ -12,7 +12,7 @@ use faena_protocol::records::{Accepted, CallSpec, NewCall, ResolvedVersion};
 
 use super::find;
 use crate::QueueBounds;
-use crate::rules::keys::Keys;
+use crate::rules::idempotency_keys::Keys;
 use crate::rules::transitions::{Cause, Step, apply_all};
 use crate::rules::{RequestContext, RuleError, RuleResult, Write, blobs, builds, functions, refuse};
 use crate::tx::{BlobOwner, NewCallRow, StoreResult, Tx, Waiting};
@@ -69,33 +69,37 @@ impl Queues {
         Ok(Self { functions: functions.into_iter().zip(waiting).collect(), everywhere: tx.waiting_everywhere()? })
     }
 
-    /// One more call waits.
+    /// Whether one more call may wait.
     ///
     /// # Errors
     /// [`DbError::QueueFull`] names the bound.
-    fn enter(&mut self, spec: &CallSpec, bounds: &QueueBounds) -> Result<(), DbError> {
-        let weight = weight(spec);
-        let queue = self.functions.entry(FunctionId::new(&spec.namespace, &spec.function)).or_default();
-        let all = &mut self.everywhere;
+    fn has_room(&self, function: &FunctionId, spec: &CallSpec, bounds: &QueueBounds) -> Result<(), DbError> {
+        let (weight, all) = (weight(spec), self.everywhere);
+        let queue = self.functions.get(function).copied().unwrap_or_default();
         let full = |message: String| Err(DbError::QueueFull { message });
         if queue.calls >= bounds.function_calls {
-            return full(format!("{} calls of {} wait already, and no more may", queue.calls, spec.function));
+            return full(format!("{} calls of {} are waiting, which is the most", queue.calls, spec.function));
         }
         if queue.bytes + weight > bounds.function_bytes.0 {
             let most = bounds.function_bytes;
-            return full(format!("the waiting calls of {} hold {most}, and no more may", spec.function));
+            return full(format!("the waiting calls of {} would hold more than {most}", spec.function));
         }
         if all.calls >= bounds.calls {
-            return full(format!("{} calls wait already, and no more may", all.calls));
+            return full(format!("{} calls are waiting, which is the most", all.calls));
         }
         if all.bytes + weight > bounds.bytes.0 {
-            return full(format!("the waiting calls hold {}, and no more may", bounds.bytes));
-        }
-        for waiting in [queue, all] {
-            waiting.calls += 1;
-            waiting.bytes += weight;
+            return full(format!("the waiting calls would hold more than {}", bounds.bytes));
         }
         Ok(())
+    }
+
+    /// One more call waits.
+    fn enter(&mut self, function: &FunctionId, spec: &CallSpec) {
+        let queue = self.functions.entry(function.clone()).or_default();
+        for waiting in [queue, &mut self.everywhere] {
+            waiting.calls += 1;
+            waiting.bytes += weight(spec);
+        }
     }
 }
 
@@ -145,7 +149,7 @@ impl<'a> Accepting<'a> {
         Ok(&self.versions[&key])
     }
 
-    /// Decides about a call. Where it is refused for what it is, nothing is written of it.
+    /// Decides about a call. If it is refused, nothing of it is written.
     fn decide(&mut self, tx: &dyn Tx, NewCall { spec, version }: &'a NewCall) -> RuleResult<Decision> {
         if self.existing.contains(&spec.num) {
             return Ok(Decision::Known(spec.num));
@@ -163,17 +167,18 @@ impl<'a> Accepting<'a> {
         let resolved = self.resolve(tx, spec, *version)?;
         let (status, chosen) = (resolved.status, (resolved.code.version, resolved.code.engine));
         let entry = accepted(spec, resolved, context);
-        self.queues.enter(spec, &context.settings.queue)?;
+        let function = FunctionId::new(&spec.namespace, &spec.function);
+        self.queues.has_room(&function, spec, &context.settings.queue)?;
         self.keys.remember(tx, spec, context.now)?;
         self.existing.insert(spec.num);
         self.rows.push(new_row(spec, chosen, entry, (context.now, context.now)));
         if status == FunctionStatus::Error {
-            let function = FunctionId::new(&spec.namespace, &spec.function);
             let error = tx.build_failure(&function, chosen.0)?.as_ref().map(builds::call_error);
             let cause = Cause { error, ..Cause::default() };
             self.steps.push(Step { num: spec.num, event: Event::BuildFailed, cause });
             return Ok(Decision::Known(spec.num));
         }
+        self.queues.enter(&function, spec);
         Ok(Decision::New { version: chosen.0, engine: chosen.1 })
     }
 
@@ -187,12 +192,12 @@ impl<'a> Accepting<'a> {
 /// The entry of a call that is accepted now.
 fn accepted(spec: &CallSpec, resolved: &ResolvedVersion, context: &RequestContext<'_>) -> Entry {
     let retries = spec.retries.or(resolved.retries).unwrap_or(DEFAULT_RETRIES);
-    // What waits for an instant of wall time gets its age when that has come.
+    // The age of a call with `runAt` begins at that time.
     let expires_at = if spec.run_at.is_some() { i64::MAX } else { context.now.saturating_add(millis(spec.max_age_ms)) };
     Entry::accepted(retries, context.now, expires_at, resolved.status == FunctionStatus::Ready, spec.waited)
 }
 
-/// Accepts calls. One that is refused for what it is leaves the others as they are.
+/// Accepts calls. One that is refused does not affect the others.
 pub(super) fn accept(
     tx: &dyn Tx,
     context: &RequestContext<'_>,
@@ -214,7 +219,7 @@ pub(super) fn accept(
     calls.iter().zip(decisions).map(answer).collect()
 }
 
-/// Tells the refusal of one call from a failure that concerns all.
+/// Separates the refusal of one call from a failure of the store.
 fn refusal<T>(result: RuleResult<T>) -> RuleResult<Result<T, DbError>> {
     match result {
         Ok(value) => Ok(Ok(value)),

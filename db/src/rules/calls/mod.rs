@@ -1,4 +1,4 @@
-//! Calls: accepted, ended behind their answer, read.
+//! Calls: accepted, recorded after their reply, read.
 
 mod accept;
 mod ended;
@@ -99,7 +99,7 @@ impl Write for DeadLetterForget {
     }
 }
 
-/// Gives a row to a call whose epochs its api gave out: it enters the queue as it stands, claimed and perhaps begun.
+/// Gives a row to a call that ran without one, with the epoch that the scheduler gave it, claimed and perhaps begun.
 fn persist(request: &CallPersist, tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<()> {
     let CallPersist { spec, version, created_at, elapsed_ms, epoch, running } = request;
     let function = FunctionId::new(&spec.namespace, &spec.function);

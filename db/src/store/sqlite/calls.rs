@@ -152,7 +152,7 @@ impl SqliteTx<'_> {
     }
 
     /// Adds a call that has ended; how many rows that made.
-    fn insert_ended_call(&self, EndedRow { spec, call, kept_bytes }: &EndedRow) -> StoreResult<usize> {
+    fn insert_ended_call(&self, EndedRow { spec, call, kept_bytes }: &EndedRow<'_>) -> StoreResult<usize> {
         self.execute(
             "INSERT INTO calls (num, namespace, function, version, status, spec, engine, result, error, logs, attempts,
                  waited, retries, created_at, queued_at, not_before, expires_at, ended_at, head, kept_bytes, log_bytes, streamed)
@@ -286,7 +286,7 @@ impl CallRows for SqliteTx<'_> {
         calls.iter().try_for_each(|call| self.insert_call(call))
     }
 
-    fn insert_ended(&self, calls: &[EndedRow]) -> StoreResult<()> {
+    fn insert_ended(&self, calls: &[EndedRow<'_>]) -> StoreResult<()> {
         let mut added = 0;
         for call in calls {
             added += self.insert_ended_call(call)?;

@@ -121,6 +121,22 @@ fn function_of(row: &Row<'_>, first: usize) -> rusqlite::Result<FunctionId> {
 }
 
 impl SecretRows for SqliteTx<'_> {
+    fn sealed_prefixes(&self, bytes: usize) -> StoreResult<Vec<Vec<u8>>> {
+        let mut prefixes = self.all(
+            "SELECT DISTINCT substr(sealed, 1, ?1) FROM config WHERE sealed IS NOT NULL
+             UNION SELECT DISTINCT substr(secret, 1, ?1) FROM providers WHERE secret IS NOT NULL",
+            [bytes],
+            |row| row.get(0),
+        )?;
+        prefixes.extend(self.all(
+            "SELECT DISTINCT substr(secret, 1, 2 * ?1) FROM functions
+             UNION SELECT DISTINCT substr(secret, 1, 2 * ?1) FROM callbacks WHERE status = 'WAITING'",
+            [bytes],
+            |row| Ok(row.get::<_, Hex>(0)?.0),
+        )?);
+        Ok(prefixes)
+    }
+
     fn sealed_secrets_for_update(&self) -> StoreResult<Vec<SealedSecret>> {
         let mut secrets =
             self.all("SELECT namespace, path, sealed FROM config WHERE sealed IS NOT NULL", [], |row| {
@@ -135,17 +151,20 @@ impl SecretRows for SqliteTx<'_> {
             let Hex(sealed) = row.get(2)?;
             Ok(SealedSecret { place: SecretPlace::Function(function_of(row, 0)?), sealed })
         })?);
-        secrets.extend(self.all(
+        Ok(secrets)
+    }
+
+    fn sealed_callbacks_for_update(&self, after: CallNum, limit: u32) -> StoreResult<Vec<SealedSecret>> {
+        self.all(
             "SELECT c.namespace, c.function, b.num, b.secret FROM callbacks b JOIN calls c ON c.num = b.num
-             WHERE b.status = 'WAITING'",
-            [],
+             WHERE b.status = 'WAITING' AND b.num > ?1 ORDER BY b.num LIMIT ?2",
+            (after.0, limit),
             |row| {
                 let Hex(sealed) = row.get(3)?;
                 let place = SecretPlace::Callback(CallNum(row.get(2)?), function_of(row, 0)?);
                 Ok(SealedSecret { place, sealed })
             },
-        )?);
-        Ok(secrets)
+        )
     }
 
     fn replace_sealed(&self, secrets: &[SealedSecret]) -> StoreResult<()> {

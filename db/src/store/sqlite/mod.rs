@@ -10,7 +10,8 @@ mod completed;
 mod config;
 mod credentials;
 mod functions;
-mod keys;
+mod idempotency_keys;
+mod images;
 mod migrate;
 mod namespaces;
 mod nodes;
@@ -58,7 +59,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// over more seldom is less.
 const CHECKPOINT_PAGES: u32 = 4000;
 /// Compiled statements that a connection keeps: about as many as there are.
-const STATEMENTS: usize = 192;
+const STATEMENTS: usize = 256;
 /// The WAL is truncated above this.
 const WAL_LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -233,7 +234,7 @@ fn stored_clock(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     connection.query_row("SELECT value FROM meta WHERE key = ?1", [tx::CLOCK], |row| row.get(0)).optional()
 }
 
-/// Whether any secret is kept.
+/// Whether a secret is kept that only an administrator can put again.
 fn has_secrets(connection: &Connection) -> rusqlite::Result<bool> {
     const KEPT: &str = "SELECT EXISTS (SELECT 1 FROM config WHERE sealed IS NOT NULL)
                              OR EXISTS (SELECT 1 FROM providers WHERE secret IS NOT NULL)";

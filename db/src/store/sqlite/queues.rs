@@ -33,8 +33,8 @@ impl QueueRows for SqliteTx<'_> {
     fn waiting_in(&self, functions: &[FunctionId]) -> StoreResult<Vec<Waiting>> {
         let mut statement = self
             .connection
-            .prepare_cached("SELECT pending, bytes, due FROM function_queues WHERE namespace = ?1 AND function = ?2")?;
-        let waiting = |row: &Row<'_>| Ok(Waiting { calls: row.get(0)?, bytes: row.get(1)?, due: row.get(2)? });
+            .prepare_cached("SELECT pending, bytes FROM function_queues WHERE namespace = ?1 AND function = ?2")?;
+        let waiting = |row: &Row<'_>| Ok(Waiting { calls: row.get(0)?, bytes: row.get(1)?, due: 0 });
         let read = |function| Ok(statement.query_row(function_key(function), waiting).optional()?.unwrap_or_default());
         functions.iter().map(read).collect()
     }

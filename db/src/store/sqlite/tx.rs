@@ -8,7 +8,7 @@ use crate::tx::{PlatformRows, StoreError, StoreResult, Tx};
 /// Under which key of `meta` db time is kept.
 pub(super) const CLOCK: &str = "clock";
 
-/// What runs in a transaction, or reads under a snapshot.
+/// A connection: in a transaction where it writes, and without one where it only reads.
 #[derive(Clone, Copy)]
 pub(super) struct SqliteTx<'c> {
     pub(super) connection: &'c Connection,

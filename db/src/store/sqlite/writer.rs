@@ -178,7 +178,7 @@ impl Writing {
             }
             // After a failed fsync the kernel has forgotten which pages were dirty: a retry would lie.
             Err(error) => {
-                error!(%error, "a commit failed; ending, cause nobody can know what is durable");
+                error!(%error, "a commit failed; the process ends, because nobody can know what is durable");
                 std::process::exit(EXIT_IO);
             }
         }

@@ -18,7 +18,7 @@ pub(crate) struct StoredKey {
 }
 
 /// Rows of keys.
-pub(crate) trait KeyRows {
+pub(crate) trait IdempotencyKeyRows {
     /// Those of these keys that stand for a call.
     fn stored_keys(&self, keys: &[(FunctionId, String)]) -> StoreResult<Vec<StoredKey>>;
 

@@ -4,9 +4,9 @@ use faena_domain::{CallNum, FunctionId};
 
 use super::rows::{Text, function_key};
 use super::tx::SqliteTx;
-use crate::tx::{KeyRows, StoreResult, StoredKey};
+use crate::tx::{IdempotencyKeyRows, StoreResult, StoredKey};
 
-impl KeyRows for SqliteTx<'_> {
+impl IdempotencyKeyRows for SqliteTx<'_> {
     fn stored_keys(&self, keys: &[(FunctionId, String)]) -> StoreResult<Vec<StoredKey>> {
         let mut stored = Vec::new();
         for (function, text) in keys {

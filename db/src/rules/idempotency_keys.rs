@@ -23,8 +23,8 @@ pub(super) struct Keys {
     new: Vec<StoredKey>,
 }
 
-/// A key as it is kept: it belongs to the account that sent it. Visible characters alone are in a key, so no key of one
-/// account is that of another.
+/// A key as it is kept: it belongs to the account that sent it. A key has no spaces, so no key of one account is
+/// that of another.
 fn kept(spec: &CallSpec) -> Option<(FunctionId, String)> {
     let key = spec.key.as_ref()?;
     let text = spec.account.as_ref().map_or_else(|| key.key.clone(), |account| format!("{account} {}", key.key));
@@ -67,8 +67,10 @@ impl Keys {
         }
         let count = self.counts.entry(function.clone()).or_default();
         if *count >= MAX_KEYS {
-            let message =
-                format!("the function {} has {MAX_KEYS} Idempotency-Keys already, which live a day", spec.function);
+            let message = format!(
+                "the function {} has {MAX_KEYS} Idempotency-Keys already; each is kept for a day",
+                spec.function
+            );
             return super::refuse(DbError::QueueFull { message });
         }
         *count += 1;
@@ -79,7 +81,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Those that came.
+    /// The keys that were added for this message.
     pub(super) fn into_new(self) -> Vec<StoredKey> {
         self.new
     }
