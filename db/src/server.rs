@@ -63,7 +63,7 @@ pub async fn serve(store: Arc<dyn Store>, endpoint: &Endpoint, stop: Cancellatio
 fn answer(store: &Arc<dyn Store>, peer: Peer, bytes: &[u8], replies: &mpsc::Sender<(Peer, Vec<u8>)>) {
     let request = match Envelope::decode(bytes) {
         Ok(request) => request,
-        // Without an id there is nobody to tell.
+        // Without an id there is no one to reply to.
         Err(error) => return warn!(%error, "a request was dropped"),
     };
     let (replies, id, source) = (replies.clone(), request.id.clone(), Arc::clone(store));
@@ -78,7 +78,7 @@ fn answer(store: &Arc<dyn Store>, peer: Peer, bytes: &[u8], replies: &mpsc::Send
     );
 }
 
-/// What an answer shows of the functions: where they changed meanwhile, nothing that may be remembered.
+/// What a reply says of the functions. If they changed while it was made, nothing of it may be cached.
 fn seen(before: FunctionsSeen, after: FunctionsSeen) -> FunctionsSeen {
     if before == after { after } else { FunctionsSeen(after.0 - u64::from(after.is_settled())) }
 }

@@ -14,7 +14,7 @@ use crate::problem::{ErrorCode, Problem, Reply};
 
 /// How long an access token is valid, in milliseconds.
 const ACCESS_MS: i64 = 15 * 60 * 1000;
-/// How long a session lasts, whatever is exchanged meanwhile, in milliseconds.
+/// How long a session lasts, however often its tokens are exchanged, in milliseconds.
 const SESSION_MS: i64 = 30 * 24 * 3600 * 1000;
 
 /// New tokens of a session, and whose they are.

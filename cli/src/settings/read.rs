@@ -39,7 +39,7 @@ fn names() -> HashSet<String> {
     known.into_iter().chain(optional.map(str::to_owned)).collect()
 }
 
-/// A variable that looks like a setting and is none is an error; what belongs to somebody else is left alone.
+/// A variable whose name is close to that of a setting is an error; other variables with the prefix are ignored.
 fn check_variables(names: &HashSet<String>) -> anyhow::Result<()> {
     for (variable, _) in std::env::vars_os() {
         let Some(name) = variable.to_str().and_then(|name| name.strip_prefix("FAENA_")).map(str::to_lowercase) else {

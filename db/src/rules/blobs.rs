@@ -1,4 +1,4 @@
-//! Which blobs nobody refers to any more.
+//! Blobs that nothing refers to any more.
 
 use faena_domain::{BlobKey, CallNum, Namespace, Payload};
 use faena_protocol::db::{BlobsReleased, BlobsRemoved, BlobsUnused};

@@ -1,4 +1,4 @@
-//! What has ended is kept for a while, and then forgotten; a little of it each second, so that nobody waits for it.
+//! Ended calls are kept for a while and then removed, a few each second, so that no request waits for it.
 
 use faena_domain::log::StoredLog;
 use faena_domain::{CallNum, FunctionId, Payload, Timestamp};
@@ -21,7 +21,7 @@ const AUDIT_LINES: u32 = 1000;
 
 /// Forgets keys whose life is over, and calls that were kept long enough or are too many; how many calls.
 ///
-/// A call stays while a key stands for it or somebody is still to be told of its end, and a dead letter longer than others.
+/// A call stays while an idempotency key stands for it or its callback is not delivered yet, and a dead letter longer than others.
 pub(super) fn forget(tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<u64> {
     let keep = &context.settings.keep;
     tx.forget_keys(context.now)?;

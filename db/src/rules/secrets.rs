@@ -39,7 +39,7 @@ impl Write for SecretsRotate {
     fn write(&self, tx: &dyn Tx, context: &RequestContext<'_>) -> RuleResult<u64> {
         context.keyring.rotate(&tx.sealed_prefixes(KEY_ID)?).map_err(StoreError::new)?;
         let secrets = tx.sealed_secrets_for_update()?;
-        // The secrets of callbacks are the platform's own, and counted for nobody.
+        // Users do not know the secrets that sign callbacks as theirs; the reply counts the others.
         let is_counted = |secret: &&SealedSecret| !matches!(secret.place, SecretPlace::Function(_));
         let counted = secrets.iter().filter(is_counted).count();
         tx.replace_sealed(&resealed(context, secrets))?;

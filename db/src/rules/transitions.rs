@@ -165,7 +165,7 @@ fn follow(
         match effect {
             Effect::End => write_end(tx, stored, after, now, cause)?,
             Effect::DeadLetter => tx.insert_dead_letter(stored.num, &stored.function)?,
-            // A kill is told by whoever answers the request; a loss is on record.
+            // The reply to the request tells of a kill; a loss is on record.
             Effect::Kill(_) | Effect::Lost(_) => {}
         }
     }

@@ -16,7 +16,7 @@ pub(super) const REQUESTS: &[Request] = &[write::<WorkerJoin>(), write::<LeaseRe
 /// The most calls that one reaping ends; the rest follow a second later.
 const BATCH: u32 = 1000;
 
-/// After a start, a stall or a resume every lease gets its full length: nobody could renew while we were away. This is
+/// After a start, a stall or a resume every lease gets its full length: no worker could renew while the database was away. This is
 /// `Event::Restarted` for all rows at once.
 pub(crate) fn grant_grace(tx: &dyn Tx, now: i64) -> StoreResult<()> {
     tx.set_all_leases(now + LEASE_MS)

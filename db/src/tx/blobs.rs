@@ -43,7 +43,7 @@ pub(crate) trait BlobRows {
     /// Forgets what the versions of a function refer to.
     fn release_versions(&self, function: &FunctionId) -> StoreResult<()>;
 
-    /// Those of these blobs that nobody refers to.
+    /// Those of these blobs that nothing refers to.
     fn unused_blobs(&self, keys: &[BlobKey]) -> StoreResult<Vec<BlobKey>>;
 
     /// Marks a blob as ready for removal.

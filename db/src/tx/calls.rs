@@ -41,7 +41,7 @@ pub(crate) struct StoredEntry {
     pub(crate) engine: Option<EngineKind>,
     pub(crate) queued_at: i64,
     pub(crate) claimed_at: Option<i64>,
-    /// Whether somebody is to be told of its end.
+    /// Whether its end has a callback.
     pub(crate) has_callback: bool,
 }
 

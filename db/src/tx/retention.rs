@@ -1,4 +1,4 @@
-//! What has ended and is kept for a while.
+//! Ended calls, which are kept for a while.
 
 use faena_domain::{CallNum, FunctionId, Payload};
 

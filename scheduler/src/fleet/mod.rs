@@ -240,7 +240,7 @@ impl<P: Clone + Eq + Hash> Fleet<P> {
         }
     }
 
-    /// What a worker's pool holds from now on; whether work would begin there at once that had to wait before.
+    /// Takes over what a worker's pool holds. Returns whether work would begin there at once that had to wait before.
     pub(crate) fn pool(&mut self, peer: &P, pool: PoolView) -> bool {
         let Some(worker) = self.by_peer(peer) else { return false };
         let was_roomy = worker.is_roomy();

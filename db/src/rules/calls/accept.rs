@@ -1,5 +1,5 @@
-//! Calls that are accepted, many in one message: what they need to know is read once for all of them, each is decided by itself, and
-//! what was accepted is written at once.
+//! Accepting calls, many in one message: what all of them need is read first, each is decided by itself, and the accepted ones are
+//! written together.
 
 use std::collections::{HashMap, HashSet};
 

@@ -104,7 +104,7 @@ fn persist(request: &CallPersist, tx: &dyn Tx, context: &RequestContext<'_>) -> 
     let CallPersist { spec, version, created_at, elapsed_ms, epoch, running } = request;
     let function = FunctionId::new(&spec.namespace, &spec.function);
     let resolved = functions::resolve(tx, context, &function, Some(*version))?;
-    // The api's clock is not ours: what has passed is told, not when it began.
+    // The clocks of api and db differ, so the request says how much time has passed.
     let left = spec.max_age_ms.saturating_sub(*elapsed_ms);
     let expires_at = context.now.saturating_add(accept::millis(left));
     let is_ready = resolved.status == FunctionStatus::Ready;

@@ -1,4 +1,4 @@
-//! The queues of functions. Triggers keep their counts when a call changes; whoever inserts calls counts them.
+//! The queues of functions. Triggers keep their counts when a call changes; `add_waiting` counts calls that were inserted.
 
 use faena_domain::{CallNum, FunctionId, Namespace, Version};
 use rusqlite::{OptionalExtension, Row};

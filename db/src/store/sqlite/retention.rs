@@ -1,4 +1,4 @@
-//! What has ended and is kept for a while.
+//! Ended calls, which are kept for a while.
 
 use faena_domain::{CallNum, FunctionId, Payload};
 use rusqlite::Row;
@@ -9,7 +9,7 @@ use crate::tx::{KeptCalls, KeptLog, RetentionRows, StoreResult};
 
 /// A call that is no dead letter.
 const NO_LETTER: &str = "NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.num = c.num)";
-/// A call that no key stands for, and of whose end nobody is still to be told.
+/// A call that no idempotency key stands for, and whose callback does not wait.
 const UNNEEDED: &str = "NOT EXISTS (SELECT 1 FROM keys k WHERE k.call = c.num)
      AND NOT EXISTS (SELECT 1 FROM callbacks b WHERE b.num = c.num AND b.status = 'WAITING')";
 

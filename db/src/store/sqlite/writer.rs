@@ -130,7 +130,7 @@ impl Writing {
         away >= STALL_MS
     }
 
-    /// Runs a group in one transaction; nobody is answered before it is durable.
+    /// Runs a group in one transaction; no request is answered before it is durable.
     fn group(&mut self, group: Vec<Task>, stalled: bool) -> Vec<WrittenReply> {
         let shared = Arc::clone(&self.shared);
         let context = shared.context();
@@ -178,7 +178,7 @@ impl Writing {
             }
             // After a failed fsync the kernel has forgotten which pages were dirty: a retry would lie.
             Err(error) => {
-                error!(%error, "a commit failed; the process ends, because nobody can know what is durable");
+                error!(%error, "a commit failed; the process ends, because it cannot be known what is durable");
                 std::process::exit(EXIT_IO);
             }
         }
