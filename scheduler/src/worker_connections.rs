@@ -34,8 +34,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often such calls are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// One slot, as parts of slots are counted: calls of a version share an instance, and each has its part of that slot.
+const SLOT: u32 = 1 << 16;
+
+/// The part of a slot that a call of a version has.
+fn slot_part(code: &Code) -> u32 {
+    (SLOT / code.serving.parallel().max(1)).max(1)
+}
+
 /// A call that a worker has.
 struct Pending {
+    slot_part: u32,
     engine: EngineKind,
     /// When its end should have been told; none once its answer is a stream, which ends with the connection at the latest.
     until: Option<Instant>,
@@ -70,7 +79,7 @@ struct Wire {
     link: LinkHandle,
     is_up: AtomicBool,
     lines: Mutex<Lines>,
-    in_flight: Arc<AtomicU32>,
+    direct: Arc<AtomicU32>,
 }
 
 /// One worker.
@@ -84,8 +93,8 @@ struct Remote {
     is_leaving: bool,
     /// What an administrator says of its node; none before db has told.
     terms: Option<NodeTerms>,
-    /// This api's direct calls.
-    in_flight: Arc<AtomicU32>,
+    /// What this api's direct calls have of its slots, in parts of [`SLOT`].
+    direct: Arc<AtomicU32>,
     /// Slots that it holds by way of the scheduler.
     scheduled: AtomicU32,
     wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
@@ -152,17 +161,17 @@ impl WorkerConnections {
             known.owner = node.owner.clone();
             return;
         }
-        let (wires, in_flight) = (Arc::default(), Arc::new(AtomicU32::new(0)));
+        let (wires, direct) = (Arc::default(), Arc::new(AtomicU32::new(0)));
         let connect = |(number, thread): (usize, &Handle)| {
             let endpoint = endpoints[number % endpoints.len()].clone();
-            thread.spawn(keep(endpoint, worker.clone(), Arc::clone(&wires), Arc::clone(&in_flight)))
+            thread.spawn(keep(endpoint, worker.clone(), Arc::clone(&wires), Arc::clone(&direct)))
         };
         let tasks = self.threads.iter().enumerate().map(connect).collect();
         let (engines, slots) = (kinds(&node.engines), node.slots);
         let terms = NodeTerms::of(&self.known.read(), &node.owner);
         let owner = node.owner.clone();
         let (is_leaving, scheduled) = (false, AtomicU32::new(0));
-        let remote = Remote { owner, endpoints, engines, slots, is_leaving, terms, in_flight, scheduled, wires, tasks };
+        let remote = Remote { owner, endpoints, engines, slots, is_leaving, terms, direct, scheduled, wires, tasks };
         remotes.insert(worker.clone(), remote);
     }
 
@@ -206,7 +215,8 @@ impl WorkerConnections {
             let offers = !remote.is_leaving && takes_work && remote.engines.contains(&engine);
             let wires = remote.wires.read();
             let wire = wires.get(&thread).filter(|wire| offers && wire.is_up.load(Ordering::Acquire))?;
-            let busy = remote.in_flight.load(Ordering::Relaxed) + remote.scheduled.load(Ordering::Relaxed);
+            let direct = remote.direct.load(Ordering::Relaxed).div_ceil(SLOT);
+            let busy = direct + remote.scheduled.load(Ordering::Relaxed);
             Some(((busy >= remote.slots, weight(name, code)), Arc::clone(wire)))
         });
         able.min_by_key(|(order, _)| *order).map(|(_, wire)| wire)
@@ -256,7 +266,8 @@ impl Wire {
         if !wire::call(&head, &bodies).is_ok_and(|bytes| self.link.try_send(bytes)) {
             return Err(Box::new(call));
         }
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let slot_part = slot_part(&call.code);
+        self.direct.fetch_add(slot_part, Ordering::Relaxed);
         let streams = Streams::default();
         let upload = match std::mem::take(&mut call.body) {
             RequestBody::Stream(body) | RequestBody::Upgrade(body) => {
@@ -267,6 +278,7 @@ impl Wire {
             RequestBody::None | RequestBody::Whole(_) => None,
         };
         let pending = Pending {
+            slot_part,
             engine: call.code.engine.unwrap_or(EngineKind::Sandbox),
             until: Some(call.deadline + PATIENCE),
             caller: call.caller,
@@ -337,7 +349,7 @@ impl Wire {
     }
 
     fn finish(&self, pending: Pending, end: InvocationEnd) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.direct.fetch_sub(pending.slot_part, Ordering::Relaxed);
         pending.caller.ended(end);
     }
 
@@ -400,11 +412,10 @@ async fn keep(
     endpoint: Endpoint,
     worker: String,
     wires: Arc<RwLock<HashMap<ThreadId, Arc<Wire>>>>,
-    in_flight: Arc<AtomicU32>,
+    direct: Arc<AtomicU32>,
 ) {
     let (handle, link) = UnopenedLink::new();
-    let wire =
-        Arc::new(Wire { worker, link: handle, is_up: AtomicBool::new(false), lines: Mutex::default(), in_flight });
+    let wire = Arc::new(Wire { worker, link: handle, is_up: AtomicBool::new(false), lines: Mutex::default(), direct });
     wires.write().insert(std::thread::current().id(), Arc::clone(&wire));
     let heard = Arc::clone(&wire);
     let _open = link.open(endpoint, move |event| match event {
