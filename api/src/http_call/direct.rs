@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
 use faena_auth::AccountId;
+use faena_blob::{BlobError, NamespaceBlobs};
 use faena_domain::payload::MAX_INLINE;
 use faena_domain::plan::CallPath;
 use faena_domain::{CallError, CallNum, CallStatus, ErrorKind, FunctionId, FunctionName, Layer, Payload};
@@ -313,29 +314,38 @@ fn record(
         let call = CallRecord { params, body, result, logs, ..ended.call };
         return app.completions().write(EndedCall { call, ..ended }, permit);
     }
-    let (app, begun) = (app.clone(), Arc::clone(begun));
     let bytes = (result.len() + log.len()) as u64;
-    app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<RunningDirect>::clone(&begun), bytes);
+    app.in_flight().storing(ended.namespace.clone(), begun.num, Arc::<RunningDirect>::clone(begun), bytes);
+    let payloads = Payloads { params: begun.params.clone(), body, result, log };
+    let app = app.clone();
     // Naming a large payload by its digest, and writing it, takes a while.
     app.shared().clone().spawn(async move {
-        let blobs = app.blobs_of(&ended.namespace);
-        let stored = async {
-            let params = blobs.payload(begun.params.clone()).await?;
-            let (result, logs) = (blobs.payload(result).await?, blobs.payload(log).await?);
-            let body = match body {
-                Some(body) => Some(blobs.payload(body).await?),
-                None => None,
-            };
-            Ok::<_, faena_blob::BlobError>(EndedCall {
-                call: CallRecord { params, body, result, logs, ..ended.call.clone() },
-                ..ended.clone()
-            })
-        };
-        let whole = stored.await.unwrap_or_else(|error| {
-            tracing::error!(%error, call = %begun.num, "the payloads of a call could not be kept");
+        let whole = payloads.stored(&app.blobs_of(&ended.namespace), &ended).await.unwrap_or_else(|error| {
+            tracing::error!(%error, call = %ended.call.num, "the payloads of a call could not be kept");
             ended
         });
         app.completions().write(whole, permit);
         drop(held);
     });
+}
+
+/// What a call got and put out, where that is too large for its record.
+struct Payloads {
+    params: Bytes,
+    body: Option<Bytes>,
+    result: Bytes,
+    log: Vec<u8>,
+}
+
+impl Payloads {
+    /// The record with these, as texts or names of blobs.
+    async fn stored(self, blobs: &NamespaceBlobs, ended: &EndedCall) -> Result<EndedCall, BlobError> {
+        let params = blobs.payload(self.params).await?;
+        let (result, logs) = (blobs.payload(self.result).await?, blobs.payload(self.log).await?);
+        let body = match self.body {
+            Some(body) => Some(blobs.payload(body).await?),
+            None => None,
+        };
+        Ok(EndedCall { call: CallRecord { params, body, result, logs, ..ended.call.clone() }, ..ended.clone() })
+    }
 }

@@ -11,7 +11,7 @@ use faena_transport::Peer;
 use tracing::{debug, info, warn};
 
 use super::{Ask, Scheduler};
-use crate::fleet::NodeTerms;
+use crate::fleet::{Claim, NodeTerms};
 use crate::statistics::CallSample;
 use crate::sync_call::SyncCall;
 
@@ -39,29 +39,11 @@ impl Scheduler {
             ToApi::Accepted { num, epoch } => debug!(call = %num, %epoch, "a worker has taken a call"),
             ToApi::Started { num, epoch } => self.started(num, epoch, &owner),
             ToApi::Ended { num, epoch, outcome, queued } => {
-                let of = self.fleet.call_ended(&peer, (num, epoch), Instant::now());
-                let had_it = of.is_some();
-                if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(&peer, of)) {
-                    self.asks(Ask::WorkForReserves);
-                }
-                if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued.map(|queued| *queued)) {
-                    let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
-                    self.shared.statistics.record(&of.function_id(), &sample);
-                }
-                self.say(&peer, &ToWorker::EndedAck { num, epoch }).await;
-                let is_announced = self.announced.get_mut(&peer).is_some_and(|ended| ended.remove(&(num, epoch)));
-                if had_it || is_announced {
+                if self.call_ended(&peer, (num, epoch), queued.map(|queued| *queued)).await {
                     self.ended(num, epoch, &owner, outcome.map(|outcome| *outcome));
                 }
             }
-            ToApi::BuildEnded { build, is_ready } => {
-                let was_there = self.fleet.build_ended(&peer, &build);
-                self.asks(Ask::Work);
-                let tells = is_ready && was_there;
-                for other in self.fleet.peers().into_iter().filter(|other| tells && *other != peer) {
-                    self.say(&other, &ToWorker::Built { build: build.clone() }).await;
-                }
-            }
+            ToApi::BuildEnded { build, is_ready } => self.build_ended(&peer, build, is_ready).await,
             ToApi::Engines { engines } => {
                 info!(%owner, engines = ?engines.iter().map(|info| info.engine).collect::<Vec<_>>(), "a worker's engines have changed");
                 self.connections.engines(&owner.worker, &engines);
@@ -79,6 +61,34 @@ impl Scheduler {
                 self.fleet.draining(&peer);
             }
             ToApi::Hello { .. } => {}
+        }
+    }
+
+    /// A call is over on a worker; false where the worker did not have it.
+    async fn call_ended(&mut self, peer: &Peer, claim: Claim, queued: Option<QueuedEnd>) -> bool {
+        let of = self.fleet.call_ended(peer, claim, Instant::now());
+        let had_it = of.is_some();
+        if of.as_ref().is_some_and(|of| self.fleet.has_left_reserve(peer, of)) {
+            self.asks(Ask::WorkForReserves);
+        }
+        if let (Some(of), Some(QueuedEnd { status, attempt })) = (of, queued) {
+            let sample = CallSample::new(CallPath::Queued, status, Some(&attempt));
+            self.shared.statistics.record(&of.function_id(), &sample);
+        }
+        self.say(peer, &ToWorker::EndedAck { num: claim.0, epoch: claim.1 }).await;
+        let is_announced = self.announced.get_mut(peer).is_some_and(|ended| ended.remove(&claim));
+        had_it || is_announced
+    }
+
+    /// A build is over on a worker. The others are told where a version is ready, and may make instances of it.
+    async fn build_ended(&mut self, peer: &Peer, build: BuildRef, is_ready: bool) {
+        let was_there = self.fleet.build_ended(peer, &build);
+        self.asks(Ask::Work);
+        if !is_ready || !was_there {
+            return;
+        }
+        for other in self.fleet.peers().into_iter().filter(|other| other != peer) {
+            self.say(&other, &ToWorker::Built { build: build.clone() }).await;
         }
     }
 

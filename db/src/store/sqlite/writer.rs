@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use faena_domain::FunctionId;
 use faena_protocol::DbError;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use serde_json::value::RawValue;
 use tracing::{error, warn};
 
@@ -153,21 +153,8 @@ impl Writing {
             changes.into_iter().for_each(|function| context.changes_function(function));
             answers.push((respond, in_savepoint(&mut transaction, work, &context)));
         }
-        let changed = context.changed.take();
-        // From before the commit until after it nothing that is read of functions may be remembered.
-        if !changed.is_empty() {
-            shared.changes.begin();
-        }
-        let committed = transaction.commit();
-        if !changed.is_empty() {
-            shared.changes.end(changed);
-        }
-        match committed {
+        match commit(transaction, &context, &shared) {
             Ok(()) => {
-                if context.access_changes.get() {
-                    // After the commit: who reads this number also finds the change.
-                    shared.access.fetch_add(1, Ordering::SeqCst);
-                }
                 self.metrics.commits.inc();
                 self.metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
                 answers
@@ -195,8 +182,26 @@ impl Writing {
     }
 }
 
+/// Commits a transaction, and counts what it has changed for those who cache it.
+fn commit(transaction: Transaction<'_>, context: &RequestContext<'_>, shared: &Shared) -> rusqlite::Result<()> {
+    let changed = context.changed.take();
+    // From before the commit until after it nothing that is read of functions may be remembered.
+    if !changed.is_empty() {
+        shared.changes.begin();
+    }
+    let committed = transaction.commit();
+    if !changed.is_empty() {
+        shared.changes.end(changed);
+    }
+    if committed.is_ok() && context.access_changes.get() {
+        // After the commit: who reads this number also finds the change.
+        shared.access.fetch_add(1, Ordering::SeqCst);
+    }
+    committed
+}
+
 fn in_savepoint(
-    transaction: &mut rusqlite::Transaction<'_>,
+    transaction: &mut Transaction<'_>,
     job: Work,
     context: &RequestContext<'_>,
 ) -> Result<Box<RawValue>, DbError> {
