@@ -199,7 +199,7 @@ impl InstanceCall {
         }
     }
 
-    /// An end with what is known of every call: `began` is when its instance took it.
+    /// Makes the end of this call, with the fields that every end has. `began` is when its instance took it.
     pub(crate) fn ended(&self, began: Instant, status: CallStatus) -> InvocationEnd {
         let AttemptOf { node, engine, epoch, queue_ms, placement } = &self.attempt_of;
         let attempt = Attempt {

@@ -71,9 +71,9 @@ impl Invocation {
         self.request.as_deref().map(|asked| asked_request::parse(asked, &self.params)).transpose()
     }
 
-    /// A call as the body asks for it; params and what the headers say come from elsewhere.
-    fn spec(&self, num: CallNum, (namespace, function): (Namespace, FunctionName), is_waited: bool) -> Reply<CallSpec> {
-        Ok(CallSpec {
+    /// A call as the body asks for it, without what has to be read, stored or judged first.
+    fn spec(&self, num: CallNum, (namespace, function): (Namespace, FunctionName), is_waited: bool) -> CallSpec {
+        CallSpec {
             num,
             namespace,
             function,
@@ -84,7 +84,7 @@ impl Invocation {
             direct: false,
             timeout_ms: self.timeout_ms,
             max_age_ms: self.max_age_ms.unwrap_or(DEFAULT_AGE_MS),
-            run_at: self.run_at()?,
+            run_at: None,
             priority: self.priority.unwrap_or(0),
             key: None,
             waited: false,
@@ -94,7 +94,7 @@ impl Invocation {
             retries: self.retries.or(is_waited.then_some(0)),
             traceparent: String::new(),
             account: None,
-        })
+        }
     }
 
     /// What the body alone asks of the path of the call.
@@ -186,17 +186,19 @@ pub(crate) async fn invoke(
     let _place = authorize::permit_call(app.access(), &principal, (function.as_str(), path), wait.is_some()).await?;
     // A first look, so that an unknown function takes no number.
     let current = app.versions().of(namespace, &function, version).await?;
-    let key = idempotency::idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?;
+    let (key, run_at) =
+        (idempotency::idempotency_key(&headers, (&Method::POST, &uri), version, &bytes)?, invocation.run_at()?);
     let callback = callbacks::accept(app.egress(), &headers, invocation.callback.as_deref())?;
     let num = app.call_ids().next().await?;
     let spec = CallSpec {
         params: app.blobs_of(namespace).payload(invocation.params.get().as_bytes().to_vec()).await?,
         request,
+        run_at,
         key,
         callback,
         traceparent: trace::parent(&headers),
         account: principal.account_id().cloned(),
-        ..invocation.spec(num, (namespace.clone(), function), wait.is_some())?
+        ..invocation.spec(num, (namespace.clone(), function), wait.is_some())
     };
     let wait_for = wait.map(Duration::from_secs);
     let call = actions::calls::invoke(&app, (spec, version), (&current, invocation.terms()), wait_for).await?;

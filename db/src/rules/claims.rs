@@ -229,10 +229,16 @@ impl Write for CallsClaim {
             claimed = tx.claimed_calls(&self.request)?;
         }
         let mut jobs = Vec::with_capacity(claimed.len());
+        // Calls of one version run the same.
+        let mut codes: HashMap<(FunctionId, Version), Option<Code>> = HashMap::new();
         for call in claimed {
-            let function = FunctionId::new(&call.spec.namespace, &call.spec.function);
-            match functions::code(tx, context, &function, call.version)? {
-                Some(resolved) => jobs.push(job(call, resolved.code, context.now)),
+            let version = (FunctionId::new(&call.spec.namespace, &call.spec.function), call.version);
+            if !codes.contains_key(&version) {
+                let resolved = functions::code(tx, context, &version.0, version.1)?;
+                codes.insert(version.clone(), resolved.map(|resolved| resolved.code));
+            }
+            match &codes[&version] {
+                Some(code) => jobs.push(job(call, code.clone(), context.now)),
                 None => {
                     let cause = Cause::cancelled(CallStatus::Pending, "its function was deleted before it ran");
                     // A call that has ended meanwhile stays as it is.

@@ -50,8 +50,8 @@ pub(crate) struct Candidate {
     pub(crate) bytes: usize,
 }
 
-/// Rows of queues. The store keeps the counts of a queue itself when a call changes or is removed; only what is added is counted by
-/// [`QueueRows::add_waiting`], many at once.
+/// Rows of queues. The store updates the counts of a queue when a call changes or is removed. Calls that are added are counted by
+/// [`QueueRows::add_waiting`], many in one statement.
 pub(crate) trait QueueRows {
     /// What waits in each of these queues; `due` is always 0.
     fn waiting_in(&self, functions: &[FunctionId]) -> StoreResult<Vec<Waiting>>;

@@ -282,16 +282,7 @@ async fn a_list_of_large_calls_is_cut_and_still_answered() {
         )
         .await;
     }
-    let list = CallList {
-        namespace: space(),
-        function: None,
-        status: None,
-        dead: false,
-        unreplayed: false,
-        before: None,
-        limit: 200,
-    };
-    let calls = service.ask(list).await.unwrap();
+    let calls = service.ask(newest(200)).await.unwrap();
     assert_eq!(calls.len(), 200);
     assert!(calls.iter().all(|call| (1025..1030).contains(&call.params.len())));
 }

@@ -252,18 +252,14 @@ pub(crate) async fn reap(service: &Service) -> Reaped {
     service.ask(Reap {}).await.unwrap()
 }
 
+/// A list of the newest calls.
+pub(crate) fn newest(limit: u32) -> CallList {
+    CallList { namespace: space(), function: None, status: None, dead: false, unreplayed: false, before: None, limit }
+}
+
 /// How many calls are on record. The service reaps by itself too, so what one reaping has forgotten tells nothing.
 pub(crate) async fn kept_calls(service: &Service) -> usize {
-    let list = CallList {
-        namespace: space(),
-        function: None,
-        status: None,
-        dead: false,
-        unreplayed: false,
-        before: None,
-        limit: 10_000,
-    };
-    service.ask(list).await.unwrap().len()
+    service.ask(newest(10_000)).await.unwrap().len()
 }
 
 pub(crate) async fn claim_as(service: &Service, owner: Owner, limit: u32) -> Vec<CallJob> {

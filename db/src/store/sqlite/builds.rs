@@ -7,7 +7,7 @@ use faena_protocol::records::{BuildRecord, BuildRef, ImageContent};
 use rusqlite::Row;
 
 use super::nodes::permits;
-use super::rows::{Json, Text, function_key};
+use super::rows::{Json, Text, function_key, owner};
 use super::tx::SqliteTx;
 use crate::tx::{BuildEnd, BuildRows, StoreResult};
 
@@ -42,11 +42,9 @@ impl BuildRows for SqliteTx<'_> {
              WHERE namespace = ?1 AND function = ?2 AND version = ?3",
             key(build),
             |row| {
-                let (Text(status), worker, incarnation): (_, Option<String>, Option<String>) =
-                    (row.get(0)?, row.get(2)?, row.get(3)?);
-                let owner = worker.zip(incarnation).map(|(worker, incarnation)| Owner { worker, incarnation });
+                let Text(status) = row.get(0)?;
                 let end = row.get::<_, Option<i64>>(4)?.unwrap_or(0);
-                let lease = Lease { epoch: Epoch(row.get(1)?), owner, end };
+                let lease = Lease { epoch: Epoch(row.get(1)?), owner: owner(row, 2)?, end };
                 Ok(BuildEntry { status, lease, redeliveries: row.get(5)? })
             },
         )

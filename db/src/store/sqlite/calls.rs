@@ -11,7 +11,7 @@ use faena_protocol::records::{BuildRef, CallRecord, CallSpec, CompletedBatch, En
 use rusqlite::{Row, ToSql, params};
 
 use super::completed;
-use super::rows::{Json, Text, function_key};
+use super::rows::{Json, Text, function_key, owner};
 use super::tx::SqliteTx;
 use crate::tx::{
     CallFilter, CallRows, CallSelection, ClaimedCall, CompletedSpan, EndedLog, EndedRow, NewCallRow, SavedEntry,
@@ -60,15 +60,16 @@ const ENTRY: &str = "num, status, epoch, worker, incarnation, lease_end, started
      not_before, expires_at, ready, waited, namespace, function, engine, queued_at, claimed_at, callback IS NOT NULL";
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<StoredEntry> {
-    let (Text(status), worker, incarnation): (_, Option<String>, Option<String>) =
-        (row.get(1)?, row.get(3)?, row.get(4)?);
-    let owner = worker.zip(incarnation).map(|(worker, incarnation)| Owner { worker, incarnation });
-    let (Text(namespace), Text(name)) = (row.get(15)?, row.get(16)?);
+    let (Text(status), Text(namespace), Text(name)) = (row.get(1)?, row.get(15)?, row.get(16)?);
     Ok(StoredEntry {
         num: CallNum(row.get(0)?),
         entry: Entry {
             status,
-            lease: Lease { epoch: Epoch(row.get(2)?), owner, end: row.get::<_, Option<i64>>(5)?.unwrap_or(0) },
+            lease: Lease {
+                epoch: Epoch(row.get(2)?),
+                owner: owner(row, 3)?,
+                end: row.get::<_, Option<i64>>(5)?.unwrap_or(0),
+            },
             started: row.get(6)?,
             deliveries: row.get(7)?,
             failures: row.get(8)?,

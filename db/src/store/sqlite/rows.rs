@@ -1,6 +1,7 @@
 //! From columns to values, and back.
 
-use faena_domain::FunctionId;
+use faena_domain::{FunctionId, Owner};
+use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +52,12 @@ impl FromSql for Hex {
         let text = value.as_str()?;
         Ok(Self(hex::decode(text).unwrap_or_else(|_| text.as_bytes().to_vec())))
     }
+}
+
+/// A worker's run in two columns, the second behind the first; none where either is NULL.
+pub(crate) fn owner(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Owner>> {
+    let (worker, incarnation): (Option<String>, Option<String>) = (row.get(first)?, row.get(first + 1)?);
+    Ok(worker.zip(incarnation).map(|(worker, incarnation)| Owner { worker, incarnation }))
 }
 
 /// A function as its columns name it: the namespace, and the name in lower case.
